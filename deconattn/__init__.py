@@ -1,0 +1,1 @@
+"""DeconAttn: the wind tunnel for attention."""

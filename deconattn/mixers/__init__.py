@@ -1,0 +1,28 @@
+"""The variants. One file each; importing this package registers the seven of the paper."""
+
+from deconattn.mixers.approximate import Approximate
+from deconattn.mixers.base import FixedStream, Mixer, MixerContext, ProjectedMixer
+from deconattn.mixers.fixedseq import FixedSeq
+from deconattn.mixers.mlp import MLP
+from deconattn.mixers.nonapproximate import NonApproximate
+from deconattn.mixers.registry import mixer_class, register, variant_names
+from deconattn.mixers.rndemb import RndEmb
+from deconattn.mixers.standard import Standard
+from deconattn.mixers.staticemb import StaticEmb
+
+__all__ = [
+    "MLP",
+    "Approximate",
+    "FixedSeq",
+    "FixedStream",
+    "Mixer",
+    "MixerContext",
+    "NonApproximate",
+    "ProjectedMixer",
+    "RndEmb",
+    "Standard",
+    "StaticEmb",
+    "mixer_class",
+    "register",
+    "variant_names",
+]

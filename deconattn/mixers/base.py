@@ -1,0 +1,139 @@
+"""The contract of a mixer: everything that depends on the variant of a layer, and nothing else does.
+
+A variant is one file: a subclass of :class:`Mixer` (or of :class:`ProjectedMixer`, which has the four
+projections of multi-head attention) under :func:`deconattn.mixers.register`. Training, parameter matching,
+FLOPs, analysis and export then work with it; `tests/mixers/test_contract.py` runs over every registered name.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from deconattn.model.config import ModelConfig
+from deconattn.model.rotary import Rotary
+from deconattn.ops.documents import Documents
+
+FixedStream = Literal["random", "text"]
+
+
+@dataclass(frozen=True)
+class MixerContext:
+    """What a layer may know of the batch beside the hidden states.
+
+    Rows are the batch's sequences followed by the fixed streams, each a sequence like any other.
+
+    Attributes:
+        rotary: cosines and sines of every row's positions.
+        documents: boundaries in packed rows, or None where a row is one document.
+        fixed_rows: row of each fixed stream that the model carries, counted from the end (-1 is the last).
+    """
+
+    rotary: Rotary
+    documents: Documents | None
+    fixed_rows: dict[FixedStream, int]
+
+    @property
+    def document_ids(self) -> Tensor | None:
+        """int64 [R, L] or None."""
+        return None if self.documents is None else self.documents.ids
+
+    def rows(self, count: int) -> "MixerContext":
+        """The same for the first `count` rows alone, once no later layer reads the fixed streams."""
+        documents = None if self.documents is None else self.documents.rows(count)
+        return MixerContext(self.rotary.rows(count), documents, {})
+
+
+class Mixer(nn.Module, ABC):
+    """One layer's token mixing: [R, L, hidden_size] -> [R, L, hidden_size].
+
+    Parameters carry Hugging Face names; the module is a block's `self_attn`.
+    """
+
+    fixed_stream: ClassVar[FixedStream | None] = None
+    """The fixed stream that the layer reads beside the hidden states, carried as an extra row."""
+    needs_static_embeddings: ClassVar[bool] = False
+    """Whether the layer reads the token embeddings (through its own input norm)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        """Mix.
+
+        Args:
+            hidden: [R, L, d], normed hidden states, the fixed streams' rows last.
+            static: [R, L, d], the token embeddings through the same norm, or None if no layer needs them.
+
+        Returns:
+            [R, L, d]: what the residual stream receives, for every row.
+        """
+
+    @abstractmethod
+    def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor | None:
+        """The map A that `forward` applies, [R, heads, L, L], by the paper's formula; None if nothing is mixed."""
+
+    @classmethod
+    @abstractmethod
+    def num_parameters(cls, config: ModelConfig) -> int:
+        """Parameters of one layer's mixer; within 0.1 % of a layer equal to standard attention's."""
+
+    @classmethod
+    @abstractmethod
+    def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
+        """FLOPs of one layer's forward pass over `rows` sequences (2 a multiply-add; causal maps half of L^2)."""
+
+
+class ProjectedMixer(Mixer):
+    """A mixer with multi-head attention's projections: q, k, v, o, and query/key norms where configured."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.q_proj = nn.Linear(config.hidden_size, config.query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.key_value_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.key_value_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(config.query_size, config.hidden_size, bias=False)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+
+    def queries_keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, L, d] -> queries [R, heads, L, head_dim] and keys [R, key_value_heads, L, head_dim], not rotated."""
+        queries = self.q_proj(source).unflatten(-1, (-1, self.config.head_dim))
+        keys = self.k_proj(source).unflatten(-1, (-1, self.config.head_dim))
+        if self.config.qk_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        return queries.transpose(1, 2), keys.transpose(1, 2)
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """[R, L, d] -> [R, key_value_heads, L, head_dim]."""
+        return self.v_proj(hidden).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+
+    def output(self, mixed: Tensor) -> Tensor:
+        """[R, heads, L, head_dim] -> [R, L, d]."""
+        return self.o_proj(mixed.transpose(1, 2).flatten(-2))
+
+    def per_query_head(self, shared: Tensor) -> Tensor:
+        """[.., key_value_heads, L, x] -> [.., heads, L, x]: each key or value head beside the queries it serves."""
+        group = self.config.num_attention_heads // self.config.num_key_value_heads
+        return shared if group == 1 else torch.repeat_interleave(shared, group, dim=-3)
+
+    @classmethod
+    def num_parameters(cls, config: ModelConfig) -> int:
+        return attention_parameters(config)
+
+    @classmethod
+    def projection_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
+        """FLOPs of the four projections."""
+        return 4 * rows * length * config.hidden_size * (config.query_size + config.key_value_size)
+
+
+def attention_parameters(config: ModelConfig) -> int:
+    """Parameters of standard attention in one layer, the count that every variant matches."""
+    widths = config.query_size + 2 * config.key_value_size
+    weights = config.hidden_size * (widths + config.query_size)
+    return weights + config.attention_bias * widths + config.qk_norm * 2 * config.head_dim

@@ -1,0 +1,50 @@
+"""What the variants with input-independent maps share: Q and K from a fixed stream, V from the data."""
+
+from abc import ABC
+
+from torch import Tensor
+
+from deconattn.mixers.base import MixerContext, ProjectedMixer
+from deconattn.model.config import ModelConfig
+from deconattn.ops import reference
+from deconattn.ops.fixed_map import fixed_map_attention
+from deconattn.ops.softmax_attention import causal_attention
+
+
+class FixedMap(ProjectedMixer, ABC):
+    """A = softmax(Q K^T / sqrt(head_dim)), Q and K from the fixed stream X; every row gets the same map.
+
+    With document masks a document of n tokens gets the top-left n x n block, what it would get alone.
+    """
+
+    def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        queries, keys = self._fixed_queries_keys(hidden, context)
+        values = self.values(hidden)
+        if context.documents is None:
+            return self.output(fixed_map_attention(queries, keys, values))
+        positions = context.documents.position_ids
+        by_position = (tensor[:, positions].transpose(0, 1) for tensor in (queries, keys))
+        return self.output(causal_attention(*by_position, values, context.documents))
+
+    def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        queries, keys = self._fixed_queries_keys(hidden, context)
+        keys = self.per_query_head(keys)
+        if context.documents is None:
+            return reference.softmax_map(queries, keys).expand(len(hidden), -1, -1, -1)
+        positions = context.documents.position_ids
+        by_position = (tensor[:, positions].transpose(0, 1) for tensor in (queries, keys))
+        return reference.softmax_map(*by_position, context.documents.ids[:, None])
+
+    def _fixed_queries_keys(self, hidden: Tensor, context: MixerContext) -> tuple[Tensor, Tensor]:
+        """Rotated queries [heads, L, head_dim] and keys [key_value_heads, L, head_dim] of the fixed stream."""
+        assert self.fixed_stream is not None
+        row = context.fixed_rows[self.fixed_stream]
+        stream = hidden[row].unsqueeze(0)
+        queries, keys = context.rotary.row(row)(*self.queries_keys(stream))
+        return queries.squeeze(0), keys.squeeze(0)
+
+    @classmethod
+    def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
+        d, widths = config.hidden_size, config.query_size + config.key_value_size
+        projections = 2 * length * d * widths + 2 * rows * length * d * widths
+        return projections + (1 + rows) * length**2 * config.query_size

@@ -1,0 +1,50 @@
+"""MLP: no token mixing; a SwiGLU block with attention's parameter count in its place (paper, section 3.1)."""
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from deconattn.mixers.base import Mixer, MixerContext, attention_parameters
+from deconattn.mixers.registry import register
+from deconattn.model.config import ModelConfig
+
+
+@register("mlp")
+class MLP(Mixer):
+    """O = Down(SiLU(Gate(H)) * Up(H)), no biases."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        width = matched_width(config)
+        self.gate_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+    def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> None:
+        return None
+
+    @classmethod
+    def num_parameters(cls, config: ModelConfig) -> int:
+        return 3 * config.hidden_size * matched_width(config)
+
+    @classmethod
+    def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
+        return 2 * rows * length * cls.num_parameters(config)
+
+
+def matched_width(config: ModelConfig) -> int:
+    """Width w of the block: 3 d w parameters against standard attention's 4 d^2 and biases.
+
+    Rounded to the largest power of two up to 128 (hardware likes multiples) that keeps the count within
+    0.1 % of a layer's.
+    """
+    target = attention_parameters(config)
+    layer = target + 3 * config.hidden_size * config.intermediate_size
+    exact = target / (3 * config.hidden_size)
+    for multiple in (128, 64, 32, 16, 8, 4, 2):
+        width = multiple * round(exact / multiple)
+        if width and abs(3 * config.hidden_size * width - target) <= layer / 1000:
+            return width
+    return max(1, round(exact))

@@ -1,0 +1,38 @@
+"""Non-approximate: one score a token, softmax over the prefix (paper, section 3.1)."""
+
+import math
+
+from torch import Tensor
+from torch.nn.functional import silu
+
+from deconattn.mixers.base import MixerContext, ProjectedMixer
+from deconattn.mixers.registry import register
+from deconattn.model.config import ModelConfig
+from deconattn.ops import reference
+from deconattn.ops.prefix_average import prefix_average
+
+
+@register("nonapproximate")
+class NonApproximate(ProjectedMixer):
+    """A_ij = exp(s_j) / sum_{m<=i} exp(s_m), s_j = sum(silu(q_j) * k_j) / sqrt(head_dim).
+
+    q and k meet at the same position, where rotary embeddings cancel: none are applied.
+    """
+
+    def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        queries, keys = self.queries_keys(hidden)
+        products = silu(queries) * self.per_query_head(keys)
+        scores = products.float().sum(dim=-1) if products.itemsize < 4 else products.sum(dim=-1)
+        scores = scores / math.sqrt(self.config.head_dim)
+        values = self.per_query_head(self.values(hidden))
+        return self.output(prefix_average(scores, values, context.document_ids))
+
+    def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        queries, keys = self.queries_keys(hidden)
+        documents = None if context.documents is None else context.documents.ids[:, None]
+        return reference.prefix_map(reference.token_scores(silu(queries), self.per_query_head(keys)), documents)
+
+    @classmethod
+    def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
+        # A score, an exponential and one multiply-add a channel; chunking costs more but is not the formula.
+        return cls.projection_flops(config, rows, length) + 4 * rows * length * config.query_size

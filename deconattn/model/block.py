@@ -1,0 +1,39 @@
+"""One pre-norm Transformer block (Qwen2's): the mixer, then a SwiGLU feed-forward."""
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from deconattn.mixers import MixerContext, mixer_class
+from deconattn.model.config import ModelConfig
+
+
+class FeedForward(nn.Module):
+    """Down(SiLU(Gate(x)) * Up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+class Block(nn.Module):
+    """[R, L, d] -> [R, L, d]."""
+
+    def __init__(self, config: ModelConfig, variant: str) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = mixer_class(variant)(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        """static: [R, L, d], the token embeddings, or None; they pass the same input norm as the hidden states."""
+        normed_static = None
+        if static is not None and self.self_attn.needs_static_embeddings:
+            normed_static = self.input_layernorm(static)
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), normed_static, context)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))

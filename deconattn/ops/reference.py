@@ -1,0 +1,53 @@
+"""The paper's attention maps, as it writes them (section 3): plainly right, exact in float64, quadratic.
+
+Every map A is [.., L, L], causal, rows summing to one; the mixed output is A @ V. Queries and keys are
+[.., L, head_dim], already rotated. `documents` (int64 [.., L], broadcastable) restricts a row to its document.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def allowed(length: int, documents: Tensor | None = None, device: torch.device | None = None) -> Tensor:
+    """bool [.., L, L]: key j is visible to query i when j <= i and both lie in one document."""
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    if documents is None:
+        return causal
+    return causal & (documents[..., :, None] == documents[..., None, :])
+
+
+def scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """s_ij = q_i . k_j / sqrt(head_dim), [.., L, L] (equation 1)."""
+    return queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+
+
+def softmax_map(queries: Tensor, keys: Tensor, documents: Tensor | None = None) -> Tensor:
+    """A = softmax(Q K^T / sqrt(head_dim)): standard, staticemb, and on the fixed stream rndemb and fixedseq."""
+    mask = allowed(queries.shape[-2], documents, queries.device)
+    return scores(queries, keys).masked_fill(~mask, -math.inf).softmax(dim=-1)
+
+
+def taylor_map(queries: Tensor, keys: Tensor, documents: Tensor | None = None) -> Tensor:
+    """A_ij = w_ij / sum_{m<=i} w_im with w = 1 + s + s^2/2 (equation 6): approximate.
+
+    One joint normaliser, always positive: 1 + s + s^2/2 >= 1/2.
+    """
+    s = scores(queries, keys)
+    mask = allowed(queries.shape[-2], documents, queries.device)
+    weights = (1 + s + s.square() / 2) * mask
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def prefix_map(token_scores: Tensor, documents: Tensor | None = None) -> Tensor:
+    """A_ij = exp(s_j) / sum_{m<=i} exp(s_m), one score a token, [.., L] -> [.., L, L]: nonapproximate."""
+    length = token_scores.shape[-1]
+    mask = allowed(length, documents, token_scores.device)
+    rows = token_scores[..., None, :].expand(*token_scores.shape, length)
+    return rows.masked_fill(~mask, -math.inf).softmax(dim=-1)
+
+
+def token_scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """s_j = sum(q_j * k_j) / sqrt(head_dim), [.., L]: nonapproximate (queries already through SiLU)."""
+    return (queries * keys).sum(dim=-1) / math.sqrt(queries.shape[-1])

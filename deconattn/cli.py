@@ -11,13 +11,20 @@ from deconattn.errors import UserError
 Config = TypeVar("Config")
 
 
-def parse(config: type[Config], arguments: Sequence[str] | None = None, description: str | None = None) -> Config:
+def parse(config: type[Config], arguments: Sequence[str] | None = None, default: Config | None = None) -> Config:
     """Parse a command line into `config`, a dataclass whose field docstrings are the help texts.
 
-    Nested dataclasses give flat flags (`--seq-len`, not `--data.seq-len`).
+    Nested dataclasses give flat flags (`--seq-len`, not `--data.seq-len`). A flag that cannot be parsed exits
+    with code 2.
+
+    Args:
+        arguments: the command line without the program's name; by default the process's.
+        default: where flags that are not given come from.
     """
-    flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    return tyro.cli(flat(config), args=arguments, description=description)
+    flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+    if default is None:
+        return tyro.cli(flat(config), args=arguments)
+    return tyro.cli(flat(config), args=arguments, default=default)
 
 
 def run(command: Callable[[], int | None]) -> None:

@@ -77,9 +77,7 @@ def _explicit(pattern: str, num_layers: int, known: Collection[str]) -> tuple[st
     for entry in pattern.split(","):
         match = re.fullmatch(r"\s*(?:(\d+)\s*\*\s*)?([^\s*]+)\s*", entry)
         if not match:
-            raise UserError(
-                f"pattern {pattern!r}: cannot read {entry!r}; write NAME or COUNT*NAME, separated by commas"
-            )
+            raise UserError(f"pattern {pattern!r}: cannot read {entry!r}; write NAME or COUNT*NAME, comma-separated")
         check_variant(match[2], known)
         variants += [match[2]] * int(match[1] or 1)
     if len(variants) != num_layers:

@@ -23,8 +23,8 @@ class FixedMap(ProjectedMixer, ABC):
         if context.documents is None:
             return self.output(fixed_map_attention(queries, keys, values))
         positions = context.documents.position_ids
-        by_position = (tensor[:, positions].transpose(0, 1) for tensor in (queries, keys))
-        return self.output(causal_attention(*by_position, values, context.documents))
+        queries, keys = queries[:, positions].transpose(0, 1), keys[:, positions].transpose(0, 1)
+        return self.output(causal_attention(queries, keys, values, context.documents))
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys = self._fixed_queries_keys(hidden, context)
@@ -32,8 +32,8 @@ class FixedMap(ProjectedMixer, ABC):
         if context.documents is None:
             return reference.softmax_map(queries, keys).expand(len(hidden), -1, -1, -1)
         positions = context.documents.position_ids
-        by_position = (tensor[:, positions].transpose(0, 1) for tensor in (queries, keys))
-        return reference.softmax_map(*by_position, context.documents.ids[:, None])
+        queries, keys = queries[:, positions].transpose(0, 1), keys[:, positions].transpose(0, 1)
+        return reference.softmax_map(queries, keys, context.documents.ids[:, None])
 
     def _fixed_queries_keys(self, hidden: Tensor, context: MixerContext) -> tuple[Tensor, Tensor]:
         """Rotated queries [heads, L, head_dim] and keys [key_value_heads, L, head_dim] of the fixed stream."""

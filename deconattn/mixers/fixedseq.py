@@ -1,4 +1,4 @@
-"""FixedSeqQK: queries and keys from a stream that starts at the embeddings of one fixed natural text (paper, section 3.2)."""
+"""FixedSeqQK: queries and keys from a stream that starts at the embeddings of one fixed text (paper, section 3.2)."""
 
 from deconattn.mixers.fixed_map import FixedMap
 from deconattn.mixers.registry import register

@@ -1,0 +1,57 @@
+"""From text to batches: packing corpora into Arrow shards, and reading them back sample by sample.
+
+In the order in which data flows: `readers` (documents out of files), `tokenizer` and `tokenizer_training`, `encode`
+(worker processes), `split` (validation), `shards` and `manifest` (the packed format), `staging` and `pack` (the
+whole); then `corpus` (a split as one sequence of tokens), `sampler` (which sample comes when) and `batches`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deconattn.data.batches import Batch, SampleStream, parse_data_argument
+    from deconattn.data.corpus import TokenCorpus
+    from deconattn.data.manifest import Manifest, read_manifest
+    from deconattn.data.pack import PackConfig, PackSummary, pack_demo
+    from deconattn.data.shards import verify_checksums
+    from deconattn.data.tokenizer import Tokenizer, load_tokenizer
+    from deconattn.data.tokenizer_training import train_sentencepiece
+
+_HOMES = {
+    "Batch": "batches",
+    "SampleStream": "batches",
+    "parse_data_argument": "batches",
+    "TokenCorpus": "corpus",
+    "Manifest": "manifest",
+    "read_manifest": "manifest",
+    "PackConfig": "pack",
+    "PackSummary": "pack",
+    "pack_demo": "pack",
+    "verify_checksums": "shards",
+    "Tokenizer": "tokenizer",
+    "load_tokenizer": "tokenizer",
+    "train_sentencepiece": "tokenizer_training",
+}
+
+__all__ = [
+    "Batch",
+    "Manifest",
+    "PackConfig",
+    "PackSummary",
+    "SampleStream",
+    "TokenCorpus",
+    "Tokenizer",
+    "load_tokenizer",
+    "pack_demo",
+    "parse_data_argument",
+    "read_manifest",
+    "train_sentencepiece",
+    "verify_checksums",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: a tokenizing worker imports this package and must not pay for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

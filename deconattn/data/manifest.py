@@ -1,0 +1,99 @@
+"""What a packed folder holds: `manifest.json`, written last, so that its presence means the folder is whole."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from deconattn.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model")
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard as the manifest lists it; `bytes` and `sha256` are those of the whole file."""
+
+    name: str
+    split: str
+    documents: int
+    tokens: int
+    bytes: int
+    max_token_id: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The head of a packed corpus. `dtype` is the token column's, `uint16` or `uint32`."""
+
+    format_version: int
+    tokenizer_fingerprint: str
+    vocab_size: int
+    eos_token_id: int
+    dtype: str
+    source: str
+    shards: tuple[ShardEntry, ...]
+
+    def of_split(self, split: str) -> tuple[ShardEntry, ...]:
+        """The shards of one split, in reading order."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `folder/manifest.json` atomically and durably."""
+    temporary = folder / f".{MANIFEST_NAME}.partial"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(manifest), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / MANIFEST_NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a packed folder.
+
+    Raises :class:`UserError` if there is none, if it is damaged, or if a newer version wrote it.
+    """
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; pack a corpus with tools/pack.py")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a packed corpus (pack with tools/pack.py)") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; check its permissions") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); pack the corpus again with tools/pack.py") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version}, newer than {FORMAT_VERSION}; update deconattn")
+    try:
+        shards = tuple(ShardEntry(**shard) for shard in content.pop("shards"))
+        manifest = Manifest(shards=shards, **content)
+        _check_types(manifest)
+        for shard in shards:
+            _check_types(shard)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); pack the corpus again with tools/pack.py") from None
+    return manifest
+
+
+def _check_types(entry: Manifest | ShardEntry) -> None:
+    for field in dataclasses.fields(entry):
+        value = getattr(entry, field.name)
+        if field.type in (int, str) and type(value) is not field.type:
+            raise TypeError(f"{field.name} is {value!r}")
+    if isinstance(entry, ShardEntry) and (os.path.basename(entry.name) != entry.name or entry.split not in SPLITS):
+        raise TypeError(f"shard {entry.name!r} of split {entry.split!r}")
+    if isinstance(entry, Manifest) and entry.dtype not in ("uint16", "uint32"):
+        raise TypeError(f"dtype is {entry.dtype!r}")

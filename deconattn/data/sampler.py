@@ -1,0 +1,116 @@
+"""Which sample comes when: pure functions of integers, so that a data position is a number and nothing else."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import lcm
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+_MASK = 2**64 - 1
+_ROUNDS = 6
+_MAX_PERIOD = 2**14
+
+Integers = TypeVar("Integers", int, npt.NDArray[np.uint64])
+
+
+def mix(value: Integers) -> Integers:
+    """The splitmix64 finaliser: a bijective hash of 64-bit integers (or uint64 arrays of any shape)."""
+    x: Any = (value + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return cast(Integers, x ^ (x >> 31))
+
+
+def make_key(*parts: int) -> int:
+    """A 64-bit key out of several integers (a seed, a corpus number, an epoch); their order matters."""
+    key = 0
+    for part in parts:
+        key = mix((key ^ (part & _MASK)) & _MASK)
+    return key
+
+
+def permute(index: Integers, size: int, key: int) -> Integers:
+    """Where a keyed pseudo-random permutation of `range(size)` sends `index`.
+
+    A Feistel network over the next power of four, walked along its cycle until it lands below `size`: constant
+    memory, about one to four steps. `index` is an int or a uint64 array of any shape, each `0 <= index < size`
+    (ValueError otherwise).
+    """
+    if isinstance(index, np.ndarray):
+        if index.size and int(index.max()) >= size:
+            raise ValueError(f"index {int(index.max())} outside range({size})")
+        result = _feistel(index.astype(np.uint64), size, key)
+        while (outside := result >= size).any():
+            result[outside] = _feistel(result[outside], size, key)
+        return result
+    if not 0 <= index < size:
+        raise ValueError(f"index {index} outside range({size})")
+    position = _feistel(int(index), size, key)
+    while position >= size:
+        position = _feistel(position, size, key)
+    return position
+
+
+def _feistel(value: Integers, size: int, key: int) -> Integers:
+    half = max(((size - 1).bit_length() + 1) // 2, 1)
+    mask = (1 << half) - 1
+    left: Any = value >> half
+    right: Any = value & mask
+    for number in range(_ROUNDS):
+        left, right = right, left ^ (mix(right ^ make_key(key, number)) & mask)
+    return cast(Integers, (left << half) | right)
+
+
+class Blend:
+    """Interleave corpora by weight: sample number -> (corpus, index within that corpus).
+
+    At every prefix of n samples each corpus c has been drawn `weights[c] * n` times, give or take less than one.
+    `weights` are the given ones, normalised; where those have no common period up to 2**14 they are rounded to
+    one (each corpus keeps at least one place in it).
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        if not weights or not all(0 < weight < float("inf") for weight in weights):
+            raise ValueError(f"weights must be positive and finite, not {list(weights)}")
+        self.counts = _period_counts(weights)
+        self.period = sum(self.counts)
+        self.weights = tuple(count / self.period for count in self.counts)
+        self._corpus, self._rank = _period_table(self.counts)
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        """The corpus that sample `number` comes from, and how many samples that corpus has given before."""
+        turn, place = divmod(number, self.period)
+        corpus = int(self._corpus[place])
+        return corpus, turn * self.counts[corpus] + int(self._rank[place])
+
+
+def _period_counts(weights: Sequence[float]) -> tuple[int, ...]:
+    exact = [Fraction(str(float(weight))) for weight in weights]  # 0.1 means a tenth
+    total = sum(exact)
+    shares = [weight / total for weight in exact]
+    period = lcm(*(share.denominator for share in shares))
+    if period <= _MAX_PERIOD:
+        return tuple(int(share * period) for share in shares)
+    counts = [max(1, int(share * _MAX_PERIOD)) for share in shares]
+    while sum(counts) != _MAX_PERIOD:
+        step = 1 if sum(counts) < _MAX_PERIOD else -1
+        candidates = [c for c in range(len(counts)) if counts[c] + step > 0]
+        counts[max(candidates, key=lambda c: step * (shares[c] * _MAX_PERIOD - counts[c]))] += step
+    return tuple(counts)
+
+
+def _period_table(counts: Sequence[int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Fair scheduling, exact in integers: among the corpora that may be drawn without running one ahead of its
+    share, draw the one that would fall one behind soonest. Earliest deadline first never misses on one queue."""
+    period = sum(counts)
+    corpus = np.zeros(period, dtype=np.int32)
+    rank = np.zeros(period, dtype=np.int32)
+    drawn = [0] * len(counts)
+    for place in range(period):
+        eligible = (c for c in range(len(counts)) if drawn[c] * period < counts[c] * (place + 1))
+        chosen = min(eligible, key=lambda c: (-(-(drawn[c] + 1) * period // counts[c]), c))
+        corpus[place], rank[place] = chosen, drawn[chosen]
+        drawn[chosen] += 1
+    return corpus, rank

@@ -1,0 +1,253 @@
+"""One shard: an Arrow IPC file, a row a document, column `tokens: list<uint16>` or `list<uint32>`.
+
+The schema's metadata names the format version, tokenizer, vocabulary size, eos id, source and split, so a shard
+that has strayed from its folder still says what it is. Token values are stored uncompressed: reading maps them.
+"""
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from deconattn.data.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
+from deconattn.errors import UserError
+
+TOKENS_PER_RECORD_BATCH = 1_000_000
+_MAGIC = b"ARROW1"
+_MAX_DOCUMENT_TOKENS = 2**31 - 1  # list offsets are int32
+_REPACK = "pack the corpus again with tools/pack.py"
+
+
+@dataclass(frozen=True)
+class ShardSchema:
+    """What every shard of a packed corpus shares."""
+
+    tokenizer_fingerprint: str
+    vocab_size: int
+    eos_token_id: int
+    source: str
+
+    @property
+    def dtype(self) -> str:
+        """The narrowest of `uint16` and `uint32` that holds every id of the vocabulary."""
+        return "uint16" if self.vocab_size <= 65536 else "uint32"
+
+    def arrow(self, split: str) -> pa.Schema:
+        """The Arrow schema, metadata included."""
+        metadata = {
+            "deconattn.format_version": str(FORMAT_VERSION),
+            "deconattn.tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "deconattn.vocab_size": str(self.vocab_size),
+            "deconattn.eos_token_id": str(self.eos_token_id),
+            "deconattn.source": self.source,
+            "deconattn.split": split,
+        }
+        value = pa.uint16() if self.dtype == "uint16" else pa.uint32()
+        return pa.schema([pa.field("tokens", pa.list_(value), nullable=False)], metadata=metadata)
+
+
+class _HashingFile:
+    """A binary file that hashes what passes through: Arrow's writer only ever appends."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        written = self._file.write(data)
+        self.sha256.update(data)
+        self.bytes += written
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True  # the ShardWriter closes the real file, after fsync
+
+
+class ShardWriter:
+    """Write documents into one shard; a context manager.
+
+    Everything goes to a temporary name in the same folder. A clean exit flushes it to disk and renames it, and
+    sets `entry`; an exception removes it. OSError (a full disk) passes through.
+    """
+
+    def __init__(self, path: Path, split: str, schema: ShardSchema) -> None:
+        self.path = path
+        self.split = split
+        self.tokens = 0
+        self.documents = 0
+        self.entry: ShardEntry | None = None
+        self._vocab_size = schema.vocab_size
+        self._max_token_id = 0
+        self._schema = schema.arrow(split)
+        self._dtype = np.dtype(schema.dtype)
+        self._pending: list[np.ndarray] = []
+        self._pending_tokens = 0
+        self._temporary = path.with_name(f".{path.name}.partial")
+        self._file = self._temporary.open("wb")
+        self._sink = _HashingFile(self._file)
+        self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, mode="w"), self._schema)
+
+    def append(self, document: npt.NDArray[Any]) -> None:
+        """Add one document: token ids `[n]`, separator included. Raises ValueError on an id beyond the vocabulary."""
+        if len(document) > _MAX_DOCUMENT_TOKENS:
+            raise UserError(f"a document has {len(document)} tokens, more than {_MAX_DOCUMENT_TOKENS}; cut it up")
+        largest = int(document.max(initial=0))
+        if largest >= self._vocab_size or int(document.min(initial=0)) < 0:
+            raise ValueError(f"token id {largest} outside a vocabulary of {self._vocab_size}")
+        if self._pending and self._pending_tokens + len(document) > TOKENS_PER_RECORD_BATCH:
+            self._write_batch()
+        self._max_token_id = max(self._max_token_id, largest)
+        self._pending.append(document.astype(self._dtype, copy=False))
+        self._pending_tokens += len(document)
+        self.tokens += len(document)
+        self.documents += 1
+
+    def _write_batch(self) -> None:
+        offsets = np.zeros(len(self._pending) + 1, dtype=np.int32)
+        np.cumsum([len(document) for document in self._pending], out=offsets[1:])
+        column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(self._pending)))
+        self._writer.write_batch(pa.record_batch([column], schema=self._schema))
+        self._pending, self._pending_tokens = [], 0
+
+    def close(self) -> ShardEntry:
+        """Finish the file under its final name and return its manifest entry."""
+        try:
+            if self._pending:
+                self._write_batch()
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(self.path)
+        except BaseException:
+            self.discard()
+            raise
+        self.entry = ShardEntry(
+            name=self.path.name,
+            split=self.split,
+            documents=self.documents,
+            tokens=self.tokens,
+            bytes=self._sink.bytes,
+            max_token_id=self._max_token_id,
+            sha256=self._sink.sha256.hexdigest(),
+        )
+        return self.entry
+
+    def discard(self) -> None:
+        """Give up: close and remove the temporary file. Never raises over the error that led here."""
+        with contextlib.suppress(OSError):  # a full disk fails again when closing flushes; the file goes anyway
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.discard()
+        else:
+            self.close()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An open shard, memory-mapped: nothing is read until it is touched.
+
+    Record batch `b` holds tokens `starts[b]` to `starts[b + 1]` of the shard in `values[b]`; `offsets[b]` are its
+    documents' bounds within `values[b]` (`[documents + 1]`, first 0).
+    """
+
+    path: Path
+    starts: npt.NDArray[np.int64]
+    values: tuple[npt.NDArray[Any], ...]
+    offsets: tuple[npt.NDArray[np.int32], ...]
+
+
+def check_shard(path: Path, entry: ShardEntry) -> None:
+    """Compare a shard's size and first and last bytes with its manifest entry; no token is read.
+
+    Raises :class:`UserError` naming the file when it is missing, empty, truncated, of another size or not Arrow.
+    """
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise UserError(f"{path} is empty, {entry.bytes} bytes expected; copy it again or {_REPACK}")
+        if size != entry.bytes:
+            fault = "truncated" if size < entry.bytes else "too long"
+            raise UserError(f"{path} is {fault}: {size} bytes, {entry.bytes} expected; copy it again or {_REPACK}")
+        with path.open("rb") as file:
+            head = file.read(len(_MAGIC))
+            file.seek(-len(_MAGIC), os.SEEK_END)
+            tail = file.read()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing (its manifest lists it); copy it again or {_REPACK}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; check its permissions") from None
+    if head != _MAGIC or tail != _MAGIC:
+        raise UserError(f"{path} is not an Arrow file; copy it again or {_REPACK}")
+
+
+def open_shard(path: Path, entry: ShardEntry) -> Shard:
+    """Map a shard. Raises :class:`UserError` naming the file if it is damaged."""
+    check_shard(path, entry)
+    try:
+        with pa.memory_map(str(path)) as file:
+            mapped = file.read_buffer()  # outlives the file: thousands of shards hold no descriptor
+        reader = pa.ipc.open_file(pa.BufferReader(mapped))
+        values, offsets = [], []
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            batch.validate()
+            column = batch.column("tokens")
+            flat = column.values.to_numpy(zero_copy_only=True)
+            bounds = column.offsets.to_numpy(zero_copy_only=True)
+            if bounds[0] != 0 or bounds[-1] != len(flat) or flat.dtype.kind != "u":
+                raise pa.ArrowInvalid(f"record batch {number} is inconsistent")
+            values.append(flat)
+            offsets.append(bounds)
+    except (pa.ArrowException, OSError, KeyError, IndexError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged ({reason}); copy it again or {_REPACK}") from None
+    starts = np.cumsum([0, *(len(flat) for flat in values)], dtype=np.int64)
+    if int(starts[-1]) != entry.tokens:
+        raise UserError(f"{path} holds {starts[-1]} tokens, {entry.tokens} expected; copy it again or {_REPACK}")
+    return Shard(path=path, starts=starts, values=tuple(values), offsets=tuple(offsets))
+
+
+def verify_checksums(folder: Path) -> Manifest:
+    """Read every shard of a packed folder and compare it with its SHA-256; UserError names the first that differs."""
+    manifest = read_manifest(folder)
+    for entry in manifest.shards:
+        path = folder / entry.name
+        check_shard(path, entry)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != entry.sha256:
+            raise UserError(f"{path} does not match its checksum; copy it again or {_REPACK}")
+    return manifest

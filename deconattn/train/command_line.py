@@ -1,0 +1,125 @@
+"""From a command line to :class:`~deconattn.config.TrainingFlags`, fresh or on top of a run to resume."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from pydantic import TypeAdapter, ValidationError
+
+from deconattn.cli import parse
+from deconattn.config import TrainingFlags, size_defaults
+from deconattn.errors import UserError
+
+RUN_CONFIG = "config.json"
+"""Resolved configuration, in the run folder and in every checkpoint."""
+
+
+@dataclass(frozen=True)
+class _Decisive:
+    """The flags on which other flags' defaults depend."""
+
+    size: str = "tiny"
+    resume: bool = False
+    save: Path | None = None
+
+
+def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
+    """Parse and check.
+
+    Raises:
+        UserError: anything wrong with the flags that can be known before a process starts, a run that cannot be
+            resumed, or flags that contradict the run.
+    """
+    first, _ = tyro.cli(_Decisive, args=arguments, return_unknown_args=True, add_help=False)
+    if first.resume:
+        saved = saved_flags(first.save)
+        flags = parse(TrainingFlags, arguments, default=saved)
+        for name, before, now in _contradictions(saved, flags):
+            raise UserError(
+                f"--resume: the run has {name} {before} but the flags say {now}; "
+                f"leave {name} out, or start a new run with another --save"
+            )
+    else:
+        defaults = size_defaults(first.size)
+        if torch.cuda.is_available():
+            defaults = _with(defaults, "engine", precision="bf16")
+        flags = parse(TrainingFlags, arguments, default=defaults)
+    flags.check()
+    return flags
+
+
+def to_json(flags: TrainingFlags) -> dict[str, Any]:
+    """Plain values, paths made absolute; `--resume` is an act, not a property of the run."""
+    run = dataclasses.replace(flags.run, resume=False, save=None)
+    return TypeAdapter(TrainingFlags).dump_python(_absolute(dataclasses.replace(flags, run=run)), mode="json")
+
+
+def from_json(values: dict[str, Any]) -> TrainingFlags:
+    """The inverse of :func:`to_json` (pydantic.ValidationError if it is not one)."""
+    return TypeAdapter(TrainingFlags).validate_python(values)
+
+
+def saved_flags(save: Path | None) -> TrainingFlags:
+    """The flags of the run in folder `save`.
+
+    Raises:
+        UserError: no folder, no run in it, or an unreadable configuration.
+    """
+    if save is None:
+        raise UserError("--resume needs --save DIR, the run folder")
+    path = save / RUN_CONFIG
+    try:
+        flags = from_json(json.loads(path.read_text())["flags"])
+    except FileNotFoundError:
+        raise UserError(f"--resume: {save} holds no run ({RUN_CONFIG} is missing); check --save") from None
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"--resume: cannot read {path} ({str(error).splitlines()[0]}); restore it") from error
+    return _with(flags, "run", save=save)
+
+
+def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tuple[str, Any, Any]]:
+    """What defines the model, the data order or the arithmetic must not change within a run.
+
+    Steps, learning rate, evaluation, ZeRO stage, micro-batch and the like may; the data are compared by content.
+    """
+    saved, given = _absolute(saved), _absolute(given)
+    pairs = [
+        (saved.model, given.model, [f.name for f in dataclasses.fields(saved.model) if f.name != "plugin"]),
+        (saved.data, given.data, ["seq_len", "doc_mask", "fixed_text"]),
+        (saved.optimization, given.optimization, ["global_batch_size", "seed"]),
+        (saved.engine, given.engine, ["precision"]),
+    ]
+    for before, now, names in pairs:
+        for name in names:
+            if getattr(before, name) != getattr(now, name):
+                yield "--" + name.replace("_", "-"), getattr(before, name), getattr(now, name)
+
+
+def _absolute(flags: TrainingFlags) -> TrainingFlags:
+    model, data, engine = flags.model, flags.data, flags.engine
+    return dataclasses.replace(
+        flags,
+        model=dataclasses.replace(model, plugin=tuple(path.resolve() for path in model.plugin)),
+        data=dataclasses.replace(
+            data,
+            data=tuple(_absolute_data(argument) for argument in data.data),
+            fixed_text=data.fixed_text and data.fixed_text.resolve(),
+        ),
+        engine=dataclasses.replace(
+            engine, deepspeed_config=engine.deepspeed_config and engine.deepspeed_config.resolve()
+        ),
+    )
+
+
+def _absolute_data(argument: str) -> str:
+    folder, colon, weight = argument.partition(":")
+    return f"{Path(folder).resolve()}{colon}{weight}"
+
+
+def _with(flags: TrainingFlags, part: str, **changes: Any) -> TrainingFlags:
+    return dataclasses.replace(flags, **{part: dataclasses.replace(getattr(flags, part), **changes)})

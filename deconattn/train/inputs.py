@@ -1,0 +1,127 @@
+"""The data of a run: corpora, the fixed text, and which samples a rank gets."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deconattn.config import TrainingFlags
+from deconattn.data import Batch, SampleStream, TokenCorpus, load_tokenizer, parse_data_argument
+from deconattn.errors import UserError
+
+
+@dataclass(frozen=True)
+class CorpusIdentity:
+    """What a resumed run must find again: content and weight, not the path."""
+
+    path: str
+    weight: float
+    content: str
+
+
+class TrainingData:
+    """Training and validation streams over the corpora of `--data`.
+
+    Raises:
+        UserError: see :class:`~deconattn.data.SampleStream`; a fixed text that is too short or not UTF-8.
+    """
+
+    def __init__(self, arguments: tuple[str, ...], flags: TrainingFlags) -> None:
+        self._flags = flags
+        seq_len, seed = flags.data.seq_len, flags.optimization.seed
+        parsed = [parse_data_argument(argument) for argument in arguments]
+        corpora = [(TokenCorpus(folder), weight) for folder, weight in parsed]
+        self._train = SampleStream(corpora, seq_len, seed)
+        held_out = [
+            (corpus, weight)
+            for (folder, weight), (train, _) in zip(parsed, corpora, strict=True)
+            if train.manifest.of_split("val") and (corpus := TokenCorpus(folder, "val")).num_tokens > seq_len
+        ]
+        self._validation = SampleStream(held_out, seq_len, seed, shuffle=False) if held_out else None
+        self.corpora = tuple(corpus for corpus, _ in corpora)
+        self.identities = [
+            CorpusIdentity(str(folder.resolve()), weight, _content(corpus))
+            for (folder, weight), corpus in zip(parsed, self.corpora, strict=True)
+        ]
+
+    @property
+    def vocab_size(self) -> int:
+        """The tokenizer's."""
+        return self.corpora[0].manifest.vocab_size
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.corpora[0].tokenizer_path
+
+    @property
+    def has_validation(self) -> bool:
+        return self._validation is not None
+
+    def micro_batches(self, step: int, rank: int, ranks: int) -> list[Batch]:
+        """A rank's micro-batches of optimiser step `step` (from 0).
+
+        Step s takes samples s * G .. s * G + G - 1 of the stream, G the global batch: the order does not depend
+        on ranks or micro-batches.
+        """
+        whole, micro = self._flags.optimization.global_batch_size, self._flags.optimization.micro_batch_size
+        first = step * whole
+        return [
+            self._train.batch(range(start, start + micro), self._flags.data.doc_mask)
+            for start in range(first + rank * micro, first + whole, ranks * micro)
+        ]
+
+    def validation_batches(self, rank: int, ranks: int) -> Iterator[Batch]:
+        """A rank's share of the first `--eval-sequences` validation samples, the same at every call.
+
+        Every rank gets equally many batches; where samples run out, labels are all ignored.
+        """
+        assert self._validation is not None
+        total = min(self._flags.run.eval_sequences, self._validation.num_samples)
+        micro = self._flags.optimization.micro_batch_size
+        for start in range(0, total, ranks * micro):
+            numbers = range(start + rank * micro, start + (rank + 1) * micro)
+            inside = [number for number in numbers if number < total]
+            batch = self._validation.batch(inside or [0], self._flags.data.doc_mask)
+            if not inside:
+                batch.labels.fill_(-100)
+            yield batch
+
+    def fixed_ids(self) -> Tensor:
+        """The fixed stream's text, int64 [seq_len]: of `--fixed-text`, or the corpus's first tokens."""
+        length = self._flags.data.seq_len
+        path = self._flags.data.fixed_text
+        if path is None:
+            return torch.from_numpy(self.corpora[0].read(0, length))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--fixed-text {path}: {error}; give a UTF-8 text file") from error
+        ids = load_tokenizer(self.tokenizer_path).encode_batch([text])[0]
+        if len(ids) < length:
+            raise UserError(
+                f"--fixed-text {path} has {len(ids)} tokens, fewer than --seq-len {length}: "
+                "give a longer text or a shorter sequence"
+            )
+        return torch.tensor(ids[:length].astype("int64"))
+
+
+def check_identities(before: list[CorpusIdentity], now: list[CorpusIdentity]) -> None:
+    """Raises UserError unless a resumed run sees the data that it was started on."""
+    for old, new in zip(before, now, strict=False):
+        if (old.content, old.weight) != (new.content, new.weight):
+            raise UserError(
+                f"--resume: the run was started on {old.path} (weight {old.weight:g}) but --data gives {new.path} "
+                f"(weight {new.weight:g}), whose content or weight differs: give the same corpora"
+            )
+    if len(before) != len(now):
+        raise UserError(f"--resume: the run has {len(before)} corpora but --data gives {len(now)}: give the same")
+
+
+def _content(corpus: TokenCorpus) -> str:
+    """Identity of a corpus: its shards' checksums in order."""
+    shards = [[shard.name, shard.sha256] for shard in corpus.manifest.shards]
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()

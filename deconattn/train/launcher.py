@@ -1,0 +1,44 @@
+"""The shell half of `launch.sh`: check the flags, start DeepSpeed's launcher on it, pass signals on to the ranks.
+
+    python -m deconattn.train.launcher LAUNCH_SH FLAGS...
+
+DeepSpeed's own launcher answers a signal with exit code 1 whatever the ranks do. Here the ranks alone get it:
+they write a checkpoint and exit 0, and so then does the launcher. `DEEPSPEED_ARGS` holds options for it, such
+as `--hostfile hosts --num_gpus 4`.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+import psutil
+
+from deconattn.cli import run
+from deconattn.train.command_line import parse_training_flags
+from deconattn.train.run_folder import check_run_folder
+
+
+def main() -> int:
+    script, *arguments = sys.argv[1:]
+    check_run_folder(parse_training_flags(arguments))
+    options = shlex.split(os.environ.get("DEEPSPEED_ARGS", ""))
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", *options, script, *arguments]
+    # A session of its own, or Ctrl-C would reach DeepSpeed's launcher too.
+    process = subprocess.Popen(command, start_new_session=True)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if any(argument.startswith("--local_rank") for argument in child.cmdline()):
+                child.send_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, pass_on)
+    code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,154 @@
+"""What is told of a run while it trains: `metrics.jsonl`, a progress line, Weights & Biases."""
+
+import json
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from deconattn import durable
+from deconattn.errors import UserError
+
+METRICS = "metrics.jsonl"
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a step, never two for the same step.
+
+    Args:
+        resumed_step: rows of later steps, which a killed run wrote after its last checkpoint, are dropped.
+    """
+
+    def __init__(self, run: Path, resumed_step: int) -> None:
+        path = run / METRICS
+        if path.exists():
+            durable.write_text(path, "".join(_kept_rows(path, resumed_step)))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name} cannot be written ({error.strerror}): free space or check permissions, "
+                "then --resume"
+            ) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Display:
+    """A live progress line in a terminal; in a log, a line now and then."""
+
+    def __init__(self, total_steps: int, step: int) -> None:
+        self._console = Console(stderr=True, soft_wrap=True)
+        self._last_line = 0.0
+        self._total = total_steps
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=total_steps, completed=step)
+        self._progress.start()
+
+    def step(self, row: dict[str, Any]) -> None:
+        text = _summary(row)
+        self._progress.update(self._task, completed=row["step"], description=text)
+        now = time.monotonic()
+        last = row["step"] == self._total
+        if not self._console.is_terminal and (last or now - self._last_line >= SECONDS_BETWEEN_LINES):
+            self._last_line = now
+            self.say(f"step {row['step']}/{self._total}  {text}")
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class WandbRun:
+    """A Weights & Biases run that a resumed training continues; offline where there is no key."""
+
+    def __init__(self, project: str, run: Path, config: dict[str, Any], resumed: bool) -> None:
+        import wandb
+
+        if not (os.environ.get("WANDB_MODE") or wandb.api.api_key):
+            os.environ["WANDB_MODE"] = "offline"
+        identity = run / "wandb-id"
+        if not (resumed and identity.is_file()):
+            durable.write_text(identity, secrets.token_hex(4))
+        self._run = wandb.init(
+            project=project, dir=run, config=config, id=identity.read_text(), resume="allow", name=run.name
+        )
+
+    def log(self, row: dict[str, Any]) -> None:
+        self._run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish(quiet=True)
+
+
+class Metrics:
+    """All of them at once; made on rank 0 only."""
+
+    def __init__(
+        self, run: Path, config: dict[str, Any], wandb_project: str | None, total_steps: int, resumed_step: int
+    ) -> None:
+        self._file = MetricsFile(run, resumed_step)
+        self._wandb = WandbRun(wandb_project, run, config, resumed_step > 0) if wandb_project else None
+        self.display = Display(total_steps, resumed_step)
+
+    def step(self, row: dict[str, Any]) -> None:
+        """A training step's row."""
+        self._write(row)
+        self.display.step(row)
+
+    def validation(self, step: int, loss: float) -> None:
+        """A validation's row: `step` and `val_loss`, nats."""
+        self._write({"step": step, "val_loss": loss})
+        self.display.say(f"step {step}: validation loss {loss:.4f}")
+
+    def close(self) -> None:
+        self.display.close()
+        self._file.close()
+        if self._wandb:
+            self._wandb.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(row)
+        if self._wandb:
+            self._wandb.log(row)
+
+
+def _kept_rows(path: Path, resumed_step: int) -> list[str]:
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= resumed_step and line.endswith("\n"):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue  # the line that a kill cut short
+    return kept
+
+
+def _summary(row: dict[str, Any]) -> str:
+    parts = [f"loss {row['loss']:.4f}", f"grad norm {row['grad_norm']:.3f}", f"lr {row['learning_rate']:.2e}"]
+    if "tokens_per_second" in row:
+        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in row:
+        parts.append(f"MFU {row['mfu']:.1%}")
+    parts.append(f"{row['memory_gib']:.1f} GiB")
+    return "  ".join(parts)

@@ -1,0 +1,95 @@
+"""The run folder: chosen, claimed, and given its demo corpus, by rank 0 for all."""
+
+import shutil
+from pathlib import Path
+
+import deepspeed
+
+from deconattn.config import TrainingFlags
+from deconattn.cost.parameters import count_parameters
+from deconattn.data import pack_demo, read_manifest
+from deconattn.errors import UserError
+from deconattn.model.config import ModelConfig
+from deconattn.train.checkpoint import steps_in
+from deconattn.train.command_line import RUN_CONFIG
+
+BYTES_A_PARAMETER = 12
+"""A checkpoint's fp32 weight and two moments."""
+
+
+def check_run_folder(flags: TrainingFlags) -> None:
+    """Refuse a `--save` folder that holds another run.
+
+    Raises:
+        UserError: naming the folder and the ways out.
+    """
+    save = flags.run.save
+    if save is None or flags.run.resume:
+        return
+    if save.exists() and not save.is_dir():
+        raise UserError(f"--save {save} is not a folder: give another")
+    if steps_in(save):
+        raise UserError(f"--save {save} already holds a run ({steps_in(save)[0].name}): add --resume, or give another")
+
+
+def claim_run_folder(flags: TrainingFlags) -> Path:
+    """Make the run folder; a collective call that gives every rank the same path.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    chosen: list[str | None] = [None, None]  # the path, or an error
+    if deepspeed.comm.get_rank() == 0:
+        try:
+            chosen[0] = str(_make(flags))
+        except OSError as error:
+            chosen[1] = f"--save {error.filename}: {error.strerror}; give a folder that can be written"
+    deepspeed.comm.broadcast_object_list(chosen, src=0)
+    if chosen[0] is None:
+        raise UserError(str(chosen[1]))
+    return Path(chosen[0])
+
+
+def data_arguments(flags: TrainingFlags, run: Path) -> tuple[str, ...]:
+    """`--data`, or the bundled demo corpus packed into the run folder by rank 0; a collective call."""
+    if flags.data.data:
+        return flags.data.data
+    folder = run / "demo-data"
+    if deepspeed.comm.get_rank() == 0:
+        try:
+            read_manifest(folder)
+        except UserError:
+            pack_demo(folder)
+    deepspeed.comm.barrier()
+    return (str(folder),)
+
+
+def check_space(run: Path, config: ModelConfig, keep: int) -> None:
+    """Raises UserError if the disk cannot hold one more checkpoint than are kept."""
+    needed = (keep + 1) * BYTES_A_PARAMETER * count_parameters(config).total
+    held = sum(path.stat().st_size for folder in steps_in(run) for path in folder.rglob("*"))
+    free = shutil.disk_usage(run).free
+    if free + held < needed:
+        raise UserError(
+            f"--save {run}: {free / 2**30:.1f} GiB free, but {keep} checkpoints and one being written need "
+            f"{needed / 2**30:.1f} GiB: free space, lower --keep, or give another folder"
+        )
+
+
+def _make(flags: TrainingFlags) -> Path:
+    if flags.run.save is not None:
+        run = flags.run.save.resolve()
+        run.mkdir(parents=True, exist_ok=True)
+        if flags.run.resume and not (run / RUN_CONFIG).is_file():
+            raise FileNotFoundError(2, "no run to resume", str(run))
+        return run
+    name = f"{flags.model.size}-{flags.model.variant}-{flags.model.pattern}".replace(":", "to").replace("*", "x")
+    number = 1
+    while True:
+        run = (Path("runs") / (name if number == 1 else f"{name}-{number}")).resolve()
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return run

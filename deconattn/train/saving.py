@@ -1,0 +1,134 @@
+"""The collective side of checkpoints: every rank takes part in gathering, rank 0 writes."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from safetensors.torch import load_file, save_file
+
+from deconattn import durable
+from deconattn.errors import UserError
+from deconattn.train.checkpoint import CHECKPOINTS, Checkpoint, Progress, TensorFiles, steps_in, write_manifest
+from deconattn.train.command_line import RUN_CONFIG
+from deconattn.train.engine import Engine
+from deconattn.train.zero_state import MOMENTS
+
+KINDS = ("weights", *MOMENTS)
+
+
+def save_checkpoint(
+    engine: Engine, run: Path, progress: Progress, config: dict[str, Any], tokenizer: Path, keep: int
+) -> Path:
+    """Write `RUN/checkpoints/step-N` and delete all but the newest `keep`; a collective call.
+
+    The folder is filled under a temporary name, flushed to the disk and renamed, so that a process that dies
+    on the way leaves no folder that could be taken for a checkpoint.
+
+    Raises:
+        UserError: on every rank, when it could not be written; the checkpoints before it are untouched.
+    """
+    folder = run / CHECKPOINTS / f"step-{progress.step}"
+    unfinished = folder.with_name(f".{folder.name}.partial")
+    writer = _Attempt()
+    if engine.rank == 0:
+        writer(lambda: _empty_folder(unfinished))
+    engine.barrier()
+    writer(lambda: save_file(_random_state(engine), unfinished / f"random-{engine.rank:05d}.safetensors"))
+    for kind in KINDS:
+        files = TensorFiles(unfinished, kind)
+        for name, tensor in engine.state.tensors(kind):
+            if engine.rank == 0:
+                writer(partial(files.add, name, tensor))
+        if engine.rank == 0 and kind == "weights":
+            for name, buffer in engine.model.named_buffers():
+                # bf16 training keeps the fixed stream in bf16, where fp32 holds it exactly
+                value = buffer.float() if buffer.is_floating_point() else buffer
+                writer(partial(files.add, name, value))
+        writer(files.flush)
+    engine.barrier()
+    if engine.rank == 0:
+        writer(lambda: _seal(unfinished, folder, progress, config, tokenizer))
+    _raise_together(engine, writer.error, folder, unfinished)
+    if engine.rank == 0:
+        for old in steps_in(run)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Put weights, optimiser state and random state back.
+
+    The model must have got the checkpoint's weights before the engine was made of it, which is how the
+    low-precision copies get theirs; here the fp32 masters and the moments follow.
+    """
+    engine.state.create_moments(checkpoint.progress.optimizer_steps)
+    parameters = {name for name, _ in engine.model.named_parameters()}
+    for kind in KINDS:
+        for name, tensor in checkpoint.tensors(kind):
+            if name in parameters:
+                engine.state.load(kind, name, tensor)
+    states = checkpoint.folder / f"random-{engine.rank:05d}.safetensors"
+    if states.is_file():  # a larger data-parallel size has ranks that the run did not have
+        random = load_file(states)
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random["cuda"], engine.device)
+    engine.barrier()
+
+
+class _Attempt:
+    """Runs file operations until one fails; a rank that cannot write must still take part in the gathering."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def __call__(self, operation: Callable[[], None]) -> None:
+        if self.error is None:
+            try:
+                operation()
+            except Exception as error:  # safetensors wraps a full disk in an exception of its own
+                self.error = error
+
+
+def _raise_together(engine: Engine, error: Exception | None, folder: Path, unfinished: Path) -> None:
+    failed = torch.tensor([float(error is not None)], device=engine.device)
+    deepspeed.comm.all_reduce(failed)
+    if not failed.item():
+        return
+    if engine.rank == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    if error is not None:
+        print(f"warning: rank {engine.rank}: {type(error).__name__}: {error}", file=sys.stderr)
+    reason = str(error) if error is not None else "another rank failed"
+    raise UserError(
+        f"checkpoint {folder} could not be written ({reason}): free space or check permissions, then --resume"
+    )
+
+
+def _empty_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _seal(unfinished: Path, folder: Path, progress: Progress, config: dict[str, Any], tokenizer: Path) -> None:
+    durable.write_json(unfinished / RUN_CONFIG, config)
+    (unfinished / "tokenizer").mkdir()
+    shutil.copy(tokenizer, unfinished / "tokenizer")
+    write_manifest(unfinished, progress)
+    durable.sync_tree(unfinished)
+    if folder.exists():  # a damaged checkpoint of the same step, which resuming has passed over
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
+    durable.sync_folder(folder.parent)
+
+
+def _random_state(engine: Engine) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if engine.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(engine.device)
+    return state

@@ -1,0 +1,252 @@
+"""The training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
+
+import dataclasses
+import math
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deconattn import durable
+from deconattn.config import TrainingFlags, model_config
+from deconattn.cost.flops import training_flops
+from deconattn.cost.hardware import peak_flops
+from deconattn.errors import UserError
+from deconattn.mixers import mixer_class
+from deconattn.model.causal_lm import CausalLM
+from deconattn.model.config import ModelConfig
+from deconattn.model.init import initialize
+from deconattn.train.checkpoint import Checkpoint, Progress, newest_good
+from deconattn.train.command_line import RUN_CONFIG, to_json
+from deconattn.train.engine import Engine, StepResult
+from deconattn.train.inputs import CorpusIdentity, TrainingData, check_identities
+from deconattn.train.interrupt import StopRequest
+from deconattn.train.metrics import Metrics
+from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments
+from deconattn.train.runtime import environment, memory_gib
+from deconattn.train.saving import load_checkpoint, save_checkpoint
+from deconattn.train.schedule import learning_rate
+
+
+class Trainer:
+    """One run, from flags to its last checkpoint; made and run on every rank.
+
+    Raises:
+        UserError: whatever is wrong with data, folder or checkpoint, before the first step.
+    """
+
+    def __init__(self, flags: TrainingFlags, stop: StopRequest) -> None:
+        self.flags, self.stop = flags, stop
+        self.run_folder = claim_run_folder(flags)
+        self.data = TrainingData(data_arguments(flags, self.run_folder), flags)
+        self.model_config = model_config(flags.model, self.data.vocab_size, flags.data.seq_len)
+        check_space(self.run_folder, self.model_config, flags.run.keep)
+        checkpoint = self._checkpoint_to_resume()
+        model = self._build_model(checkpoint)
+        self.engine = Engine(model, flags)
+        self.progress = Progress()
+        if checkpoint is not None:
+            load_checkpoint(self.engine, checkpoint)
+            self.progress = checkpoint.progress
+        self._saved_step = self.progress.step if checkpoint else -1
+        self._val_loss: float | None = None
+        self._validated_step = -1
+        self.config = self._resolved_config()
+        self.metrics: Metrics | None = None
+        if self.engine.rank == 0:
+            durable.write_json(self.run_folder / RUN_CONFIG, self.config)
+            self.metrics = Metrics(
+                self.run_folder, self.config, flags.run.wandb_project, flags.total_steps, self.progress.step
+            )
+
+    def run(self) -> None:
+        """Train to the last step, or until asked to stop; either way a checkpoint is the last thing written.
+
+        Raises:
+            UserError: too many steps in a row without a finite loss and gradient, or a checkpoint that could not
+                be written.
+        """
+        try:
+            if self._train():
+                self._interrupted()
+            else:
+                self._finished()
+        finally:
+            if self.metrics:
+                self.metrics.close()
+
+    def _train(self) -> bool:
+        """Whether a stop was asked for before the last step."""
+        flags, total = self.flags, self.flags.total_steps
+        in_a_row = 0
+        clock = _Clock(self.model_config, flags, self.engine)
+        while self.progress.step < total:
+            step = self.progress.step
+            rate = learning_rate(step, flags.optimization.lr, flags.warmup_steps, total)
+            batches = self.data.micro_batches(step, self.engine.rank, self.engine.data_parallel_size)
+            result = self.engine.train_step(batches, rate, stop=bool(self.stop))
+            self.progress = Progress(
+                step + 1, self.engine.state.optimizer_steps, self.progress.skipped_steps + result.skipped
+            )
+            clock.tick()
+            in_a_row = in_a_row + 1 if result.skipped else 0
+            if result.skipped:
+                self._say(f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}: step skipped")
+            if self.metrics and ((step + 1) % flags.run.log_every == 0 or step + 1 == total or result.skipped):
+                self.metrics.step(self._row(result, rate) | clock.rates())
+            if in_a_row >= flags.optimization.max_nonfinite:
+                raise UserError(
+                    f"{in_a_row} steps in a row up to step {step + 1} had no finite loss or gradient: resume from an "
+                    "earlier checkpoint with a lower --lr, or inspect the data"
+                )
+            if result.interrupted and step + 1 < total:
+                return True
+            if (step + 1) % flags.run.eval_every == 0 and step + 1 < total:
+                self._validate()
+                clock.restart()
+            # A checkpoint whose last step was skipped would be a poor place to come back to.
+            if (step + 1) % flags.run.save_every == 0 and not result.skipped:
+                self._save()
+                clock.restart()
+        return False
+
+    def _finished(self) -> None:
+        self._validate()
+        folder = self._save()
+        if self._val_loss is not None:
+            self._say(f"validation loss: {self._val_loss:.4f} nats")
+        if self.progress.skipped_steps:
+            self._say(f"steps skipped for want of a finite loss or gradient: {self.progress.skipped_steps}")
+        self._say(f"checkpoint: {folder}")
+        out = self.run_folder.with_name(f"{self.run_folder.name}-hf")
+        self._say(f"export: python {_tool('export_hf.py')} {_quoted(self.run_folder)} {_quoted(out)}")
+
+    def _interrupted(self) -> None:
+        folder = self._save()
+        self._say(f"stopped on request at step {self.progress.step}")
+        self._say(f"checkpoint: {folder}")
+        self._say(f"resume: {_tool('launch.sh')} --save {_quoted(self.run_folder)} --resume")
+
+    def _validate(self) -> None:
+        if not self.data.has_validation or self._validated_step == self.progress.step:
+            return
+        batches = self.data.validation_batches(self.engine.rank, self.engine.data_parallel_size)
+        self._val_loss = self.engine.evaluate(batches)
+        self._validated_step = self.progress.step
+        if self.metrics:
+            self.metrics.validation(self.progress.step, self._val_loss)
+
+    def _save(self) -> Path:
+        folder = self.run_folder / "checkpoints" / f"step-{self.progress.step}"
+        if self._saved_step != self.progress.step:
+            folder = save_checkpoint(
+                self.engine, self.run_folder, self.progress, self.config, self.data.tokenizer_path, self.flags.run.keep
+            )
+            self._saved_step = self.progress.step
+        return folder
+
+    def _checkpoint_to_resume(self) -> Checkpoint | None:
+        if not self.flags.run.resume:
+            return None
+        checkpoint = newest_good(self.run_folder)
+        if checkpoint is not None:
+            saved = [CorpusIdentity(**identity) for identity in checkpoint.config["data"]]
+            check_identities(saved, self.data.identities)
+        return checkpoint  # None: the run was killed before its first checkpoint and starts over
+
+    def _build_model(self, checkpoint: Checkpoint | None) -> CausalLM:
+        model = CausalLM(self.model_config)
+        if checkpoint is None:
+            needs_text = any(mixer_class(name).fixed_stream == "text" for name in self.model_config.layer_variants)
+            initialize(model, self.flags.optimization.seed, self.data.fixed_ids() if needs_text else None)
+        else:
+            missing, unexpected = model.load_state_dict(checkpoint.weights(), strict=False)
+            tied = {"lm_head.weight"} if self.model_config.tie_word_embeddings else set()
+            if set(missing) - tied or unexpected:
+                name = sorted((set(missing) - tied) | set(unexpected))[0]
+                raise UserError(f"{checkpoint.folder} does not fit the model ({name}): start a new run")
+        return model
+
+    def _resolved_config(self) -> dict[str, Any]:
+        return {
+            "flags": to_json(self.flags),
+            "model": dataclasses.asdict(self.model_config),
+            "data": [dataclasses.asdict(identity) for identity in self.data.identities],
+            "total_steps": self.flags.total_steps,
+            "warmup_steps": self.flags.warmup_steps,
+            "environment": environment(),
+        }
+
+    def _row(self, result: StepResult, rate: float) -> dict[str, Any]:
+        sequences = self.progress.step * self.flags.optimization.global_batch_size
+        return {
+            "step": self.progress.step,
+            "loss": _json_number(result.loss),
+            "grad_norm": _json_number(result.grad_norm),
+            "learning_rate": rate,
+            "tokens": sequences * self.flags.data.seq_len,
+            "skipped_steps": self.progress.skipped_steps,
+            "memory_gib": round(memory_gib(), 3),
+        }
+
+    def _say(self, line: str) -> None:
+        if self.metrics:
+            self.metrics.display.say(line)
+
+
+class _Clock:
+    """Throughput since the last row, validation and checkpoints not counted."""
+
+    def __init__(self, config: ModelConfig, flags: TrainingFlags, engine: Engine) -> None:
+        self._tokens_a_step = flags.optimization.global_batch_size * flags.data.seq_len
+        micro = flags.optimization.micro_batch_size
+        forward_passes = flags.optimization.global_batch_size // micro
+        self._flops_a_step = forward_passes * training_flops(config, micro, flags.data.seq_len)
+        peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        self._peak = peak * engine.data_parallel_size if peak else None
+        self._steps = 0
+        self._since: float | None = None
+
+    def tick(self) -> None:
+        """A step ended."""
+        if self._since is None:  # the first step's time is start-up
+            self._since = time.perf_counter()
+        else:
+            self._steps += 1
+
+    def rates(self) -> dict[str, float]:
+        """`tokens_per_second` over all ranks, and `mfu` where the device's peak is known."""
+        if self._since is None or not self._steps:
+            return {}
+        now = time.perf_counter()
+        steps_a_second = self._steps / (now - self._since)
+        self._since, self._steps = now, 0
+        rates = {"tokens_per_second": round(steps_a_second * self._tokens_a_step, 1)}
+        if self._peak:
+            rates["mfu"] = round(steps_a_second * self._flops_a_step / self._peak, 4)
+        return rates
+
+    def restart(self) -> None:
+        """Leave out what just passed."""
+        self._since, self._steps = time.perf_counter(), 0
+
+
+def _json_number(value: float) -> float | str:
+    """JSON has no infinities."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _tool(name: str) -> str:
+    """A command of the repository, as it can be typed where we are."""
+    root = Path(__file__).resolve().parents[2]
+    path = root / name if name == "launch.sh" else root / "tools" / name
+    return _quoted(path)
+
+
+def _quoted(path: Path) -> str:
+    try:
+        return shlex.quote(str(path.relative_to(Path.cwd())) if path.parts else str(path))
+    except ValueError:
+        return shlex.quote(str(path))

@@ -1,0 +1,140 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deconattn.data import Batch, SampleStream, TokenCorpus, parse_data_argument
+from deconattn.errors import UserError
+
+PackedFolder = Callable[..., Path]
+
+
+def numbered(total: int, first: int = 1) -> list[list[int]]:
+    """Documents of 1 to 9 tokens, together `total` distinct consecutive ids."""
+    documents, low, size = [], first, 1
+    while low < first + total:
+        documents.append(list(range(low, min(low + size, first + total))))
+        low, size = low + size, size % 9 + 1
+    return documents
+
+
+@pytest.fixture
+def corpus(packed_folder: PackedFolder) -> TokenCorpus:
+    """101 tokens 1 .. 101 in three shards."""
+    return TokenCorpus(packed_folder([numbered(30, 1), numbered(41, 31), numbered(30, 72)]))
+
+
+def test_samples_cover_the_corpus_in_order(corpus: TokenCorpus) -> None:
+    stream = SampleStream([(corpus, 1.0)], seq_len=8, seed=0, shuffle=False)
+    assert stream.num_samples == 12  # (101 - 1) // 8
+    for number in range(24):
+        tokens, _ = stream.sample(number)
+        first = number % 12 * 8 + 1
+        assert tokens.tolist() == list(range(first, first + 9))  # across shards too
+
+
+def test_the_last_label_may_be_the_last_token(packed_folder: PackedFolder) -> None:
+    exact = TokenCorpus(packed_folder([numbered(17)], name="exact"))
+    assert SampleStream([(exact, 1.0)], 8, 0).num_samples == 2
+    short = TokenCorpus(packed_folder([numbered(16)], name="short"))
+    assert SampleStream([(short, 1.0)], 8, 0).num_samples == 1
+
+
+def test_every_epoch_is_another_permutation(corpus: TokenCorpus) -> None:
+    stream = SampleStream([(corpus, 1.0)], seq_len=4, seed=3)
+    size = stream.num_samples
+    epochs = [[int(stream.sample(n)[0][0]) for n in range(e * size, (e + 1) * size)] for e in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(1, 101, 4))
+    assert epochs[0] != epochs[1] != epochs[2]
+    other = SampleStream([(corpus, 1.0)], seq_len=4, seed=4)
+    assert [int(other.sample(n)[0][0]) for n in range(size)] != epochs[0]
+
+
+def test_order_depends_on_neither_batch_size_nor_ranks(corpus: TokenCorpus) -> None:
+    def make() -> SampleStream:
+        return SampleStream([(corpus, 1.0)], seq_len=6, seed=1)
+
+    whole = make().batch(range(24), doc_mask=False).input_ids
+    pairs = torch.cat([make().batch([n, n + 1], doc_mask=False).input_ids for n in range(0, 24, 2)])
+    assert torch.equal(whole, pairs)
+    ranks = [make().batch(range(rank, 24, 4), doc_mask=False).input_ids for rank in range(4)]
+    assert torch.equal(whole, torch.stack(ranks, dim=1).flatten(0, 1))
+    assert torch.equal(whole[17:], make().batch(range(17, 24), doc_mask=False).input_ids)  # a resume
+
+
+def test_labels_are_the_next_tokens(corpus: TokenCorpus) -> None:
+    batch = SampleStream([(corpus, 1.0)], seq_len=8, seed=0).batch([0, 5, 11], doc_mask=False)
+    assert batch.input_ids.shape == batch.labels.shape == (3, 8)
+    assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
+    assert torch.equal(batch.labels, batch.input_ids + 1)
+    assert batch.position_ids is None and batch.document_ids is None
+
+
+def test_document_masks_by_hand(packed_folder: PackedFolder) -> None:
+    documents = [[11, 12, 0], [21, 0]], [[31, 32, 33, 34, 0], [41, 42, 0]]
+    corpus = TokenCorpus(packed_folder(documents))
+    stream = SampleStream([(corpus, 1.0)], seq_len=6, seed=0, shuffle=False)
+    tokens, starts = stream.sample(0)
+    assert tokens.tolist() == [11, 12, 0, 21, 0, 31, 32]
+    assert starts.tolist() == [0, 3, 5]
+    short = SampleStream([(corpus, 1.0)], seq_len=4, seed=0, shuffle=False)
+    batch = short.batch([0, 1, 2], doc_mask=True)
+    assert batch.position_ids is not None and batch.document_ids is not None
+    assert batch.input_ids.tolist() == [[11, 12, 0, 21], [0, 31, 32, 33], [34, 0, 41, 42]]
+    assert batch.labels.tolist() == [[12, 0, -100, 0], [-100, 32, 33, 34], [0, -100, 42, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0], [0, 0, 1, 2], [0, 1, 0, 1]]
+    assert batch.document_ids.tolist() == [[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 1, 1]]
+
+
+def test_a_document_that_begins_right_after_the_window(packed_folder: PackedFolder) -> None:
+    corpus = TokenCorpus(packed_folder([[[1, 2, 3, 0], [4, 5, 6, 0], [7, 0]]]))
+    batch = SampleStream([(corpus, 1.0)], 4, 0, shuffle=False).batch([0, 1], doc_mask=True)
+    assert batch.labels.tolist() == [[2, 3, 0, -100], [5, 6, 0, -100]]
+    assert batch.document_ids is not None and batch.document_ids.max() == 0
+
+
+def test_blending_two_corpora(packed_folder: PackedFolder) -> None:
+    small = TokenCorpus(packed_folder([numbered(21, 1)], name="small"))
+    large = TokenCorpus(packed_folder([numbered(201, 500)], name="large"))
+    stream = SampleStream([(small, 1.0), (large, 3.0)], seq_len=5, seed=0)
+    assert stream.num_samples == 4 + 40
+    firsts = [int(stream.sample(n)[0][0]) for n in range(64)]
+    drawn = np.cumsum([first < 500 for first in firsts])
+    assert np.all(np.abs(drawn - 0.25 * np.arange(1, 65)) < 1)
+    from_small = [first for first in firsts if first < 500]
+    for epoch in range(4):
+        assert sorted(from_small[epoch * 4 : epoch * 4 + 4]) == [1, 6, 11, 16]
+    from_large = [first for first in firsts if first >= 500]
+    assert len(set(from_large[:40])) == 40
+
+
+def test_a_corpus_too_short(packed_folder: PackedFolder) -> None:
+    folder = packed_folder([numbered(8)])
+    with pytest.raises(UserError, match=f"{folder} .train. has 8 tokens, too few for one sequence of 8"):
+        SampleStream([(TokenCorpus(folder), 1.0)], seq_len=8, seed=0)
+
+
+def test_different_tokenizers(packed_folder: PackedFolder) -> None:
+    one, other = packed_folder([numbered(9)], name="one"), packed_folder([numbered(9)], fingerprint="g", name="other")
+    with pytest.raises(UserError, match=f"{one} and {other} were packed with different tokenizers"):
+        SampleStream([(TokenCorpus(one), 1.0), (TokenCorpus(other), 1.0)], seq_len=4, seed=0)
+
+
+def test_a_batch_moves_as_a_whole(corpus: TokenCorpus) -> None:
+    batch = SampleStream([(corpus, 1.0)], 8, 0).batch([0], doc_mask=True).to("meta")
+    assert isinstance(batch, Batch)
+    for tensor in (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids):
+        assert tensor is not None and tensor.device.type == "meta"
+
+
+def test_data_argument(tmp_path: Path) -> None:
+    assert parse_data_argument("some/dir") == (Path("some/dir"), 1.0)
+    assert parse_data_argument("some/dir:0.25") == (Path("some/dir"), 0.25)
+    (tmp_path / "a:2").mkdir()
+    assert parse_data_argument(str(tmp_path / "a:2")) == (tmp_path / "a:2", 1.0)
+    for wrong in ("dir:0", "dir:-1", "dir:x", "dir:nan", "dir:inf", "dir:", ":3"):
+        with pytest.raises(UserError, match="DIR:WEIGHT"):
+            parse_data_argument(wrong)

@@ -1,0 +1,319 @@
+"""What every mixer promises, over every registered variant and over one that a third party registers here."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from deconattn.mixers import Mixer, MixerContext, ProjectedMixer, mixer_class, register, registry, variant_names
+from deconattn.model.causal_lm import CausalLM
+from deconattn.model.config import ModelConfig
+from deconattn.model.init import initialize
+from deconattn.model.rotary import Rotary
+from deconattn.ops import reference
+from deconattn.ops.documents import Documents
+
+OURS = ("standard", "mlp", "approximate", "nonapproximate", "rndemb", "fixedseq", "staticemb")
+VARIANTS = (*variant_names(), "thirdparty")
+MIXED = (
+    ("rndemb", "standard", "fixedseq", "nonapproximate"),
+    ("staticemb", "fixedseq", "mlp", "standard", "approximate"),
+    ("standard", "thirdparty", "staticemb", "fixedseq", "mlp", "rndemb"),
+)
+PATTERNS = (*((variant,) * 3 for variant in VARIANTS), *MIXED)
+HEADS = {
+    "mha": {"num_key_value_heads": 4},
+    "gqa": {"num_key_value_heads": 2},
+    "gqa_qk_norm": {"num_key_value_heads": 1, "qk_norm": True, "attention_bias": False},
+}
+LENGTHS = (1, 63, 64, 65, 200, 300)
+BASE = ModelConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=8,
+    max_position_embeddings=300,
+    layer_variants=("standard",),
+)
+
+
+class ThirdParty(ProjectedMixer):
+    """Reads all that a mixer may: queries from the random stream, keys from the static embeddings."""
+
+    fixed_stream = "random"
+    needs_static_embeddings = True
+
+    def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        scores, visible = self._scores(hidden, static, context)
+        weights = scores.sigmoid() * visible
+        mixed = weights @ self.per_query_head(self.values(hidden))
+        return self.output(mixed / weights.sum(dim=-1, keepdim=True))
+
+    def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        scores, visible = self._scores(hidden, static, context)
+        return nn.functional.logsigmoid(scores).masked_fill(~visible, -torch.inf).softmax(dim=-1)
+
+    def _scores(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> tuple[Tensor, Tensor]:
+        assert static is not None
+        row = context.fixed_rows["random"]
+        queries = context.rotary.row(row)(*self.queries_keys(hidden[row].unsqueeze(0)))[0]
+        keys = context.rotary(*self.queries_keys(static))[1]
+        if context.documents is None:
+            visible = reference.allowed(hidden.shape[1])
+        else:
+            queries = queries[0][:, context.documents.position_ids].transpose(0, 1)
+            visible = reference.allowed(hidden.shape[1], context.documents.ids[:, None])
+        return reference.scores(queries, self.per_query_head(keys)), visible
+
+    @classmethod
+    def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
+        return cls.projection_flops(config, rows, length) + 2 * rows * length**2 * config.query_size
+
+
+@pytest.fixture(scope="module", autouse=True)
+def third_party() -> Iterator[None]:
+    """Registered for these tests alone."""
+    before = dict(registry._REGISTRY)
+    register("thirdparty")(ThirdParty)
+    yield
+    registry._REGISTRY.clear()
+    registry._REGISTRY.update(before)
+
+
+def positions_in(documents: Tensor) -> Tensor:
+    """[R, L] document ids -> positions within each document, by the plainest loop."""
+    positions = torch.zeros_like(documents)
+    for row, ids in enumerate(documents.tolist()):
+        for t in range(1, len(ids)):
+            positions[row, t] = positions[row, t - 1] + 1 if ids[t] == ids[t - 1] else 0
+    return positions
+
+
+def build_context(config: ModelConfig, rows: int, length: int, masked: bool, dtype: torch.dtype) -> MixerContext:
+    """For `rows` sequences and both fixed streams; where masked, documents of about 40 tokens, other in each row."""
+    positions = torch.arange(length)[None]
+    documents = None
+    if masked:
+        generator = torch.Generator().manual_seed(length)
+        ids = (torch.rand(rows, length, generator=generator) < 1 / 40).long().cumsum(dim=1)
+        ids = torch.cat([ids, torch.zeros(2, length, dtype=torch.long)])
+        positions = positions_in(ids)
+        documents = Documents(ids, positions)
+    return MixerContext(Rotary.of(config, positions, dtype), documents, {"random": -2, "text": -1})
+
+
+def build_mixer(variant: str, **changes: object) -> Mixer:
+    """In float64, with weights large enough for sharp maps and nothing at a special value."""
+    mixer = mixer_class(variant)(replace(BASE, **changes)).double()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.double) * 0.3)
+        for name, parameter in mixer.named_parameters():
+            if "norm" in name:
+                parameter.add_(1)
+    return mixer
+
+
+def build_inputs(rows: int, length: int, dtype: torch.dtype = torch.double) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states and static embeddings (both ask for gradients), and a gradient for the output."""
+    generator = torch.Generator().manual_seed(length)
+    drawn = torch.randn(3, rows, length, BASE.hidden_size, generator=generator, dtype=torch.double).to(dtype)
+    return drawn[0].clone().requires_grad_(), drawn[1].clone().requires_grad_(), drawn[2].clone()
+
+
+def by_the_map(mixer: Mixer, hidden: Tensor, static: Tensor, context: MixerContext) -> Tensor:
+    """A @ V through the output projection, A as the mixer reports it."""
+    assert isinstance(mixer, ProjectedMixer)
+    weights = mixer.attention_map(hidden, static, context)
+    assert weights is not None
+    return mixer.output(weights @ mixer.per_query_head(mixer.values(hidden)))
+
+
+def gradients(output: Tensor, mixer: Mixer, hidden: Tensor, static: Tensor, upstream: Tensor) -> list[Tensor]:
+    wanted = [hidden, static, *mixer.parameters()]
+    return list(torch.autograd.grad(output, wanted, upstream, allow_unused=True, materialize_grads=True))
+
+
+def mixes(variant: str) -> bool:
+    return variant != "mlp"
+
+
+def test_the_seven_variants_are_registered():
+    assert set(OURS) <= set(variant_names())
+
+
+def test_a_name_is_taken_once():
+    class Impostor(ThirdParty):
+        pass
+
+    with pytest.raises(ValueError, match="'standard' is already registered"):
+        register("standard")(Impostor)
+    assert mixer_class("standard") is not Impostor
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
+@pytest.mark.parametrize("variant", filter(mixes, VARIANTS))
+def test_forward_and_gradients_are_those_of_the_map(variant: str, masked: bool, heads: str):
+    mixer = build_mixer(variant, **HEADS[heads])
+    for length in LENGTHS:
+        context = build_context(mixer.config, 2, length, masked, torch.double)
+        hidden, static, upstream = build_inputs(4, length)
+        output = mixer(hidden, static, context)
+        expected = by_the_map(mixer, hidden, static, context)
+        assert_close(output, expected, rtol=1e-10, atol=1e-10)
+        got = gradients(output, mixer, hidden, static, upstream)
+        wanted = gradients(expected, mixer, hidden, static, upstream)
+        names = ["hidden", "static", *(name for name, _ in mixer.named_parameters())]
+        for name, ours, theirs in zip(names, got, wanted, strict=True):
+            assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=lambda m, n=name, x=length: f"{n}, length {x}: {m}")
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_map_is_causal_and_rows_sum_to_one(variant: str, masked: bool):
+    mixer = build_mixer(variant, num_key_value_heads=2)
+    context = build_context(mixer.config, 2, 130, masked, torch.double)
+    hidden, static, _ = build_inputs(4, 130)
+    weights = mixer.attention_map(hidden, static, context)
+    if weights is None:  # then nothing may be mixed: shuffled tokens come out shuffled
+        shuffled = torch.randperm(130, generator=torch.Generator().manual_seed(0))
+        output = mixer(hidden[:, shuffled], static[:, shuffled], context)
+        assert_close(output, mixer(hidden, static, context)[:, shuffled])
+        return
+    assert weights.shape == (4, 4, 130, 130)
+    assert (weights >= 0).all()
+    assert not weights.triu(1).any()
+    assert_close(weights.sum(dim=-1), torch.ones(4, 4, 130, dtype=torch.double), rtol=1e-12, atol=1e-12)
+    if masked:
+        ids = context.documents.ids
+        assert len(ids[0].unique()) > 2
+        assert not weights.masked_fill((ids[:, None, :, None] == ids[:, None, None, :]), 0).any()
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_num_parameters_is_the_modules(variant: str, heads: str):
+    config = replace(BASE, **HEADS[heads])
+    mixer = mixer_class(variant)(config)
+    assert mixer_class(variant).num_parameters(config) == sum(parameter.numel() for parameter in mixer.parameters())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_forward_flops_grow_by_the_same_amount_with_each_row(variant: str):
+    one, two, three = (mixer_class(variant).forward_flops(BASE, rows, 64) for rows in (1, 2, 3))
+    assert isinstance(one, int)
+    assert 0 < two - one == three - two <= one
+    assert mixer_class(variant).forward_flops(BASE, 1, 128) >= 2 * one
+
+
+# The unit is the format's epsilon, plus in any format what fp32 leaves of an angle of 200 radians. A result goes
+# through about four roundings in a row (projection, rotation, mixing, output), a gradient through twice as many.
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_low_precision_is_close_to_float64(variant: str, dtype: torch.dtype, masked: bool):
+    mixer = build_mixer(variant, num_key_value_heads=2).to(dtype)
+    exact = build_mixer(variant, num_key_value_heads=2)
+    exact.load_state_dict(mixer.state_dict())
+    hidden, static, upstream = build_inputs(4, 200, dtype)
+    output = mixer(hidden, static, build_context(mixer.config, 2, 200, masked, dtype))
+    assert output.dtype == dtype
+    got = gradients(output, mixer, hidden, static, upstream)
+
+    hidden, static = hidden.detach().double().requires_grad_(), static.detach().double().requires_grad_()
+    expected = exact(hidden, static, build_context(exact.config, 2, 200, masked, torch.double))
+    wanted = gradients(expected, exact, hidden, static, upstream.double())
+
+    unit = torch.finfo(dtype).eps + 200 * torch.finfo(torch.float32).eps / 2
+    assert (output.double() - expected).norm() <= 4 * unit * expected.norm()
+    names = ["hidden", "static", *(name for name, _ in mixer.named_parameters())]
+    # Softmax does not see a constant added to all keys: the key bias has no gradient of its own to be close to
+    # where queries and keys are not rotated, and a small one where they are.
+    scale = max(theirs.norm() / theirs.numel() ** 0.5 for theirs in wanted[2:])
+    for name, ours, theirs in zip(names, got, wanted, strict=True):
+        floor = scale * theirs.numel() ** 0.5 if name.startswith(("q_proj", "k_proj")) else 0.0
+        error = (ours.double() - theirs).norm()
+        assert error <= 8 * unit * max(theirs.norm(), floor), name
+
+
+def build_model(variants: tuple[str, ...], **changes: object) -> CausalLM:
+    """A whole model in float64, away from its initial weights."""
+    settings = {"num_key_value_heads": 2, "max_position_embeddings": 200, **changes}
+    config = replace(BASE, num_hidden_layers=len(variants), layer_variants=variants, **settings)
+    generator = torch.Generator().manual_seed(3)
+    model = CausalLM(config).double()
+    initialize(model, seed=0, fixed_ids=torch.randint(config.vocab_size, (200,), generator=generator))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.double) * 0.2)
+    return model
+
+
+def random_tokens(*shape: int) -> Tensor:
+    return torch.randint(BASE.vocab_size, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("variants", PATTERNS, ids=",".join)
+def test_changing_a_token_changes_nothing_before_it(variants: tuple[str, ...]):
+    model = build_model(variants)
+    changed = (1, 63, 64, 65, 128, 199)
+    tokens = random_tokens(1, 200).repeat(1 + len(changed), 1)
+    for row, t in enumerate(changed, start=1):
+        tokens[row, t] = (tokens[row, t] + 1) % BASE.vocab_size
+    with torch.no_grad():
+        logits = model.logits(tokens)
+    mixing = any(map(mixes, variants))
+    for row, t in enumerate(changed, start=1):
+        assert_close(logits[row, :t], logits[0, :t], rtol=1e-11, atol=1e-11)
+        moved = (logits[row] - logits[0]).abs().amax(dim=-1) > 1e-9
+        assert moved[t]
+        if t < 199:
+            assert moved[t + 1 :].any() == mixing
+
+
+@pytest.mark.parametrize("variants", PATTERNS, ids=",".join)
+def test_rows_of_a_batch_do_not_meet(variants: tuple[str, ...]):
+    model = build_model(variants)
+    tokens = random_tokens(3, 70)
+    with torch.no_grad():
+        alone = torch.cat([model.logits(row[None]) for row in tokens])
+        assert_close(model.logits(tokens), alone, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("variants", PATTERNS, ids=",".join)
+def test_packed_documents_get_what_each_gets_alone(variants: tuple[str, ...]):
+    model = build_model(variants)
+    packed = ((1, 63, 66, 70), (130, 2, 68))
+    tokens = random_tokens(2, 200)
+    documents = torch.stack([torch.repeat_interleave(3 * torch.arange(len(row)), torch.tensor(row)) for row in packed])
+    positions = positions_in(documents)
+    labels = tokens.roll(-1, dims=1)
+    labels[:, -1] = -100
+    labels[:, :-1][documents[:, 1:] != documents[:, :-1]] = -100
+
+    logits = model.logits(tokens, positions, documents)
+    loss = model(tokens, labels, positions, documents)
+    gradients = torch.autograd.grad(loss.total, list(model.parameters()), allow_unused=True, materialize_grads=True)
+
+    total = torch.zeros((), dtype=torch.double)
+    count = 0
+    for row, lengths in enumerate(packed):
+        start = 0
+        for length in lengths:
+            part = slice(start, start + length)
+            assert_close(logits[row, part], model.logits(tokens[row : row + 1, part])[0], rtol=1e-10, atol=1e-10)
+            alone = model(tokens[row : row + 1, part], labels[row : row + 1, part])
+            total, count, start = total + alone.total, count + alone.labels, start + length
+    assert loss.labels == count
+    assert_close(loss.total, total, rtol=1e-12, atol=0)
+    separate = torch.autograd.grad(total, list(model.parameters()), allow_unused=True, materialize_grads=True)
+    for (name, _), ours, theirs in zip(model.named_parameters(), gradients, separate, strict=True):
+        assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,15 @@
+"""Pack text into Arrow shards: `python tools/pack.py INPUT... --tokenizer T --out DIR`."""
+
+from deconattn.cli import parse, run
+
+
+def main() -> None:
+    """Pack and print the summary."""
+    # Imported here because every worker process imports this file anew.
+    from deconattn.data.pack import PackConfig, pack
+
+    print(pack(parse(PackConfig)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -116,7 +116,7 @@ def test_unknown_pattern(pattern: str):
 
 @pytest.mark.parametrize("pattern", ["mlp,,standard,mlp", "mlp*3,standard", "3*,standard", "-1*mlp,standard", "mlp,"])
 def test_unreadable_entry(pattern: str):
-    with pytest.raises(UserError, match="cannot read|unknown variant"):
+    with pytest.raises(UserError, match=r"cannot read|unknown variant"):
         layer_variants(pattern, "rndemb", 4, KNOWN)
 
 

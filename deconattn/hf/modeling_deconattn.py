@@ -111,9 +111,8 @@ def _documents(
         starts[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
     if attention_mask is not None:
         if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}: give one of input_ids' {tuple(input_ids.shape)}"
-            )
+            shape = tuple(attention_mask.shape)
+            raise ValueError(f"attention_mask has shape {shape}: give one of input_ids' {tuple(input_ids.shape)}")
         real = attention_mask.bool()
         starts[:, 1:] |= real[:, 1:] != real[:, :-1]
         spans = real[:, 0] + (real[:, 1:] & ~real[:, :-1]).sum(dim=1)

@@ -56,7 +56,7 @@ def _register_config(auto: ModuleType) -> None:
         _register_model()
         return object.__new__(cls)
 
-    DeconAttnConfig.__new__ = new
+    DeconAttnConfig.__new__ = new  # type: ignore[method-assign, assignment]
 
 
 @cache

@@ -2,6 +2,9 @@
 
 The converters of transformers give control pieces and bytes the score zero, so that a literal `<s>` or
 `<0x0A>` in a text becomes that piece; SentencePiece spells it out. Here they can never win.
+
+SentencePiece adds up scores in fp32, tokenizers in fp64: in a text of many thousand tokens one cut in a near
+tie may fall otherwise.
 """
 
 from pathlib import Path
@@ -31,23 +34,21 @@ def convert(path: Path) -> Tokenizer:
     proto.ParseFromString(path.read_bytes())
     kind = proto.trainer_spec.model_type
     if kind not in (_UNIGRAM, _BPE) or proto.trainer_spec.treat_whitespace_as_suffix:
-        raise UserError(f"{path} is neither a unigram nor a BPE model with prefixed spaces: no tokenizer.json can hold it")
+        raise UserError(
+            f"{path} is neither a unigram nor a BPE model with prefixed spaces: no tokenizer.json can hold it"
+        )
     tokenizer = Tokenizer(_unigram(proto) if kind == _UNIGRAM else _bpe(proto))
     tokenizer.normalizer = _normalizer(proto.normalizer_spec)
     tokenizer.decoder = _decoder(proto.normalizer_spec.add_dummy_prefix)
     added = [piece for piece in proto.pieces if piece.type in (_CONTROL, _USER_DEFINED)]
-    tokenizer.add_tokens(
-        [AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL) for piece in added]
-    )
+    tokenizer.add_tokens([AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL) for piece in added])
     return tokenizer
 
 
 def _unigram(proto: Any) -> models.Unigram:
     possible = (_NORMAL, _USER_DEFINED)
     vocabulary = [(piece.piece, piece.score if piece.type in possible else _NEVER) for piece in proto.pieces]
-    return models.Unigram(
-        vocabulary, unk_id=proto.trainer_spec.unk_id, byte_fallback=proto.trainer_spec.byte_fallback
-    )
+    return models.Unigram(vocabulary, unk_id=proto.trainer_spec.unk_id, byte_fallback=proto.trainer_spec.byte_fallback)
 
 
 def _bpe(proto: Any) -> models.BPE:

@@ -67,7 +67,6 @@ class Engine:
         self.model = model
         self._optimizer = optimizer
         self.state = ZeroState(model, optimizer, wrapped, self.stage)
-        self.state.create_moments(0)
 
     def train_step(self, micro_batches: Sequence[Batch], learning_rate: float, stop: bool = False) -> StepResult:
         """One optimiser step over this rank's micro-batches; a collective call.

@@ -19,12 +19,15 @@ import psutil
 from deconattn.cli import run
 from deconattn.train.command_line import parse_training_flags
 from deconattn.train.run_folder import check_run_folder
+from deconattn.train.runtime import free_port
 
 
 def main() -> int:
     script, *arguments = sys.argv[1:]
     check_run_folder(parse_training_flags(arguments))
     options = shlex.split(os.environ.get("DEEPSPEED_ARGS", ""))
+    if not any(option.startswith(("--master_port", "--hostfile")) for option in options):
+        options += ["--master_port", str(free_port())]  # two runs side by side must not share the default
     command = [sys.executable, "-m", "deepspeed.launcher.runner", *options, script, *arguments]
     # A session of its own, or Ctrl-C would reach DeepSpeed's launcher too.
     process = subprocess.Popen(command, start_new_session=True)

@@ -1,6 +1,7 @@
 """What is told of a run while it trains: `metrics.jsonl`, a progress line, Weights & Biases."""
 
 import json
+import math
 import os
 import secrets
 import time
@@ -32,7 +33,7 @@ class MetricsFile:
 
     def write(self, row: dict[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(json.dumps({key: _json_value(value) for key, value in row.items()}) + "\n")
             self._file.flush()
         except OSError as error:
             raise UserError(
@@ -131,6 +132,11 @@ class Metrics:
         self._file.write(row)
         if self._wandb:
             self._wandb.log(row)
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no infinities and no NaN: they become strings."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _kept_rows(path: Path, resumed_step: int) -> list[str]:

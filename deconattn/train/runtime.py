@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import socket
 import sys
 from importlib.metadata import version
 
@@ -24,9 +25,9 @@ def start_distributed() -> torch.device:
     if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
         ranks_here = int(os.environ.get("LOCAL_SIZE", world_size()))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29500")
+    if "RANK" not in os.environ:  # started without a launcher: a world of one
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(free_port())
 
     import deepspeed
     import deepspeed.ops
@@ -39,6 +40,13 @@ def start_distributed() -> torch.device:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device("cpu")
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def environment() -> dict[str, str]:

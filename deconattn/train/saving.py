@@ -66,7 +66,7 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     The model must have got the checkpoint's weights before the engine was made of it, which is how the
     low-precision copies get theirs; here the fp32 masters and the moments follow.
     """
-    engine.state.create_moments(checkpoint.progress.optimizer_steps)
+    engine.state.optimizer_steps = checkpoint.progress.optimizer_steps
     parameters = {name for name, _ in engine.model.named_parameters()}
     for kind in KINDS:
         for name, tensor in checkpoint.tensors(kind):

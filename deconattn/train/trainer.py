@@ -1,7 +1,6 @@
 """The training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
 import dataclasses
-import math
 import shlex
 import time
 from pathlib import Path
@@ -183,8 +182,8 @@ class Trainer:
         sequences = self.progress.step * self.flags.optimization.global_batch_size
         return {
             "step": self.progress.step,
-            "loss": _json_number(result.loss),
-            "grad_norm": _json_number(result.grad_norm),
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
             "learning_rate": rate,
             "tokens": sequences * self.flags.data.seq_len,
             "skipped_steps": self.progress.skipped_steps,
@@ -231,11 +230,6 @@ class _Clock:
     def restart(self) -> None:
         """Leave out what just passed."""
         self._since, self._steps = time.perf_counter(), 0
-
-
-def _json_number(value: float) -> float | str:
-    """JSON has no infinities."""
-    return value if math.isfinite(value) else str(value)
 
 
 def _tool(name: str) -> str:

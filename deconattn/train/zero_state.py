@@ -33,14 +33,17 @@ class ZeroState:
     def __init__(self, module: nn.Module, base: torch.optim.Optimizer, wrapped: object, stage: int) -> None:
         self._parameters = dict(module.named_parameters())
         self._base, self._wrapped, self._stage = base, wrapped, stage
+        self._create_moments()
 
     @property
     def optimizer_steps(self) -> int:
         """Steps that AdamW has taken (skipped ones are not counted)."""
+        return int(next(iter(self._base.state.values()))["step"])
+
+    @optimizer_steps.setter
+    def optimizer_steps(self, steps: int) -> None:
         for state in self._base.state.values():
-            if "step" in state:
-                return int(state["step"])
-        return 0
+            state["step"].fill_(steps)
 
     def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 tensor on the CPU) of every parameter; kind is `weights` or a moment.
@@ -62,16 +65,10 @@ class ZeroState:
         else:
             safe_set_full_optimizer_state(parameter, value, kind)
 
-    def create_moments(self, optimizer_steps: int) -> None:
-        """Give AdamW zero moments as if it had taken `optimizer_steps` steps, ready for :meth:`load`."""
+    def _create_moments(self) -> None:
         for partition in self._partitions():
-            step = torch.tensor(float(optimizer_steps), dtype=torch.float32)
-            if self._base.defaults.get("fused"):
-                step = step.to(partition.device)
-            self._base.state[partition] = {
-                "step": step,
-                **{moment: torch.zeros_like(partition) for moment in MOMENTS},
-            }
+            step = torch.zeros((), dtype=torch.float32, device=partition.device)
+            self._base.state[partition] = {"step": step, **{name: torch.zeros_like(partition) for name in MOMENTS}}
         link = getattr(self._wrapped, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:
             link()

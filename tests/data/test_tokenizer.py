@@ -48,11 +48,14 @@ def test_truncation_and_special_tokens_in_the_file_are_ignored(hf_tokenizer: Pat
 def test_fingerprint_follows_what_determines_ids(hf_tokenizer: Path, tmp_path: Path) -> None:
     content = json.loads(hf_tokenizer.read_text())
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in content["model"]["merges"]]
-    (tmp_path / "same.json").write_text(json.dumps({**content, "model": {**content["model"], "merges": merges}}))
+    spellings = {"old.json": [" ".join(merge) for merge in merges], "new.json": merges}
+    for name, spelling in spellings.items():
+        (tmp_path / name).write_text(json.dumps({**content, "model": {**content["model"], "merges": spelling}}))
     content["model"]["merges"] = merges[:-1]
     (tmp_path / "other.json").write_text(json.dumps(content))
     original = load_tokenizer(hf_tokenizer).fingerprint
-    assert load_tokenizer(tmp_path / "same.json").fingerprint == original
+    assert load_tokenizer(tmp_path / "old.json").fingerprint == original
+    assert load_tokenizer(tmp_path / "new.json").fingerprint == original
     assert load_tokenizer(tmp_path / "other.json").fingerprint != original
 
 

@@ -106,3 +106,22 @@ def test_qk_norm_comes_before_rotation_and_silu():
             scores = (torch.nn.functional.silu(queries) * keys).sum(dim=-1)[..., None, :].expand(1, 4, 4, 4) / 8**0.5
         expected = scores.masked_fill(torch.ones(4, 4, dtype=torch.bool).triu(1), -torch.inf).softmax(dim=-1)
         assert_close(mixer.attention_map(x, None, context_of(config, 4)), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_nonapproximate_scores_are_not_rounded_to_bfloat16(monkeypatch: pytest.MonkeyPatch):
+    """A score of some hundreds in bf16 would be off by one, its weight by e."""
+    seen: list[Tensor] = []
+
+    def spy(scores: Tensor, values: Tensor, document_ids: Tensor | None) -> Tensor:
+        seen.append(scores)
+        return values
+
+    monkeypatch.setattr("deconattn.mixers.nonapproximate.prefix_average", spy)
+    mixer = mixer_class("nonapproximate")(TINY).bfloat16()
+    x = 30 * torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mixer(x, None, context_of(TINY, 20, torch.bfloat16))
+    queries, keys = mixer.queries_keys(x)
+    products = torch.nn.functional.silu(queries) * mixer.per_query_head(keys)
+    assert seen[0].dtype == torch.float32
+    assert seen[0].abs().max() > 100
+    assert_close(seen[0].double(), products.double().sum(dim=-1) / 8**0.5, rtol=1e-5, atol=1e-4)

@@ -1,0 +1,79 @@
+"""`config.json` and `generation_config.json` of an export: Qwen's where Qwen is what was trained, else our own."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from deconattn.model.config import ModelConfig
+
+_SHARED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+)
+
+
+def stock_model_type(config: ModelConfig) -> str | None:
+    """`qwen2` or `qwen3` if that architecture is exactly this model, else None."""
+    if set(config.layer_variants) != {"standard"}:
+        return None
+    if config.attention_bias and not config.qk_norm and config.query_size == config.hidden_size:
+        return "qwen2"
+    if config.qk_norm and not config.attention_bias:
+        return "qwen3"
+    return None
+
+
+def config_json(config: ModelConfig, dtype: torch.dtype, eos_token_id: int | None) -> dict[str, Any]:
+    """The content of config.json."""
+    dtype_name = str(dtype).removeprefix("torch.")
+    common: dict[str, Any] = {
+        "bos_token_id": None,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": eos_token_id,
+        "dtype": dtype_name,
+    }
+    stock = stock_model_type(config)
+    if stock is None:
+        return {
+            "architectures": ["DeconAttnForCausalLM"],
+            "auto_map": {
+                "AutoConfig": "configuration_deconattn.DeconAttnConfig",
+                "AutoModelForCausalLM": "modeling_deconattn.DeconAttnForCausalLM",
+            },
+            "model_type": "deconattn",
+            **dataclasses.asdict(config),
+            **common,
+        }
+    values = {name: getattr(config, name) for name in _SHARED}
+    if stock == "qwen3":
+        values |= {"head_dim": config.head_dim, "attention_bias": False}
+    return {
+        "architectures": [{"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[stock]],
+        "model_type": stock,
+        **values,
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "max_window_layers": config.num_hidden_layers,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "rope_theta": config.rope_theta,  # transformers 4 reads this one, and `torch_dtype`
+        "sliding_window": None,
+        "use_cache": True,
+        "use_sliding_window": False,
+        **common,
+        "torch_dtype": dtype_name,
+    }
+
+
+def generation_config_json(eos_token_id: int | None) -> dict[str, Any]:
+    """The content of generation_config.json: greedy, from one separator to the next."""
+    ids = {} if eos_token_id is None else {"eos_token_id": eos_token_id, "pad_token_id": eos_token_id}
+    return {"do_sample": False, **ids}

@@ -1,0 +1,142 @@
+"""Write a trained model as a Hugging Face folder.
+
+    OUT/
+        config.json  generation_config.json  README.md
+        model.safetensors               (or model-00001-of-N.safetensors and model.safetensors.index.json)
+        tokenizer.json  tokenizer_config.json
+        modeling_deconattn.py  ...      the model's own code, unless stock Qwen2 or Qwen3 is what was trained
+
+The same weights give the same bytes.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deconattn.data.tokenizer import load_tokenizer
+from deconattn.durable import sync_folder, sync_tree
+from deconattn.errors import UserError
+from deconattn.hf.config_files import config_json, generation_config_json, stock_model_type
+from deconattn.hf.model_card import model_card
+from deconattn.hf.source import exported_source
+from deconattn.hf.tokenizer_files import check_tokenizer, write_tokenizer
+from deconattn.model.causal_lm import CausalLM
+from deconattn.model.config import ModelConfig
+
+MAX_SHARD_SIZE = "5GB"
+
+
+def export(
+    weights: Mapping[str, Tensor],
+    config: ModelConfig,
+    out: Path,
+    *,
+    dtype: torch.dtype,
+    tokenizer_folder: Path | None,
+    plugins: Sequence[Path] = (),
+    step: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write `out`, whole or not at all.
+
+    Args:
+        weights: the canonical state dict (names and shapes of `CausalLM(config).state_dict()`).
+        dtype: what floating-point tensors are stored in.
+        tokenizer_folder: holds a tokenizer.json or a SentencePiece tokenizer.model; None leaves it out.
+        plugins: files of third-party variants; they are carried along and must be loaded in this process.
+        step: training steps, for the model card.
+        overwrite: replace an earlier export at `out`.
+
+    Raises:
+        UserError: `out` is in use, the weights are not the configuration's, or the tokenizer cannot be expressed.
+    """
+    out = out.resolve()
+    _check_free(out, overwrite)
+    tensors = _checked(weights, config)
+    stock = stock_model_type(config)
+    eos = None if tokenizer_folder is None else load_tokenizer(tokenizer_folder).eos_token_id
+    parameters = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("model.fixed_"))
+    with _whole_or_not(out, overwrite) as folder:
+        _write_json(folder / "config.json", config_json(config, dtype, eos))
+        _write_json(folder / "generation_config.json", generation_config_json(eos))
+        (folder / "README.md").write_text(model_card(config, dtype, parameters, step), encoding="utf-8")
+        if stock is None:
+            for name, text in exported_source(plugins).items():
+                (folder / name).write_text(text, encoding="utf-8")
+        if tokenizer_folder is not None:
+            write_tokenizer(tokenizer_folder, folder, stock or "deconattn", config.max_position_embeddings)
+            check_tokenizer(tokenizer_folder, folder)
+        _write_weights(tensors, dtype, folder)
+
+
+def _checked(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The weights in the model's order, without the tied head."""
+    with torch.device("meta"):
+        expected = CausalLM(config).state_dict()
+    if config.tie_word_embeddings:
+        del expected["lm_head.weight"]
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise UserError(f"the weights lack {name}: export a checkpoint of this very configuration")
+        if weights[name].shape != tensor.shape:
+            shapes = f"{tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+            raise UserError(f"{name} has shape {shapes}: export a checkpoint of this very configuration")
+    surplus = sorted(set(weights) - set(expected) - {"lm_head.weight"})
+    if surplus:
+        raise UserError(f"the configuration has no {surplus[0]}: export a checkpoint of this very configuration")
+    return {name: weights[name] for name in expected}
+
+
+def _write_weights(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> None:
+    stored = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    split = split_torch_state_dict_into_shards(stored, max_shard_size=MAX_SHARD_SIZE)
+    for file_name, names in split.filename_to_tensors.items():
+        # Clones: safetensors refuses tensors that share storage, as views of one flat buffer do.
+        shard = {name: stored[name].detach().clone(memory_format=torch.contiguous_format) for name in names}
+        save_file(shard, folder / file_name, metadata={"format": "pt"})
+        (folder / file_name).chmod(0o644)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists and is not empty: choose another folder or give --overwrite")
+    if not (out / "generation_config.json").is_file() or not (out / "config.json").is_file():
+        raise UserError(f"{out} is not an export, so --overwrite leaves it alone: choose another folder")
+
+
+@contextmanager
+def _whole_or_not(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling that becomes `out` if the body succeeds and vanishes if it does not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    folder, replaced = work / out.name, work / "replaced"
+    try:
+        folder.mkdir()
+        yield folder
+        sync_tree(folder)
+        _check_free(out, overwrite)
+        if out.exists():
+            os.rename(out, replaced)
+        os.rename(folder, out)
+        sync_folder(out.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

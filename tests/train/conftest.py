@@ -1,0 +1,90 @@
+"""Fixtures for trainings: in this process, in two ranks, or through a shell."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deconattn.train import runtime
+from deconattn.train.metrics import METRICS
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--hidden-size 32 --intermediate-size 64 --num-hidden-layers 2 --num-attention-heads 2 --seq-len 32 "
+    "--global-batch-size 4 --micro-batch-size 2 --steps 6 --eval-every 100 --eval-sequences 8 --save-every 100 "
+    "--precision fp32"
+).split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def process_group() -> Iterator[None]:
+    """A world of one, so that trainings can run in this process."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    runtime.start_distributed()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def small(corpus: Path) -> list[str]:
+    """Flags of a training that takes a second."""
+    return ["--data", str(corpus), *SMALL]
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[list[str]]], str]:
+    """Run jobs (see jobs.py) in two processes; returns what they printed."""
+
+    def run(jobs: list[list[str]]) -> str:
+        listing = tmp_path_factory.mktemp("jobs") / "jobs.json"
+        listing.write_text(json.dumps(jobs))
+        port = str(runtime.free_port())
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("jobs.py")), str(listing)],
+                env=environment() | {
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2",
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                },
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for rank in range(2)
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+        return "\n".join(outputs)
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    """For a process that is not a rank of ours: without this process's world, with the checkout importable."""
+    ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    kept["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return kept | {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Training loss by step; a step that appears twice fails."""
+    steps = [row for row in rows(run) if "loss" in row]
+    assert len({row["step"] for row in steps}) == len(steps)
+    return {row["step"]: row["loss"] for row in steps}
+
+
+def validation_losses(run: Path) -> dict[int, float]:
+    found = [row for row in rows(run) if "val_loss" in row]
+    assert len({row["step"] for row in found}) == len(found)
+    return {row["step"]: row["val_loss"] for row in found}

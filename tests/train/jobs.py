@@ -1,0 +1,66 @@
+"""Runs several trainings in one process group: `python jobs.py FILE`, FILE a JSON list of flag lists.
+
+Starting a process costs seconds and a further engine inside it next to nothing, so tests that need ranks bundle
+their trainings. A job that ends in a UserError prints it and the next one runs. A flag list may begin with
+`poison=N`: the parameters get a NaN gradient at step N (from 0) and after, for tests of skipped steps.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from deconattn.errors import UserError
+from deconattn.train import runtime
+from deconattn.train.command_line import parse_training_flags
+from deconattn.train.run_folder import check_run_folder
+from deconattn.train.trainer import Trainer
+
+
+class Stop:
+    """Asks for a stop before step `at` has ended; never, if that is None."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.trainer = at, None
+
+    def __bool__(self) -> bool:
+        return self.at is not None and self.trainer is not None and self.trainer.progress.step + 1 >= self.at
+
+
+def run_job(arguments: list[str]) -> Trainer:
+    """Train in this process group, which must have been started."""
+    special: dict[str, int] = {}
+    while arguments and "=" in arguments[0]:
+        name, value = arguments[0].split("=")
+        special[name], arguments = int(value), arguments[1:]
+    flags = parse_training_flags(arguments)
+    check_run_folder(flags)
+    stop = Stop(special.get("stop"))
+    trainer = Trainer(flags, stop)
+    stop.trainer = trainer
+    if "poison" in special:
+        _poison(trainer, special["poison"], special.get("until", 10**9))
+    trainer.run()
+    return trainer
+
+
+def _poison(trainer: Trainer, first: int, until: int) -> None:
+    parameter = trainer.engine.model.model.norm.weight
+
+    def hook(gradient: Any) -> Any:
+        return gradient * float("nan") if first <= trainer.progress.step < until else gradient
+
+    parameter.register_hook(hook)
+
+
+def main() -> None:
+    runtime.start_distributed()
+    for arguments in json.loads(Path(sys.argv[1]).read_text()):
+        try:
+            run_job(arguments)
+        except UserError as error:
+            print(f"job failed: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

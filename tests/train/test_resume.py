@@ -1,0 +1,162 @@
+"""A run that is interrupted is the run that was not: same losses, same weights, to the bit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from deconattn.errors import UserError
+from deconattn.train.checkpoint import newest_good, open_checkpoint, read_checkpoint, steps_in
+from tests.train.conftest import losses, rows, validation_losses
+from tests.train.jobs import run_job
+
+
+def same_state(one: Path, other: Path) -> bool:
+    """Weights and moments of two checkpoints, bit for bit."""
+    for kind in ("weights", "exp_avg", "exp_avg_sq"):
+        left, right = dict(read_checkpoint(one).tensors(kind)), dict(read_checkpoint(other).tensors(kind))
+        if left.keys() != right.keys() or not all(torch.equal(left[name], right[name]) for name in left):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("zero", ["0", "1", "2", "3"])
+def test_a_stop_in_the_middle_changes_nothing(small: list[str], tmp_path: Path, zero: str) -> None:
+    flags = [*small, "--zero", zero, "--variant", "rndemb", "--pattern", "1:1"]
+    run_job([*flags, "--save", str(tmp_path / "whole")])
+    run_job(["stop=3", *flags, "--save", str(tmp_path / "cut")])
+    assert [folder.name for folder in steps_in(tmp_path / "cut")] == ["step-3"]
+    run_job(["--save", str(tmp_path / "cut"), "--resume"])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert validation_losses(tmp_path / "cut") == validation_losses(tmp_path / "whole")
+    assert same_state(tmp_path / "whole/checkpoints/step-6", tmp_path / "cut/checkpoints/step-6")
+    steps = open_checkpoint(tmp_path / "cut").progress
+    assert (steps.step, steps.optimizer_steps, steps.skipped_steps) == (6, 6, 0)
+
+
+def test_bf16_resumes_from_its_fp32_masters(small: list[str], tmp_path: Path) -> None:
+    flags = [*small, "--precision", "bf16", "--variant", "fixedseq", "--pattern", "1:1"]
+    run_job([*flags, "--save", str(tmp_path / "whole")])
+    run_job(["stop=3", *flags, "--save", str(tmp_path / "cut")])
+    run_job(["--save", str(tmp_path / "cut"), "--resume"])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_state(tmp_path / "whole/checkpoints/step-6", tmp_path / "cut/checkpoints/step-6")
+    weight = open_checkpoint(tmp_path / "cut").weights()["model.layers.0.mlp.up_proj.weight"]
+    assert weight.dtype == torch.float32
+    assert not torch.equal(weight, weight.bfloat16().float()), "the masters hold more than bf16"
+
+
+def test_rows_written_after_the_last_checkpoint_are_not_repeated(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_job([*small, "--save", str(run), "--save-every", "2", "--eval-every", "2"])
+    before = rows(run)
+    shutil.rmtree(run / "checkpoints/step-6")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # a kill cut this line short
+    run_job(["--save", str(run), "--resume"])
+    untimed = [{k: v for k, v in row.items() if k not in ("memory_gib", "tokens_per_second")} for row in rows(run)]
+    assert untimed == [{k: v for k, v in row.items() if k not in ("memory_gib", "tokens_per_second")} for row in before]
+
+
+def test_only_the_newest_checkpoints_are_kept(small: list[str], tmp_path: Path) -> None:
+    run_job([*small, "--save", str(tmp_path), "--save-every", "1", "--keep", "2"])
+    assert [folder.name for folder in steps_in(tmp_path)] == ["step-6", "step-5"]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "unsealed", "garbled"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    small: list[str], tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_job([*small, "--save", str(tmp_path), "--save-every", "2"])
+    expected = losses(tmp_path)
+    newest = tmp_path / "checkpoints/step-6"
+    victim = newest / "exp_avg-00001.safetensors"
+    content = bytearray(victim.read_bytes())
+    match damage:
+        case "flip":
+            content[len(content) // 2] ^= 1
+            victim.write_bytes(content)
+        case "truncate":
+            victim.write_bytes(content[:-1])
+        case "missing":
+            victim.unlink()
+        case "unsealed":
+            victim = newest / "checkpoint.json"
+            victim.unlink()
+        case "garbled":
+            victim = newest / "checkpoint.json"
+            victim.write_text("{")
+    with pytest.raises(UserError, match=victim.name):
+        open_checkpoint(newest)
+    checkpoint = newest_good(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.step == 4
+    assert "step-6" in capfd.readouterr().err
+    run_job(["--save", str(tmp_path), "--resume"])
+    assert losses(tmp_path) == expected
+    assert open_checkpoint(tmp_path).step == 6
+
+
+def test_flags_that_contradict_the_run_are_refused_with_both_values(small: list[str], tmp_path: Path) -> None:
+    run_job([*small, "--save", str(tmp_path), "--variant", "mlp"])
+    for flag, value, old in (
+        ("--variant", "standard", "mlp"), ("--seq-len", "64", "32"), ("--seed", "7", "1234"),
+        ("--global-batch-size", "8", "4"), ("--hidden-size", "64", "32"), ("--precision", "bf16", "fp32"),
+    ):
+        with pytest.raises(UserError, match=rf"{flag} {old} .* {value}"):
+            run_job(["--save", str(tmp_path), "--resume", flag, value])
+
+
+def test_other_data_is_refused_and_moved_data_is_not(small: list[str], corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_job(["stop=2", *small, "--save", str(run)])
+    with pytest.raises(UserError, match="weight"):
+        run_job(["--save", str(run), "--resume", "--data", f"{corpus}:2"])
+    moved = tmp_path / "moved"
+    shutil.copytree(corpus, moved)
+    run_job(["--save", str(run), "--resume", "--data", str(moved)])
+    assert open_checkpoint(run).step == 6
+
+
+def test_steps_can_be_added_to_a_finished_run(small: list[str], tmp_path: Path) -> None:
+    run_job([*small, "--save", str(tmp_path)])
+    run_job(["--save", str(tmp_path), "--resume", "--steps", "8"])
+    assert sorted(losses(tmp_path)) == list(range(1, 9))
+
+
+def test_a_full_disk_leaves_the_checkpoints_before_it(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_job(["stop=2", *small, "--save", str(tmp_path)])
+    from deconattn.train import checkpoint as module
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_file", full)
+        with pytest.raises(UserError, match="No space left"):
+            run_job(["--save", str(tmp_path), "--resume"])
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]
+    run_job(["--save", str(tmp_path), "--resume"])
+    assert open_checkpoint(tmp_path).step == 6
+
+
+def test_too_little_space_is_said_before_the_first_step(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="GiB free"):
+        run_job([*small, "--save", str(tmp_path)])
+
+
+def test_the_resolved_configuration_is_beside_every_checkpoint(small: list[str], tmp_path: Path) -> None:
+    run_job([*small, "--save", str(tmp_path), "--pattern", "1:1", "--variant", "mlp"])
+    inside = json.loads((tmp_path / "checkpoints/step-6/config.json").read_text())
+    assert inside == json.loads((tmp_path / "config.json").read_text())
+    assert inside["model"]["layer_variants"] == ["mlp", "standard"]
+    assert open_checkpoint(tmp_path).model_config.layer_variants == ("mlp", "standard")

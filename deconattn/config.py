@@ -199,7 +199,7 @@ class TrainingFlags:
             if path is not None and not path.is_file():
                 raise UserError(f"no such file: {path}")
         load_plugins(self.model.plugin)
-        model_config(self.model, VOCABULARY_MULTIPLE, self.data.seq_len)
+        model_config(self.model, 1, self.data.seq_len)  # the tokenizer is not known yet
 
     def accumulation_steps(self, data_parallel_size: int) -> int:
         """Micro-batches a rank computes in one optimiser step.

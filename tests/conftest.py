@@ -1,11 +1,17 @@
-"""What several test folders share: a small packed corpus, made once."""
+"""What all tests share: one thread, and a small packed corpus, made once."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from deconattn.data import PackConfig
 from deconattn.data.pack import pack
+
+# Tensors this small gain nothing from more threads and lose much where tests run side by side.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 DEMO = Path(__file__).parents[1] / "deconattn" / "data" / "demo" / "shakespeare.jsonl"
 

@@ -49,7 +49,10 @@ class Decoder(nn.Module):
 
         Raises:
             UserError: L is beyond the fixed stream.
+            ValueError: one of the two without the other.
         """
+        if (position_ids is None) != (document_ids is None):
+            raise ValueError("position_ids and document_ids go together: give both, or neither")
         batch, length = input_ids.shape
         if self.streams and length > self.config.max_position_embeddings:
             raise UserError(

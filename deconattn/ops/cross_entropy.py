@@ -55,6 +55,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("linear_cross_entropy keeps its gradients for one backward pass only")
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None
         return grad_hidden.mul_(grad), grad_weight.mul_(grad).to(grad_hidden.dtype), None, None

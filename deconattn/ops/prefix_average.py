@@ -3,7 +3,8 @@
 o_i = sum_{j<=i} exp(s_j) v_j / sum_{j<=i} exp(s_j). A (log-weight, mean) pair summarises any span and two
 spans merge by their log-weights, so the sequence is cut into chunks: each chunk mixes within itself by a
 [CHUNK, CHUNK] softmax, the chunks' summaries are scanned by the same function, and the two are merged.
-No exponent is ever positive, so scores of any size are safe; statistics are fp32 (fp64 for fp64 inputs).
+No exponent is ever positive, so scores of any size are safe; statistics are fp32 (fp64 for fp64 inputs). A
+log-weight is one number, so tied scores are normalised to its rounding: 4e-5 relative at |s| = 1e3, 8e-4 at 1e4.
 
 The backward pass keeps s, v, o and the running log-normaliser n_i only. With A_ij = exp(s_j - n_i):
     dv_j = sum_{i>=j} A_ij do_i,    ds_j = v_j . dv_j - sum_{i>=j} A_ij (do_i . o_i),

@@ -18,14 +18,18 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
         keys, values: [R, key_value_heads, L, head_dim]; each serves heads / key_value_heads query heads.
 
     Returns:
-        [R, heads, L, head_dim]; never holds the [L, L] map.
+        [R, heads, L, head_dim]. No map is held; with documents and without flash-attn, a boolean [R, 1, L, L]
+        mask is, one for all heads and layers.
     """
     if _flash_attention_usable(queries):
         return _flash_attention(queries, keys, values, documents)
     grouped = queries.shape[1] != keys.shape[1]
     if documents is None:
         return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
-    return scaled_dot_product_attention(queries, keys, values, attn_mask=documents.causal_mask, enable_gqa=grouped)
+    if grouped:  # SDPA's fused kernels take a mask or groups, not both
+        group = queries.shape[1] // keys.shape[1]
+        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    return scaled_dot_product_attention(queries, keys, values, attn_mask=documents.causal_mask)
 
 
 @cache

@@ -30,9 +30,7 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"--deepspeed-config {path}: {error}; give a JSON file such as ds_configs/zero1.json"
-        ) from error
+        raise UserError(f"--deepspeed-config {path}: {error}; give JSON such as ds_configs/zero1.json") from error
     if not isinstance(config, dict):
         raise UserError(f"--deepspeed-config {path}: not a JSON object; give a file such as ds_configs/zero1.json")
     for key, flag in OURS.items():

@@ -15,9 +15,8 @@ from deconattn.mixers import variant_names
 from deconattn.model.config import ModelConfig
 from tests.hf.models import MIXED, exported, small_config, tokens, trained
 
-PAPER = [name for name in variant_names() if name in (*MIXED, "approximate", "nonapproximate")]
 OURS = {
-    **{name: small_config(name, name) for name in PAPER if name != "standard"},
+    **{name: small_config(name, name) for name in variant_names() if name != "standard"},
     "1:1": small_config("nonapproximate", "standard", "nonapproximate", "standard"),
     "1:3": small_config("rndemb", "rndemb", "rndemb", "standard"),
     "mixed": small_config(*MIXED),

@@ -106,7 +106,9 @@ def test_greedy_generation_is_the_argmax_loop(variants: tuple[str, ...], use_cac
     prompts = [tokens(1, 6, seed) for seed in range(2)] + [tokens(1, 3, 5)]
     ids, mask = padded(prompts, "left")
     options = {} if use_cache is None else {"use_cache": use_cache}
-    generated = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=None, **options)
+    generated = model.generate(
+        ids, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=None, **options
+    )
     for row, prompt in enumerate(prompts):
         for _ in range(8):
             prompt = torch.cat([prompt, model(prompt).logits[:, -1:].argmax(dim=-1)], dim=1)
@@ -156,5 +158,5 @@ def test_a_new_model_is_initialised() -> None:
 
 
 def test_an_unknown_variant_names_the_remedy() -> None:
-    with pytest.raises(UserError, match="'warp'.*plugin"):
+    with pytest.raises(UserError, match=r"'warp'.*plugin"):
         DeconAttnForCausalLM(DeconAttnConfig(num_hidden_layers=1, layer_variants=["warp"]))

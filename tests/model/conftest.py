@@ -1,6 +1,6 @@
 """Tiny models."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -46,12 +46,3 @@ def tiny_config() -> Callable[..., ModelConfig]:
 def tiny_model() -> Callable[..., CausalLM]:
     """tiny_model(*variants, noise=0.2, **changes)."""
     return model_of
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from more, and on a busy machine lose much."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

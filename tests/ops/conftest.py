@@ -1,7 +1,5 @@
 """A recorder of the largest tensor that a computation makes."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,12 +31,3 @@ class LargestTensor(TorchDispatchMode):
 @pytest.fixture
 def largest_tensor() -> LargestTensor:
     return LargestTensor()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from more, and on a busy machine lose much."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -25,8 +25,6 @@ SMALL = (
 @pytest.fixture(scope="session", autouse=True)
 def process_group() -> Iterator[None]:
     """A world of one, so that trainings can run in this process."""
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
     runtime.start_distributed()
     yield
     torch.distributed.destroy_process_group()
@@ -49,11 +47,18 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[list[s
         processes = [
             subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("jobs.py")), str(listing)],
-                env=environment() | {
-                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2",
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                env=environment()
+                | {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": "2",
+                    "LOCAL_SIZE": "2",
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
                 },
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
             for rank in range(2)
         ]
@@ -69,7 +74,7 @@ def environment() -> dict[str, str]:
     ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     kept["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return kept | {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    return kept | {"TORCHDYNAMO_DISABLE": "1"}
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

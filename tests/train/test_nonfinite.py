@@ -22,9 +22,7 @@ def test_a_bad_step_changes_no_weight_and_is_counted(small: list[str], tmp_path:
     assert (progress.step, progress.optimizer_steps, progress.skipped_steps) == (6, 5, 1)
     assert {folder.name for folder in steps_in(poisoned)} == {f"step-{n}" for n in (1, 2, 4, 5, 6)}
     # Step 4's loss is taken on the weights of step 2, untouched by step 3 (a NaN that got in would stay).
-    before, after = (
-        open_checkpoint(poisoned / "checkpoints" / name).weights() for name in ("step-2", "step-6")
-    )
+    before, after = (open_checkpoint(poisoned / "checkpoints" / name).weights() for name in ("step-2", "step-6"))
     assert all(weight.isfinite().all() for weight in after.values())
     assert any(not torch.equal(before[name], after[name]) for name in before)
     same = open_checkpoint(tmp_path / "clean/checkpoints/step-2").weights()

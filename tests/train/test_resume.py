@@ -103,8 +103,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
 def test_flags_that_contradict_the_run_are_refused_with_both_values(small: list[str], tmp_path: Path) -> None:
     run_job([*small, "--save", str(tmp_path), "--variant", "mlp"])
     for flag, value, old in (
-        ("--variant", "standard", "mlp"), ("--seq-len", "64", "32"), ("--seed", "7", "1234"),
-        ("--global-batch-size", "8", "4"), ("--hidden-size", "64", "32"), ("--precision", "bf16", "fp32"),
+        ("--variant", "standard", "mlp"),
+        ("--seq-len", "64", "32"),
+        ("--seed", "7", "1234"),
+        ("--global-batch-size", "8", "4"),
+        ("--hidden-size", "64", "32"),
+        ("--precision", "bf16", "fp32"),
     ):
         with pytest.raises(UserError, match=rf"{flag} {old} .* {value}"):
             run_job(["--save", str(tmp_path), "--resume", flag, value])

@@ -1,0 +1,120 @@
+"""Sizes, defaults and the parameter match."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+
+from deconattn.config import SIZES, TrainingFlags, model_config, size_defaults
+from deconattn.cost.flops import forward_flops
+from deconattn.cost.parameters import count_parameters
+from deconattn.mixers import variant_names
+from deconattn.model.causal_lm import CausalLM
+from deconattn.train.command_line import from_json, parse_training_flags, to_json
+from deconattn.train.schedule import learning_rate
+
+TABLE_10 = {  # hidden, intermediate, layers, heads
+    "70m": (512, 2048, 6, 8),
+    "160m": (768, 3072, 12, 12),
+    "500m": (896, 4864, 24, 14),
+    "1.7b": (2048, 6144, 28, 16),
+}
+VOCABULARY = 50277
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("heads", ["mha", "gqa"])
+@pytest.mark.parametrize("variant", variant_names())
+def test_every_variant_matches_standard_within_a_thousandth(size: str, heads: str, variant: str) -> None:
+    flags = dataclasses.replace(size_defaults(size).model, variant=variant)
+    if heads == "gqa":
+        flags = dataclasses.replace(flags, num_key_value_heads=flags.num_attention_heads // 2)
+    config = model_config(flags, VOCABULARY, 2048)
+    standard = model_config(dataclasses.replace(flags, variant="standard"), VOCABULARY, 2048)
+    count, target = count_parameters(config), count_parameters(standard)
+    assert abs(count.total - target.total) <= target.total / 1000
+    assert abs(count.non_embedding - target.non_embedding) <= target.non_embedding / 1000
+    if variant != "mlp":
+        assert count == target
+    with torch.device("meta"):
+        model = CausalLM(config)
+    assert count.total == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("size", TABLE_10)
+def test_sizes_are_table_10(size: str) -> None:
+    config = model_config(size_defaults(size).model, VOCABULARY, 2048)
+    dimensions = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads
+    assert dimensions == TABLE_10[size]
+    assert config.num_key_value_heads == config.num_attention_heads
+    assert (config.qk_norm, config.attention_bias) == ((True, False) if size == "1.7b" else (False, True))
+    assert config.vocab_size == 50304
+    assert config.head_dim == (128 if size == "1.7b" else 64)
+
+
+def test_training_defaults_are_table_9() -> None:
+    flags = parse_training_flags(["--size", "500m"])
+    optimization = flags.optimization
+    assert (optimization.adam_beta1, optimization.adam_beta2, optimization.adam_eps) == (0.9, 0.9999, 1e-8)
+    assert (optimization.weight_decay, optimization.clip_grad, optimization.lr) == (0.1, 1.0, 4e-4)
+    assert (flags.data.seq_len, optimization.global_batch_size) == (2048, 256)
+    assert (flags.total_steps, flags.warmup_steps) == (120_000, 2000)
+    assert (flags.model.variant, flags.model.pattern) == ("standard", "uniform")
+    assert size_defaults("1.7b").optimization.lr == 3e-4
+
+
+def test_every_field_can_be_overridden() -> None:
+    flags = parse_training_flags(
+        ["--size", "70m", "--hidden-size", "256", "--num-attention-heads", "4", "--rope-theta", "10000"]
+    )
+    config = model_config(flags.model, VOCABULARY, flags.data.seq_len)
+    assert (config.hidden_size, config.head_dim, config.intermediate_size) == (256, 64, 2048)
+    assert config.rope_theta == 10000
+
+
+def test_tokens_become_steps() -> None:
+    flags = parse_training_flags("--size 70m --tokens 1000000000".split())
+    assert flags.total_steps == -(-1_000_000_000 // (256 * 2048))
+
+
+def test_flags_survive_json() -> None:
+    flags = parse_training_flags(
+        ["--pattern", "3*mlp,standard", "--data", "/a", "/b:2", "--doc-mask", "--tokens", "99"]
+    )
+    assert from_json(to_json(flags)) == flags
+
+
+def test_flags_of_another_version_are_told_from_ours() -> None:
+    values = to_json(TrainingFlags())
+    values["engine"]["precision"] = "fp8"
+    with pytest.raises(ValueError, match="precision"):
+        from_json(values)
+
+
+def test_schedule_warms_up_and_falls_to_zero() -> None:
+    rates = [learning_rate(step, 1.0, 10, 110) for step in range(111)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[110] == pytest.approx(0.0, abs=1e-12)
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
+
+
+def test_forward_flops_by_hand() -> None:
+    flags = dataclasses.replace(size_defaults("70m").model, variant="fixedseq", pattern="1:1")
+    config = model_config(flags, VOCABULARY, 2048)
+    rows, length, d, f = 3, 100, 512, 2048
+    head = 2 * rows * length * d * 50304
+    feed_forward = 6 * length * d * f
+    fixed = 2 * length * d * 2 * d  # Q and K of the stream
+    standard = 0
+    for layer in range(6):
+        here = rows + (layer < 5)
+        if layer % 2 == 0:
+            fixed += 2 * here * length * d * 2 * d + (1 + here) * length**2 * d
+        else:
+            standard += here * (8 * length * d * d + 2 * length**2 * d)
+    fixed += 2 * (2 * length * d * 2 * d)  # of the other two fixed layers
+    streams = feed_forward * (6 * rows + 5)
+    assert forward_flops(config, rows, length) == head + fixed + standard + streams

@@ -132,7 +132,12 @@ def _whole_or_not(out: Path, overwrite: bool) -> Iterator[Path]:
         _check_free(out, overwrite)
         if out.exists():
             os.rename(out, replaced)
-        os.rename(folder, out)
+        try:
+            os.rename(folder, out)
+        except OSError:
+            if replaced.exists():
+                os.rename(replaced, out)
+            raise
         sync_folder(out.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The exported model is the trained one, and the folder is whole or not there."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,25 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(OSError, match="No space"):
             exported(model, target, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_export_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = trained(small_config("mlp")), tmp_path / "out"
+    before = (exported(model, out) / "README.md").read_bytes()
+    rename = os.rename
+
+    def failing(source: Path, target: Path) -> None:
+        if target == out and source.name != "replaced":
+            raise OSError("Stale file handle")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OSError, match="Stale"):
+        exported(model, out, overwrite=True, step=5)
+    assert (out / "README.md").read_bytes() == before
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -1,0 +1,38 @@
+"""What the README says is what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from deconattn.mixers import mixer_class, variant_names
+from deconattn.mixers.plugins import load_plugins
+from deconattn.train.command_line import parse_training_flags
+from deconattn.train.flag_table import with_table
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_table_of_flags_is_up_to_date() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text == with_table(text), "run: python -m deconattn.train.flag_table README.md"
+
+
+def test_the_table_of_variants_is_complete() -> None:
+    named = re.findall(r"^\| `(\w+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(named) >= {name for name in variant_names() if mixer_class(name).__module__.startswith("deconattn.")}
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"deepspeed launch\.sh (--size.*?)(?:\n[^ ]|\n\n)", README.read_text("utf-8"), re.DOTALL)
+)
+def test_training_commands_parse(command: str) -> None:
+    assert parse_training_flags(command.replace("\\\n", " ").split()).total_steps > 0
+
+
+def test_the_example_plugin_registers(tmp_path: Path) -> None:
+    [source] = re.findall(r"```python\n(from deconattn.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    plugin = tmp_path / "readme_plugin.py"
+    plugin.write_text(source)
+    load_plugins([plugin])
+    assert mixer_class("mean").__name__ == "Mean"

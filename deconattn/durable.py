@@ -1,9 +1,20 @@
-"""Files that are whole or not there: write to a temporary name, fsync, rename."""
+"""Files and folders that are whole or not there: write to a temporary name, fsync, rename."""
 
+import errno
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
+
+from deconattn.errors import UserError
+
+STAGING = "partial"
+"""An output folder NAME is filled as its sibling .NAME.partial-XXXX."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -41,6 +52,69 @@ def sync_folder(folder: Path) -> None:
     """Flush a folder's entries (a rename in it) to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):  # some network file systems cannot sync a folder, and lose nothing by it
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def staged_folder(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
+    """A temporary sibling of `out` to write into; renamed to `out` on a clean exit, removed on an exception.
+
+    Args:
+        check: called with `out` before anything is written and again before the rename; raises UserError where
+            what is there must not be replaced.
+
+    Raises:
+        UserError: `check` did, or the disk is full, or not ours to write.
+    """
+    if out.is_symlink():
+        out = out.resolve()  # the link stays; what it points to is what is replaced
+    staging: Path | None = None
+    try:
+        check(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.{STAGING}-", dir=out.parent))
+        staging.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        yield staging
+        sync_tree(staging)
+        check(out)  # it may have filled meanwhile
+        _put_in_place(staging, out)
+        sync_folder(out.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{out}: no space left on the disk; free some or give another folder") from error
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            raise UserError(f"{error.filename or out}: no permission to write; give another folder") from error
+        raise UserError(
+            f"{error.filename or out}: {error.strerror or error}; check it or give another folder"
+        ) from error
+    finally:
+        if staging is not None and staging.exists():
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def leftovers(out: Path) -> list[Path]:
+    """Temporary siblings of `out`: of processes that were killed, or that are running."""
+    return sorted(out.parent.glob(f".{escape(out.name)}.{STAGING}-*"))
+
+
+def _put_in_place(staging: Path, out: Path) -> None:
+    if not out.exists() or not any(out.iterdir()):
+        staging.replace(out)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent))
+    out.replace(retired)
+    try:
+        staging.replace(out)
+    except OSError:
+        retired.replace(out)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value

@@ -1,7 +1,7 @@
 """From text to batches: packing corpora into Arrow shards, and reading them back sample by sample.
 
 In the order in which data flows: `readers` (documents out of files), `tokenizer` and `tokenizer_training`, `encode`
-(worker processes), `split` (validation), `shards` and `manifest` (the packed format), `staging` and `pack` (the
+(worker processes), `split` (validation), `shards` and `manifest` (the packed format), `output` and `pack` (the
 whole); then `corpus` (a split as one sequence of tokens), `sampler` (which sample comes when) and `batches`.
 """
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from deconattn import durable
 from deconattn.errors import UserError
 
 FORMAT_VERSION = 1
@@ -46,16 +47,7 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder/manifest.json` atomically and durably."""
-    temporary = folder / f".{MANIFEST_NAME}.partial"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(manifest), file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / MANIFEST_NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    durable.write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:

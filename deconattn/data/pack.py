@@ -16,12 +16,13 @@ import tyro
 
 from deconattn.data.encode import EncodedBatch, encode_documents
 from deconattn.data.manifest import FORMAT_VERSION, SPLITS, Manifest, ShardEntry, write_manifest
+from deconattn.data.output import check_output
 from deconattn.data.readers import DocumentReader, Tally, find_files
 from deconattn.data.shards import ShardSchema, ShardWriter
 from deconattn.data.split import cut_if_single, split_documents
-from deconattn.data.staging import leftovers, staged_folder
 from deconattn.data.tokenizer import Tokenizer, load_tokenizer
 from deconattn.data.tokenizer_training import train_sentencepiece
+from deconattn.durable import leftovers, staged_folder
 from deconattn.errors import UserError
 
 _TRAINING_FILES = 64
@@ -114,7 +115,7 @@ def pack(config: PackConfig) -> PackSummary:
     vocab_size = _vocab_to_train(config.tokenizer)
     given = load_tokenizer(config.tokenizer) if vocab_size is None else None
     stale = leftovers(config.out)
-    with staged_folder(config.out, config.overwrite) as staging:
+    with staged_folder(config.out, lambda out: check_output(out, config.overwrite)) as staging:
         if given is None:
             train_sentencepiece(_sample_texts(paths, config.text_field), vocab_size or 0, staging / "tokenizer.model")
             tokenizer = load_tokenizer(staging)

@@ -10,21 +10,18 @@ The same weights give the same bytes.
 """
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from deconattn.data.tokenizer import load_tokenizer
-from deconattn.durable import sync_folder, sync_tree
+from deconattn.durable import staged_folder
 from deconattn.errors import UserError
 from deconattn.hf.config_files import config_json, generation_config_json, stock_model_type
 from deconattn.hf.model_card import model_card
@@ -61,12 +58,12 @@ def export(
         UserError: `out` is in use, the weights are not the configuration's, or the tokenizer cannot be expressed.
     """
     out = out.resolve()
-    _check_free(out, overwrite)
+    _check_free(out, overwrite)  # before the weights are looked at
     tensors = _checked(weights, config)
     stock = stock_model_type(config)
     eos = None if tokenizer_folder is None else load_tokenizer(tokenizer_folder).eos_token_id
     parameters = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("model.fixed_"))
-    with _whole_or_not(out, overwrite) as folder:
+    with staged_folder(out, lambda out: _check_free(out, overwrite)) as folder:
         _write_json(folder / "config.json", config_json(config, dtype, eos))
         _write_json(folder / "generation_config.json", generation_config_json(eos))
         (folder / "README.md").write_text(model_card(config, dtype, parameters, step), encoding="utf-8")
@@ -103,7 +100,10 @@ def _write_weights(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path)
     for file_name, names in split.filename_to_tensors.items():
         # Clones: safetensors refuses tensors that share storage, as views of one flat buffer do.
         shard = {name: stored[name].detach().clone(memory_format=torch.contiguous_format) for name in names}
-        save_file(shard, folder / file_name, metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / file_name, metadata={"format": "pt"})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise UserError(f"the weights could not be written ({error}): free space or give another folder") from error
         (folder / file_name).chmod(0o644)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -117,30 +117,6 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} exists and is not empty: choose another folder or give --overwrite")
     if not (out / "generation_config.json").is_file() or not (out / "config.json").is_file():
         raise UserError(f"{out} is not an export, so --overwrite leaves it alone: choose another folder")
-
-
-@contextmanager
-def _whole_or_not(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary sibling that becomes `out` if the body succeeds and vanishes if it does not."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    folder, replaced = work / out.name, work / "replaced"
-    try:
-        folder.mkdir()
-        yield folder
-        sync_tree(folder)
-        _check_free(out, overwrite)
-        if out.exists():
-            os.rename(out, replaced)
-        try:
-            os.rename(folder, out)
-        except OSError:
-            if replaced.exists():
-                os.rename(replaced, out)
-            raise
-        sync_folder(out.parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -113,7 +113,7 @@ def test_a_failed_exchange_puts_the_old_corpus_back(config: PackConfig, monkeypa
     replace = Path.replace
 
     def fail(source: Path, target: Path) -> Path:
-        if ".packing-" in source.name:
+        if ".partial-" in source.name:
             raise OSError(errno.EIO, "Input/output error")
         return replace(source, target)
 
@@ -160,7 +160,7 @@ if __name__ == "__main__":
         workers = [int(pid) for pid in process.stdout.readline().split()]
         process.kill()
     assert len(workers) == 2
-    assert len(beside(config)) == 1 and beside(config)[0].startswith(".out.packing-")
+    assert len(beside(config)) == 1 and beside(config)[0].startswith(".out.partial-")
     for folder in (config.out, config.out.parent / beside(config)[0]):
         with pytest.raises(UserError, match="tools/pack.py"):
             TokenCorpus(folder)

@@ -1,7 +1,6 @@
 """The exported model is the trained one, and the folder is whole or not there."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -140,7 +139,7 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(export_module, "save_file", full)
     for target in (out, tmp_path / "new"):
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(UserError, match="no space left"):
             exported(model, target, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert list(tmp_path.iterdir()) == [out]
@@ -151,15 +150,15 @@ def test_an_export_that_cannot_be_put_in_place_leaves_the_old_one(
 ) -> None:
     model, out = trained(small_config("mlp")), tmp_path / "out"
     before = (exported(model, out) / "README.md").read_bytes()
-    rename = os.rename
+    replace = Path.replace
 
-    def failing(source: Path, target: Path) -> None:
-        if target == out and source.name != "replaced":
+    def failing(source: Path, target: Path) -> Path:
+        if target == out and ".partial-" in source.name:
             raise OSError("Stale file handle")
-        rename(source, target)
+        return replace(source, target)
 
-    monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(OSError, match="Stale"):
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(UserError, match="Stale"):
         exported(model, out, overwrite=True, step=5)
     assert (out / "README.md").read_bytes() == before
     assert list(tmp_path.iterdir()) == [out]

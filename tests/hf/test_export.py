@@ -135,7 +135,7 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     before = {path.name: path.read_bytes() for path in exported(model, out).iterdir()}
 
     def full(*args: object, **kwargs: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export_module, "save_file", full)
     for target in (out, tmp_path / "new"):

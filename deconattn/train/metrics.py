@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -86,20 +86,21 @@ class WandbRun:
     def __init__(self, project: str, run: Path, config: dict[str, Any], resumed: bool) -> None:
         import wandb
 
-        if not (os.environ.get("WANDB_MODE") or wandb.api.api_key):
-            os.environ["WANDB_MODE"] = "offline"
+        mode: Literal["offline"] | None = (
+            None if os.environ.get("WANDB_MODE") or wandb.login(prompt=False) else "offline"
+        )
         identity = run / "wandb-id"
         if not (resumed and identity.is_file()):
             durable.write_text(identity, secrets.token_hex(4))
         self._run = wandb.init(
-            project=project, dir=run, config=config, id=identity.read_text(), resume="allow", name=run.name
+            project=project, dir=run, config=config, id=identity.read_text(), resume="allow", name=run.name, mode=mode
         )
 
     def log(self, row: dict[str, Any]) -> None:
         self._run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class Metrics:

@@ -1,0 +1,159 @@
+"""The benchmarks at toy dimensions: that they measure what they say, not how fast anything is."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import contestant, gpu_ops, gpu_train, losses, machine, train_cpu
+from deconattn.data import TokenCorpus
+from deconattn.errors import UserError
+from deconattn.mixers import variant_names
+from tests.train.conftest import ROOT, environment
+
+TOY = contestant.Spec(contestant.PEER, "tiny", seq_len=16, batch_size=2, vocab_size=64, layers=2)
+
+
+def row(seconds: float, loss: float = 1.0) -> dict[str, float]:
+    return {"seconds": seconds, "cpu_seconds": seconds, "loss": loss, "peak_gib": 0.5}
+
+
+def test_a_result_carries_where_it_came_from(tmp_path: Path):
+    machine.write_result(tmp_path / "new" / "x.json", {"figure": 1})
+    found = json.loads((tmp_path / "new" / "x.json").read_text())
+    assert found["figure"] == 1
+    assert {"date", "command", "machine", "versions"} < set(found)
+    assert found["versions"]["torch"] == torch.__version__
+
+
+def test_markdown_table():
+    assert machine.markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"
+
+
+def test_the_peer_does_the_same_work():
+    """The first loss of transformers' model is that of ours, and it learns."""
+    tokens = torch.randint(64, (2, 17), generator=torch.Generator().manual_seed(0))
+    total, labels = contestant._initialized(TOY)(tokens[:, :-1], tokens[:, 1:])
+    step = contestant.build(TOY)
+    first = contestant.timed(step, tokens)
+    assert first["loss"] == pytest.approx(float(total.detach() / labels), rel=1e-5)
+    assert contestant.timed(step, tokens)["loss"] < first["loss"]
+    assert first["peak_gib"] > 0
+
+
+def test_ratios_are_taken_within_rounds():
+    samples = {contestant.PEER: [row(1), row(3), row(1)], "standard": [row(0.5), row(1.5), row(2)]}
+    summary = train_cpu.summarize(samples, tokens=100)
+    assert summary["standard"]["ratio"] == 2
+    assert summary["standard"]["tokens_per_second"] == pytest.approx(100 / 1.5)
+    assert summary[contestant.PEER]["ratio"] == 1
+
+
+def test_unknown_variant():
+    with pytest.raises(UserError, match="nosuch"):
+        train_cpu.Arguments(variants=("nosuch",))
+
+
+def test_thirteen_runs():
+    names = [name for name, *_ in losses.planned()]
+    assert names[0] == "standard"
+    assert len(names) == len(set(names)) == 2 * len(variant_names()) - 1
+
+
+def test_unigram_entropy(corpus: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(losses, "READ_AT_ONCE", 1000)
+    train, held_out = TokenCorpus(corpus), TokenCorpus(corpus, "val")
+    counts = np.bincount(train.read(0, train.num_tokens), minlength=512) + 1.0
+    expected = -np.log(counts / counts.sum())[held_out.read(0, held_out.num_tokens)]
+    assert losses.unigram_entropy(corpus) == pytest.approx(expected[1:].mean())
+    assert losses.unigram_entropy(corpus, 20) == pytest.approx(expected[1:21].mean())
+
+
+def finished_run(folder: Path, **optimization: float) -> None:
+    (folder / "checkpoints" / "step-2").mkdir(parents=True)
+    steps = [{"step": n, "loss": 3.0 - n, "tokens_per_second": 10.0, "skipped_steps": 0} for n in (1, 2)]
+    rows = [*steps, {"step": 2, "val_loss": 1.5}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.json").write_text(json.dumps({"flags": {"optimization": optimization}}))
+
+
+def test_finished_losses_are_not_trained_again(tmp_path: Path, corpus: Path):
+    arguments = losses.Arguments(data=corpus, out=tmp_path, steps=2)
+    kept = {"global_batch_size": 4, "seed": 1234, "adam_beta2": 0.99, "warmup_steps": arguments.warmup_steps}
+    finished_run(tmp_path / "mlp-1to1", lr=arguments.lr, **kept)
+    result = losses.train(arguments, "mlp-1:1", "mlp", "1:1")
+    assert (result.val_loss, result.train_loss, result.tokens_per_second) == (1.5, 1.5, 10.0)
+    assert "| mlp-1:1 | 1.500 | -0.500 |" in losses.table({"mlp-1:1": result}, entropy=2.0)
+    assert losses.result_of(tmp_path / "mlp-1to1", steps=3) is None
+    with pytest.raises(UserError, match="trained with lr"):
+        losses.train(losses.Arguments(data=corpus, out=tmp_path, steps=2, lr=1.0), "mlp-1:1", "mlp", "1:1")
+
+
+@pytest.mark.parametrize("dtype", gpu_ops.TOLERANCES)
+def test_paths_are_checked_against_the_formulas(dtype: torch.dtype):
+    toy = gpu_ops.Arguments("cpu", 1, 70, 2, 8, 50, 1, 16, 1)
+    for case in gpu_ops.cases(toy):
+        found = gpu_ops.errors(case, dtype, toy)
+        assert max(error["relative"] for error in found.values()) < gpu_ops.TOLERANCES[dtype], case.name
+        assert len(found) > 2
+        assert gpu_ops.seconds(case, dtype, toy)["training_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("losses_of_run", "skipped", "expected"),
+    [
+        ([5.0, 5.0, 4.0, 4.0], 0, "yes"),
+        ([5.0, 5.0, 4.9, 4.9], 0, "did not fall"),
+        ([5.0, math.nan, 4.0], 0, "not finite"),
+        ([5.0, 5.0, 4.0, 4.0], 1, "1 steps skipped"),
+    ],
+)
+def test_verdict_of_a_training(losses_of_run: list[float], skipped: int, expected: str):
+    result = {"losses": losses_of_run, "skipped_steps": skipped, "tokens_per_second": 1, "mfu": None, "memory_gib": 1}
+    assert expected in gpu_train.verdict(result)
+    assert expected in gpu_train.summary({"run": result})
+
+
+def test_a_failed_training_is_reported():
+    assert gpu_train.verdict({"failure": "no"}) == "failed"
+    assert "failed" in gpu_train.summary({"run": {"failure": "no"}})
+
+
+def test_a_process_that_takes_too_long_is_stopped():
+    output = gpu_train._finish([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 2)
+    assert "begun" in output
+    assert "stopped after 2 s" in output
+
+
+def test_run_gpu_names_an_unknown_option():
+    ended = subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), "--nosuch"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert "--nosuch" in ended.stderr
+
+
+@pytest.mark.slow
+def test_train_cpu_end_to_end(tmp_path: Path):
+    script = [sys.executable, str(ROOT / "benchmarks" / "train_cpu.py"), "--size", "tiny", "--layers", "2"]
+    script += ["--seq-len", "32", "--vocab-size", "256", "--repeats", "2", "--threads", "1", "--out", str(tmp_path)]
+    subprocess.run(script, env=environment(), check=True, timeout=300)
+    found = json.loads((tmp_path / "train_cpu-tiny-fp32.json").read_text())
+    assert set(found["samples"]) == {contestant.PEER, *variant_names()}
+    ours, peer = (found["summary"][name]["last_loss"] for name in ("standard", contestant.PEER))
+    assert ours == pytest.approx(peer, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_run_gpu_rehearsal(tmp_path: Path):
+    values = environment()
+    values["PATH"] = f"{Path(sys.executable).parent}:{values['PATH']}"
+    script = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), "--rehearse", "--out", str(tmp_path), "--wheels", "none"]
+    subprocess.run(script, env=values, check=True, timeout=600)
+    assert "| train |" in (tmp_path / "gpu.md").read_text()
+    assert json.loads((tmp_path / "gpu_train.json").read_text())["runs"]["standard"]["losses"]

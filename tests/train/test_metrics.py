@@ -1,0 +1,75 @@
+"""What is told of a run."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from deconattn.cost.flops import training_flops
+from deconattn.cost.hardware import peak_flops
+from deconattn.train.checkpoint import open_checkpoint
+from tests.train.conftest import rows
+from tests.train.jobs import run_job
+
+
+def test_every_step_has_its_row(small: list[str], tmp_path: Path) -> None:
+    trainer = run_job([*small, "--save", str(tmp_path), "--eval-every", "3"])
+    steps = [row for row in rows(tmp_path) if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert [row["tokens"] for row in steps] == [4 * 32 * step for step in range(1, 7)]
+    for row in steps:
+        assert {"loss", "grad_norm", "learning_rate", "memory_gib", "skipped_steps"} <= row.keys()
+        assert row["memory_gib"] > 0
+        assert row["loss"] < math.log(512) + 0.5
+    assert all(row["tokens_per_second"] > 0 for row in steps[1:]), "the first step's time is start-up"
+    assert [row["step"] for row in rows(tmp_path) if "val_loss" in row] == [3, 6]
+    assert "mfu" not in steps[-1], "the peak of this CPU is not known"
+    assert training_flops(trainer.model_config, 1, 32) > 0
+
+
+def test_log_every_thins_the_rows_but_keeps_the_last(small: list[str], tmp_path: Path) -> None:
+    run_job([*small, "--save", str(tmp_path), "--log-every", "4"])
+    assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [4, 6]
+
+
+def test_wandb_is_offline_without_a_key_and_continues_its_run(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    run = tmp_path / "run"
+    run_job(["stop=3", *small, "--save", str(run), "--wandb-project", "test"])
+    run_job(["--save", str(run), "--resume"])
+    identity = (run / "wandb-id").read_text()
+    offline = list((run / "wandb").glob("offline-run-*"))
+    assert offline
+    assert all(folder.name.endswith(identity) for folder in offline)
+
+
+def test_fixed_text_becomes_the_stream(small: list[str], corpus: Path, tmp_path: Path) -> None:
+    from deconattn.data import TokenCorpus, load_tokenizer
+
+    text = "Shall I compare thee to a summer's day? " * 20
+    file = tmp_path / "sonnet.txt"
+    file.write_text(text)
+    run_job([*small, "--variant", "fixedseq", "--fixed-text", str(file), "--save", str(tmp_path / "given")])
+    run_job([*small, "--variant", "fixedseq", "--save", str(tmp_path / "default")])
+    given = open_checkpoint(tmp_path / "given").weights()["model.fixed_ids"]
+    default = open_checkpoint(tmp_path / "default").weights()["model.fixed_ids"]
+    assert given.tolist() == load_tokenizer(corpus).encode_batch([text])[0][:32].tolist()
+    assert default.tolist() == TokenCorpus(corpus).read(0, 32).tolist()
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("AMD Instinct MI300X", 1307e12),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_peaks_by_device_name(device: str, peak: float | None) -> None:
+    assert peak_flops(device) == peak

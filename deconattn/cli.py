@@ -1,7 +1,9 @@
 """The frame around every command line: flags from a dataclass, errors in one line."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import TypeVar
 
 import tyro
@@ -11,20 +13,44 @@ from deconattn.errors import UserError
 Config = TypeVar("Config")
 
 
-def parse(config: type[Config], arguments: Sequence[str] | None = None, default: Config | None = None) -> Config:
+def parse(
+    config: type[Config],
+    arguments: Sequence[str] | None = None,
+    default: Config | None = None,
+    program: str | None = None,
+) -> Config:
     """Parse a command line into `config`, a dataclass whose field docstrings are the help texts.
 
-    Nested dataclasses give flat flags (`--seq-len`, not `--data.seq-len`). A flag that cannot be parsed exits
-    with code 2.
+    Nested dataclasses give flat flags (`--seq-len`, not `--data.seq-len`).
 
     Args:
         arguments: the command line without the program's name; by default the process's.
         default: where flags that are not given come from.
+        program: what the usage line calls the program; by default the file that runs.
+
+    Raises:
+        UserError: a flag that is not known or cannot be read.
     """
     flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes)
-    if default is None:
-        return tyro.cli(flat(config), args=arguments)
-    return tyro.cli(flat(config), args=arguments, default=default)
+    with complaints_in_one_line():
+        if default is None:
+            return tyro.cli(flat(config), args=arguments, prog=program)
+        return tyro.cli(flat(config), args=arguments, default=default, prog=program)
+
+
+@contextmanager
+def complaints_in_one_line() -> Iterator[None]:
+    """Turns the box in which tyro explains a wrong flag, and its exit, into a UserError."""
+    box = StringIO()
+    try:
+        with redirect_stderr(box):
+            yield
+    except SystemExit as leaving:
+        if not leaving.code:  # --help
+            raise
+        inside = [line for line in box.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
+        bare = (line.replace("─", "").strip(" │") for line in inside)
+        raise UserError(" ".join(line for line in bare if line)) from None
 
 
 def run(command: Callable[[], int | None]) -> None:

@@ -1,5 +1,10 @@
 """Pack text into Arrow shards: `python tools/pack.py INPUT... --tokenizer T --out DIR`."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from deconattn.cli import parse, run
 
 

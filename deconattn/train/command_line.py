@@ -11,10 +11,11 @@ import torch
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
-from deconattn.cli import parse
+from deconattn.cli import complaints_in_one_line, parse
 from deconattn.config import TrainingFlags, size_defaults
 from deconattn.errors import UserError
 
+PROGRAM = "launch.sh"
 RUN_CONFIG = "config.json"
 """Resolved configuration, in the run folder and in every checkpoint."""
 
@@ -35,10 +36,11 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
         UserError: anything wrong with the flags that can be known before a process starts, a run that cannot be
             resumed, or flags that contradict the run.
     """
-    first, _ = tyro.cli(_Decisive, args=arguments, return_unknown_args=True, add_help=False)
+    with complaints_in_one_line():
+        first, _ = tyro.cli(_Decisive, args=arguments, return_unknown_args=True, add_help=False)
     if first.resume:
         saved = saved_flags(first.save)
-        flags = parse(TrainingFlags, arguments, default=saved)
+        flags = parse(TrainingFlags, arguments, default=saved, program=PROGRAM)
         for name, before, now in _contradictions(saved, flags):
             raise UserError(
                 f"--resume: the run has {name} {before} but the flags say {now}; "
@@ -48,7 +50,7 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
         defaults = size_defaults(first.size)
         if torch.cuda.is_available():
             defaults = _with(defaults, "engine", precision="bf16")
-        flags = parse(TrainingFlags, arguments, default=defaults)
+        flags = parse(TrainingFlags, arguments, default=defaults, program=PROGRAM)
     flags.check()
     return flags
 

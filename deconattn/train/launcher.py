@@ -17,14 +17,14 @@ from types import FrameType
 import psutil
 
 from deconattn.cli import run
-from deconattn.train.command_line import parse_training_flags
-from deconattn.train.run_folder import check_run_folder
-from deconattn.train.runtime import free_port
+from deconattn.train.preflight import checked_flags
+from deconattn.train.runtime import free_port, quiet_accelerator
 
 
 def main() -> int:
     script, *arguments = sys.argv[1:]
-    check_run_folder(parse_training_flags(arguments))
+    checked_flags(arguments)
+    quiet_accelerator()
     options = shlex.split(os.environ.get("DEEPSPEED_ARGS", ""))
     if not any(option.startswith(("--master_port", "--hostfile")) for option in options):
         options += ["--master_port", str(free_port())]  # two runs side by side must not share the default

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-import deepspeed
+import torch.distributed
 
 from deconattn.config import TrainingFlags
 from deconattn.cost.parameters import count_parameters
@@ -39,12 +39,12 @@ def claim_run_folder(flags: TrainingFlags) -> Path:
         UserError: it cannot be made.
     """
     chosen: list[str | None] = [None, None]  # the path, or an error
-    if deepspeed.comm.get_rank() == 0:
+    if torch.distributed.get_rank() == 0:
         try:
             chosen[0] = str(_make(flags))
         except OSError as error:
             chosen[1] = f"--save {error.filename}: {error.strerror}; give a folder that can be written"
-    deepspeed.comm.broadcast_object_list(chosen, src=0)
+    torch.distributed.broadcast_object_list(chosen, src=0)
     if chosen[0] is None:
         raise UserError(str(chosen[1]))
     return Path(chosen[0])
@@ -55,12 +55,12 @@ def data_arguments(flags: TrainingFlags, run: Path) -> tuple[str, ...]:
     if flags.data.data:
         return flags.data.data
     folder = run / "demo-data"
-    if deepspeed.comm.get_rank() == 0:
+    if torch.distributed.get_rank() == 0:
         try:
             read_manifest(folder)
         except UserError:
             pack_demo(folder)
-    deepspeed.comm.barrier()
+    torch.distributed.barrier()
     return (str(folder),)
 
 

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
+import torch.distributed
 from safetensors.torch import load_file, save_file
 
 from deconattn import durable
@@ -97,7 +97,7 @@ class _Attempt:
 
 def _raise_together(engine: Engine, error: Exception | None, folder: Path, unfinished: Path) -> None:
     failed = torch.tensor([float(error is not None)], device=engine.device)
-    deepspeed.comm.all_reduce(failed)
+    torch.distributed.all_reduce(failed)
     if not failed.item():
         return
     if engine.rank == 0:

@@ -120,13 +120,13 @@ class Trainer:
             self._say(f"steps skipped for want of a finite loss or gradient: {self.progress.skipped_steps}")
         self._say(f"checkpoint: {folder}")
         out = self.run_folder.with_name(f"{self.run_folder.name}-hf")
-        self._say(f"export: python {_tool('export_hf.py')} {_quoted(self.run_folder)} {_quoted(out)}")
+        self._say(f"export: python {_command('tools/export_hf.py')} {_quoted(self.run_folder)} {_quoted(out)}")
 
     def _interrupted(self) -> None:
         folder = self._save()
         self._say(f"stopped on request at step {self.progress.step}")
         self._say(f"checkpoint: {folder}")
-        self._say(f"resume: {_tool('launch.sh')} --save {_quoted(self.run_folder)} --resume")
+        self._say(f"resume: deepspeed {_command('launch.sh')} --save {_quoted(self.run_folder)} --resume")
 
     def _validate(self) -> None:
         if not self.data.has_validation or self._validated_step == self.progress.step:
@@ -232,15 +232,11 @@ class _Clock:
         self._since, self._steps = time.perf_counter(), 0
 
 
-def _tool(name: str) -> str:
-    """A command of the repository, as it can be typed where we are."""
-    root = Path(__file__).resolve().parents[2]
-    path = root / name if name == "launch.sh" else root / "tools" / name
-    return _quoted(path)
+def _command(name: str) -> str:
+    """A file of the repository, as it can be typed where we are."""
+    return _quoted(Path(__file__).resolve().parents[2] / name)
 
 
 def _quoted(path: Path) -> str:
-    try:
-        return shlex.quote(str(path.relative_to(Path.cwd())) if path.parts else str(path))
-    except ValueError:
-        return shlex.quote(str(path))
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

@@ -3,12 +3,12 @@
 import os
 import sys
 
+import torch.distributed
+
 from deconattn.errors import UserError
 from deconattn.train import runtime
-from deconattn.train.command_line import parse_training_flags
-from deconattn.train.deepspeed_config import deepspeed_config
 from deconattn.train.interrupt import StopRequest
-from deconattn.train.run_folder import check_run_folder
+from deconattn.train.preflight import checked_flags
 
 
 def main() -> None:
@@ -16,9 +16,7 @@ def main() -> None:
     stop = StopRequest()
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     try:
-        flags = parse_training_flags(arguments)
-        check_run_folder(flags)
-        deepspeed_config(flags, flags.accumulation_steps(runtime.world_size()))
+        flags = checked_flags(arguments, runtime.world_size())
     except UserError as error:
         if runtime.rank() == 0:  # all ranks found the same
             print(f"error: {error}", file=sys.stderr)
@@ -31,10 +29,4 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)  # not sys.exit: other ranks may wait in a collective that will never be joined
-    _leave()
-
-
-def _leave() -> None:
-    import torch.distributed
-
     torch.distributed.destroy_process_group()

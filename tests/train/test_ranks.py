@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deconattn.mixers import variant_names
 from deconattn.train.checkpoint import open_checkpoint
 from tests.train.conftest import losses, rows, validation_losses
 from tests.train.jobs import run_job
@@ -106,3 +107,17 @@ def test_activation_checkpointing_changes_nothing(small: list[str], single: Path
 
 def test_the_first_loss_is_that_of_a_uniform_guess(single: Path) -> None:
     assert losses(single)[1] == pytest.approx(math.log(512), rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", variant_names())
+def test_compiled_layers_train_alike(small: list[str], tmp_path: Path, variant: str) -> None:
+    """With activation checkpointing on and off, and document masks."""
+    flags = [*small, "--variant", variant, "--pattern", "1:1"]
+    run_job([*flags, "--save", str(tmp_path / "eager")])
+    for name, extra in (("plain", []), ("checkpointed", ["--activation-checkpointing"])):
+        run_job([*flags, "--compile", *extra, "--save", str(tmp_path / name)])
+        assert_same_run(tmp_path / name, tmp_path / "eager", 1e-5)
+    run_job([*flags, "--doc-mask", "--save", str(tmp_path / "masked")])
+    run_job([*flags, "--doc-mask", "--compile", "--save", str(tmp_path / "masked-compiled")])
+    assert_same_run(tmp_path / "masked-compiled", tmp_path / "masked", 1e-5)

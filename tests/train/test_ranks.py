@@ -43,6 +43,16 @@ def test_zero_stages_agree_in_one_process(small: list[str], single: Path, tmp_pa
         assert_same_run(run, single, 1e-5)
 
 
+@pytest.mark.parametrize("variant", variant_names())
+def test_every_variant_trains_alike_under_zero_3_with_tied_embeddings(
+    small: list[str], tmp_path: Path, variant: str
+) -> None:
+    for zero in ("0", "3"):
+        flags = [*small, "--variant", variant, "--tie-embeddings", "--zero", zero, "--steps", "3"]
+        run_job([*flags, "--save", str(tmp_path / zero)])
+    assert_same_run(tmp_path / "3", tmp_path / "0", 1e-5)
+
+
 def test_micro_batches_do_not_matter(small: list[str], single: Path, tmp_path: Path) -> None:
     for micro in ("1", "4"):
         run = tmp_path / micro

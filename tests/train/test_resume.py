@@ -22,9 +22,10 @@ def same_state(one: Path, other: Path) -> bool:
     return True
 
 
+@pytest.mark.parametrize("extra", ["", "--tie-embeddings", "--doc-mask --qk-norm --num-key-value-heads 1"])
 @pytest.mark.parametrize("zero", ["0", "1", "2", "3"])
-def test_a_stop_in_the_middle_changes_nothing(small: list[str], tmp_path: Path, zero: str) -> None:
-    flags = [*small, "--zero", zero, "--variant", "rndemb", "--pattern", "1:1"]
+def test_a_stop_in_the_middle_changes_nothing(small: list[str], tmp_path: Path, zero: str, extra: str) -> None:
+    flags = [*small, "--zero", zero, "--variant", "rndemb", "--pattern", "1:1", *extra.split()]
     run_job([*flags, "--save", str(tmp_path / "whole")])
     run_job(["stop=3", *flags, "--save", str(tmp_path / "cut")])
     assert [folder.name for folder in steps_in(tmp_path / "cut")] == ["step-3"]

@@ -28,27 +28,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, with_gradients: bool) -> Tensor:
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        rows = max(1, LOGITS_AT_ONCE // weight.shape[0])
+        rows = min(hidden.shape[0], max(1, LOGITS_AT_ONCE // weight.shape[0]))
+        # Every slice works in the same few buffers: fresh ones of this size would each be paid for in page faults.
+        buffer = hidden.new_empty(rows, weight.shape[0], dtype=precise)
+        low = buffer if precise == hidden.dtype else buffer.to(hidden.dtype)
         total = torch.zeros((), dtype=precise, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_gradients else None
         grad_weight = torch.zeros_like(weight, dtype=precise) if with_gradients else None
+        product = torch.empty_like(weight) if with_gradients and low is not buffer else None
         for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
-            logits = (hidden[part] @ weight.T).to(precise)
-            kept = labels[part] != IGNORED
-            targets = labels[part].where(kept, 0)[:, None]
-            log_normaliser = logits.logsumexp(dim=-1)
-            losses = log_normaliser - logits.gather(1, targets).squeeze(1)
-            total += losses.where(kept, 0).sum()
+            part = hidden[start : start + rows]
+            logits, low_logits = buffer[: len(part)], low[: len(part)]
+            torch.mm(part, weight.T, out=low_logits)
+            if low is not buffer:
+                logits.copy_(low_logits)
+            kept = labels[start : start + rows] != IGNORED
+            targets = labels[start : start + rows].where(kept, 0)[:, None]
+            log_probabilities = torch.log_softmax(logits, dim=-1, out=logits)
+            total -= log_probabilities.gather(1, targets).squeeze(1).where(kept, 0).sum()
             if grad_hidden is not None and grad_weight is not None:
-                grad_logits = logits.sub_(log_normaliser[:, None]).exp_()
+                grad_logits = log_probabilities.exp_()
                 grad_logits.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=precise))
-                grad_logits = grad_logits.mul_(kept[:, None]).to(hidden.dtype)
-                torch.mm(grad_logits, weight, out=grad_hidden[part])
-                if precise == hidden.dtype:
-                    grad_weight.addmm_(grad_logits.T, hidden[part])
+                if low is not buffer:
+                    grad_logits = low_logits.copy_(grad_logits)
+                torch.mm(grad_logits, weight, out=grad_hidden[start : start + rows])
+                grad_hidden[start : start + rows] *= kept[:, None]
+                part = part * kept[:, None]  # ignored tokens are left out here, where rows are short
+                if product is None:
+                    grad_weight.addmm_(grad_logits.T, part)
                 else:
-                    grad_weight += grad_logits.T @ hidden[part]
+                    grad_weight += torch.mm(grad_logits.T, part, out=product)
         ctx.gradients = grad_hidden, grad_weight
         return total
 

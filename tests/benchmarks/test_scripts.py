@@ -84,7 +84,7 @@ def finished_run(folder: Path, **optimization: float) -> None:
 
 def test_finished_losses_are_not_trained_again(tmp_path: Path, corpus: Path):
     arguments = losses.Arguments(data=corpus, out=tmp_path, steps=2)
-    kept = {"global_batch_size": 4, "seed": 1234, "adam_beta2": 0.99, "warmup_steps": arguments.warmup_steps}
+    kept = {name: getattr(arguments, name) for name in ("global_batch_size", "seed", "adam_beta2", "warmup_steps")}
     finished_run(tmp_path / "mlp-1to1", lr=arguments.lr, **kept)
     result = losses.train(arguments, "mlp-1:1", "mlp", "1:1")
     assert (result.val_loss, result.train_loss, result.tokens_per_second) == (1.5, 1.5, 10.0)

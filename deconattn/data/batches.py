@@ -13,8 +13,7 @@ from torch import Tensor
 from deconattn.data.corpus import TokenCorpus
 from deconattn.data.sampler import Blend, make_key, permute
 from deconattn.errors import UserError
-
-IGNORED = -100  # the label that a cross-entropy leaves out
+from deconattn.ops.cross_entropy import IGNORED
 
 
 @dataclass(frozen=True)

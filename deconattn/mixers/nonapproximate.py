@@ -9,6 +9,7 @@ from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.registry import register
 from deconattn.model.config import ModelConfig
 from deconattn.ops import reference
+from deconattn.ops.precision import at_least_fp32
 from deconattn.ops.prefix_average import prefix_average
 
 
@@ -21,9 +22,8 @@ class NonApproximate(ProjectedMixer):
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys = self.queries_keys(hidden)
-        products = silu(queries) * self.per_query_head(keys)
-        scores = products.float().sum(dim=-1) if products.itemsize < 4 else products.sum(dim=-1)
-        scores = scores / math.sqrt(self.config.head_dim)
+        products = at_least_fp32(silu(queries) * self.per_query_head(keys))
+        scores = products.sum(dim=-1) / math.sqrt(self.config.head_dim)
         values = self.per_query_head(self.values(hidden))
         return self.output(prefix_average(scores, values, context.document_ids))
 

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 LOGITS_AT_ONCE = 2**24
 """Logits held at a time (64 MiB in fp32)."""
 IGNORED = -100
+"""The label that the loss leaves out."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deconattn.ops.precision import at_least_fp32
 from deconattn.ops.tiles import fold_groups, grouped_matmul, hidden_pairs, summed_matmul, tiles
 
 
@@ -40,7 +41,7 @@ class _FixedMap(torch.autograd.Function):
         length = queries.shape[-2]
         scale = 1 / math.sqrt(queries.shape[-1])
         mixed = values.new_empty(*queries.shape[:-1], values.shape[-1])
-        log_normaliser = _wide(queries).new_empty(queries.shape[:-1])
+        log_normaliser = at_least_fp32(queries).new_empty(queries.shape[:-1])
         for start, stop in tiles(length):
             tile = _scores(queries, keys, slice(start, stop), slice(0, stop), scale)
             log_normaliser[..., start:stop] = normaliser = tile.logsumexp(dim=-1)
@@ -57,8 +58,8 @@ class _FixedMap(torch.autograd.Function):
         scale = 1 / math.sqrt(queries.shape[-1])
         grad = grad.contiguous()
         # sum_j A_ij dA_ij of the softmax's backward is grad . output, one number a query
-        centre = (_wide(grad) * mixed).sum(dim=-1)
-        grad_queries = torch.zeros_like(_wide(queries))
+        centre = (at_least_fp32(grad) * mixed).sum(dim=-1)
+        grad_queries = torch.zeros_like(at_least_fp32(queries))
         grad_keys, grad_values = torch.empty_like(keys), torch.empty_like(values)
         for start, stop in tiles(length):
             later, tile = slice(start, length), slice(start, stop)
@@ -71,11 +72,6 @@ class _FixedMap(torch.autograd.Function):
         return grad_queries.to(queries.dtype), grad_keys, grad_values
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """At least fp32: statistics and accumulations are not kept in half precision."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def _scores(queries: Tensor, keys: Tensor, rows: slice, columns: slice, scale: float) -> Tensor:
-    tile = _wide(grouped_matmul(queries[..., rows, :], keys[:, columns].transpose(-1, -2))).mul_(scale)
+    tile = at_least_fp32(grouped_matmul(queries[..., rows, :], keys[:, columns].transpose(-1, -2))).mul_(scale)
     return tile.masked_fill_(hidden_pairs(rows, columns, queries.device), -math.inf)

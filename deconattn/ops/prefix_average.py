@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from deconattn.ops.precision import at_least_fp32
+
 CHUNK = 64
 
 
@@ -41,7 +43,7 @@ class _PrefixAverage(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, values: Tensor, document_ids: Tensor | None) -> Tensor:
         documents = None if document_ids is None else document_ids[:, None]
-        log_normaliser, mixed = _scan(_wide(scores), _wide(values), documents)
+        log_normaliser, mixed = _scan(at_least_fp32(scores), at_least_fp32(values), documents)
         mixed = mixed.to(values.dtype)
         ctx.save_for_backward(scores, values, mixed, log_normaliser, documents)
         return mixed
@@ -50,17 +52,13 @@ class _PrefixAverage(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         scores, values, mixed, log_normaliser, documents = ctx.saved_tensors
-        grad = _wide(grad)
+        grad = at_least_fp32(grad)
         centre = (grad * mixed).sum(dim=-1, keepdim=True)
         reverse = _reverse_scan(log_normaliser, torch.cat([grad, centre], dim=-1), documents)
-        reverse = reverse.mul_((_wide(scores) - log_normaliser).exp_()[..., None])
+        reverse = reverse.mul_((at_least_fp32(scores) - log_normaliser).exp_()[..., None])
         grad_values, grad_centre = reverse[..., :-1], reverse[..., -1]
         grad_scores = (grad_values * values).sum(dim=-1) - grad_centre
         return grad_scores.to(scores.dtype), grad_values.to(values.dtype), None
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _scan(scores: Tensor, values: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:

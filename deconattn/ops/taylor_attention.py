@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deconattn.ops.precision import at_least_fp32
 from deconattn.ops.tiles import fold_groups, grouped_matmul, hidden_pairs, summed_matmul, tiles
 
 
@@ -36,7 +37,7 @@ class _Taylor(torch.autograd.Function):
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, documents: Tensor | None) -> Tensor:
         length = queries.shape[-2]
         mixed = torch.empty_like(queries)
-        normaliser = _wide(queries).new_empty(queries.shape[:-1])
+        normaliser = at_least_fp32(queries).new_empty(queries.shape[:-1])
         for start, stop in tiles(length):
             rows, columns = slice(start, stop), slice(0, stop)
             s = _scores(queries, keys, rows, columns)
@@ -54,8 +55,8 @@ class _Taylor(torch.autograd.Function):
         length = queries.shape[-2]
         scale = 1 / math.sqrt(queries.shape[-1])
         grad = grad.contiguous()
-        centre = (_wide(grad) * mixed).sum(dim=-1)
-        grad_queries = torch.zeros_like(_wide(queries))
+        centre = (at_least_fp32(grad) * mixed).sum(dim=-1)
+        grad_queries = torch.zeros_like(at_least_fp32(queries))
         grad_keys, grad_values = torch.empty_like(keys), torch.empty_like(values)
         for start, stop in tiles(length):
             later, tile = slice(start, length), slice(start, stop)
@@ -63,7 +64,7 @@ class _Taylor(torch.autograd.Function):
             share = normaliser[..., later, None].reciprocal()
             weights = _weights(s, later, tile, documents).mul_(share)
             grad_values[..., tile, :] = summed_matmul(weights.to(grad.dtype), grad[..., later, :])
-            grad_weights = _wide(grouped_matmul(grad[..., later, :], values[..., tile, :].transpose(-1, -2)))
+            grad_weights = at_least_fp32(grouped_matmul(grad[..., later, :], values[..., tile, :].transpose(-1, -2)))
             grad_scores = grad_weights.sub_(centre[..., later, None]).mul_(share * scale).mul_(s.add_(1))
             grad_scores.masked_fill_(hidden_pairs(later, tile, s.device, documents), 0)
             grad_scores = grad_scores.to(queries.dtype)
@@ -72,14 +73,9 @@ class _Taylor(torch.autograd.Function):
         return grad_queries.to(queries.dtype), grad_keys, grad_values, None
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """At least fp32: statistics and accumulations are not kept in half precision."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def _scores(queries: Tensor, keys: Tensor, rows: slice, columns: slice) -> Tensor:
     tile = grouped_matmul(queries[..., rows, :], keys[..., columns, :].transpose(-1, -2))
-    return _wide(tile).mul_(1 / math.sqrt(queries.shape[-1]))
+    return at_least_fp32(tile).mul_(1 / math.sqrt(queries.shape[-1]))
 
 
 def _weights(s: Tensor, rows: slice, columns: slice, documents: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from deconattn.config import TrainingFlags
 from deconattn.data import Batch, SampleStream, TokenCorpus, load_tokenizer, parse_data_argument
 from deconattn.errors import UserError
+from deconattn.ops.cross_entropy import IGNORED
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class TrainingData:
             inside = [number for number in numbers if number < total]
             batch = self._validation.batch(inside or [0], self._flags.data.doc_mask)
             if not inside:
-                batch.labels.fill_(-100)
+                batch.labels.fill_(IGNORED)
             yield batch
 
     def fixed_ids(self) -> Tensor:

@@ -1,8 +1,8 @@
 """Runs several trainings in one process group: `python jobs.py FILE`, FILE a JSON list of flag lists.
 
 Starting a process costs seconds and a further engine inside it next to nothing, so tests that need ranks bundle
-their trainings. A job that ends in a UserError prints it and the next one runs. A flag list may begin with
-`poison=N`: the parameters get a NaN gradient at step N (from 0) and after, for tests of skipped steps.
+their trainings. A job that ends in a UserError prints it and the next one runs. A flag list may begin with `stop=N`
+(rank 0 is asked to stop in step N) and with `poison=N` and `until=M` (a gradient is NaN in steps N to M, from 0).
 """
 
 import json
@@ -35,7 +35,7 @@ def run_job(arguments: list[str]) -> Trainer:
         special[name], arguments = int(value), arguments[1:]
     flags = parse_training_flags(arguments)
     check_run_folder(flags)
-    stop = Stop(special.get("stop"))
+    stop = Stop(special.get("stop") if runtime.rank() == 0 else None)  # one rank's wish is all ranks' command
     trainer = Trainer(flags, stop)
     stop.trainer = trainer
     if "poison" in special:

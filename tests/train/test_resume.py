@@ -9,7 +9,7 @@ import torch
 
 from deconattn.errors import UserError
 from deconattn.train.checkpoint import newest_good, open_checkpoint, read_checkpoint, steps_in
-from tests.train.conftest import losses, rows, validation_losses
+from tests.train.conftest import ROOT, losses, rows, validation_losses
 from tests.train.jobs import run_job
 
 
@@ -35,6 +35,16 @@ def test_a_stop_in_the_middle_changes_nothing(small: list[str], tmp_path: Path, 
     assert same_state(tmp_path / "whole/checkpoints/step-6", tmp_path / "cut/checkpoints/step-6")
     steps = open_checkpoint(tmp_path / "cut").progress
     assert (steps.step, steps.optimizer_steps, steps.skipped_steps) == (6, 6, 0)
+
+
+@pytest.mark.parametrize("name", ["zero2_offload.json", "zero3_offload.json"])
+def test_offloaded_states_resume(small: list[str], tmp_path: Path, name: str) -> None:
+    flags = [*small, "--deepspeed-config", str(ROOT / "ds_configs" / name)]
+    run_job([*flags, "--save", str(tmp_path / "whole")])
+    run_job(["stop=3", *flags, "--save", str(tmp_path / "cut")])
+    run_job(["--save", str(tmp_path / "cut"), "--resume"])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_state(tmp_path / "whole/checkpoints/step-6", tmp_path / "cut/checkpoints/step-6")
 
 
 def test_bf16_resumes_from_its_fp32_masters(small: list[str], tmp_path: Path) -> None:

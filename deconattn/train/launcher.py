@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from types import FrameType
 
 import psutil
@@ -33,14 +34,27 @@ def main() -> int:
     process = subprocess.Popen(command, start_new_session=True)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            if any(argument.startswith("--local_rank") for argument in child.cmdline()):
-                child.send_signal(signal.SIGTERM)
+        ranks = _ranks_below(process.pid)
+        for rank in ranks:
+            with suppress(psutil.Error):
+                rank.send_signal(signal.SIGTERM)
+        if not ranks:  # none started yet, or all on other machines: DeepSpeed's launcher knows how to end them
+            process.send_signal(number)
 
     signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGINT, pass_on)
     code = process.wait()
     return code if code >= 0 else 128 - code
+
+
+def _ranks_below(pid: int) -> list[psutil.Process]:
+    found = []
+    with suppress(psutil.Error):
+        for process in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.Error):  # it may have ended meanwhile
+                if any(argument.startswith("--local_rank") for argument in process.cmdline()):
+                    found.append(process)
+    return found
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python benchmarks/train_cpu.py --size 70m --precision fp32
 
 Each contestant is a process of its own that trains a step when told to. One is active at a time, and they take
-turns, so that whatever else the machine does falls on all of them alike. All see the same tokens, and `standard`
-and the peer start from the same weights, so their losses say that they do the same work.
+turns, so that whatever else the machine does falls on all of them alike; where memory does not hold all, in groups,
+each with the peer. All see the same tokens, and `standard` and the peer start from the same weights, so their losses
+say that they do the same work.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +33,8 @@ from deconattn.cost.parameters import count_parameters
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 
-BYTES_A_PARAMETER = 20
-"""Weight, gradient, two moments, and what flattening and logits come to; a guess on the safe side."""
+BYTES_A_PARAMETER = 36
+"""Weight, gradient, two moments, flattened copies of them, and room for activations; on the safe side."""
 Samples = dict[str, list[dict[str, float]]]
 
 
@@ -119,20 +121,24 @@ class Contestant:
         return json.loads(line)
 
 
-def measure(contestants: list[Contestant], repeats: int, keep: bool) -> Samples:
-    """Rounds in which each contestant trains a step; `keep` leaves processes alive between rounds."""
+def measure(contestants: list[Contestant], repeats: int) -> Samples:
+    """Rounds in which each contestant trains a step."""
     samples: Samples = {contestant.spec.name: [] for contestant in contestants}
     try:
         for number in range(repeats):
             for contestant in contestants:
                 samples[contestant.spec.name].append(contestant.step())
-                if not keep:
-                    contestant.end()
             print(f"round {number + 1} of {repeats}", file=sys.stderr)
     finally:
         for contestant in contestants:
             contestant.end()
     return samples
+
+
+def groups(variants: Sequence[str], size: int) -> list[list[str]]:
+    """The variants in groups that fit into memory together, the peer in each."""
+    size = max(1, size - 1)
+    return [[PEER, *variants[start : start + size]] for start in range(0, len(variants), size)]
 
 
 def summarize(samples: Samples, tokens: int) -> dict[str, dict[str, float]]:
@@ -159,14 +165,17 @@ def main() -> None:
     """Measure, print, write."""
     arguments = parse(Arguments)
     threads = arguments.threads or len(os.sched_getaffinity(0))
-    names = [PEER, *(arguments.variants or variant_names())]
+    variants = arguments.variants or variant_names()
     flags = arguments.spec(PEER).flags()
     parameters = count_parameters(model_config(flags.model, arguments.vocab_size, arguments.seq_len)).total
-    needed = len(names) * (BYTES_A_PARAMETER * parameters + 2**29)
-    keep = needed < psutil.virtual_memory().available
-    contestants = [Contestant(arguments.spec(name), threads) for name in names]
-    samples = measure(contestants, arguments.repeats, keep)
-    summary = summarize(samples, arguments.batch_size * arguments.seq_len)
+    at_once = psutil.virtual_memory().available // (BYTES_A_PARAMETER * parameters + 2**29)
+    samples: list[Samples] = []
+    summary: dict[str, dict[str, float]] = {}
+    for names in groups(variants, at_once):
+        samples.append(measure([Contestant(arguments.spec(name), threads) for name in names], arguments.repeats))
+        # A ratio is to the peer of the same group; the peer's own row is that of the first.
+        summary = summarize(samples[-1], arguments.batch_size * arguments.seq_len) | summary
+    summary = {name: summary[name] for name in (PEER, *variants)}
 
     title = f"{arguments.size}, {arguments.precision}, {arguments.batch_size} x {arguments.seq_len} tokens a step"
     table = Table(title=f"{title}, {threads} threads", caption=describe())
@@ -185,12 +194,10 @@ def main() -> None:
             f"{row['last_loss']:.4f}",
         )
     Console(width=max(100, Console().width)).print(table)
-    options = {**dataclasses.asdict(arguments), "threads": threads, "variants": names[1:]}
+    options = {**dataclasses.asdict(arguments), "threads": threads, "variants": list(variants)}
     options.pop("out")
     path = arguments.out / f"train_cpu-{arguments.size}-{arguments.precision}.json"
-    write_result(
-        path, {"options": options, "processes_kept": keep, "peer": PEER, "summary": summary, "samples": samples}
-    )
+    write_result(path, {"options": options, "peer": PEER, "summary": summary, "samples": samples})
     print(f"written: {path}")
 
 

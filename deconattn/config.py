@@ -113,14 +113,22 @@ class EngineFlags:
 
     precision: Literal["bf16", "fp32"] = "fp32"
     """Weights and activations; the optimiser's master weights are always fp32."""
-    zero: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage: what data-parallel ranks share out (1 optimiser, 2 and gradients, 3 and weights)."""
+    zero: Literal[0, 1, 2, 3] | None = None
+    """DeepSpeed ZeRO stage: what data-parallel ranks share out (1 optimiser, 2 and gradients, 3 and weights). By
+    default 1 in bf16, which needs it, and 0 in fp32, where it is fastest."""
     deepspeed_config: Path | None = None
     """DeepSpeed configuration in place of ds_configs/zeroN.json; batch sizes and precision stay ours."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass."""
     compile: bool = False
     """torch.compile each layer."""
+
+    @property
+    def zero_stage(self) -> int:
+        """`--zero`, or the precision's default."""
+        if self.zero is not None:
+            return self.zero
+        return 1 if self.precision == "bf16" else 0
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,7 @@ class TrainingFlags:
         for flag, value in positive.items():
             if not value > 0:
                 raise UserError(f"{flag} is {value}: it must be above zero")
-        if self.engine.precision == "bf16" and self.engine.zero == 0 and self.engine.deepspeed_config is None:
+        if self.engine.precision == "bf16" and self.engine.zero_stage == 0 and self.engine.deepspeed_config is None:
             raise UserError(
                 "--precision bf16 needs --zero 1 or higher: ZeRO-0 keeps no fp32 master weights; "
                 "use --zero 1 or --precision fp32"
@@ -243,7 +251,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(128, 384, 4, 4, False, 2e-3, 256, 16, 8, 300, 100, 100, 64),
-    "70m": Size(512, 2048, 6, 8),
+    "70m": Size(512, 2048, 6, 8, micro_batch_size=4),
     "160m": Size(768, 3072, 12, 12),
     "500m": Size(896, 4864, 24, 14),
     "1.7b": Size(2048, 6144, 28, 16, qwen3=True, lr=3e-4, micro_batch_size=4),

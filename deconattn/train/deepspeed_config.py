@@ -26,7 +26,7 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
     Raises:
         UserError: `--deepspeed-config` is not JSON, sets what a flag of ours sets, or asks for bf16 on ZeRO-0.
     """
-    path = flags.engine.deepspeed_config or _configs_folder() / f"zero{flags.engine.zero}.json"
+    path = flags.engine.deepspeed_config or _configs_folder() / f"zero{flags.engine.zero_stage}.json"
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -1,6 +1,5 @@
 """The process around training: distributed start-up, threads, versions, memory."""
 
-import ctypes
 import logging
 import os
 import platform
@@ -10,8 +9,6 @@ from importlib.metadata import version
 
 import psutil
 import torch
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def rank() -> int:
@@ -32,8 +29,6 @@ def start_distributed() -> torch.device:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         os.environ["MASTER_PORT"] = str(free_port())
 
-    if not torch.cuda.is_available():
-        keep_memory()
     quiet_accelerator()
     import deepspeed
     import deepspeed.ops
@@ -47,21 +42,6 @@ def start_distributed() -> torch.device:
         torch.cuda.set_device(device)
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
     return device
-
-
-def keep_memory() -> None:
-    """Have glibc keep freed memory instead of giving it back to the system at once, for the rest of the process.
-
-    A training step frees and takes the same large tensors every time, and each new page costs a fault: half of the
-    fixed cost of a CPU step under ZeRO-1 (1390 ms against 712 at 70m). Elsewhere than under glibc, nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    largest = 2**31 - 1
-    mallopt(_M_MMAP_THRESHOLD, largest)
-    mallopt(_M_TRIM_THRESHOLD, largest)
 
 
 def quiet_accelerator() -> None:

@@ -54,6 +54,12 @@ def test_ratios_are_taken_within_rounds():
     assert summary[contestant.PEER]["ratio"] == 1
 
 
+def test_every_group_has_the_peer():
+    peer = contestant.PEER
+    assert train_cpu.groups(["a", "b", "c"], 3) == [[peer, "a", "b"], [peer, "c"]]
+    assert train_cpu.groups(["a", "b"], 1) == [[peer, "a"], [peer, "b"]]
+
+
 def test_unknown_variant():
     with pytest.raises(UserError, match="nosuch"):
         train_cpu.Arguments(variants=("nosuch",))
@@ -144,7 +150,7 @@ def test_train_cpu_end_to_end(tmp_path: Path):
     script += ["--seq-len", "32", "--vocab-size", "256", "--repeats", "2", "--threads", "1", "--out", str(tmp_path)]
     subprocess.run(script, env=environment(), check=True, timeout=300)
     found = json.loads((tmp_path / "train_cpu-tiny-fp32.json").read_text())
-    assert set(found["samples"]) == {contestant.PEER, *variant_names()}
+    assert set(found["summary"]) == {contestant.PEER, *variant_names()}
     ours, peer = (found["summary"][name]["last_loss"] for name in ("standard", contestant.PEER))
     assert ours == pytest.approx(peer, abs=1e-4)
 

@@ -14,13 +14,21 @@ from deconattn.model.causal_lm import CausalLM
 from tests.hf.models import MIXED, exported, load_plugin, small_config, tokens, trained
 
 PROGRAM = """
-import importlib.util, json, sys
+import json, sys
 from pathlib import Path
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "deconattn":
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, NotInstalled())
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-assert importlib.util.find_spec("deconattn") is None
 folder = Path(sys.argv[1])
 ids = torch.tensor(json.loads((folder / "ids.json").read_text()))
 mask = torch.ones_like(ids)

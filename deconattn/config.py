@@ -118,10 +118,18 @@ class EngineFlags:
     default 1 in bf16, which needs it, and 0 in fp32, where it is fastest."""
     deepspeed_config: Path | None = None
     """DeepSpeed configuration in place of ds_configs/zeroN.json; batch sizes and precision stay ours."""
+    tp: int = 1
+    """Tensor-parallel ranks: each layer is shared out by heads, feed-forward width and vocabulary."""
+    pp: int = 1
+    """Pipeline stages: the layers are shared out in order, balanced by what each costs; ZeRO 0 or 1 only."""
+    sequence_parallel: bool = False
+    """Share norms and residual stream out along the sequence over the tensor-parallel ranks."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass."""
     compile: bool = False
     """torch.compile each layer."""
+    distributed_timeout_minutes: float = 10.0
+    """A collective that waits longer than this for a rank ends the run."""
 
     @property
     def zero_stage(self) -> int:
@@ -149,6 +157,8 @@ class RunFlags:
     """Validation sequences, at most."""
     log_every: int = 1
     """Steps between rows of metrics.jsonl."""
+    max_restarts: int = 0
+    """With ./launch.sh: start again from the newest good checkpoint when a rank dies, at most so often."""
     wandb_project: str | None = None
     """Weights & Biases project; offline where there is no key."""
 
@@ -194,6 +204,9 @@ class TrainingFlags:
             "--eval-sequences": self.run.eval_sequences,
             "--log-every": self.run.log_every,
             "--max-nonfinite": self.optimization.max_nonfinite,
+            "--tp": self.engine.tp,
+            "--pp": self.engine.pp,
+            "--distributed-timeout-minutes": self.engine.distributed_timeout_minutes,
         }
         for flag, value in positive.items():
             if not value > 0:

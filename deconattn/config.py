@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from deconattn.errors import UserError
-from deconattn.mixers import variant_names
+from deconattn.mixers import mixer_class, variant_names
 from deconattn.mixers.plugins import load_plugins
 from deconattn.model.config import ModelConfig
 from deconattn.pattern import layer_variants
@@ -138,6 +138,60 @@ class EngineFlags:
             return self.zero
         return 1 if self.precision == "bf16" else 0
 
+    def data_parallel_size(self, world_size: int) -> int:
+        """Replicas of the model on `world_size` ranks.
+
+        Raises:
+            UserError: the ranks do not make whole replicas.
+        """
+        replica = self.tp * self.pp
+        if world_size % replica:
+            least = math.ceil(world_size / replica) * replica
+            raise UserError(
+                f"{world_size} ranks are not a multiple of --tp {self.tp} x --pp {self.pp} = {replica}: "
+                f"start {least} ranks, or choose another --tp or --pp"
+            )
+        return world_size // replica
+
+    def check(self, model: ModelConfig, length: int) -> None:
+        """Whether the topology fits a model and a sequence length.
+
+        Raises:
+            UserError: what does not divide or does not go together, and the remedy.
+        """
+        heads, key_value_heads = model.num_attention_heads, model.num_key_value_heads
+        if heads % self.tp:
+            divisors = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
+            raise UserError(f"--tp {self.tp} does not divide the {heads} attention heads: use one of {divisors}")
+        if key_value_heads % self.tp and self.tp % key_value_heads:
+            raise UserError(
+                f"--tp {self.tp} neither divides the {key_value_heads} key/value heads nor is a multiple of them: "
+                "choose another"
+            )
+        for name in ("intermediate_size", "vocab_size"):
+            if getattr(model, name) < self.tp:
+                raise UserError(f"--tp {self.tp} is more than the {name} of {getattr(model, name)}: use a smaller one")
+        for variant in dict.fromkeys(model.layer_variants):
+            if self.tp > 1 and mixer_class(variant).splits is None:
+                raise UserError(
+                    f"--tp {self.tp}: variant {variant!r} declares no splits for tensor parallelism; declare them "
+                    "(deconattn/mixers/base.py) or use --tp 1"
+                )
+        if self.pp > model.num_hidden_layers:
+            raise UserError(f"--pp {self.pp} is more than the {model.num_hidden_layers} layers: use a smaller one")
+        if self.pp > 1 and self.zero_stage > 1:
+            raise UserError(
+                f"--zero {self.zero_stage} does not go with --pp {self.pp}: DeepSpeed's pipeline needs whole gradients "
+                "and weights on a stage; use --zero 1, or --pp 1"
+            )
+        if self.sequence_parallel and self.tp == 1:
+            raise UserError("--sequence-parallel shares sequences out among tensor-parallel ranks: give --tp 2 or more")
+        if self.sequence_parallel and length % self.tp:
+            raise UserError(
+                f"--sequence-parallel: --tp {self.tp} does not divide --seq-len {length}: "
+                f"use --seq-len {length // self.tp * self.tp}"
+            )
+
 
 @dataclass(frozen=True)
 class RunFlags:
@@ -211,6 +265,8 @@ class TrainingFlags:
         for flag, value in positive.items():
             if not value > 0:
                 raise UserError(f"{flag} is {value}: it must be above zero")
+        if self.run.max_restarts < 0:
+            raise UserError(f"--max-restarts is {self.run.max_restarts}: it must not be below zero")
         if self.engine.precision == "bf16" and self.engine.zero_stage == 0 and self.engine.deepspeed_config is None:
             raise UserError(
                 "--precision bf16 needs --zero 1 or higher: ZeRO-0 keeps no fp32 master weights; "
@@ -220,7 +276,8 @@ class TrainingFlags:
             if path is not None and not path.is_file():
                 raise UserError(f"no such file: {path}")
         load_plugins(self.model.plugin)
-        model_config(self.model, 1, self.data.seq_len)  # the tokenizer is not known yet
+        model = model_config(self.model, 1, self.data.seq_len)  # the tokenizer is not known yet
+        self.engine.check(model, self.data.seq_len)
 
     def accumulation_steps(self, data_parallel_size: int) -> int:
         """Micro-batches a rank computes in one optimiser step.

@@ -1,5 +1,6 @@
 """Model FLOPs: what the formulas ask for, not what an implementation spends (recomputation is not counted)."""
 
+from deconattn.cost.rows import layer_rows
 from deconattn.mixers import mixer_class
 from deconattn.model.config import ModelConfig
 
@@ -9,15 +10,21 @@ def forward_flops(config: ModelConfig, rows: int, length: int) -> int:
 
     The fixed streams count as the extra rows that they are, in the layers that they pass.
     """
-    classes = [mixer_class(variant) for variant in config.layer_variants]
-    streams = {mixer.fixed_stream for mixer in classes} - {None}
-    last_fixed = max((i for i, mixer in enumerate(classes) if mixer.fixed_stream), default=-1)
-    total = 2 * rows * length * config.hidden_size * config.vocab_size
-    for index, mixer in enumerate(classes):
-        here = rows + (len(streams) if index <= last_fixed else 0)
-        total += mixer.forward_flops(config, here, length)
-        total += 6 * here * length * config.hidden_size * config.intermediate_size
-    return total
+    return sum(layer_forward_flops(config, rows, length)) + head_forward_flops(config, rows, length)
+
+
+def layer_forward_flops(config: ModelConfig, rows: int, length: int) -> tuple[int, ...]:
+    """The same of each layer."""
+    feed_forward = 6 * length * config.hidden_size * config.intermediate_size
+    return tuple(
+        mixer_class(variant).forward_flops(config, here, length) + feed_forward * here
+        for variant, here in zip(config.layer_variants, layer_rows(config, rows), strict=True)
+    )
+
+
+def head_forward_flops(config: ModelConfig, rows: int, length: int) -> int:
+    """Of the projection on the vocabulary; the embedding is a lookup."""
+    return 2 * rows * length * config.hidden_size * config.vocab_size
 
 
 def training_flops(config: ModelConfig, rows: int, length: int) -> int:

@@ -1,8 +1,13 @@
-"""Parameter counts without building the model."""
+"""Parameter counts without memory for the model."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
+
+from deconattn.cost.parts import largest_part
 from deconattn.mixers import mixer_class
+from deconattn.model.block import Block
 from deconattn.model.config import ModelConfig
 
 
@@ -14,6 +19,27 @@ class ParameterCount:
     non_embedding: int
 
 
+@dataclass(frozen=True)
+class RankParameters:
+    """What one rank holds of a model: one tensor-parallel part of one pipeline stage.
+
+    Attributes:
+        embedding: 0 but on the first stage.
+        layers: of each layer of the stage.
+        head: with the final norm; 0 but on the last stage. A tied head counts where it is another stage's copy.
+        largest: elements of the largest tensor.
+    """
+
+    embedding: int
+    layers: tuple[int, ...]
+    head: int
+    largest: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + sum(self.layers) + self.head
+
+
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """Counts for one model; the random fixed stream is not trained and not counted."""
     d = config.hidden_size
@@ -22,3 +48,33 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     non_embedding = mixers + config.num_hidden_layers * feed_forward_and_norms + d
     tables = 1 if config.tie_word_embeddings else 2
     return ParameterCount(non_embedding + tables * config.vocab_size * d, non_embedding)
+
+
+def rank_parameters(config: ModelConfig, span: range, shards: int = 1) -> RankParameters:
+    """Of the rank that holds most among `shards` tensor-parallel ones, for the layers `span`."""
+    table = largest_part(config.vocab_size, config.vocab_size, shards) * config.hidden_size
+    first, last = span.start == 0, span.stop == config.num_hidden_layers
+    tied_here = config.tie_word_embeddings and first
+    layers = [_layer(config, config.layer_variants[index], shards) for index in span]
+    return RankParameters(
+        embedding=table if first else 0,
+        layers=tuple(total for total, _ in layers),
+        head=(config.hidden_size + (0 if tied_here else table)) if last else 0,
+        largest=max([largest for _, largest in layers] + ([table] if first or last else [])),
+    )
+
+
+@lru_cache(maxsize=256)
+def _layer(config: ModelConfig, variant: str, shards: int) -> tuple[int, int]:
+    """Parameters of one rank's part of a layer, and of the largest tensor in it: those of the real module."""
+    with torch.device("meta"):
+        block = Block(config, variant)
+    counts = {id(parameter): parameter.numel() for parameter in block.parameters()}
+    for module in block.modules():
+        for name, split in (getattr(module, "splits", None) or {}).items():
+            for parameter in getattr(module, name).parameters():
+                if split.dim < parameter.ndim:
+                    size = parameter.shape[split.dim]
+                    pieces = getattr(config, split.pieces) if split.pieces else size
+                    counts[id(parameter)] = parameter.numel() // size * largest_part(size, pieces, shards)
+    return sum(counts.values()), max(counts.values())

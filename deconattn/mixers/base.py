@@ -6,14 +6,17 @@ FLOPs, analysis and export then work with it; `tests/mixers/test_contract.py` ru
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from deconattn.cost.norms import rms_norm_bytes
 from deconattn.model.config import ModelConfig
 from deconattn.model.rotary import Rotary
+from deconattn.model.splits import Split, column, row
 from deconattn.ops.documents import Documents
 
 FixedStream = Literal["random", "text"]
@@ -56,6 +59,8 @@ class Mixer(nn.Module, ABC):
     """The fixed stream that the layer reads beside the hidden states, carried as an extra row."""
     needs_static_embeddings: ClassVar[bool] = False
     """Whether the layer reads the token embeddings (through its own input norm)."""
+    splits: ClassVar[Mapping[str, Split] | None] = None
+    """The cut of each linear layer under tensor parallelism, by its name here; None: it cannot be cut."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -87,9 +92,33 @@ class Mixer(nn.Module, ABC):
     def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
         """FLOPs of one layer's forward pass over `rows` sequences (2 a multiply-add; causal maps half of L^2)."""
 
+    @classmethod
+    @abstractmethod
+    def activation_bytes(
+        cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int, shards: int, fused_norms: bool
+    ) -> int:
+        """Bytes that one layer's mixer keeps for its backward pass, its input among them, without document masks.
+
+        Args:
+            rows: sequences, the fixed streams' rows among them.
+            shards: tensor-parallel ranks; the bytes are those of one. Its input is whole on each.
+            fused_norms: query/key norms run in one kernel (:func:`deconattn.cost.norms.rms_norm_bytes`).
+        """
+
 
 class ProjectedMixer(Mixer):
-    """A mixer with multi-head attention's projections: q, k, v, o, and query/key norms where configured."""
+    """A mixer with multi-head attention's projections: q, k, v, o, and query/key norms where configured.
+
+    Heads do not meet before the output projection, so tensor parallelism gives each rank some of them: what a
+    subclass computes must not depend on how many heads it sees.
+    """
+
+    splits: ClassVar[Mapping[str, Split] | None] = {
+        "q_proj": column("num_attention_heads"),
+        "k_proj": column("num_key_value_heads"),
+        "v_proj": column("num_key_value_heads"),
+        "o_proj": row("num_attention_heads"),
+    }
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -119,7 +148,7 @@ class ProjectedMixer(Mixer):
 
     def per_query_head(self, shared: Tensor) -> Tensor:
         """[.., key_value_heads, L, x] -> [.., heads, L, x]: each key or value head beside the queries it serves."""
-        group = self.config.num_attention_heads // self.config.num_key_value_heads
+        group = self.q_proj.out_features // self.k_proj.out_features
         return shared if group == 1 else torch.repeat_interleave(shared, group, dim=-3)
 
     @classmethod
@@ -130,6 +159,31 @@ class ProjectedMixer(Mixer):
     def projection_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
         """FLOPs of the four projections."""
         return 4 * rows * length * config.hidden_size * (config.query_size + config.key_value_size)
+
+    @classmethod
+    def activation_bytes(
+        cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int, shards: int, fused_norms: bool
+    ) -> int:
+        """Of a fused kernel: input, queries, keys, values, mixed values, and an fp32 normaliser a query."""
+        tokens = rows * length
+        queries, keys = cls.rank_widths(config, shards)
+        kept = bytes_per_element * tokens * (config.hidden_size + 2 * queries + 2 * keys)
+        kept += 4 * tokens * queries // config.head_dim
+        return kept + cls.query_key_norm_bytes(config, tokens, bytes_per_element, shards, fused_norms)
+
+    @classmethod
+    def rank_widths(cls, config: ModelConfig, shards: int) -> tuple[int, int]:
+        """Widths of the queries and of the keys (or values) on one of `shards` ranks."""
+        heads, shared = config.num_attention_heads, config.num_key_value_heads
+        return heads // shards * config.head_dim, max(1, shared // shards) * config.head_dim
+
+    @classmethod
+    def query_key_norm_bytes(
+        cls, config: ModelConfig, tokens: int, bytes_per_element: int, shards: int, fused: bool
+    ) -> int:
+        """What the query/key norms keep, 0 where there are none."""
+        vectors = tokens * sum(cls.rank_widths(config, shards)) // config.head_dim
+        return config.qk_norm * rms_norm_bytes(vectors, config.head_dim, bytes_per_element, fused)
 
 
 def attention_parameters(config: ModelConfig) -> int:

@@ -48,3 +48,14 @@ class FixedMap(ProjectedMixer, ABC):
         d, widths = config.hidden_size, config.query_size + config.key_value_size
         projections = 2 * length * d * widths + 2 * rows * length * d * widths
         return projections + (1 + rows) * length**2 * config.query_size
+
+    @classmethod
+    def activation_bytes(
+        cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int, shards: int, fused_norms: bool
+    ) -> int:
+        # Of every row the input, the values, and the mixed values in two orders; of the stream alone queries,
+        # keys and the fp32 log-normaliser.
+        queries, keys = cls.rank_widths(config, shards)
+        kept = bytes_per_element * length * (rows * (config.hidden_size + keys + 2 * queries) + queries + keys)
+        kept += 4 * length * queries // config.head_dim
+        return kept + cls.query_key_norm_bytes(config, length, bytes_per_element, shards, fused_norms)

@@ -1,16 +1,22 @@
 """MLP: no token mixing; a SwiGLU block with attention's parameter count in its place (paper, section 3.1)."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from deconattn.mixers.base import Mixer, MixerContext, attention_parameters
 from deconattn.mixers.registry import register
 from deconattn.model.config import ModelConfig
+from deconattn.model.splits import Split, column, row
 
 
 @register("mlp")
 class MLP(Mixer):
     """O = Down(SiLU(Gate(H)) * Up(H)), no biases."""
+
+    splits: ClassVar[Mapping[str, Split] | None] = {"gate_proj": column(), "up_proj": column(), "down_proj": row()}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -32,6 +38,13 @@ class MLP(Mixer):
     @classmethod
     def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
         return 2 * rows * length * cls.num_parameters(config)
+
+    @classmethod
+    def activation_bytes(
+        cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int, shards: int, fused_norms: bool
+    ) -> int:
+        width = -(-matched_width(config) // shards)  # of the rank with the most
+        return bytes_per_element * rows * length * (config.hidden_size + 4 * width)
 
 
 def matched_width(config: ModelConfig) -> int:

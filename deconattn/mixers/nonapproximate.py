@@ -36,3 +36,15 @@ class NonApproximate(ProjectedMixer):
     def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
         # A score, an exponential and one multiply-add a channel; chunking costs more but is not the formula.
         return cls.projection_flops(config, rows, length) + 4 * rows * length * config.query_size
+
+    @classmethod
+    def activation_bytes(
+        cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int, shards: int, fused_norms: bool
+    ) -> int:
+        # Input; queries before and after SiLU, keys, values and mixed values a query head, and these in the
+        # order that the output projection wants; scores and log-normalisers in fp32.
+        tokens = rows * length
+        queries, _ = cls.rank_widths(config, shards)
+        kept = bytes_per_element * tokens * (config.hidden_size + 6 * queries)
+        kept += 8 * tokens * queries // config.head_dim
+        return kept + cls.query_key_norm_bytes(config, tokens, bytes_per_element, shards, fused_norms)

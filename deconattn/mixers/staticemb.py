@@ -4,6 +4,7 @@ from torch import Tensor
 
 from deconattn.mixers.registry import register
 from deconattn.mixers.standard import Standard
+from deconattn.model.config import ModelConfig
 
 
 @register("staticemb")
@@ -15,3 +16,10 @@ class StaticEmb(Standard):
     def source(self, hidden: Tensor, static: Tensor | None) -> Tensor:
         assert static is not None, "the decoder passes static embeddings where needs_static_embeddings is set"
         return static
+
+    @classmethod
+    def activation_bytes(
+        cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int, shards: int, fused_norms: bool
+    ) -> int:
+        kept = super().activation_bytes(config, rows, length, bytes_per_element, shards, fused_norms)
+        return kept + bytes_per_element * rows * length * config.hidden_size

@@ -1,14 +1,20 @@
 """One pre-norm Transformer block (Qwen2's): the mixer, then a SwiGLU feed-forward."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from deconattn.mixers import MixerContext, mixer_class
 from deconattn.model.config import ModelConfig
+from deconattn.model.splits import Split, column, row
 
 
 class FeedForward(nn.Module):
     """Down(SiLU(Gate(x)) * Up(x))."""
+
+    splits: ClassVar[Mapping[str, Split]] = {"gate_proj": column(), "up_proj": column(), "down_proj": row()}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -27,15 +27,31 @@ class Head(nn.Linear):
 
 
 class CausalLM(nn.Module):
-    """Parameters and buffers carry Hugging Face's Qwen2/Qwen3 names: the state dict is the canonical one."""
+    """Parameters and buffers carry Hugging Face's Qwen2/Qwen3 names: the state dict is the canonical one.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        span: the layers to hold, all by default; the head comes with the last.
+    """
+
+    def __init__(self, config: ModelConfig, span: range | None = None) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
-        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
+        self.model = Decoder(config, span)
+        if self.model.is_last:
+            self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make the embedding the head, where both are here and the configuration says so."""
+        if self.config.tie_word_embeddings and self.model.is_first and self.model.is_last:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def canonical_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters by canonical name; a tied head whose embedding is in another stage goes by the embedding's."""
+        named = dict(self.named_parameters())
+        if self.config.tie_word_embeddings and "lm_head.weight" in named:
+            named["model.embed_tokens.weight"] = named.pop("lm_head.weight")
+        return named
 
     def forward(
         self,

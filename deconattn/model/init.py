@@ -1,7 +1,8 @@
 """Initial weights: a function of (seed, parameter name) alone.
 
-Every tensor is drawn on the CPU by its own generator, so the weights do not depend on the topology, on the
-order of construction, or on which variant the other layers are: two models share what they have in common.
+Every whole tensor is drawn on the CPU by its own generator, and a rank that holds a part of it takes that part.
+So the weights do not depend on the topology, on the order of construction, or on which variant the other layers
+are: two models share what they have in common.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM
+from deconattn.parallel.shards import shard_of
 
 FIXED_EMBEDDINGS_SIGMA = 0.02
 """Standard deviation of the random fixed stream; the initialiser's range (the paper leaves it open)."""
@@ -27,14 +29,18 @@ def initialize(model: CausalLM, seed: int, fixed_ids: Tensor | None = None) -> N
     """
     norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.RMSNorm)}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.canonical_parameters().items():
             if name in norms:
                 parameter.fill_(1)
             elif name.endswith(".bias"):
                 parameter.zero_()
             else:
-                parameter.copy_(_normal(seed, name, parameter.shape, model.config.initializer_range))
+                shard = shard_of(parameter)
+                whole = _normal(seed, name, shard.shape if shard else parameter.shape, model.config.initializer_range)
+                parameter.copy_(shard.take(whole) if shard else whole)
     decoder = model.model
+    if not decoder.is_first:
+        return
     if "random" in decoder.streams:
         name = "model.fixed_embeddings"
         decoder.fixed_embeddings.copy_(_normal(seed, name, decoder.fixed_embeddings.shape, FIXED_EMBEDDINGS_SIGMA))
@@ -46,7 +52,7 @@ def initialize(model: CausalLM, seed: int, fixed_ids: Tensor | None = None) -> N
         decoder.fixed_ids.copy_(fixed_ids[:needed])
 
 
-def _normal(seed: int, name: str, shape: torch.Size, sigma: float) -> Tensor:
+def _normal(seed: int, name: str, shape: tuple[int, ...], sigma: float) -> Tensor:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.empty(shape).normal_(0, sigma, generator=generator)

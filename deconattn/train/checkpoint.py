@@ -3,22 +3,24 @@
     RUN/checkpoints/step-300/
         checkpoint.json               step, data position, size and SHA-256 of every other file; written last
         config.json                   the run's resolved configuration
-        weights-00001.safetensors     canonical names, fp32 parameters, and the buffers
-        exp_avg-00001.safetensors     AdamW's moments, same names, fp32
-        exp_avg_sq-00001.safetensors
-        random-00000.safetensors      generator states of rank 0
+        weights-00-00001.safetensors     canonical names, fp32 parameters, and the buffers
+        exp_avg-00-00001.safetensors     AdamW's moments, same names, fp32
+        exp_avg_sq-00-00001.safetensors
+        random-00000.safetensors         generator states of rank 0
         tokenizer/
 
-Whole tensors instead of each rank's partitions: any ZeRO stage and data-parallel size can load them, export
-reads them as they are, and nothing needs converting. This module is the file side; the collective side is
-:mod:`deconattn.train.saving`.
+Whole tensors instead of each rank's partitions: any topology can load them, export reads them as they are, and
+nothing needs converting. (DeepSpeed's own checkpoints are pickles tied to their topology; its universal form needs
+a conversion for every move, knows the plain and the pipeline engine by different names, and is pickles still.)
+The first number is the pipeline stage that wrote the file; it tells readers nothing. This module is the file side;
+the collective side is :mod:`deconattn.train.saving`.
 """
 
 import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,26 +93,39 @@ class Checkpoint:
         folder = self.folder / "tokenizer"
         return folder if folder.is_dir() else None
 
-    def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) one after another; kind is `weights`, `exp_avg`, `exp_avg_sq` or `random`."""
-        for path in sorted(self.folder.glob(f"{kind}-*.safetensors")):
+    def tensors(self, kind: str, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) one after another, only the wanted ones read; kind is `weights`, `exp_avg` or `exp_avg_sq`."""
+        for path in self._files(kind):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    yield name, file.get_tensor(name)
+                    if wanted is None or name in wanted:
+                        yield name, file.get_tensor(name)
+
+    def shapes(self, kind: str) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, none of them read."""
+        found: dict[str, tuple[int, ...]] = {}
+        for path in self._files(kind):
+            with safe_open(path, framework="pt") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return found
 
     def weights(self) -> dict[str, Tensor]:
         """The canonical state dict: fp32 parameters and the buffers, Hugging Face names."""
         return dict(self.tensors("weights"))
 
+    def _files(self, kind: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{kind}-*.safetensors"))
+
 
 class TensorFiles:
-    """Writes tensors of one kind into numbered safetensors files of bounded size."""
+    """Writes tensors of one kind into numbered safetensors files of bounded size; `stage` keeps writers apart."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        self._folder, self._kind = folder, kind
+    def __init__(self, folder: Path, kind: str, stage: int = 0) -> None:
+        self._folder, self._kind = folder, f"{kind}-{stage:02d}"
+        self.paths: list[Path] = []
+        """Written so far."""
         self._pending: dict[str, Tensor] = {}
         self._bytes = 0
-        self._files = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
         # A clone: the tensor may be a view of live weights, or share its storage with its neighbours.
@@ -121,15 +136,25 @@ class TensorFiles:
 
     def flush(self) -> None:
         if self._pending:
-            self._files += 1
-            save_file(self._pending, self._folder / f"{self._kind}-{self._files:05d}.safetensors")
+            self.paths.append(self._folder / f"{self._kind}-{len(self.paths) + 1:05d}.safetensors")
+            save_file(self._pending, self.paths[-1])
             self._pending, self._bytes = {}, 0
 
 
-def write_manifest(folder: Path, progress: Progress) -> None:
-    """Seal a checkpoint folder: list every file with its size and checksum."""
+def describe(path: Path) -> dict[str, Any]:
+    """Size and checksum of a file."""
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def write_manifest(folder: Path, progress: Progress, known: Mapping[str, Any] | None = None) -> None:
+    """Seal a checkpoint folder: list every file with its size and checksum.
+
+    known: what :func:`describe` said of files at the top, where their writers have done it already.
+    """
+    known = known or {}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    names = {str(path.relative_to(folder)): path for path in files}
+    listed = {name: known.get(name) or describe(path) for name, path in names.items()}
     content = {"format_version": FORMAT_VERSION, "progress": vars(progress), "files": listed}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 

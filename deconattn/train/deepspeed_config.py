@@ -16,6 +16,7 @@ OURS = {
     "fp16": "--precision",
     "optimizer": "--lr, --adam-beta1, ...",
     "scheduler": "--lr, --warmup-steps and --steps",
+    "pipeline": "--pp",
 }
 """Keys that a DeepSpeed file may not set, and the flag that does."""
 
@@ -24,7 +25,8 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
     """What `deepspeed.initialize` gets.
 
     Raises:
-        UserError: `--deepspeed-config` is not JSON, sets what a flag of ours sets, or asks for bf16 on ZeRO-0.
+        UserError: `--deepspeed-config` is not JSON, sets what a flag of ours sets, or asks for a ZeRO stage that
+            does not go with bf16 or with a pipeline.
     """
     path = flags.engine.deepspeed_config or _configs_folder() / f"zero{flags.engine.zero_stage}.json"
     try:
@@ -40,6 +42,8 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
     bf16 = flags.engine.precision == "bf16"
     if bf16 and stage == 0:
         raise UserError(f"{path}: --precision bf16 needs ZeRO stage 1 or higher; raise it or use --precision fp32")
+    if stage > 1 and flags.engine.pp > 1:
+        raise UserError(f"{path}: ZeRO stage {stage} does not go with --pp {flags.engine.pp}; use stage 1, or --pp 1")
     # DeepSpeed clips for itself under ZeRO; without, it hides the norm, so the engine does it there.
     config |= {
         "train_micro_batch_size_per_gpu": flags.optimization.micro_batch_size,
@@ -49,6 +53,9 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
     config.setdefault("steps_per_print", 10**9)
     config.setdefault("zero_allow_untested_optimizer", True)
     config.setdefault("zero_force_ds_cpu_optimizer", False)
+    if flags.engine.pp > 1:
+        # Hops whole, and not the reentrant form of activation checkpointing, which wants inputs with gradients.
+        config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False, "use_reentrant": False}
     if bf16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config.setdefault("data_types", {})["grad_accum_dtype"] = "fp32"

@@ -1,17 +1,24 @@
-"""The one door to DeepSpeed: a model and flags in, optimiser steps out."""
+"""The one door to DeepSpeed: this rank's part of a model and flags in, optimiser steps out."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import deepspeed
 import torch
-from torch import Tensor, nn
+from deepspeed.runtime.pipe.topology import PipelineParallelGrid
+from torch import Tensor
 
 from deconattn.config import TrainingFlags
 from deconattn.data import Batch
 from deconattn.model.causal_lm import CausalLM, LossSum
+from deconattn.ops.cross_entropy import IGNORED
+from deconattn.parallel.gradients import clip_gradients
+from deconattn.parallel.pipeline import Pipeline, microbatch
+from deconattn.parallel.topology import Topology
 from deconattn.train.deepspeed_config import deepspeed_config
 from deconattn.train.zero_state import ZeroState
 
@@ -34,24 +41,24 @@ class StepResult:
 
 
 class Engine:
-    """A data-parallel training engine.
+    """A training engine on any topology: DeepSpeed's plain engine, or its pipeline engine for several stages.
 
     The gradient is that of the loss summed over labels and divided by the number of positions, a constant, so
     that it does not depend on how labels fall into micro-batches; without document masks it is the mean loss.
+
+    Args:
+        model: what :func:`deconattn.parallel.build_model` made for this rank, filled.
+        topology: this rank's place; by default data parallelism alone.
     """
 
-    def __init__(self, model: CausalLM, flags: TrainingFlags) -> None:
-        self.flags = flags
-        self.data_parallel_size = deepspeed.comm.get_world_size()
-        self.rank = deepspeed.comm.get_rank()
-        self.accumulation_steps = flags.accumulation_steps(self.data_parallel_size)
+    def __init__(self, model: CausalLM, flags: TrainingFlags, topology: Topology | None = None) -> None:
+        self.flags, self.model = flags, model
+        self.topology = topology or Topology.create()
+        self.rank: int = deepspeed.comm.get_rank()
+        self.accumulation_steps = flags.accumulation_steps(self.topology.data_size)
         config = deepspeed_config(flags, self.accumulation_steps)
         self.stage: int = config.get("zero_optimization", {}).get("stage", 0)
-
-        model.model.activation_checkpointing = flags.engine.activation_checkpointing
-        if flags.engine.compile:
-            for layer in model.model.layers:
-                layer.compile()
+        self._prepare(model)
         optimization = flags.optimization
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, optimization.weight_decay),
@@ -61,41 +68,36 @@ class Engine:
             fused=True,
         )
         self._engine, wrapped, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=config, dist_init_required=False
+            optimizer=optimizer, config=config, dist_init_required=False, **self._modules(model)
         )
         self.device: torch.device = self._engine.device
-        self.model = model
         self._optimizer = optimizer
-        self.state = ZeroState(model, optimizer, wrapped, self.stage)
+        self._grad_norm = math.nan
+        if self.stage == 0:  # DeepSpeed clips for itself under ZeRO; without, it hides the norm
+            optimizer.register_step_pre_hook(self._clip)
+        self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology)
 
-    def train_step(self, micro_batches: Sequence[Batch], learning_rate: float, stop: bool = False) -> StepResult:
+    def train_step(self, micro_batches: Iterable[Batch], learning_rate: float, stop: bool = False) -> StepResult:
         """One optimiser step over this rank's micro-batches; a collective call.
 
         Args:
             micro_batches: as many as `accumulation_steps`.
             stop: this rank was asked to stop; every rank learns of it in the result.
         """
-        self._engine.train()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, labels, ranks that want to stop
-        sums[2] = float(stop)
-        grad_norm = math.nan
-        for index, batch in enumerate(micro_batches):
-            loss = self._forward(batch)
-            sums[0] += loss.total.detach()
-            sums[1] += loss.labels
-            mean = loss.total / batch.input_ids.numel()
-            # A loss that is not finite must not pass unnoticed behind finite gradients, nor on other ranks.
-            finite = torch.where(mean.detach().isfinite(), 1.0, math.nan)
-            self._engine.backward(mean * finite)
-            if index == len(micro_batches) - 1 and self.stage == 0:
-                grad_norm = self._clip()
-            self._engine.step()
-        if self.stage:
-            grad_norm = float(self._engine.get_global_grad_norm())
-        deepspeed.comm.all_reduce(sums)
-        total, labels, stops = sums.tolist()
+        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, labels, ranks that want to stop
+        self._sums[2] = float(stop)
+        if self.topology.pipeline_size > 1:
+            self._engine.train_batch(microbatch(batch) for batch in micro_batches)
+        else:
+            self._engine.train()
+            for batch in micro_batches:
+                self._engine.backward(self._counted(self._forward(batch), batch.labels))
+                self._engine.step()
+        grad_norm = float(self._engine.get_global_grad_norm()) if self.stage else self._grad_norm
+        deepspeed.comm.all_reduce(self._sums)
+        total, labels, stops = self._sums.tolist()
         return StepResult(
             loss=total / max(1.0, labels),
             grad_norm=grad_norm,
@@ -105,35 +107,59 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:
-        """Mean cross-entropy, nats, over the labels of all ranks' batches; a collective call.
+        """Mean cross-entropy, nats, over the labels of all replicas' batches; a collective call.
 
-        Under ZeRO-3 every rank must bring the same number of batches.
+        Every replica must bring the same number of batches, each of one shape.
         """
-        self._engine.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch in batches:
-            loss = self._forward(batch)
-            sums[0] += loss.total
-            sums[1] += loss.labels
-        deepspeed.comm.all_reduce(sums)
-        total, labels = sums.tolist()
+        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        if self.topology.pipeline_size > 1:
+            fed = [microbatch(batch) for batch in batches]
+            self._engine.eval_batch(iter(fed), reduce_output=None, bcast_loss=False, num_micro_batches=len(fed))
+        else:
+            self._engine.eval()
+            for batch in batches:
+                self._counted(self._forward(batch), batch.labels)
+        deepspeed.comm.all_reduce(self._sums)
+        total, labels = self._sums.tolist()
         return total / max(1.0, labels)
 
     def barrier(self) -> None:
         deepspeed.comm.barrier()
 
+    def _prepare(self, model: CausalLM) -> None:
+        model.model.activation_checkpointing = self.flags.engine.activation_checkpointing
+        if self.flags.engine.compile:
+            for index in model.model.span:
+                model.model.layers[index].compile()
+
+    def _modules(self, model: CausalLM) -> dict[str, Any]:
+        """What `deepspeed.initialize` needs to know of model and topology."""
+        if self.topology.pipeline_size > 1:
+            return {"model": Pipeline(model, self.topology, self._stage_loss, self.flags.engine.sequence_parallel)}
+        # Always given, though data parallelism alone needs none: DeepSpeed would take that of an earlier engine.
+        with redirect_stdout(StringIO()):  # it prints the topology
+            return {"model": model, "mpu": PipelineParallelGrid(self.topology.grid)}
+
     def _forward(self, batch: Batch) -> LossSum:
         batch = batch.to(self.device)
         return self._engine(batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
 
-    def _clip(self) -> float:
-        """Without ZeRO: clip; drop a gradient that is not finite, on which AdamW then does nothing."""
-        limit = self.flags.optimization.clip_grad or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if not math.isfinite(norm):
-            for parameter in self.model.parameters():
-                parameter.grad = None
-        return norm
+    def _stage_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The last pipeline stage's loss."""
+        return self._counted(LossSum(self.model.lm_head(hidden, labels), (labels != IGNORED).sum()), labels)
+
+    def _counted(self, loss: LossSum, labels: Tensor) -> Tensor:
+        """What is differentiated; the loss is added to the step's sums on the way."""
+        if self.topology.tensor_rank == 0:  # its neighbours have the same one
+            self._sums[0] += loss.total.detach()
+            self._sums[1] += loss.labels
+        mean = loss.total / labels.numel()
+        # A loss that is not finite must not pass unnoticed behind finite gradients, nor on other ranks.
+        finite = torch.where(mean.detach().isfinite(), 1.0, math.nan)
+        return mean * finite
+
+    def _clip(self, *_: Any) -> None:
+        self._grad_norm = clip_gradients(self.model.parameters(), self.flags.optimization.clip_grad, self.topology)
 
 
 def _parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:

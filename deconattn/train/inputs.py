@@ -62,33 +62,29 @@ class TrainingData:
     def has_validation(self) -> bool:
         return self._validation is not None
 
-    def micro_batches(self, step: int, rank: int, ranks: int) -> list[Batch]:
-        """A rank's micro-batches of optimiser step `step` (from 0).
+    def micro_batches(self, step: int, rank: int, ranks: int) -> Iterator[Batch]:
+        """The micro-batches of data-parallel rank `rank` in optimiser step `step` (from 0).
 
         Step s takes samples s * G .. s * G + G - 1 of the stream, G the global batch: the order does not depend
         on ranks or micro-batches.
         """
         whole, micro = self._flags.optimization.global_batch_size, self._flags.optimization.micro_batch_size
         first = step * whole
-        return [
-            self._train.batch(range(start, start + micro), self._flags.data.doc_mask)
-            for start in range(first + rank * micro, first + whole, ranks * micro)
-        ]
+        for start in range(first + rank * micro, first + whole, ranks * micro):
+            yield self._train.batch(range(start, start + micro), self._flags.data.doc_mask)
 
     def validation_batches(self, rank: int, ranks: int) -> Iterator[Batch]:
-        """A rank's share of the first `--eval-sequences` validation samples, the same at every call.
+        """A data-parallel rank's share of the first `--eval-sequences` validation samples, the same at every call.
 
-        Every rank gets equally many batches; where samples run out, labels are all ignored.
+        Every rank gets equally many batches of equally many rows; where samples run out, labels are ignored.
         """
         assert self._validation is not None
         total = min(self._flags.run.eval_sequences, self._validation.num_samples)
         micro = self._flags.optimization.micro_batch_size
         for start in range(0, total, ranks * micro):
             numbers = range(start + rank * micro, start + (rank + 1) * micro)
-            inside = [number for number in numbers if number < total]
-            batch = self._validation.batch(inside or [0], self._flags.data.doc_mask)
-            if not inside:
-                batch.labels.fill_(IGNORED)
+            batch = self._validation.batch([min(number, total - 1) for number in numbers], self._flags.data.doc_mask)
+            batch.labels[max(0, total - numbers.start) :].fill_(IGNORED)
             yield batch
 
     def fixed_ids(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The collective side of checkpoints: every rank takes part in gathering, rank 0 writes."""
+"""The collective side of checkpoints: every rank takes part in gathering, one rank of each pipeline stage writes."""
 
 import shutil
 import sys
@@ -13,7 +13,17 @@ from safetensors.torch import load_file, save_file
 
 from deconattn import durable
 from deconattn.errors import UserError
-from deconattn.train.checkpoint import CHECKPOINTS, Checkpoint, Progress, TensorFiles, steps_in, write_manifest
+from deconattn.model.causal_lm import CausalLM
+from deconattn.parallel import shard_of
+from deconattn.train.checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    Progress,
+    TensorFiles,
+    describe,
+    steps_in,
+    write_manifest,
+)
 from deconattn.train.command_line import RUN_CONFIG
 from deconattn.train.engine import Engine
 from deconattn.train.zero_state import MOMENTS
@@ -38,21 +48,24 @@ def save_checkpoint(
     if engine.rank == 0:
         writer(lambda: _empty_folder(unfinished))
     engine.barrier()
-    writer(lambda: save_file(_random_state(engine), unfinished / f"random-{engine.rank:05d}.safetensors"))
+    written = [unfinished / f"random-{engine.rank:05d}.safetensors"]
+    writer(lambda: save_file(_random_state(engine), written[0]))
+    writes = engine.topology.owns_stage
     for kind in KINDS:
-        files = TensorFiles(unfinished, kind)
+        files = TensorFiles(unfinished, kind, engine.topology.pipeline_rank)
         for name, tensor in engine.state.tensors(kind):
-            if engine.rank == 0:
+            if writes:
                 writer(partial(files.add, name, tensor))
-        if engine.rank == 0 and kind == "weights":
+        if writes and kind == "weights":
             for name, buffer in engine.model.named_buffers():
                 # bf16 training keeps the fixed stream in bf16, where fp32 holds it exactly
                 value = buffer.float() if buffer.is_floating_point() else buffer
                 writer(partial(files.add, name, value))
         writer(files.flush)
-    engine.barrier()
+        written += files.paths
+    known = _flush_and_describe(written, writer)
     if engine.rank == 0:
-        writer(lambda: _seal(unfinished, folder, progress, config, tokenizer))
+        writer(lambda: _seal(unfinished, folder, progress, config, tokenizer, known))
     _raise_together(engine, writer.error, folder, unfinished)
     if engine.rank == 0:
         for old in steps_in(run)[keep:]:
@@ -60,20 +73,40 @@ def save_checkpoint(
     return folder
 
 
+def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
+    """Fill this rank's part of a model, before an engine is made of it.
+
+    Raises:
+        UserError: the checkpoint is not of this model.
+    """
+    with torch.device("meta"):
+        whole = CausalLM(model.config)
+    expected = {name: tuple(parameter.shape) for name, parameter in whole.canonical_parameters().items()}
+    expected |= {name: tuple(buffer.shape) for name, buffer in whole.named_buffers()}
+    found = checkpoint.shapes("weights")
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise UserError(f"{checkpoint.folder} does not fit the model ({name}): start a new run")
+    targets = {**model.canonical_parameters(), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in checkpoint.tensors("weights", targets):
+            shard = shard_of(targets[name])
+            targets[name].copy_(shard.take(tensor) if shard else tensor)
+
+
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Put weights, optimiser state and random state back.
+    """Put weights, optimiser state and random state back, on any topology.
 
     The model must have got the checkpoint's weights before the engine was made of it, which is how the
     low-precision copies get theirs; here the fp32 masters and the moments follow.
     """
     engine.state.optimizer_steps = checkpoint.progress.optimizer_steps
-    parameters = {name for name, _ in engine.model.named_parameters()}
+    parameters = engine.model.canonical_parameters()
     for kind in KINDS:
-        for name, tensor in checkpoint.tensors(kind):
-            if name in parameters:
-                engine.state.load(kind, name, tensor)
+        for name, tensor in checkpoint.tensors(kind, parameters):
+            engine.state.load(kind, name, tensor)
     states = checkpoint.folder / f"random-{engine.rank:05d}.safetensors"
-    if states.is_file():  # a larger data-parallel size has ranks that the run did not have
+    if states.is_file():  # a larger world has ranks that the run did not have
         random = load_file(states)
         torch.set_rng_state(random["cpu"])
         if "cuda" in random and torch.cuda.is_available():
@@ -115,11 +148,33 @@ def _empty_folder(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _seal(unfinished: Path, folder: Path, progress: Progress, config: dict[str, Any], tokenizer: Path) -> None:
+def _flush_and_describe(written: list[Path], writer: _Attempt) -> dict[str, Any]:
+    """This rank's files onto the disk and described, on the machine that wrote them; told to all ranks."""
+    mine: dict[str, Any] = {}
+
+    def flush_and_describe(path: Path) -> None:
+        durable.sync_file(path)
+        mine[path.name] = describe(path)
+
+    for path in written:
+        writer(partial(flush_and_describe, path))
+    everybody: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(everybody, mine)
+    return {name: entry for files in everybody for name, entry in files.items()}
+
+
+def _seal(
+    unfinished: Path,
+    folder: Path,
+    progress: Progress,
+    config: dict[str, Any],
+    tokenizer: Path,
+    known: dict[str, Any],
+) -> None:
     durable.write_json(unfinished / RUN_CONFIG, config)
     (unfinished / "tokenizer").mkdir()
     shutil.copy(tokenizer, unfinished / "tokenizer")
-    write_manifest(unfinished, progress)
+    write_manifest(unfinished, progress, known)
     durable.sync_tree(unfinished)
     if folder.exists():  # a damaged checkpoint of the same step, which resuming has passed over
         shutil.rmtree(folder)

@@ -1,6 +1,5 @@
 """The training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
-import dataclasses
 import shlex
 import time
 from pathlib import Path
@@ -17,15 +16,17 @@ from deconattn.mixers import mixer_class
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.config import ModelConfig
 from deconattn.model.init import initialize
+from deconattn.parallel import Topology, build_model
 from deconattn.train.checkpoint import Checkpoint, Progress, newest_good
-from deconattn.train.command_line import RUN_CONFIG, to_json
+from deconattn.train.command_line import RUN_CONFIG
 from deconattn.train.engine import Engine, StepResult
 from deconattn.train.inputs import CorpusIdentity, TrainingData, check_identities
 from deconattn.train.interrupt import StopRequest
 from deconattn.train.metrics import Metrics
+from deconattn.train.resolved_config import resolved_config
 from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments
-from deconattn.train.runtime import environment, memory_gib
-from deconattn.train.saving import load_checkpoint, save_checkpoint
+from deconattn.train.runtime import memory_gib, world_size
+from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
 from deconattn.train.schedule import learning_rate
 
 
@@ -43,8 +44,9 @@ class Trainer:
         self.model_config = model_config(flags.model, self.data.vocab_size, flags.data.seq_len)
         check_space(self.run_folder, self.model_config, flags.run.keep)
         checkpoint = self._checkpoint_to_resume()
+        self.topology = Topology.create(flags.engine.tp, flags.engine.pp)
         model = self._build_model(checkpoint)
-        self.engine = Engine(model, flags)
+        self.engine = Engine(model, flags, self.topology)
         self.progress = Progress()
         if checkpoint is not None:
             load_checkpoint(self.engine, checkpoint)
@@ -52,7 +54,7 @@ class Trainer:
         self._saved_step = self.progress.step if checkpoint else -1
         self._val_loss: float | None = None
         self._validated_step = -1
-        self.config = self._resolved_config()
+        self.config = resolved_config(flags, self.model_config, self.data.identities)
         self.metrics: Metrics | None = None
         if self.engine.rank == 0:
             durable.write_json(self.run_folder / RUN_CONFIG, self.config)
@@ -80,11 +82,11 @@ class Trainer:
         """Whether a stop was asked for before the last step."""
         flags, total = self.flags, self.flags.total_steps
         in_a_row = 0
-        clock = _Clock(self.model_config, flags, self.engine)
+        clock = _Clock(self.model_config, flags)
         while self.progress.step < total:
             step = self.progress.step
             rate = learning_rate(step, flags.optimization.lr, flags.warmup_steps, total)
-            batches = self.data.micro_batches(step, self.engine.rank, self.engine.data_parallel_size)
+            batches = self.data.micro_batches(step, self.topology.data_rank, self.topology.data_size)
             result = self.engine.train_step(batches, rate, stop=bool(self.stop))
             self.progress = Progress(
                 step + 1, self.engine.state.optimizer_steps, self.progress.skipped_steps + result.skipped
@@ -131,7 +133,7 @@ class Trainer:
     def _validate(self) -> None:
         if not self.data.has_validation or self._validated_step == self.progress.step:
             return
-        batches = self.data.validation_batches(self.engine.rank, self.engine.data_parallel_size)
+        batches = self.data.validation_batches(self.topology.data_rank, self.topology.data_size)
         self._val_loss = self.engine.evaluate(batches)
         self._validated_step = self.progress.step
         if self.metrics:
@@ -156,27 +158,13 @@ class Trainer:
         return checkpoint  # None: the run was killed before its first checkpoint and starts over
 
     def _build_model(self, checkpoint: Checkpoint | None) -> CausalLM:
-        model = CausalLM(self.model_config)
+        model = build_model(self.model_config, self.topology, self.flags.engine.sequence_parallel)
         if checkpoint is None:
             needs_text = any(mixer_class(name).fixed_stream == "text" for name in self.model_config.layer_variants)
             initialize(model, self.flags.optimization.seed, self.data.fixed_ids() if needs_text else None)
         else:
-            missing, unexpected = model.load_state_dict(checkpoint.weights(), strict=False)
-            tied = {"lm_head.weight"} if self.model_config.tie_word_embeddings else set()
-            if set(missing) - tied or unexpected:
-                name = sorted((set(missing) - tied) | set(unexpected))[0]
-                raise UserError(f"{checkpoint.folder} does not fit the model ({name}): start a new run")
+            load_weights(model, checkpoint)
         return model
-
-    def _resolved_config(self) -> dict[str, Any]:
-        return {
-            "flags": to_json(self.flags),
-            "model": dataclasses.asdict(self.model_config),
-            "data": [dataclasses.asdict(identity) for identity in self.data.identities],
-            "total_steps": self.flags.total_steps,
-            "warmup_steps": self.flags.warmup_steps,
-            "environment": environment(),
-        }
 
     def _row(self, result: StepResult, rate: float) -> dict[str, Any]:
         sequences = self.progress.step * self.flags.optimization.global_batch_size
@@ -198,13 +186,13 @@ class Trainer:
 class _Clock:
     """Throughput since the last row, validation and checkpoints not counted."""
 
-    def __init__(self, config: ModelConfig, flags: TrainingFlags, engine: Engine) -> None:
+    def __init__(self, config: ModelConfig, flags: TrainingFlags) -> None:
         self._tokens_a_step = flags.optimization.global_batch_size * flags.data.seq_len
         micro = flags.optimization.micro_batch_size
         forward_passes = flags.optimization.global_batch_size // micro
         self._flops_a_step = forward_passes * training_flops(config, micro, flags.data.seq_len)
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        self._peak = peak * engine.data_parallel_size if peak else None
+        self._peak = peak * world_size() if peak else None
         self._steps = 0
         self._since: float | None = None
 

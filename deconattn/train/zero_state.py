@@ -1,6 +1,7 @@
-"""Whole tensors in and out of DeepSpeed's partitions: fp32 master weights and AdamW moments, by parameter.
+"""Whole tensors in and out of the ranks' parts: fp32 master weights and AdamW moments, by canonical name.
 
-This is what makes a checkpoint independent of ZeRO stage and data-parallel size. It leans on internals of the
+This is what makes a checkpoint independent of the topology: DeepSpeed gathers its partitions over data-parallel
+ranks, and we what tensor parallelism has cut. It leans on internals of the
 pinned DeepSpeed: under ZeRO the optimiser's state lives in flat partitions and is linked to the parameters
 during the first step, where ZeRO-1 and 2 forget all parameter groups but the first. So the state is created and
 linked here, before any step.
@@ -9,6 +10,7 @@ linked here, before any step.
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -17,6 +19,10 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from deconattn.model.causal_lm import CausalLM
+from deconattn.parallel.shards import shard_of
+from deconattn.parallel.topology import Topology
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -24,14 +30,17 @@ class ZeroState:
     """The training state of one engine's parameters.
 
     Args:
-        module: the model inside the engine.
+        model: this rank's part of the model, inside the engine.
         base: the torch optimiser that was handed to DeepSpeed.
         wrapped: the optimiser that DeepSpeed made of it.
         stage: ZeRO stage.
     """
 
-    def __init__(self, module: nn.Module, base: torch.optim.Optimizer, wrapped: object, stage: int) -> None:
-        self._parameters = dict(module.named_parameters())
+    def __init__(
+        self, model: CausalLM, base: torch.optim.Optimizer, wrapped: object, stage: int, topology: Topology
+    ) -> None:
+        self._parameters = model.canonical_parameters()
+        self._tensor_group = topology.tensor_group
         self._base, self._wrapped, self._stage = base, wrapped, stage
         self._create_moments()
 
@@ -46,17 +55,20 @@ class ZeroState:
             state["step"].fill_(steps)
 
     def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 tensor on the CPU) of every parameter; kind is `weights` or a moment.
+        """(name, whole fp32 tensor on the CPU) of each parameter of this stage; kind is `weights` or a moment.
 
-        A collective call under ZeRO: every rank must run through it, and every rank gets the whole tensors.
+        A collective call: every rank must run through it, and every rank of a stage gets the whole tensors. What
+        another stage holds too (a tied embedding) is left to the first.
         """
         for name, parameter in self._parameters.items():
-            yield name, self._get(parameter, kind).to("cpu", torch.float32)
+            if not getattr(parameter, "ds_pipe_replicated", False):
+                yield name, self._whole(parameter, self._get(parameter, kind)).to("cpu", torch.float32)
 
     def load(self, kind: str, name: str, value: Tensor) -> None:
         """Put a whole tensor back; the inverse of :meth:`tensors`, parameter by parameter, on every rank."""
         parameter = self._parameters[name]
-        value = value.to(parameter.device)
+        shard = shard_of(parameter)
+        value = (shard.take(value).contiguous() if shard else value).to(parameter.device)
         if self._stage == 0:
             target = parameter.data if kind == "weights" else self._base.state[parameter][kind]
             target.copy_(value)
@@ -64,6 +76,19 @@ class ZeroState:
             safe_set_full_fp32_param(parameter, value)
         else:
             safe_set_full_optimizer_state(parameter, value, kind)
+
+    def _whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor:
+        shard = shard_of(parameter)
+        if shard is None:
+            return part
+        # Parts may differ in size; the collective wants equal ones.
+        room = max(stop - start for start, stop in shard.bounds)
+        mine = part.new_zeros(*part.shape[: shard.dim], room, *part.shape[shard.dim + 1 :])
+        mine.narrow(shard.dim, 0, part.shape[shard.dim]).copy_(part)
+        parts = [torch.empty_like(mine) for _ in shard.bounds]
+        dist.all_gather(parts, mine, group=self._tensor_group)
+        sizes = (stop - start for start, stop in shard.bounds)
+        return shard.join([padded.narrow(shard.dim, 0, size) for padded, size in zip(parts, sizes, strict=True)])
 
     def _create_moments(self) -> None:
         for partition in self._partitions():

@@ -214,6 +214,28 @@ def test_forward_flops_grow_by_the_same_amount_with_each_row(variant: str):
     assert mixer_class(variant).forward_flops(BASE, 1, 128) >= 2 * one
 
 
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", OURS)
+def test_activation_bytes_are_what_autograd_keeps(variant: str, dtype: torch.dtype, heads: str):
+    mixer = build_mixer(variant, **HEADS[heads]).to(dtype)
+    hidden, static, _ = build_inputs(4, 256, dtype)
+    context = build_context(mixer.config, 2, 256, False, dtype)
+    kept: dict[int, int] = {}  # bytes by storage; they live as long as the output
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = mixer(hidden, static, context)
+    for tensor in (*mixer.parameters(), context.rotary.cos, context.rotary.sin):
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    expected = mixer_class(variant).activation_bytes(mixer.config, 4, 256, dtype.itemsize, 1, fused_norms=False)
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.02)
+    del output
+
+
 # The unit is the format's epsilon, plus in any format what fp32 leaves of an angle of 200 radians. A result goes
 # through about four roundings in a row (projection, rotation, mixing, output), a gradient through twice as many.
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])

@@ -125,7 +125,7 @@ def test_two_streams_keep_their_own_maps():
         ids = RANDOM if variant == "rndemb" else TEXT
         entering = model.model.embed_tokens(ids)[None] if layer == 0 else states[layer - 1][row].unsqueeze(0)
         standard = build_model(*["standard"] * len(variants)).model.layers[layer]
-        context = model.model._context(entering, None, None)
+        context = model.model.context(entering.shape[1], entering)
         expected = standard.self_attn.attention_map(standard.input_layernorm(entering), None, context)
         assert_close(own[layer][0], expected[0], rtol=1e-10, atol=1e-12)
 
@@ -167,6 +167,6 @@ def test_second_layer_of_staticemb_maps_the_embeddings():
     expected = (
         build_model("mlp", "standard")
         .model.layers[1]
-        .self_attn.attention_map(embedded, None, model.model._context(embedded, None, None))
+        .self_attn.attention_map(embedded, None, model.model.context(embedded.shape[1], embedded))
     )
     assert_close(attention_maps(model, ids)[1], expected, rtol=1e-12, atol=1e-12)

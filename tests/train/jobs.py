@@ -45,6 +45,8 @@ def run_job(arguments: list[str]) -> Trainer:
 
 
 def _poison(trainer: Trainer, first: int, until: int) -> None:
+    if not trainer.engine.model.model.is_last:
+        return
     parameter = trainer.engine.model.model.norm.weight
 
     def hook(gradient: Any) -> Any:

@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     run_job([*small, "--save", str(tmp_path), "--save-every", "2"])
     expected = losses(tmp_path)
     newest = tmp_path / "checkpoints/step-6"
-    victim = newest / "exp_avg-00001.safetensors"
+    victim = newest / "exp_avg-00-00001.safetensors"
     content = bytearray(victim.read_bytes())
     match damage:
         case "flip":

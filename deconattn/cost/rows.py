@@ -1,0 +1,12 @@
+"""The rows that each layer computes: the batch's sequences, and the fixed streams as far as a layer reads them."""
+
+from deconattn.mixers import mixer_class
+from deconattn.model.config import ModelConfig
+
+
+def layer_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
+    """Rows of each layer's input: `batch`, plus the fixed streams up to and including the last layer that reads one."""
+    classes = [mixer_class(variant) for variant in config.layer_variants]
+    streams = {mixer.fixed_stream for mixer in classes} - {None}
+    last_fixed = max((index for index, mixer in enumerate(classes) if mixer.fixed_stream), default=-1)
+    return tuple(batch + (len(streams) if index <= last_fixed else 0) for index in range(len(classes)))

@@ -1,0 +1,31 @@
+"""How tensor parallelism cuts a module's linear layers, declared beside them (Megatron's column and row cuts).
+
+A module that declares `splits` takes whole inputs and, computed with the cut layers of one rank, gives a part of
+its output: the parts of all ranks sum to the whole. What it does not name is held by every rank.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Split:
+    """The cut of one linear layer.
+
+    Attributes:
+        dim: dimension of the weight [out, in] that is cut; a bias is cut with dimension 0.
+        pieces: field of ModelConfig with the number of pieces that must stay whole (heads); None is no such pieces.
+            Where there are fewer pieces than ranks, neighbouring ranks hold the same one.
+    """
+
+    dim: int
+    pieces: str | None = None
+
+
+def column(pieces: str | None = None) -> Split:
+    """Cut the outputs: each rank computes some of them from the whole input."""
+    return Split(0, pieces)
+
+
+def row(pieces: str | None = None) -> Split:
+    """Cut the inputs: each rank adds its inputs' share to every output. The layer must have no bias."""
+    return Split(1, pieces)

@@ -1,0 +1,27 @@
+"""From a configuration and a place in the topology to the part of the model that belongs there."""
+
+import torch
+
+from deconattn.cost.stages import stage_spans
+from deconattn.model.causal_lm import CausalLM
+from deconattn.model.config import ModelConfig
+from deconattn.parallel.tensor import TensorParallel
+from deconattn.parallel.topology import Topology
+
+
+def build_model(config: ModelConfig, topology: Topology, sequence_parallel: bool = False) -> CausalLM:
+    """This rank's layers and its part of each, on the CPU, not filled; a collective call.
+
+    :func:`deconattn.model.init.initialize` or a checkpoint fills it.
+    """
+    span = stage_spans(config, topology.pipeline_size, config.max_position_embeddings)[topology.pipeline_rank]
+    with torch.device("meta"):
+        model = CausalLM(config, span)
+        parallel = TensorParallel(model, topology, sequence_parallel) if topology.tensor_group is not None else None
+        if parallel:
+            parallel.cut()
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    if parallel:
+        parallel.finish()
+    return model

@@ -1,0 +1,87 @@
+"""What tensor-parallel ranks exchange where a cut module begins and ends, with the gradients' way back.
+
+Entering with a whole input and leaving with a sum are each other's transposes, and so are the two forms of
+sequence parallelism (Shoeybi et al. 2019, figure 4; Korthikanti et al. 2023, section 4.2.2). The sequence is
+dimension 1 of [R, L, d].
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed import _functional_collectives as collectives
+
+SEQUENCE = 1
+
+# torch 2.13 renamed them and warns of the old names
+_all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+_reduce_scatter = getattr(collectives, "reduce_scatter_single", None) or collectives.reduce_scatter_tensor
+
+
+def sum_over(group: ProcessGroup, tensor: Tensor) -> Tensor:
+    """All-reduce into a new tensor; not differentiable."""
+    return collectives.wait_tensor(collectives.all_reduce(tensor.contiguous(), "sum", group))
+
+
+def gather(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
+    """All ranks' equal parts side by side along `dim`; not differentiable."""
+    return collectives.wait_tensor(_all_gather(tensor.contiguous(), dim, group))
+
+
+def sum_and_scatter(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
+    """This rank's equal part along `dim` of the sum over ranks; not differentiable."""
+    return collectives.wait_tensor(_reduce_scatter(tensor.contiguous(), "sum", dim, group))
+
+
+def enter(hidden: Tensor, group: ProcessGroup, sequence_parallel: bool) -> Tensor:
+    """Into a cut module: [R, L, d] on every rank, from the same, or from [R, L / ranks, d]."""
+    return (_Gather if sequence_parallel else _Copy).apply(hidden, group)
+
+
+def leave(partial: Tensor, group: ProcessGroup, sequence_parallel: bool) -> Tensor:
+    """Out of a cut module: the sum of all ranks' [R, L, d], whole, or as [R, L / ranks, d]."""
+    return (_Scatter if sequence_parallel else _Sum).apply(partial, group)
+
+
+class _Copy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return sum_over(ctx.group, grad), None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, partial: Tensor, group: ProcessGroup) -> Tensor:
+        return sum_over(group, partial)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return gather(group, hidden, SEQUENCE)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return sum_and_scatter(ctx.group, grad, SEQUENCE), None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, partial: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return sum_and_scatter(group, partial, SEQUENCE)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return gather(ctx.group, grad, SEQUENCE), None

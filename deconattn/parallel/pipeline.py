@@ -1,0 +1,98 @@
+"""Pipeline stages under DeepSpeed: one module a stage, one float tensor a hop.
+
+What DeepSpeed sends between stages must be float tensors that all get a gradient, and each costs a backward pass of
+its own. So the fixed streams are rows of the hidden states, the static embeddings lie beside them along the feature
+dimension, and document boundaries travel as integers. So do the labels: the last stage's `forward` must return the
+loss, because in bf16 DeepSpeed clears gradients when the backward pass enters what `forward` returned, and would
+lose that of a head applied in a loss function.
+"""
+
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
+
+import torch
+from deepspeed.runtime.pipe import PipelineModule
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from deconattn.data import Batch
+from deconattn.model.causal_lm import CausalLM
+from deconattn.parallel.topology import Topology
+
+Hop = tuple[Tensor, ...]
+"""Token ids int64 [B, L] before the first stage, else [R, L, d] or [R, L, 2d] (this rank's part of L under sequence
+parallelism); then int64 [B, L] each: labels, and position ids and document ids where documents are masked."""
+
+
+def microbatch(batch: Batch) -> tuple[Hop, Tensor]:
+    """What the first stage reads, and a second value that DeepSpeed wants and nobody does."""
+    hop = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
+    return tuple(tensor for tensor in hop if tensor is not None), torch.empty(0)
+
+
+class Stage(nn.Module):
+    """One stage's part of the model as a function of a hop: to the next hop, or to the loss.
+
+    Args:
+        loss: normed hidden states [B, L, d] and labels [B, L] -> a scalar; called on the last stage.
+        sequence_shards: into how many parts hops share the sequence out.
+    """
+
+    def __init__(self, model: CausalLM, loss: Callable[[Tensor, Tensor], Tensor], sequence_shards: int) -> None:
+        super().__init__()
+        self.model = model
+        self._loss, self._sequence_shards = loss, sequence_shards
+
+    def forward(self, hop: Hop) -> Hop | Tensor:
+        received, labels, *documents = hop
+        decoder = self.model.model
+        static = None
+        if decoder.is_first:
+            hidden = decoder.embed(received)
+            static = hidden if decoder.last_static_layer >= 0 else None
+            length = received.shape[1]
+        else:
+            hidden, length = received, received.shape[1] * self._sequence_shards
+            if decoder.span.start <= decoder.last_static_layer:
+                hidden, static = received.chunk(2, dim=-1)
+        context = decoder.context(length, hidden, *documents)
+        batch = len(hidden) - len(context.fixed_rows)
+        hidden, static = decoder.run(hidden, static, context)
+        if decoder.is_last:
+            return self._loss(decoder.norm(hidden[:batch]), labels)
+        if decoder.span.stop <= decoder.last_static_layer:
+            assert static is not None
+            hidden = torch.cat([hidden, static], dim=-1)
+        return hidden, labels, *documents
+
+
+class Pipeline(PipelineModule):
+    """This rank's stage, for DeepSpeed's pipeline engine.
+
+    Args:
+        model: the stage's layers.
+        loss: of :class:`Stage`.
+        sequence_parallel: hops carry a part of the sequence.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        topology: Topology,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        sequence_parallel: bool,
+    ) -> None:
+        stages: list[nn.Module | None] = [None] * topology.pipeline_size
+        stages[topology.pipeline_rank] = Stage(model, loss, topology.tensor_size if sequence_parallel else 1)
+        with redirect_stdout(StringIO()):  # it prints its partition, which is ours
+            super().__init__(stages, topology=topology.grid, partition_method="uniform")
+        self._tied: list[tuple[nn.Parameter, ProcessGroup]] = []
+        if model.config.tie_word_embeddings and topology.tied_group is not None:
+            weight = model.canonical_parameters()["model.embed_tokens.weight"]
+            weight.ds_pipe_replicated = topology.is_last_stage  # type: ignore[attr-defined]
+            self._tied.append((weight, topology.tied_group))
+
+    def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, ProcessGroup]]:
+        """What the engine sums over stages before an optimiser step."""
+        return self._tied

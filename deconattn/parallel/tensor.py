@@ -1,0 +1,93 @@
+"""Tensor parallelism put on a model: cut what modules declare to be cut, and exchange where they begin and end."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from deconattn.model.causal_lm import CausalLM
+from deconattn.model.config import ModelConfig
+from deconattn.model.splits import Split
+from deconattn.parallel.collectives import enter, leave, sum_over
+from deconattn.parallel.shards import Shard, mark, shard_of
+from deconattn.parallel.topology import Topology
+from deconattn.parallel.vocabulary import VocabularyEmbedding, VocabularyHead
+
+
+class TensorParallel:
+    """Cuts a model on the meta device, and finishes its parameters once they have memory."""
+
+    def __init__(self, model: CausalLM, topology: Topology, sequence_parallel: bool) -> None:
+        assert topology.tensor_group is not None
+        self._model, self._topology, self._sequence_parallel = model, topology, sequence_parallel
+        self._group = topology.tensor_group
+        self._shards: list[tuple[nn.Module, str, Shard]] = []
+        key_value_heads = model.config.num_key_value_heads
+        copies = max(1, topology.tensor_size // key_value_heads)
+        self._copies_group: ProcessGroup | None = topology.tensor_neighbours(copies) if copies > 1 else None
+        self._cut_modules = [module for module in model.modules() if getattr(module, "splits", None) is not None]
+
+    def cut(self) -> None:
+        """Replace whole layers by this rank's parts and put the exchanges around them."""
+        model, config = self._model, self._model.config
+        for module in self._cut_modules:
+            for name, split in module.splits.items():  # type: ignore[union-attr, operator]
+                self._cut_linear(getattr(module, name), split, config)
+            module.register_forward_pre_hook(self._enter)
+            module.register_forward_hook(self._leave)
+        vocabulary = self._shard((config.vocab_size, config.hidden_size), 0, config.vocab_size)
+        if model.model.is_first:
+            embedding = VocabularyEmbedding(vocabulary, self._group, self._sequence_parallel)
+            model.model.embed_tokens = embedding
+            self._shards.append((embedding, "weight", vocabulary))
+        if model.model.is_last:
+            model.lm_head = VocabularyHead(vocabulary, self._group, self._sequence_parallel)
+            self._shards.append((model.lm_head, "weight", vocabulary))
+        model.tie_weights()
+        if self._sequence_parallel:
+            model.model.local_sequence = self._local_sequence
+
+    def finish(self) -> None:
+        """Mark the parts, and complete the gradients of what several ranks hold and each uses in part."""
+        for owner, name, shard in self._shards:
+            mark(getattr(owner, name), shard)
+        inside = {id(parameter) for module in self._cut_modules for parameter in module.parameters()}
+        for parameter in self._model.parameters():
+            part = shard_of(parameter)
+            if part is None and (self._sequence_parallel or id(parameter) in inside):
+                _sum_gradients(parameter, self._group)
+            elif part is not None and part.copies > 1:
+                assert self._copies_group is not None
+                _sum_gradients(parameter, self._copies_group)
+
+    def _cut_linear(self, linear: nn.Linear, split: Split, config: ModelConfig) -> None:
+        if split.dim == 1 and linear.bias is not None:
+            raise ValueError("a layer that is cut by rows must have no bias: every rank would add it")
+        size = linear.weight.shape[split.dim]
+        pieces = size if split.pieces is None else getattr(config, split.pieces)
+        for name, parameter in list(linear.named_parameters(recurse=False)):
+            shard = self._shard(tuple(parameter.shape), split.dim, pieces)
+            setattr(linear, name, nn.Parameter(torch.empty(shard.local_shape, device="meta")))
+            self._shards.append((linear, name, shard))
+        linear.out_features, linear.in_features = linear.weight.shape
+
+    def _shard(self, shape: tuple[int, ...], dim: int, pieces: int) -> Shard:
+        return Shard.of(shape, dim, pieces, self._topology.tensor_rank, self._topology.tensor_size)
+
+    def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            enter(argument, self._group, self._sequence_parallel) if isinstance(argument, Tensor) else argument
+            for argument in arguments
+        )
+
+    def _leave(self, module: nn.Module, arguments: tuple[Any, ...], partial: Tensor) -> Tensor:
+        return leave(partial, self._group, self._sequence_parallel)
+
+    def _local_sequence(self, whole: Tensor) -> Tensor:
+        """[R, L, d] -> this rank's [R, L / ranks, d]."""
+        return whole.chunk(self._topology.tensor_size, dim=1)[self._topology.tensor_rank]
+
+
+def _sum_gradients(parameter: nn.Parameter, group: ProcessGroup) -> None:
+    parameter.register_hook(lambda gradient: sum_over(group, gradient))

@@ -1,0 +1,61 @@
+"""Embedding and head cut by vocabulary: no rank ever holds all logits."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from deconattn.model.causal_lm import Head
+from deconattn.ops.cross_entropy import linear_cross_entropy
+from deconattn.parallel.collectives import enter, gather, leave, sum_over
+from deconattn.parallel.shards import Shard
+
+
+class VocabularyEmbedding(nn.Embedding):
+    """Rows `shard` of an embedding; every rank gets the sum of what each finds in its rows."""
+
+    def __init__(self, shard: Shard, group: ProcessGroup, sequence_parallel: bool) -> None:
+        rows, width = shard.local_shape
+        super().__init__(rows, width)
+        self._first = shard.bounds[shard.rank][0]
+        self._group, self._sequence_parallel = group, sequence_parallel
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """int64 [R, L] -> [R, L, d], or this rank's [R, L / ranks, d]."""
+        local = input_ids - self._first
+        elsewhere = (local < 0) | (local >= self.num_embeddings)
+        found = super().forward(local.masked_fill(elsewhere, 0)).masked_fill(elsewhere[..., None], 0)
+        return leave(found, self._group, self._sequence_parallel)
+
+
+class VocabularyHead(Head):
+    """Rows `shard` of the head; the loss needs one number a token and rank from the others."""
+
+    def __init__(self, shard: Shard, group: ProcessGroup, sequence_parallel: bool) -> None:
+        rows, width = shard.local_shape
+        super().__init__(width, rows, bias=False)
+        self._shard, self._group, self._sequence_parallel = shard, group, sequence_parallel
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """[B, L, d], or this rank's [B, L / ranks, d], and all labels int64 [B, L] -> the summed loss."""
+        if labels is None:
+            raise ValueError("a head that is cut by vocabulary gives the loss, not logits: pass labels")
+        hidden = enter(hidden, self._group, self._sequence_parallel).flatten(0, -2)
+        return linear_cross_entropy(hidden, self.weight, labels.flatten(), self)
+
+    @property
+    def first_id(self) -> int:
+        """The token id of this rank's first row."""
+        return self._shard.bounds[self._shard.rank][0]
+
+    @property
+    def most_rows(self) -> int:
+        """Of any rank."""
+        return max(stop - start for start, stop in self._shard.bounds)
+
+    def log_normaliser(self, local: Tensor) -> Tensor:
+        """log sum exp over the whole vocabulary from this rank's, [n] each."""
+        return torch.logsumexp(gather(self._group, local[None], 0), dim=0)
+
+    def total(self, local: Tensor) -> Tensor:
+        """The sum over ranks."""
+        return sum_over(self._group, local)

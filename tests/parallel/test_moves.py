@@ -1,0 +1,149 @@
+"""A run goes on wherever it is taken: other ranks, other ZeRO stages, stages and cuts, and back."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks.ranks import Ranks
+from deconattn.errors import UserError
+from deconattn.hf.export import export
+from deconattn.model.causal_lm import CausalLM
+from deconattn.train.checkpoint import open_checkpoint
+from deconattn.train.command_line import parse_training_flags
+from deconattn.train.saving import save_checkpoint
+from deconattn.train.trainer import Trainer
+from tests.train.conftest import SMALL, losses, process_group, rows, small, validation_losses  # noqa: F401
+from tests.train.jobs import Stop, run_job
+from tests.train.test_ranks import assert_same_run
+from tests.train.test_resume import same_state
+
+MODEL = "--pattern fixedseq,staticemb --tie-embeddings --doc-mask".split()
+CHAIN = (
+    (4, "--tp 2 --pp 2 --zero 1"),
+    (2, "--tp 1 --pp 1 --zero 3"),
+    (2, "--tp 1 --pp 2 --zero 1"),
+    (2, "--tp 2 --pp 1 --zero 2 --sequence-parallel"),
+)
+HOME = "--tp 1 --pp 1 --zero 1 --no-sequence-parallel".split()
+AtRanks = Callable[[int], Ranks]
+
+
+def train(arguments: list[str]) -> str | None:
+    """On every rank; the message of a UserError, if it ends in one."""
+    try:
+        run_job(arguments)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def rewrite(run: str, out: str, flags: str) -> None:
+    """Open a run's checkpoint on this topology and write it again, without training."""
+    trainer = Trainer(parse_training_flags(["--save", run, "--resume", *flags.split()]), Stop())
+    save_checkpoint(trainer.engine, Path(out), trainer.progress, trainer.config, trainer.data.tokenizer_path, keep=1)
+
+
+def exported(run: Path, out: Path) -> dict[str, bytes]:
+    checkpoint = open_checkpoint(run)
+    export(
+        checkpoint.weights(),
+        checkpoint.model_config,
+        out,
+        dtype=torch.float32,
+        tokenizer_folder=checkpoint.tokenizer_folder,
+        step=checkpoint.step,
+    )
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def single(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that stays in one process."""
+    run = tmp_path_factory.mktemp("single")
+    run_job(["--data", str(corpus), *SMALL, *MODEL, "--save", str(run)])
+    return run
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_and_moments_go_round_bit_for_bit(
+    small: list[str],
+    tmp_path: Path,
+    ranks: AtRanks,
+    precision: str,  # noqa: F811
+) -> None:
+    first = tmp_path / "run-0"
+    run_job(["stop=3", *small, *MODEL, "--precision", precision, "--save", str(first)])
+    before, expected = first, exported(first, tmp_path / "export-0")
+    for number, (world_size, flags) in enumerate(CHAIN, start=1):
+        run = tmp_path / f"run-{number}"
+        shutil.copytree(first, run, ignore=shutil.ignore_patterns("checkpoints"))
+        ranks(world_size)(rewrite, run=str(before), out=str(run), flags=flags)
+        assert same_state(first / "checkpoints/step-3", run / "checkpoints/step-3"), flags
+        assert exported(run, tmp_path / f"export-{number}") == expected, flags
+        before = run
+    run_job(["--save", str(before), "--resume", *HOME])
+    assert open_checkpoint(before).step == 6
+
+
+def test_the_loss_curve_does_not_notice(
+    small: list[str],
+    single: Path,
+    tmp_path: Path,
+    ranks: AtRanks,  # noqa: F811
+) -> None:
+    run_job(["stop=1", *small, *MODEL, "--save", str(tmp_path)])
+    for stop, (world_size, flags) in enumerate(CHAIN, start=2):
+        arguments = [f"stop={stop}", "--save", str(tmp_path), "--resume", *flags.split()]
+        assert ranks(world_size)(train, arguments=arguments) is None
+    run_job(["--save", str(tmp_path), "--resume", *HOME])
+    assert_same_run(tmp_path, single, 1e-5)
+
+
+def test_an_export_from_tensor_and_pipeline_ranks_is_the_single_process_model(
+    small: list[str],
+    single: Path,
+    tmp_path: Path,
+    ranks: AtRanks,  # noqa: F811
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run = tmp_path / "run"
+    assert ranks(4)(train, arguments=[*small, *MODEL, "--tp", "2", "--pp", "2", "--save", str(run)]) is None
+    assert_same_run(run, single, 1e-5)
+    exported(run, tmp_path / "exported")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", trust_remote_code=True)
+    tokens = torch.randint(512, (2, 32), generator=torch.Generator().manual_seed(0))
+    for source, tolerance in ((run, 1e-5), (single, 1e-3)):
+        checkpoint = open_checkpoint(source)
+        ours = CausalLM(checkpoint.model_config)
+        ours.load_state_dict(checkpoint.weights(), strict=False)
+        ours.tie_weights()
+        with torch.no_grad():
+            assert_close(theirs(tokens).logits, ours.logits(tokens), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("flags", ["--pp 2 --zero 0", "--pp 2 --zero 1", "--tp 2 --zero 0", "--tp 2 --zero 3"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_without_a_finite_gradient_is_skipped_by_all(
+    small: list[str],
+    tmp_path: Path,
+    ranks: AtRanks,
+    flags: str,
+    precision: str,  # noqa: F811
+) -> None:
+    if precision == "bf16" and flags.endswith("0"):
+        pytest.skip("bf16 needs ZeRO")
+    arguments = ["poison=2", "until=3", *small, *flags.split(), "--precision", precision, "--save", str(tmp_path)]
+    assert ranks(2)(train, arguments=arguments) is None
+    progress = open_checkpoint(tmp_path).progress
+    assert (progress.step, progress.optimizer_steps, progress.skipped_steps) == (6, 5, 1)
+    assert all(abs(row["loss"]) < 10 for row in rows(tmp_path) if "loss" in row)
+
+
+def test_ranks_that_do_not_divide(small: list[str], tmp_path: Path, ranks: AtRanks) -> None:  # noqa: F811
+    message = ranks(2)(train, arguments=[*small, "--tp", "2", "--pp", "2", "--save", str(tmp_path)])
+    assert message.startswith("2 ranks are not a multiple of --tp 2 x --pp 2 = 4")

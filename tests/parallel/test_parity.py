@@ -1,0 +1,47 @@
+"""Every variant on every topology: losses of five steps, gradient norms and every gradient as in one process."""
+
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks.parity import BF16, HEAVIER, MIXED, TOPOLOGIES, Topology, cases, compare
+from benchmarks.ranks import Ranks
+
+CASES = dict(cases())
+# fp32 against float64: what a few hundred roundings of 6e-8 come to. A wrong factor or a lost term is 1e-2 and more.
+LOSS, GRAD_NORM, GRADIENT = 1e-6, 5e-6, 2e-5
+# bf16 has 8 bits: a rounding is 4e-3, and a gradient goes through dozens.
+LOSS_BF16, GRAD_NORM_BF16, GRADIENT_BF16 = 4e-3, 0.08, 0.15
+
+
+def check(ranks: Callable[[int], Ranks], topology: Topology, model: str) -> None:
+    errors = compare(ranks(topology.world_size), topology, model)
+    bf16 = "bf16" in topology.flags
+    assert errors.loss < (LOSS_BF16 if bf16 else LOSS), f"{topology.name}: {errors}"
+    assert errors.grad_norm < (GRAD_NORM_BF16 if bf16 else GRAD_NORM), f"{topology.name}: {errors}"
+    assert errors.gradient < (GRADIENT_BF16 if bf16 else GRADIENT), f"{topology.name}: {errors}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fp32(ranks: Callable[[int], Ranks], case: str) -> None:
+    for topology in TOPOLOGIES:
+        check(ranks, topology, CASES[case])
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_bf16_of_all_variants_in_two_models(ranks: Callable[[int], Ranks], case: str) -> None:
+    for topology in BF16:
+        check(ranks, topology, CASES[case])
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_heavier_combinations_of_all_variants_in_two_models(ranks: Callable[[int], Ranks], case: str) -> None:
+    for topology in HEAVIER:
+        check(ranks, topology, CASES[case])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES.keys() - MIXED.keys())
+def test_the_rest(ranks: Callable[[int], Ranks], case: str) -> None:
+    for topology in (*BF16, *HEAVIER):
+        check(ranks, topology, CASES[case])

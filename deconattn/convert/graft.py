@@ -1,0 +1,65 @@
+"""A Hugging Face model's weights into a freshly initialised model of ours."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from deconattn.convert.hf_weights import HFWeights
+from deconattn.errors import UserError
+from deconattn.model.causal_lm import CausalLM
+
+FIXED_TEXT = "model.fixed_ids"
+STREAMS = (FIXED_TEXT, "model.fixed_embeddings")
+"""Buffers whose first rows are the stream of a shorter sequence."""
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Names of tensors, ours in the model's order.
+
+    Attributes:
+        taken: overwritten by the source's.
+        initialised: left as a fresh run has them.
+        unused: the source's that have no place.
+    """
+
+    taken: list[str] = field(default_factory=list)
+    initialised: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def graft(model: CausalLM, source: HFWeights, keep: frozenset[str] = frozenset()) -> Origins:
+    """Overwrite what `model` shares with `source` by name and shape, in place.
+
+    Args:
+        keep: tensors of the model that are not to be overwritten.
+
+    Raises:
+        UserError: the model's sequences are longer than the source's fixed stream.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    taken, unused = set(), []
+    for name in source:
+        target = tensors.get(name)
+        if target is None or name in keep:
+            unused.append(name)
+            continue
+        value = source.read(name)
+        if name in STREAMS:
+            if len(value) < len(target):
+                raise UserError(
+                    f"--seq-len {len(target)} is beyond the fixed stream of {source.folder}, {len(value)} tokens: "
+                    f"give at most that{', or --fixed-text' if name == FIXED_TEXT else ''}"
+                )
+            value = value[: len(target)]
+        if value.shape == target.shape:
+            target.copy_(value)
+            taken.add(name)
+        else:
+            unused.append(name)
+    return Origins(
+        taken=[name for name in tensors if name in taken],
+        initialised=[name for name in tensors if name not in taken],
+        unused=unused,
+    )

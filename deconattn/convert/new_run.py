@@ -1,0 +1,104 @@
+"""A Hugging Face model as step 0 of a run of ours.
+
+OUT/
+    config.json             as if training had written it: `--resume` meets no contradiction
+    checkpoints/step-0/     the weights in fp32, moments of zero, the corpus's tokenizer
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from deconattn import durable
+from deconattn.config import TrainingFlags, model_config
+from deconattn.convert.flags import run_flags
+from deconattn.convert.graft import FIXED_TEXT, graft
+from deconattn.convert.hf_config import read_model_config
+from deconattn.convert.hf_weights import HFWeights
+from deconattn.convert.summary import summary
+from deconattn.convert.vocabulary import check_vocabulary
+from deconattn.errors import UserError
+from deconattn.model.causal_lm import CausalLM
+from deconattn.model.config import ModelConfig
+from deconattn.model.init import initialize
+from deconattn.train.checkpoint import CHECKPOINTS, Progress, TensorFiles, write_manifest
+from deconattn.train.command_line import RUN_CONFIG
+from deconattn.train.inputs import TrainingData
+from deconattn.train.resolved_config import resolved_config
+
+
+def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
+    """Write the run folder `out`, whole or not at all.
+
+    Args:
+        source: folder of a Qwen2 or Qwen3 model, or of an export of ours.
+        arguments: launch.sh's flags.
+
+    Returns:
+        Lines that say which tensors were taken, initialised and left unused, and how the run will train.
+
+    Raises:
+        UserError: `out` is in use; the model, the flags or the data will not do.
+    """
+    _check_free(out)
+    origin = read_model_config(source)
+    weights = HFWeights(source)
+    flags = run_flags(arguments, source, origin)
+    weights.check(origin)  # after the flags, which bring the plugins
+    data = TrainingData(flags.data.data, flags)
+    remark = check_vocabulary(data.tokenizer_path, data.vocab_size, source, origin.vocab_size)
+    config = model_config(flags.model, data.vocab_size, flags.data.seq_len)
+
+    model = CausalLM(config)
+    initialize(model, flags.optimization.seed, data.fixed_ids() if "text" in model.model.streams else None)
+    given_text = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
+    origins = graft(model, weights, keep=given_text)
+    with durable.staged_folder(out, _check_free) as folder:
+        try:
+            _fill(folder, model, flags, data)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise UserError(f"{out} cannot be written ({error}): free space or give another folder") from error
+    lines = [
+        summary(origins, config.layer_variants, str(source), flags.optimization.seed),
+        _outlook(flags, origin),
+        *([f"note: {remark}"] if remark else []),
+    ]
+    return "\n".join(lines)
+
+
+def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingData) -> None:
+    content = resolved_config(flags, model.config, data.identities)
+    step = folder / CHECKPOINTS / "step-0"
+    (step / "tokenizer").mkdir(parents=True)
+    shutil.copy(data.tokenizer_path, step / "tokenizer")
+    weights = TensorFiles(step, "weights")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        weights.add(name, tensor)
+    weights.flush()
+    for moment in ("exp_avg", "exp_avg_sq"):
+        zeros = TensorFiles(step, moment)
+        for name, parameter in model.named_parameters():
+            zeros.add(name, torch.zeros_like(parameter))
+        zeros.flush()
+    durable.write_json(step / RUN_CONFIG, content)
+    write_manifest(step, Progress())
+    durable.write_json(folder / RUN_CONFIG, content)
+
+
+def _outlook(flags: TrainingFlags, origin: ModelConfig) -> str:
+    optimization, length = flags.optimization, flags.data.seq_len
+    line = (
+        f"training, as of --size {flags.model.size} where no flag was given: {flags.total_steps} steps of "
+        f"{optimization.global_batch_size} x {length} tokens, lr {optimization.lr:g}, {flags.engine.precision}"
+    )
+    if length > origin.max_position_embeddings:
+        line += f"\nnote: --seq-len {length} is beyond the {origin.max_position_embeddings} positions of the model"
+    return line
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder: choose another for the run")

@@ -1,0 +1,68 @@
+"""Random Hugging Face models, and the tool."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
+
+TOOL = Path(__file__).parents[2] / "tools" / "convert.py"
+SEQUENCE = 24
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("convert_tool", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where the help texts are looked for
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """Write a random model: width 32, 4 query heads on 2 key/value heads, a vocabulary of 512."""
+
+    def make(kind: str = "qwen2", name: str = "", shard: str = "5GB", dtype: str = "float32", **changes: Any) -> Path:
+        dimensions: dict[str, Any] = {
+            "vocab_size": 512,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5,
+            "initializer_range": 0.05,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20_000.0},
+        }
+        if kind == "qwen3":
+            dimensions["head_dim"] = 12
+        config = {"qwen2": Qwen2Config, "qwen3": Qwen3Config}[kind](**dimensions | changes)
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():  # no bias zero and no norm one, or a mix-up would pass
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        out = tmp_path / (name or kind)
+        model.to(getattr(torch, dtype)).save_pretrained(out, max_shard_size=shard)
+        return out
+
+    return make
+
+
+def edit(folder: Path, **changes: Any) -> Path:
+    """Change keys of config.json; None takes one away."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return folder

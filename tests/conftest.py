@@ -1,11 +1,13 @@
-"""What all tests share: one thread, and a small packed corpus, made once."""
+"""What all tests share: one thread, a small packed corpus, made once, and ranks that stay up."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.ranks import Ranks
 from deconattn.data import PackConfig
 from deconattn.data.pack import pack
 
@@ -26,3 +28,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = folder / "packed"
     pack(PackConfig(inputs=(str(text),), tokenizer="train:512", out=out, workers=1, val_fraction=0.05))
     return out
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Callable[[int], Ranks]]:
+    """ranks(n): n processes in one group, for all tests of a worker."""
+    started: dict[int, Ranks] = {}
+
+    def of(world_size: int) -> Ranks:
+        if world_size not in started or started[world_size].closed:
+            started[world_size] = Ranks(world_size)
+        return started[world_size]
+
+    yield of
+    for group in started.values():
+        group.close()

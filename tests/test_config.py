@@ -1,14 +1,18 @@
 """Sizes, defaults and the parameter match."""
 
 import dataclasses
+import re
+from contextlib import nullcontext
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
-from deconattn.config import SIZES, TrainingFlags, model_config, size_defaults
+from deconattn.config import SIZES, EngineFlags, TrainingFlags, model_config, size_defaults
 from deconattn.cost.flops import forward_flops
 from deconattn.cost.parameters import count_parameters
+from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.command_line import from_json, parse_training_flags, to_json
@@ -118,3 +122,46 @@ def test_forward_flops_by_hand() -> None:
     fixed += 2 * (2 * length * d * 2 * d)  # of the other two fixed layers
     streams = feed_forward * (6 * rows + 5)
     assert forward_flops(config, rows, length) == head + fixed + standard + streams
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tp 3", "--tp 3 does not divide the 4 attention heads: use one of 1, 2, 4"),
+        ("--num-attention-heads 8 --num-key-value-heads 2 --tp 8 --pp 5", "--pp 5 is more than the 4 layers"),
+        ("--num-attention-heads 12 --hidden-size 96 --num-key-value-heads 3 --tp 4", "neither divides the 3 key/value"),
+        ("--tp 4 --intermediate-size 3", "more than the intermediate_size of 3"),
+        ("--pp 2 --zero 2", "--zero 2 does not go with --pp 2"),
+        ("--pp 2 --zero 3", "--zero 3 does not go with --pp 2"),
+        ("--sequence-parallel", "give --tp 2 or more"),
+        ("--sequence-parallel --tp 2 --seq-len 255", "--tp 2 does not divide --seq-len 255: use --seq-len 254"),
+        ("--tp 0", "--tp is 0"),
+        ("--pp -1", "--pp is -1"),
+        ("--distributed-timeout-minutes 0", "--distributed-timeout-minutes is 0"),
+    ],
+)
+def test_topologies_that_cannot_be(flags: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_training_flags(flags.split())
+
+
+def test_a_mixer_that_declares_no_splits_is_not_cut(tmp_path: Path) -> None:
+    plugin = tmp_path / "whole_only.py"
+    plugin.write_text(
+        "from deconattn.mixers import Standard, register\n"
+        "@register('whole_only')\n"
+        "class WholeOnly(Standard):\n"
+        "    splits = None\n"
+    )
+    flags = f"--plugin {plugin} --variant whole_only".split()
+    parse_training_flags(flags)
+    with pytest.raises(UserError, match="'whole_only' declares no splits"):
+        parse_training_flags([*flags, "--tp", "2"])
+
+
+@pytest.mark.parametrize(("tp", "pp", "world", "replicas"), [(1, 1, 3, 3), (2, 2, 8, 2), (4, 1, 4, 1)])
+def test_replicas_are_what_is_left(tp: int, pp: int, world: int, replicas: int) -> None:
+    engine = EngineFlags(tp=tp, pp=pp)
+    assert engine.data_parallel_size(world) == replicas
+    with pytest.raises(UserError, match=f"--tp {tp} x --pp {pp}") if tp * pp > 1 else nullcontext():
+        engine.data_parallel_size(world + 1)

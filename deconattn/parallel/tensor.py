@@ -1,8 +1,8 @@
 """Tensor parallelism put on a model: cut what modules declare to be cut, and exchange where they begin and end."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -32,11 +32,16 @@ class TensorParallel:
         """Replace whole layers by this rank's parts and put the exchanges around them."""
         model, config = self._model, self._model.config
         for module in self._cut_modules:
-            for name, split in module.splits.items():  # type: ignore[union-attr, operator]
-                self._cut_linear(getattr(module, name), split, config)
+            self._shards += cut_linears(module, config, self._topology.tensor_rank, self._topology.tensor_size)
             module.register_forward_pre_hook(self._enter)
             module.register_forward_hook(self._leave)
-        vocabulary = self._shard((config.vocab_size, config.hidden_size), 0, config.vocab_size)
+        vocabulary = Shard.of(
+            (config.vocab_size, config.hidden_size),
+            dim=0,
+            pieces=config.vocab_size,
+            rank=self._topology.tensor_rank,
+            ranks=self._topology.tensor_size,
+        )
         if model.model.is_first:
             embedding = VocabularyEmbedding(vocabulary, self._group, self._sequence_parallel)
             model.model.embed_tokens = embedding
@@ -61,20 +66,6 @@ class TensorParallel:
                 assert self._copies_group is not None
                 _sum_gradients(parameter, self._copies_group)
 
-    def _cut_linear(self, linear: nn.Linear, split: Split, config: ModelConfig) -> None:
-        if split.dim == 1 and linear.bias is not None:
-            raise ValueError("a layer that is cut by rows must have no bias: every rank would add it")
-        size = linear.weight.shape[split.dim]
-        pieces = size if split.pieces is None else getattr(config, split.pieces)
-        for name, parameter in list(linear.named_parameters(recurse=False)):
-            shard = self._shard(tuple(parameter.shape), split.dim, pieces)
-            setattr(linear, name, nn.Parameter(torch.empty(shard.local_shape, device="meta")))
-            self._shards.append((linear, name, shard))
-        linear.out_features, linear.in_features = linear.weight.shape
-
-    def _shard(self, shape: tuple[int, ...], dim: int, pieces: int) -> Shard:
-        return Shard.of(shape, dim, pieces, self._topology.tensor_rank, self._topology.tensor_size)
-
     def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(
             enter(argument, self._group, self._sequence_parallel) if isinstance(argument, Tensor) else argument
@@ -87,6 +78,28 @@ class TensorParallel:
     def _local_sequence(self, whole: Tensor) -> Tensor:
         """[R, L, d] -> this rank's [R, L / ranks, d]."""
         return whole.chunk(self._topology.tensor_size, dim=1)[self._topology.tensor_rank]
+
+
+def cut_linears(module: nn.Module, config: ModelConfig, rank: int, ranks: int) -> list[tuple[nn.Module, str, Shard]]:
+    """Give a module that declares `splits` the linear layers of one rank, not filled.
+
+    Returns:
+        (layer, name, shard) of every parameter that was cut.
+    """
+    shards: list[tuple[nn.Module, str, Shard]] = []
+    splits: Mapping[str, Split] = module.splits  # type: ignore[assignment]
+    for layer, split in splits.items():
+        linear = getattr(module, layer)
+        if split.dim == 1 and linear.bias is not None:
+            raise ValueError(f"{layer} is cut by rows and has a bias, which every rank would add: build it without")
+        size = linear.weight.shape[split.dim]
+        pieces = size if split.pieces is None else getattr(config, split.pieces)
+        for name, parameter in list(linear.named_parameters(recurse=False)):
+            shard = Shard.of(tuple(parameter.shape), split.dim, pieces, rank, ranks)
+            setattr(linear, name, nn.Parameter(parameter.new_empty(shard.local_shape)))
+            shards.append((linear, name, shard))
+        linear.out_features, linear.in_features = linear.weight.shape
+    return shards
 
 
 def _sum_gradients(parameter: nn.Parameter, group: ProcessGroup) -> None:

@@ -15,6 +15,7 @@ from deconattn.model.init import initialize
 from deconattn.model.rotary import Rotary
 from deconattn.ops import reference
 from deconattn.ops.documents import Documents
+from deconattn.parallel.tensor import cut_linears
 
 OURS = ("standard", "mlp", "approximate", "nonapproximate", "rndemb", "fixedseq", "staticemb")
 VARIANTS = (*variant_names(), "thirdparty")
@@ -196,6 +197,26 @@ def test_map_is_causal_and_rows_sum_to_one(variant: str, masked: bool):
         ids = context.documents.ids
         assert len(ids[0].unique()) > 2
         assert not weights.masked_fill((ids[:, None, :, None] == ids[:, None, None, :]), 0).any()
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_tensor_parallel_parts_sum_to_the_whole(variant: str, heads: str, ranks: int):
+    mixer = build_mixer(variant, **HEADS[heads])
+    whole = mixer.state_dict()
+    for masked in (False, True):
+        context = build_context(mixer.config, 2, 65, masked, torch.double)
+        hidden, static, _ = build_inputs(4, 65)
+        total = torch.zeros_like(hidden)
+        for rank in range(ranks):
+            part = build_mixer(variant, **HEADS[heads])
+            with torch.no_grad():
+                for layer, name, shard in cut_linears(part, mixer.config, rank, ranks):
+                    path = next(path for path, module in part.named_modules() if module is layer)
+                    getattr(layer, name).copy_(shard.take(whole[f"{path}.{name}"]))
+                total += part(hidden, static, context)
+        assert_close(total, mixer(hidden, static, context), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("heads", HEADS)

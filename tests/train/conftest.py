@@ -2,9 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,39 +32,6 @@ def process_group() -> Iterator[None]:
 def small(corpus: Path) -> list[str]:
     """Flags of a training that takes a second."""
     return ["--data", str(corpus), *SMALL]
-
-
-@pytest.fixture(scope="session")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[list[str]]], str]:
-    """Run jobs (see jobs.py) in two processes; returns what they printed."""
-
-    def run(jobs: list[list[str]]) -> str:
-        listing = tmp_path_factory.mktemp("jobs") / "jobs.json"
-        listing.write_text(json.dumps(jobs))
-        port = str(runtime.free_port())
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("jobs.py")), str(listing)],
-                env=environment()
-                | {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": "2",
-                    "LOCAL_SIZE": "2",
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": port,
-                },
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-        return "\n".join(outputs)
-
-    return run
 
 
 def environment() -> dict[str, str]:

@@ -1,13 +1,9 @@
-"""Runs several trainings in one process group: `python jobs.py FILE`, FILE a JSON list of flag lists.
+"""Trainings inside a process group that has been started.
 
-Starting a process costs seconds and a further engine inside it next to nothing, so tests that need ranks bundle
-their trainings. A job that ends in a UserError prints it and the next one runs. A flag list may begin with `stop=N`
-(rank 0 is asked to stop in step N) and with `poison=N` and `until=M` (a gradient is NaN in steps N to M, from 0).
+A flag list may begin with `stop=N` (rank 0 is asked to stop in step N) and with `poison=N` and `until=M` (a gradient
+is NaN in steps N to M, from 0).
 """
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 from deconattn.errors import UserError
@@ -44,6 +40,15 @@ def run_job(arguments: list[str]) -> Trainer:
     return trainer
 
 
+def train(arguments: list[str]) -> str | None:
+    """:func:`run_job` for ranks; the message of a UserError, if it ends in one."""
+    try:
+        run_job(arguments)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _poison(trainer: Trainer, first: int, until: int) -> None:
     if not trainer.engine.model.model.is_last:
         return
@@ -53,16 +58,3 @@ def _poison(trainer: Trainer, first: int, until: int) -> None:
         return gradient * float("nan") if first <= trainer.progress.step < until else gradient
 
     parameter.register_hook(hook)
-
-
-def main() -> None:
-    runtime.start_distributed()
-    for arguments in json.loads(Path(sys.argv[1]).read_text()):
-        try:
-            run_job(arguments)
-        except UserError as error:
-            print(f"job failed: {error}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.ranks import Ranks
 from deconattn.mixers import variant_names
 from deconattn.train.checkpoint import open_checkpoint
 from tests.train.conftest import losses, rows, validation_losses
-from tests.train.jobs import run_job
+from tests.train.jobs import run_job, train
 
 VARIANTS = ["--variant", "fixedseq", "--pattern", "1:1"]
 
@@ -77,9 +78,7 @@ def test_accumulated_bf16_gradients_keep_every_micro_batch(small: list[str], sin
         assert norms == pytest.approx(expected, rel=0.04)
 
 
-def test_two_ranks_train_as_one(
-    small: list[str], single: Path, tmp_path: Path, two_ranks: Callable[[list[list[str]]], str]
-) -> None:
+def test_two_ranks_train_as_one(small: list[str], single: Path, tmp_path: Path, ranks: Callable[[int], Ranks]) -> None:
     runs = {zero: tmp_path / f"zero{zero}" for zero in ("0", "1", "2", "3")}
     jobs = [[*small, *VARIANTS, "--zero", zero, "--save", str(run)] for zero, run in runs.items()]
     bf16 = tmp_path / "bf16"
@@ -89,11 +88,13 @@ def test_two_ranks_train_as_one(
     poisoned = tmp_path / "poisoned"
     jobs.append(["poison=2", "until=3", *small, *VARIANTS, "--zero", "3", "--save", str(poisoned)])
     contradiction = [*small, *VARIANTS, "--global-batch-size", "2", "--save", str(tmp_path / "batch")]
-    printed = two_ranks([*jobs, contradiction])
+    for arguments in jobs:
+        assert ranks(2)(train, arguments=arguments) is None
+    message = ranks(2)(train, arguments=contradiction)
     for run in runs.values():
         assert_same_run(run, single, 1e-5)
     assert losses(bf16) == pytest.approx(losses(single), rel=4e-3)
-    assert printed.count("job failed: --global-batch-size 2 is not a multiple of --micro-batch-size 2 x 2 ranks") == 2
+    assert message.startswith("--global-batch-size 2 is not a multiple of --micro-batch-size 2 x 2")
 
     # A run of two ranks goes on in one process, on another ZeRO stage, with the same data order.
     run_job(["--save", str(cut), "--resume", "--zero", "1"])
@@ -102,11 +103,11 @@ def test_two_ranks_train_as_one(
 
 
 def test_a_run_of_one_process_goes_on_in_two(
-    small: list[str], single: Path, tmp_path: Path, two_ranks: Callable[[list[list[str]]], str]
+    small: list[str], single: Path, tmp_path: Path, ranks: Callable[[int], Ranks]
 ) -> None:
     run = tmp_path / "run"
     run_job(["stop=3", *small, *VARIANTS, "--save", str(run)])
-    two_ranks([["--save", str(run), "--resume", "--zero", "3"]])
+    assert ranks(2)(train, arguments=["--save", str(run), "--resume", "--zero", "3"]) is None
     assert_same_run(run, single, 1e-5)
 
 

@@ -9,15 +9,14 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks.ranks import Ranks
-from deconattn.errors import UserError
 from deconattn.hf.export import export
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.checkpoint import open_checkpoint
 from deconattn.train.command_line import parse_training_flags
 from deconattn.train.saving import save_checkpoint
 from deconattn.train.trainer import Trainer
-from tests.train.conftest import SMALL, losses, process_group, rows, small, validation_losses  # noqa: F401
-from tests.train.jobs import Stop, run_job
+from tests.train.conftest import SMALL, rows
+from tests.train.jobs import Stop, run_job, train
 from tests.train.test_ranks import assert_same_run
 from tests.train.test_resume import same_state
 
@@ -30,15 +29,6 @@ CHAIN = (
 )
 HOME = "--tp 1 --pp 1 --zero 1 --no-sequence-parallel".split()
 AtRanks = Callable[[int], Ranks]
-
-
-def train(arguments: list[str]) -> str | None:
-    """On every rank; the message of a UserError, if it ends in one."""
-    try:
-        run_job(arguments)
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def rewrite(run: str, out: str, flags: str) -> None:
@@ -73,7 +63,7 @@ def test_weights_and_moments_go_round_bit_for_bit(
     small: list[str],
     tmp_path: Path,
     ranks: AtRanks,
-    precision: str,  # noqa: F811
+    precision: str,
 ) -> None:
     first = tmp_path / "run-0"
     run_job(["stop=3", *small, *MODEL, "--precision", precision, "--save", str(first)])
@@ -93,7 +83,7 @@ def test_the_loss_curve_does_not_notice(
     small: list[str],
     single: Path,
     tmp_path: Path,
-    ranks: AtRanks,  # noqa: F811
+    ranks: AtRanks,
 ) -> None:
     run_job(["stop=1", *small, *MODEL, "--save", str(tmp_path)])
     for stop, (world_size, flags) in enumerate(CHAIN, start=2):
@@ -107,7 +97,7 @@ def test_an_export_from_tensor_and_pipeline_ranks_is_the_single_process_model(
     small: list[str],
     single: Path,
     tmp_path: Path,
-    ranks: AtRanks,  # noqa: F811
+    ranks: AtRanks,
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -133,7 +123,7 @@ def test_a_step_without_a_finite_gradient_is_skipped_by_all(
     tmp_path: Path,
     ranks: AtRanks,
     flags: str,
-    precision: str,  # noqa: F811
+    precision: str,
 ) -> None:
     if precision == "bf16" and flags.endswith("0"):
         pytest.skip("bf16 needs ZeRO")
@@ -144,6 +134,6 @@ def test_a_step_without_a_finite_gradient_is_skipped_by_all(
     assert all(abs(row["loss"]) < 10 for row in rows(tmp_path) if "loss" in row)
 
 
-def test_ranks_that_do_not_divide(small: list[str], tmp_path: Path, ranks: AtRanks) -> None:  # noqa: F811
+def test_ranks_that_do_not_divide(small: list[str], tmp_path: Path, ranks: AtRanks) -> None:
     message = ranks(2)(train, arguments=[*small, "--tp", "2", "--pp", "2", "--save", str(tmp_path)])
     assert message.startswith("2 ranks are not a multiple of --tp 2 x --pp 2 = 4")

@@ -41,6 +41,15 @@ def test_heavier_combinations_of_all_variants_in_two_models(ranks: Callable[[int
 
 
 @pytest.mark.slow
+def test_compiled_layers() -> None:
+    ranks = Ranks(2, compiling=True)
+    model = "--pattern fixedseq,standard,nonapproximate,approximate --compile"
+    for flags in ("--tp 2", "--tp 2 --sequence-parallel", "--pp 2"):
+        check(lambda _: ranks, Topology(f"{flags}, compiled", 2, flags), model)
+    ranks.close()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.keys() - MIXED.keys())
 def test_the_rest(ranks: Callable[[int], Ranks], case: str) -> None:
     for topology in (*BF16, *HEAVIER):

@@ -167,6 +167,7 @@ def train_case(arguments: list[str], reference: dict[str, Any]) -> dict[str, Any
             moments = engine.state.tensors("exp_avg")
             beta1 = flags.optimization.adam_beta1
             worst = _worst_gradient({name: m.double() / (1 - beta1) for name, m in moments}, reference["gradients"])
+    engine.destroy()
     return {
         "loss": _worst_relative(losses, reference["losses"]),
         "grad_norm": _worst_relative(norms, reference["norms"]),

@@ -1,5 +1,6 @@
 """Ranks on this machine that stay up between jobs: starting one costs seconds, an engine in it next to nothing."""
 
+import gc
 import multiprocessing
 import os
 import traceback
@@ -87,6 +88,7 @@ def _serve(connection: Connection, rank: int, world_size: int, port: int, compil
         function, arguments = connection.recv()
         try:
             connection.send((None, function(**arguments)))
+            gc.collect()
             for group in _groups():
                 if group not in lasting:  # each has threads of its own, and an engine makes a dozen
                     deepspeed.comm.destroy_process_group(group)

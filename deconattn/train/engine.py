@@ -123,6 +123,10 @@ class Engine:
         total, labels = self._sums.tolist()
         return total / max(1.0, labels)
 
+    def destroy(self) -> None:
+        """Let go of what DeepSpeed keeps alive, process groups included: for a process that makes more engines."""
+        self._engine.destroy()
+
     def barrier(self) -> None:
         deepspeed.comm.barrier()
 

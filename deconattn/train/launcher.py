@@ -1,4 +1,4 @@
-"""The shell half of `launch.sh`: check the flags, start DeepSpeed's launcher on it, pass signals on to the ranks.
+"""The shell half of `launch.sh`: check the flags, start DeepSpeed's launcher on it, and again where a rank dies.
 
     python -m deconattn.train.launcher LAUNCH_SH FLAGS...
 
@@ -8,43 +8,114 @@ as `--hostfile hosts --num_gpus 4`.
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
 import psutil
 
 from deconattn.cli import run
+from deconattn.errors import UserError
+from deconattn.train.command_line import RUN_CONFIG
 from deconattn.train.preflight import checked_flags
+from deconattn.train.run_folder import make_run_folder
 from deconattn.train.runtime import free_port, quiet_accelerator
+
+USER_ERROR = 2
+MEETING_SECONDS = 10.0
+"""Launchers of other machines wait as long before a restart, or their ranks might meet the dying ones."""
 
 
 def main() -> int:
     script, *arguments = sys.argv[1:]
-    checked_flags(arguments)
     quiet_accelerator()
-    options = shlex.split(os.environ.get("DEEPSPEED_ARGS", ""))
-    if not any(option.startswith(("--master_port", "--hostfile")) for option in options):
-        options += ["--master_port", str(free_port())]  # two runs side by side must not share the default
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", *options, script, *arguments]
-    # A session of its own, or Ctrl-C would reach DeepSpeed's launcher too.
-    process = subprocess.Popen(command, start_new_session=True)
+    from deconattn.train.world import world_size  # only now: DeepSpeed looks for an accelerator when it is imported
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        ranks = _ranks_below(process.pid)
+    options = shlex.split(os.environ.get("DEEPSPEED_ARGS", ""))
+    flags = checked_flags(arguments, world_size(options))
+    folder, restarts = flags.run.save, flags.run.max_restarts
+    if restarts:
+        if folder is None and "--no_ssh" in options:
+            raise UserError("--max-restarts on several machines needs --save DIR, the same folder on all")
+        folder = folder or make_run_folder(flags)  # a restart must know where the run is
+        arguments = [*_without_max_restarts(arguments), "--save", str(folder)]  # the last --save counts
+    job, code = Job(), 0
+    for attempt in range(restarts + 1):
+        begun = folder is not None and (folder / RUN_CONFIG).is_file()
+        if attempt:
+            where = "the newest good checkpoint" if begun else "the start"
+            print(f"restart {attempt} of {restarts} from {where}: {_reason(code)}", file=sys.stderr, flush=True)
+            if "--no_ssh" in options and job.stop_asked(MEETING_SECONDS):
+                return code
+        resume = ["--resume"] if attempt and begun and not flags.run.resume else []
+        code = job.run(script, [*arguments, *resume], options)
+        if code in (0, USER_ERROR) or job.stop_asked():
+            return code
+    print(f"error: {_reason(code)}", file=sys.stderr)
+    return code
+
+
+class Job:
+    """DeepSpeed's launcher as a child process, once or again; signals to this process stop it in order."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stop = threading.Event()
+        signal.signal(signal.SIGTERM, self._pass_on)
+        signal.signal(signal.SIGINT, self._pass_on)
+
+    def stop_asked(self, within: float = 0.0) -> bool:
+        """Whether a signal has come, or comes within some seconds."""
+        return self._stop.wait(within)
+
+    def run(self, script: str, arguments: Sequence[str], options: Sequence[str]) -> int:
+        """Train; returns an exit code as a shell would."""
+        command = [sys.executable, "-m", "deepspeed.launcher.runner", *options]
+        if not any(option.startswith(("--master_port", "--hostfile", "-H")) for option in options):
+            command += ["--master_port", str(free_port())]  # two runs side by side must not share the default
+        # A session of its own, or Ctrl-C would reach DeepSpeed's launcher too.
+        self._process = subprocess.Popen([*command, script, *arguments], start_new_session=True)
+        if self._stop.is_set():  # the signal came between two starts
+            self._process.terminate()
+        code = self._process.wait()
+        # A rank killed by signal N leaves DeepSpeed's launcher with exit code -N, modulo 256.
+        number = -code if code < 0 else 256 - code
+        return 128 + number if 0 < number < signal.NSIG else code
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._stop.set()
+        if self._process is None:
+            sys.exit(128 + number)
+        ranks = _ranks_below(self._process.pid)
         for rank in ranks:
             with suppress(psutil.Error):
                 rank.send_signal(signal.SIGTERM)
         if not ranks:  # none started yet, or all on other machines: DeepSpeed's launcher knows how to end them
-            process.send_signal(number)
+            self._process.send_signal(number)
 
-    signal.signal(signal.SIGTERM, pass_on)
-    signal.signal(signal.SIGINT, pass_on)
-    code = process.wait()
-    return code if code >= 0 else 128 - code
+
+def _reason(code: int) -> str:
+    if 128 < code < 128 + signal.NSIG:
+        return f"a rank was killed by signal {code - 128} ({signal.strsignal(code - 128)})"
+    return f"the ranks ended with exit code {code}"
+
+
+def _without_max_restarts(arguments: Sequence[str]) -> list[str]:
+    """The workers' command line: they refuse the flag, since DeepSpeed's launcher alone would not restart them."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if re.fullmatch("--max[-_]restarts", argument):
+            next(rest)
+        elif not re.match("--max[-_]restarts=", argument):
+            kept.append(argument)
+    return kept
 
 
 def _ranks_below(pid: int) -> list[psutil.Process]:

@@ -9,18 +9,21 @@ from deconattn.train.inputs import TrainingData
 from deconattn.train.run_folder import check_run_folder
 
 
-def checked_flags(arguments: Sequence[str], data_parallel_size: int | None = None) -> TrainingFlags:
+def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> TrainingFlags:
     """Parse a training command line and check it against the disk; touches nothing.
 
     Args:
-        data_parallel_size: number of ranks, where it is known already.
+        world_size: number of ranks, where it is known already.
 
     Raises:
         UserError: the first thing that is wrong.
     """
     flags = parse_training_flags(arguments)
     check_run_folder(flags)
-    deepspeed_config(flags, 1 if data_parallel_size is None else flags.accumulation_steps(data_parallel_size))
+    accumulation_steps = 1
+    if world_size is not None:
+        accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
+    deepspeed_config(flags, accumulation_steps)
     if flags.data.data:
         vocab_size = TrainingData(flags.data.data, flags).vocab_size
         model_config(flags.model, vocab_size, flags.data.seq_len)

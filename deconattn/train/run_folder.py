@@ -1,7 +1,11 @@
 """The run folder: chosen, claimed, and given its demo corpus, by rank 0 for all."""
 
+import secrets
 import shutil
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 
@@ -15,6 +19,8 @@ from deconattn.train.command_line import RUN_CONFIG
 
 BYTES_A_PARAMETER = 12
 """A checkpoint's fp32 weight and two moments."""
+SHARED_SECONDS = 5.0
+"""How long a network file system may take to show one machine what another has written."""
 
 
 def check_run_folder(flags: TrainingFlags) -> None:
@@ -36,18 +42,27 @@ def claim_run_folder(flags: TrainingFlags) -> Path:
     """Make the run folder; a collective call that gives every rank the same path.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be made, or another machine does not see it.
     """
-    chosen: list[str | None] = [None, None]  # the path, or an error
+    chosen: list[Any] = [None, None]  # the path and the name of a file in it, or an error
     if torch.distributed.get_rank() == 0:
         try:
-            chosen[0] = str(_make(flags))
+            chosen = [make_run_folder(flags), f".seen-{secrets.token_hex(4)}"]
+            (chosen[0] / chosen[1]).touch()
+        except UserError as error:
+            chosen = [None, str(error)]
         except OSError as error:
-            chosen[1] = f"--save {error.filename}: {error.strerror}; give a folder that can be written"
+            chosen = [None, f"--save {chosen[0]}: {error.strerror}; give a folder that can be written"]
     torch.distributed.broadcast_object_list(chosen, src=0)
-    if chosen[0] is None:
-        raise UserError(str(chosen[1]))
-    return Path(chosen[0])
+    run, token = chosen
+    if run is None:
+        raise UserError(token)
+    try:
+        _check_shared(run, token)
+    finally:
+        if torch.distributed.get_rank() == 0:
+            (run / token).unlink(missing_ok=True)
+    return run
 
 
 def data_arguments(flags: TrainingFlags, run: Path) -> tuple[str, ...]:
@@ -76,7 +91,19 @@ def check_space(run: Path, config: ModelConfig, keep: int) -> None:
         )
 
 
-def _make(flags: TrainingFlags) -> Path:
+def make_run_folder(flags: TrainingFlags) -> Path:
+    """`--save`, or a new folder under runs/.
+
+    Raises:
+        UserError: it cannot be made, or holds no run to resume.
+    """
+    try:
+        return _made(flags)
+    except OSError as error:
+        raise UserError(f"--save {error.filename}: {error.strerror}; give a folder that can be written") from error
+
+
+def _made(flags: TrainingFlags) -> Path:
     if flags.run.save is not None:
         run = flags.run.save.resolve()
         run.mkdir(parents=True, exist_ok=True)
@@ -93,3 +120,18 @@ def _make(flags: TrainingFlags) -> Path:
             number += 1
         else:
             return run
+
+
+def _check_shared(run: Path, token: str) -> None:
+    """A collective call: every rank looks for the file that rank 0 made."""
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not (run / token).exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    seen: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(seen, (socket.gethostname(), (run / token).exists()))
+    for rank, (host, sees) in enumerate(seen):
+        if not sees:
+            raise UserError(
+                f"--save {run}: {host} (rank {rank}) does not see what {seen[0][0]} (rank 0) writes there: "
+                "give a folder on a file system that all machines share"
+            )

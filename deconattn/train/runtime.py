@@ -5,10 +5,18 @@ import os
 import platform
 import socket
 import sys
+import warnings
+from datetime import timedelta
 from importlib.metadata import version
 
 import psutil
 import torch
+from torch.distributed import distributed_c10d
+
+from deconattn.errors import UserError
+
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What every launcher sets for each rank."""
 
 
 def rank() -> int:
@@ -20,8 +28,16 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start_distributed() -> torch.device:
-    """Join the process group; returns this rank's device."""
+def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.device:
+    """Join the process group; returns this rank's device.
+
+    Args:
+        timeout: a collective that waits longer for a rank fails (gloo: an exception; NCCL: its watchdog ends the
+            process, which is PyTorch's default). Groups made later, DeepSpeed's own included, have it too.
+
+    Raises:
+        RuntimeError: not all ranks came within the timeout.
+    """
     if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
         ranks_here = int(os.environ.get("LOCAL_SIZE", world_size()))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
@@ -34,14 +50,43 @@ def start_distributed() -> torch.device:
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch 2.13 is renaming, on every rank.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # Compiled for inference only, half a minute on the first start; nothing in training uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    # A new group has the module's default, not the default group's timeout, and DeepSpeed has no way to say another.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return device
+
+
+def check_launcher_variables() -> None:
+    """Raises UserError if what the launcher set for this rank is incomplete, contradictory or beyond this machine."""
+    given = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
+    numbers = [name for name in given if name != "MASTER_ADDR"]
+    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(given):
+        return  # no launcher; clusters set MASTER_ADDR for any job
+    if missing := [name for name in LAUNCHER_VARIABLES if name not in given]:
+        raise UserError(f"{numbers[0]} is set but {', '.join(missing)} not: start with ./launch.sh, or set them all")
+    for name in numbers:
+        if not given[name].isdecimal():
+            raise UserError(f"{name} is {given[name]!r}: it must be a number")
+    if int(given["RANK"]) >= int(given["WORLD_SIZE"]):
+        raise UserError(
+            f"RANK is {given['RANK']} but WORLD_SIZE is {given['WORLD_SIZE']}: ranks count from 0; "
+            "start with ./launch.sh, or correct them"
+        )
+    gpus = torch.cuda.device_count()
+    if gpus and int(given["LOCAL_RANK"]) >= gpus:
+        raise UserError(
+            f"LOCAL_RANK is {given['LOCAL_RANK']} but {socket.gethostname()} shows {gpus} GPUs: "
+            "lower its slots in the hostfile (or --num_gpus)"
+        )
 
 
 def quiet_accelerator() -> None:

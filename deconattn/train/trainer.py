@@ -128,7 +128,7 @@ class Trainer:
         folder = self._save()
         self._say(f"stopped on request at step {self.progress.step}")
         self._say(f"checkpoint: {folder}")
-        self._say(f"resume: deepspeed {_command('launch.sh')} --save {_quoted(self.run_folder)} --resume")
+        self._say(f"resume: {_command('launch.sh')} --save {_quoted(self.run_folder)} --resume")
 
     def _validate(self) -> None:
         if not self.data.has_validation or self._validated_step == self.progress.step:

@@ -1,7 +1,9 @@
 """One rank's way in, the Python half of `launch.sh`."""
 
 import os
+import shlex
 import sys
+from datetime import timedelta
 
 import torch.distributed
 
@@ -12,21 +14,42 @@ from deconattn.train.preflight import checked_flags
 
 
 def main() -> None:
-    """Train, and exit 0; exit 2 with one line on standard error where the user can mend the cause."""
+    """Train, and exit 0; exit 2 with one line on standard error where the user can mend the cause, else 1."""
     stop = StopRequest()
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     try:
+        runtime.check_launcher_variables()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
         flags = checked_flags(arguments, runtime.world_size())
+        if flags.run.max_restarts:
+            raise UserError("--max-restarts needs our own launcher: use ./launch.sh in place of deepspeed launch.sh")
     except UserError as error:
         if runtime.rank() == 0:  # all ranks found the same
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    runtime.start_distributed()
+    try:
+        runtime.start_distributed(timedelta(minutes=flags.engine.distributed_timeout_minutes))
+    except RuntimeError as error:
+        meeting = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = next(iter(str(error).splitlines()), "")
+        print(f"error: rank {runtime.rank()} did not meet the other ranks at {meeting}: {reason}", file=sys.stderr)
+        sys.exit(1)
+
+    from deconattn.train.faults import Watch
+    from deconattn.train.peers import check_alike, introduce
     from deconattn.train.trainer import Trainer
 
+    watch = Watch(introduce())
     try:
-        Trainer(flags, stop).run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(2)  # not sys.exit: other ranks may wait in a collective that will never be joined
+        check_alike(flags, watch.peers)
+        trainer = Trainer(flags, stop)
+        resume = f"./launch.sh --save {shlex.quote(str(trainer.run_folder))} --resume"
+        watch.situation = lambda: f", after step {trainer.progress.step}; to go on: {resume}"
+        trainer.run()
+        watch.leave()
+    except Exception as error:
+        watch.end(error)
     torch.distributed.destroy_process_group()

@@ -1,0 +1,110 @@
+"""What the forward pass of one micro-batch leaves for its backward pass, on one rank."""
+
+from dataclasses import dataclass
+
+from deconattn.cost.job import Job
+from deconattn.cost.norms import rms_norm_bytes
+from deconattn.cost.parts import largest_part
+from deconattn.cost.rows import layer_rows
+from deconattn.mixers import mixer_class
+from deconattn.ops.cross_entropy import LOGITS_AT_ONCE
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Bytes of one layer.
+
+    Attributes:
+        kept: until its backward pass, when nothing is recomputed.
+        input: its input alone, which is all that checkpointing keeps.
+        working: more than `kept`, less what is freed by then, at the backward pass's heaviest point: the product
+            SiLU(gate) * up is differentiated, with two gradients of the feed-forward's width, and one of its output.
+    """
+
+    kept: int
+    input: int
+    working: int
+
+
+@dataclass(frozen=True)
+class LossBytes:
+    """The head and the cross-entropy, whose gradients are computed in the forward pass.
+
+    Attributes:
+        logits: the slice of logits at hand, in fp32 and in the weights' format, and what the slices' sums need.
+        gradients: of the head's weight in fp32, and of the hidden states.
+        cast: the head's gradient in the weights' format, where that is another.
+    """
+
+    logits: int
+    gradients: int
+    cast: int
+
+
+def layer_activations(job: Job) -> tuple[LayerActivations, ...]:
+    """Of every layer of the model, on a rank that holds it."""
+    rows = layer_rows(job.model, job.micro_batch)
+    return tuple(_layer(job, variant, here) for variant, here in zip(job.model.layer_variants, rows, strict=True))
+
+
+def _layer(job: Job, variant: str, rows: int) -> LayerActivations:
+    config, size, mixer = job.model, job.bytes_per_element, mixer_class(variant)
+    tokens = rows * job.length
+    local = tokens // job.sequence_shards
+    width = largest_part(config.intermediate_size, config.intermediate_size, job.tp)
+    # A cut module's input is whole on every rank, with sequence parallelism as well: it was gathered.
+    feed_forward = size * tokens * (config.hidden_size + 4 * width)
+    norms = 2 * rms_norm_bytes(local, config.hidden_size, size, fused=job.gpu)
+    if mixer.needs_static_embeddings:
+        norms += rms_norm_bytes(local, config.hidden_size, size, fused=job.gpu)
+        if job.gpu or size == 4:  # all layers keep the same embeddings: see static_bytes
+            norms -= size * local * config.hidden_size
+    mixed = mixer.activation_bytes(config, rows, job.length, size, job.tp, fused_norms=job.gpu)
+    return LayerActivations(
+        kept=mixed + norms + feed_forward,
+        input=size * local * config.hidden_size,
+        working=size * tokens * (2 * width + config.hidden_size),
+    )
+
+
+def static_bytes(job: Job, span: range) -> int:
+    """The static token embeddings, one tensor for all layers of a stage that read them."""
+    rows = layer_rows(job.model, job.micro_batch)
+    readers = [i for i in span if mixer_class(job.model.layer_variants[i]).needs_static_embeddings]
+    if not readers:
+        return 0
+    return job.bytes_per_element * rows[readers[0]] * job.length // job.sequence_shards * job.model.hidden_size
+
+
+def hop_bytes(job: Job, layer: int) -> int:
+    """What travels to the stage that begins with `layer`: hidden states, and static embeddings while still needed."""
+    config = job.model
+    later = config.layer_variants[layer:]
+    tensors = 2 if any(mixer_class(variant).needs_static_embeddings for variant in later) else 1
+    tokens = layer_rows(config, job.micro_batch)[layer] * job.length // job.sequence_shards
+    return tensors * job.bytes_per_element * tokens * config.hidden_size
+
+
+def final_norm_bytes(job: Job) -> int:
+    """Of the norm before the head: what it keeps, and its output, whole."""
+    tokens, width = job.micro_batch * job.length, job.model.hidden_size
+    kept = rms_norm_bytes(tokens // job.sequence_shards, width, job.bytes_per_element, fused=job.gpu)
+    return kept + job.bytes_per_element * tokens * width
+
+
+def loss_bytes(job: Job) -> LossBytes:
+    """:mod:`deconattn.ops.cross_entropy` on this rank's rows of the head."""
+    config, size = job.model, job.bytes_per_element
+    vocabulary = largest_part(config.vocab_size, config.vocab_size, job.tp)
+    table, tokens = vocabulary * config.hidden_size, job.micro_batch * job.length
+    at_once = min(tokens, max(1, LOGITS_AT_ONCE // vocabulary))
+    logits = 4 * at_once * vocabulary
+    if size != 4:
+        logits += size * (at_once * vocabulary + table)
+        if not job.gpu:  # adding a bf16 product to an fp32 sum casts it first
+            logits += 4 * table
+    return LossBytes(
+        logits=logits,
+        gradients=4 * table + size * tokens * config.hidden_size,
+        cast=size * table if size != 4 else 0,
+    )

@@ -1,0 +1,112 @@
+"""What a rank sends in one optimiser step, bytes, by ring algorithms: an all-reduce of n bytes over r ranks sends
+2 (r - 1) / r n from each, a gather or a reduce-scatter half of that.
+"""
+
+from dataclasses import dataclass
+
+from deconattn.cost.activations import hop_bytes
+from deconattn.cost.job import Job
+from deconattn.cost.parameters import rank_parameters
+from deconattn.cost.parts import largest_part
+from deconattn.cost.rows import layer_rows
+from deconattn.cost.zero import LIVE
+from deconattn.mixers import mixer_class
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one rank sends in an optimiser step.
+
+    Attributes:
+        tensor: around each cut module: all-reduces, or gathers and reduce-scatters under sequence parallelism.
+        data: ZeRO's reduction of gradients and gathering of weights.
+        pipeline: hidden states to the next stage, gradients to the one before.
+        tied: the embedding's gradient, where the head is another stage's copy of it.
+    """
+
+    tensor: int
+    data: int
+    pipeline: int
+    tied: int
+
+    @property
+    def total(self) -> int:
+        return self.tensor + self.data + self.pipeline + self.tied
+
+
+def stage_traffic(job: Job, stage: int) -> Traffic:
+    """Of a rank of one pipeline stage."""
+    span = job.spans[stage]
+    return Traffic(
+        tensor=job.accumulation * _tensor(job, span),
+        data=_data(job, span),
+        pipeline=job.accumulation * _hops(job, span),
+        tied=_tied(job, span),
+    )
+
+
+def all_reduced(size: int, ranks: int) -> int:
+    """Sent by a rank in an all-reduce of `size` bytes; a gather to or reduce-scatter of as much sends half."""
+    return 2 * (ranks - 1) * size // ranks
+
+
+def _tensor(job: Job, span: range) -> int:
+    """Of one micro-batch. A gather and a reduce-scatter are together an all-reduce, so both forms come to the same.
+
+    A cut module sums its output in the forward pass, and the gradient of each input in the backward pass. Where a
+    layer is recomputed, its mixer's output is summed again; recomputing stops before the feed-forward's.
+    """
+    if job.tp == 1:
+        return 0
+    config, size = job.model, job.bytes_per_element
+    rows = layer_rows(config, job.micro_batch)
+    exchanged = 0  # elements that an all-reduce goes over
+    for index in span:
+        mixer = mixer_class(config.layer_variants[index])
+        exchanges = 4 + mixer.needs_static_embeddings + job.checkpointing
+        exchanged += exchanges * rows[index] * job.length * config.hidden_size
+    tokens = job.micro_batch * job.length * config.hidden_size
+    if span.start == 0:
+        exchanged += rows[0] * job.length * config.hidden_size
+    if span.stop == config.num_hidden_layers:
+        exchanged += tokens
+    if job.sequence_parallel:  # each rank has seen a part of the sequence: the norms' gradients are summed
+        exchanged += (2 * len(span) + (span.stop == config.num_hidden_layers)) * config.hidden_size
+    return all_reduced(exchanged * size, job.tp)
+
+
+def _data(job: Job, span: range) -> int:
+    """DeepSpeed reduces in the weights' format: in fp32 or in bf16.
+
+    ZeRO-0 and 1 all-reduce once a step, ZeRO-2 (all-reduce too, in DeepSpeed) and 3 (reduce-scatter) every
+    micro-batch; updated weights are gathered once a step by ZeRO-1 and 2, and for every micro-batch by ZeRO-3, for the
+    backward pass again as far as they were released.
+    """
+    if job.dp == 1:
+        return 0
+    parameters = rank_parameters(job.model, span, job.tp).total
+    whole = all_reduced(parameters * job.bytes_per_element, job.dp)
+    if job.zero == 0:
+        return whole
+    if job.zero == 1:
+        return whole + whole // 2
+    if job.zero == 2:
+        return job.accumulation * whole + whole // 2
+    released = max(0, parameters - LIVE // 2)  # reused within LIVE elements of the way to the end and back
+    again = all_reduced(released * job.bytes_per_element, job.dp) // 2
+    return job.accumulation * (whole + again)
+
+
+def _hops(job: Job, span: range) -> int:
+    """Of one micro-batch: a hop on, and the gradient of the hop that came."""
+    sent = hop_bytes(job, span.stop) if span.stop < job.model.num_hidden_layers else 0
+    return sent + (hop_bytes(job, span.start) if span.start > 0 else 0)
+
+
+def _tied(job: Job, span: range) -> int:
+    config = job.model
+    ends = span.start == 0 or span.stop == config.num_hidden_layers
+    if not config.tie_word_embeddings or job.pp == 1 or not ends:
+        return 0
+    table = largest_part(config.vocab_size, config.vocab_size, job.tp) * config.hidden_size
+    return all_reduced(table * 4, 2)

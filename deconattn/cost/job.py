@@ -1,0 +1,98 @@
+"""What is planned: a model, how it is trained, and over which ranks."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from deconattn.config import TrainingFlags
+from deconattn.cost.stages import stage_spans
+from deconattn.errors import UserError
+from deconattn.model.config import ModelConfig
+from deconattn.train.deepspeed_config import deepspeed_config
+
+BUCKET = 500_000_000
+"""DeepSpeed 0.19.8's `reduce_bucket_size`, elements, where the configuration sets none."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run, as far as its costs depend on it.
+
+    Attributes:
+        micro_batch: sequences in one forward pass of one replica.
+        accumulation: micro-batches of one replica in an optimiser step.
+        bytes_per_element: of weights and activations, 2 or 4.
+        bucket: elements of DeepSpeed's gradient bucket.
+        buckets: how many of them ZeRO-1 and 2 hold (two where communication overlaps computation).
+        gpu: kernels of GPUs and NCCL, else of CPUs and gloo.
+    """
+
+    model: ModelConfig
+    length: int
+    micro_batch: int
+    accumulation: int
+    bytes_per_element: int
+    zero: int
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    sequence_parallel: bool = False
+    checkpointing: bool = False
+    bucket: int = BUCKET
+    buckets: int = 1
+    gpu: bool = True
+
+    @classmethod
+    def of(cls, model: ModelConfig, flags: TrainingFlags, ranks: int, gpu: bool = True) -> "Job":
+        """The job of `flags` on `ranks` ranks.
+
+        Raises:
+            UserError: flags that do not go together or with the model, batches or ranks that do not divide, or a
+                DeepSpeed file that offloads.
+        """
+        engine, length = flags.engine, flags.data.seq_len
+        engine.check(model, length)
+        dp = engine.data_parallel_size(ranks)
+        accumulation = flags.accumulation_steps(dp)
+        zero = deepspeed_config(flags, accumulation).get("zero_optimization", {})
+        for offload in ("offload_optimizer", "offload_param"):
+            if zero.get(offload, {}).get("device", "none") != "none":
+                raise UserError(f"--deepspeed-config sets {offload}: what is offloaded is not planned; leave it out")
+        return cls(
+            model=model,
+            length=length,
+            micro_batch=flags.optimization.micro_batch_size,
+            accumulation=accumulation,
+            bytes_per_element=2 if engine.precision == "bf16" else 4,
+            zero=zero.get("stage", 0),
+            tp=engine.tp,
+            pp=engine.pp,
+            dp=dp,
+            sequence_parallel=engine.sequence_parallel,
+            checkpointing=engine.activation_checkpointing,
+            bucket=int(zero.get("reduce_bucket_size", BUCKET)),
+            buckets=2 if zero.get("overlap_comm") and zero.get("stage") in (1, 2) else 1,
+            gpu=gpu,
+        )
+
+    @cached_property
+    def spans(self) -> tuple[range, ...]:
+        """Layers of each pipeline stage."""
+        return stage_spans(self.model, self.pp, self.length)
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    @property
+    def sequence_shards(self) -> int:
+        """Parts of the sequence between tensor-parallel regions."""
+        return self.tp if self.sequence_parallel else 1
+
+    def in_flight(self, stage: int) -> int:
+        """Micro-batches whose activations a stage holds at once in the 1F1B schedule (Narayanan et al. 2021)."""
+        return min(self.pp - stage, self.accumulation)
+
+    @property
+    def bubble(self) -> float:
+        """Share of a step in which a stage waits for the pipeline to fill and drain."""
+        return (self.pp - 1) / (self.accumulation + self.pp - 1)

@@ -1,0 +1,120 @@
+"""Peak memory of a rank: the moments of a step at which much lives at once, and the largest of them.
+
+A moment is what ZeRO holds then (:mod:`deconattn.cost.zero`), the activations of the micro-batches in flight, and
+what the computation works with:
+
+* `start-up`: the engine is made, weights beside their flat copy.
+* `loss`: all layers' activations, the logits' slice, and the gradients of head and hidden states.
+* `backward of the head`: the same without logits, when the first gradient meets DeepSpeed's buffers.
+* `backward of layer i`: activations up to layer i, gradients of the layers after it, and the feed-forward's working
+  tensors (with checkpointing: every layer's input, and layer i recomputed).
+* `backward of the embedding`: all gradients.
+* `reduction`: gradients are reduced over the data-parallel ranks.
+* `step`: AdamW and what ZeRO makes of its result.
+
+With several micro-batches a step, every moment also comes with the gradients of those before.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from deconattn.cost.activations import (
+    final_norm_bytes,
+    hop_bytes,
+    layer_activations,
+    loss_bytes,
+    static_bytes,
+)
+from deconattn.cost.job import Job
+from deconattn.cost.parameters import RankParameters, rank_parameters
+from deconattn.cost.zero import Memory, ZeroMemory, gather_bytes, zero_memory
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One point of a step on one rank."""
+
+    stage: int
+    name: str
+    memory: Memory
+
+
+def peak(job: Job) -> Moment:
+    """The largest moment of any rank."""
+    moments = [moment for stage in range(job.pp) for moment in stage_moments(job, stage)]
+    return max(moments, key=lambda moment: moment.memory.total)
+
+
+def stage_peak(job: Job, stage: int) -> Moment:
+    """The largest moment of a pipeline stage's rank with the largest tensor-parallel part."""
+    return max(stage_moments(job, stage), key=lambda moment: moment.memory.total)
+
+
+def stage_moments(job: Job, stage: int) -> Iterator[Moment]:
+    """In the order in which they come."""
+    span = job.spans[stage]
+    parameters = rank_parameters(job.model, span, job.tp)
+    zero = zero_memory(job, parameters.total, parameters.largest)
+    yield Moment(stage, "start-up", zero.startup)
+    in_flight = job.in_flight(stage)
+    for moment in _micro_batch(job, span, parameters, zero, in_flight, first=True):
+        yield Moment(stage, moment[0], zero.always + moment[1])
+    if job.accumulation > 1:
+        # One more begins while the others wait, unless all are in flight at once.
+        again = in_flight if job.accumulation > in_flight else in_flight - 1
+        for moment in _micro_batch(job, span, parameters, zero, again, first=False):
+            yield Moment(stage, moment[0], zero.always + moment[1])
+    yield Moment(stage, "reduction", zero.always + zero.reduction)
+    yield Moment(stage, "step", zero.always + zero.step)
+
+
+def _micro_batch(
+    job: Job, span: range, parameters: RankParameters, zero: ZeroMemory, in_flight: int, first: bool
+) -> Iterator[tuple[str, Memory]]:
+    """Forward and backward pass of the last micro-batch that comes in, beside the others in flight."""
+    every = layer_activations(job)
+    layers = [every[index] for index in span]
+    is_first, is_last = span.start == 0, span.stop == job.model.num_hidden_layers
+    static = static_bytes(job, span)
+    kept = [layer.input if job.checkpointing else layer.kept for layer in layers]
+    around = static + (0 if is_last else hop_bytes(job, span.stop))
+    whole = sum(kept) + around + (final_norm_bytes(job) if is_last else 0)
+    waiting = (in_flight - 1) * whole
+    before = Memory() if first else zero.held
+    table = (parameters.embedding or parameters.head) * job.bytes_per_element
+
+    forward = before + zero.forward + Memory(activations=waiting + whole)
+    if zero.stays and not first:
+        forward += zero.backward
+    if job.zero == 3:
+        gather = gather_bytes(job, parameters.total, parameters.largest)
+        yield "gathering weights", forward + Memory(buffers=gather)
+    if is_last:
+        loss = loss_bytes(job)
+        yield "loss", forward + Memory(gradients=loss.gradients, logits=loss.logits)
+        if loss.cast:
+            yield "backward of the loss", forward + Memory(gradients=loss.gradients + loss.cast)
+        arriving = Memory() if zero.stays and not first else zero.backward
+        yield "backward of the head", forward + arriving + Memory(gradients=loss.cast or loss.gradients)
+    else:
+        yield "forward", forward
+
+    piled = parameters.head * zero.piled if first else 0
+    for index in range(len(layers) - 1, -1, -1):
+        recomputed = layers[index].kept if job.checkpointing else 0
+        activations = waiting + around + sum(kept[: index + 1]) + recomputed + layers[index].working
+        # A gradient that does not stay lives until it is added to the others or moved into the bucket.
+        passing = 0 if first and zero.piled else _largest_matrix(job) * job.bytes_per_element
+        memory = Memory(activations=activations, gradients=piled + passing)
+        yield f"backward of layer {span[index]}", before + zero.forward + zero.backward + memory
+        piled += parameters.layers[index] * zero.piled if first else 0
+    if is_first:
+        # Its gradient is as large as the table. Where gradients do not stay, it is passing.
+        activations = waiting + layers[0].input
+        memory = Memory(activations=activations, gradients=piled + table)
+        yield "backward of the embedding", before + zero.backward + memory
+
+
+def _largest_matrix(job: Job) -> int:
+    """Elements of a feed-forward weight on one rank."""
+    return job.model.hidden_size * (-(-job.model.intermediate_size // job.tp))

@@ -1,0 +1,200 @@
+"""What DeepSpeed 0.19.8 holds beside the model, by ZeRO stage: AdamW's states and its own flat buffers.
+
+P parameters on this rank in tensors of w bytes an element, D data-parallel ranks, B = `reduce_bucket_size`. Read in
+`runtime/zero/stage_1_and_2.py`, `stage3.py`, `runtime/bf16_optimizer.py` and `engine.py`, and checked by measurement
+(`benchmarks/memory.py`).
+
+* ZeRO-0 (fp32): weights 4P, moments 8P, gradients 4P. Reducing copies the gradients into flat buffers of up to
+  5e8 elements, also where there is one rank.
+* ZeRO-1, bf16 is another class (`BF16_Optimizer`): weights 2P; an fp32 sum of gradients 4P, whole, all the time;
+  master weights and moments 12P/D; gradients 2P from the first backward pass of a step to the step. Reducing copies
+  the fp32 sums (there are two parameter groups) and casts the copy to bf16, the format that it communicates in.
+* ZeRO-1, fp32 and ZeRO-2: weights wP, master weights and moments 12P/D. Gradients are reduced through a bucket of wB
+  bytes, whole whatever P is, from the first gradient of a backward pass to its end (ZeRO-1: to the end of the step's
+  last backward pass), and copied once more to be reduced. ZeRO-1 holds the gradients of a step, wP, beside it; ZeRO-2
+  moves each into the bucket as it comes, and the sums of this rank's part are 4P/D. Under a pipeline ZeRO-1 in fp32
+  makes a second bucket to reduce.
+* ZeRO-3: weights wP/D, master weights and moments 12P/D, gradients 4P/D, a bucket of wB, all the time. Gathered
+  weights are released when they are not used again within 1e9 elements, so up to 1e9 of them are whole from the
+  forward pass to the backward pass; a gather needs them twice. Reducing copies the bucket. A single rank gathers
+  nothing.
+"""
+
+from dataclasses import dataclass, fields
+
+from deconattn.cost.job import Job
+
+FLAT = 500_000_000
+"""Elements that DeepSpeed reduces at once where no bucket is configured (`MEMORY_OPT_ALLREDUCE_SIZE`)."""
+LIVE = 1_000_000_000
+"""`stage3_max_reuse_distance` and `stage3_max_live_parameters`, elements."""
+PREFETCH = 50_000_000
+"""`stage3_prefetch_bucket_size`, elements."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank by kind; `buffers` are DeepSpeed's own."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    buffers: int = 0
+    activations: int = 0
+    logits: int = 0
+
+    def __add__(self, other: "Memory") -> "Memory":
+        return Memory(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+@dataclass(frozen=True)
+class ZeroMemory:
+    """The states of one rank and what is added to them.
+
+    Attributes:
+        startup: the most while the engine is made.
+        always: between steps.
+        held: from one micro-batch's backward pass to the next one's.
+        forward: while a micro-batch is computed.
+        backward: from the first gradient of a backward pass to its end.
+        stays: whether that stays until the gradients are reduced, through the next micro-batches.
+        piled: bytes an element by which gradients pile up in a backward pass.
+        reduction: when gradients are reduced after the last backward pass.
+        step: in the optimiser step.
+    """
+
+    startup: Memory
+    always: Memory
+    held: Memory
+    forward: Memory
+    backward: Memory
+    stays: bool
+    piled: int
+    reduction: Memory
+    step: Memory
+
+
+def zero_memory(job: Job, parameters: int, largest: int) -> ZeroMemory:
+    """For a rank with `parameters` elements, of which its `largest` tensor."""
+    if job.zero == 0:
+        return _without(job, parameters)
+    if job.zero == 3:
+        return _stage_3(job, parameters, largest)
+    if job.zero == 1 and job.bytes_per_element == 2:
+        return _bf16_optimizer(job, parameters, largest)
+    return _stage_1_and_2(job, parameters, largest)
+
+
+def _without(job: Job, p: int) -> ZeroMemory:
+    always = Memory(weights=4 * p, optimizer=8 * p)
+    gradients = Memory(gradients=4 * p)
+    return ZeroMemory(
+        startup=always,
+        always=always,
+        held=gradients,
+        forward=Memory(),
+        backward=Memory(),
+        stays=False,
+        piled=4,
+        reduction=gradients + Memory(buffers=4 * min(p, FLAT)),
+        step=gradients,
+    )
+
+
+def _bf16_optimizer(job: Job, p: int, largest: int) -> ZeroMemory:
+    always = Memory(weights=2 * p, gradients=4 * p, optimizer=12 * _part(p, job.dp))
+    gradients = Memory(gradients=2 * p)
+    return ZeroMemory(
+        startup=always,
+        always=always,
+        held=gradients,
+        forward=Memory(),
+        backward=Memory(),
+        stays=False,
+        piled=2,
+        reduction=gradients + Memory(buffers=max((4 + 2) * min(p, FLAT), 4 * largest)),
+        step=gradients + _gathering(job, p),
+    )
+
+
+def _stage_1_and_2(job: Job, p: int, largest: int) -> ZeroMemory:
+    size, part = job.bytes_per_element, _part(p, job.dp)
+    fp32 = size == 4
+    always = Memory(weights=size * p, optimizer=12 * part)
+    bucket = Memory(buffers=size * job.bucket * job.buckets)
+    # In fp32 a single rank's gradients already lie side by side in the bucket.
+    copy = size * min(p, job.bucket) if job.dp > 1 or not fp32 else 0
+    sums = Memory(gradients=4 * part)
+    if job.zero == 1:
+        held, piled = Memory(gradients=size * p), size
+        backward = bucket
+        if p > job.bucket:  # what is reduced moves out of the bucket before the rest has moved in
+            reduction = bucket + sums + Memory(gradients=size * p)
+        else:
+            reduction = bucket + Memory(buffers=max(copy, 4 * part))
+        if job.pp > 1:  # reduce_gradients(pipeline_parallel=True) makes a second bucket before it empties .grad
+            reduction = bucket + bucket + Memory(gradients=size * p)
+    else:
+        held, piled = sums, 0
+        backward = bucket
+        if p > job.bucket:  # it is reduced in the middle of a backward pass; bf16 adds to the sums it holds
+            backward += Memory(buffers=copy, gradients=4 * part if fp32 or job.accumulation == 1 else 0)
+        if fp32:
+            again = Memory(buffers=max(copy, 4 * part))
+            reduction = bucket + again + (sums if job.accumulation > 1 else Memory())
+        else:
+            reduction = bucket + sums + Memory(buffers=copy + 4 * min(largest, part))
+    # The step flattens fp32 sums once more; a CPU squares in double precision for the norm.
+    step = sums + Memory(buffers=4 * part if fp32 else 0)
+    norm = sums + Memory(buffers=0 if job.gpu else 8 * min(largest, part))
+    gathering = _gathering(job, p)
+    return ZeroMemory(
+        startup=max(always, Memory(weights=2 * size * p), key=lambda memory: memory.total),
+        always=always,
+        held=held,
+        forward=Memory(),
+        backward=backward,
+        stays=job.zero == 1,
+        piled=piled,
+        reduction=reduction,
+        step=max(step, norm, gathering, key=lambda memory: memory.total),
+    )
+
+
+def _stage_3(job: Job, p: int, largest: int) -> ZeroMemory:
+    size, part = job.bytes_per_element, _part(p, job.dp)
+    bucket = Memory(buffers=size * job.bucket)
+    always = Memory(weights=size * part, optimizer=12 * part, gradients=4 * part) + bucket
+    copy = size * min(p, job.bucket)
+    reduction = Memory(buffers=copy if job.gpu else 2 * copy)  # gloo reduces a copy
+    return ZeroMemory(
+        startup=max(always, Memory(weights=size * p), key=lambda memory: memory.total),
+        always=always,
+        held=Memory(),
+        forward=Memory(weights=size * min(p, LIVE) if job.dp > 1 else 0),
+        backward=Memory() if p <= job.bucket else Memory(buffers=copy),
+        stays=False,
+        piled=0,
+        reduction=reduction,
+        step=Memory(buffers=4 * part),
+    )
+
+
+def gather_bytes(job: Job, parameters: int, largest: int) -> int:
+    """ZeRO-3: the flat buffer of a gather, beside the weights that are filled from it."""
+    if job.dp == 1:
+        return 0
+    return job.bytes_per_element * min(parameters, PREFETCH + largest)
+
+
+def _gathering(job: Job, p: int) -> Memory:
+    """Updated weights come back in place; gloo gathers them in a copy."""
+    return Memory(buffers=0 if job.gpu else job.bytes_per_element * p)
+
+
+def _part(p: int, ranks: int) -> int:
+    return -(-p // ranks)

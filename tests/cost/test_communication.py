@@ -1,0 +1,57 @@
+"""Bytes that a rank sends in a step, on cases made by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from deconattn.cost.communication import stage_traffic
+from deconattn.cost.job import Job
+from deconattn.cost.parameters import rank_parameters
+from tests.cost.test_memory import SMALL, build_job
+
+HIDDEN = 4 * 2 * 128 * 64
+"""Bytes of one micro-batch's hidden states."""
+
+
+def parameters(job: Job) -> int:
+    return rank_parameters(job.model, range(3)).total
+
+
+def test_one_rank_sends_nothing():
+    assert stage_traffic(build_job(accumulation=3), 0).total == 0
+
+
+@pytest.mark.parametrize(
+    ("zero", "size", "times_the_weights"),
+    [(0, 4, 2.0), (1, 4, 3.0), (2, 4, 2 * 5 + 1), (3, 4, 2 * 5), (1, 2, 3.0)],
+)
+def test_data_parallel_ranks(zero: int, size: int, times_the_weights: float):
+    job = build_job(zero=zero, bytes_per_element=size, dp=2, accumulation=5)
+    weights = size * parameters(job)
+    assert stage_traffic(job, 0).data == pytest.approx(times_the_weights * weights / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_tensor_parallel_ranks(sequence_parallel: bool):
+    job = build_job(tp=2, accumulation=5, sequence_parallel=sequence_parallel)
+    # Two modules a layer sum their outputs and their input's gradients; the embedding and the head once each.
+    exchanges = 3 * 4 + 2
+    norms = 4 * 7 * 64 if sequence_parallel else 0
+    assert stage_traffic(job, 0).tensor == 5 * (exchanges * HIDDEN + norms)
+    recomputed = replace(job, checkpointing=True)
+    assert stage_traffic(recomputed, 0).tensor - stage_traffic(job, 0).tensor == 5 * 3 * HIDDEN
+
+
+def test_static_embeddings_have_a_gradient_of_their_own():
+    plain, static = (
+        stage_traffic(build_job(tp=2, model=replace(SMALL, layer_variants=variants)), 0).tensor
+        for variants in (("standard",) * 3, ("standard", "staticemb", "standard"))
+    )
+    assert static - plain == HIDDEN
+
+
+def test_pipeline_stages():
+    job = build_job(pp=3, accumulation=5)
+    assert [stage_traffic(job, stage).pipeline for stage in range(3)] == [5 * HIDDEN, 10 * HIDDEN, 5 * HIDDEN]
+    tied = replace(job, model=replace(SMALL, tie_word_embeddings=True))
+    assert [stage_traffic(tied, stage).tied for stage in range(3)] == [4 * 256 * 64, 0, 4 * 256 * 64]

@@ -1,0 +1,120 @@
+"""Memory terms against the tensors of real modules, and against sums made by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from deconattn.config import model_config, size_defaults
+from deconattn.cost.activations import hop_bytes, layer_activations, loss_bytes, static_bytes
+from deconattn.cost.job import Job
+from deconattn.cost.memory import peak, stage_moments
+from deconattn.cost.zero import zero_memory
+from deconattn.mixers import variant_names
+from deconattn.model.config import ModelConfig
+from deconattn.model.decoder import Decoder
+
+SMALL = ModelConfig(
+    vocab_size=256,
+    hidden_size=64,
+    intermediate_size=160,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=16,
+    max_position_embeddings=128,
+    layer_variants=("standard",) * 3,
+)
+
+
+def build_job(**changes: object) -> Job:
+    settings = {
+        "model": SMALL, "length": 128, "micro_batch": 2, "accumulation": 1, "bytes_per_element": 4, "zero": 0,
+        "gpu": False,
+    }  # fmt: skip
+    return Job(**(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", variant_names())
+def test_activations_are_what_the_decoder_keeps(variant: str, dtype: torch.dtype):
+    config = replace(SMALL, layer_variants=(variant, "standard", variant))
+    decoder = Decoder(config).to(dtype)
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = decoder(torch.zeros(2, 128, dtype=torch.long))
+    for parameter in decoder.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    job = build_job(model=config, bytes_per_element=dtype.itemsize)
+    expected = sum(layer.kept for layer in layer_activations(job)) + static_bytes(job, range(3))
+    expected += 8 * 2 * 128 * 64 + 4 * 2 * 128  # the final norm
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.02)
+    del output
+
+
+def test_sequence_parallelism_shares_norms_and_residuals_alone():
+    whole, tensor, sequence = (
+        layer_activations(build_job(gpu=True, **changes))[0]
+        for changes in ({}, {"tp": 2}, {"tp": 2, "sequence_parallel": True})
+    )
+    tokens, size = 2 * 128, 4
+    inputs = 2 * size * tokens * 64  # of mixer and feed-forward, whole on every rank
+    residuals = 2 * (size * tokens * 64 + 4 * tokens)
+    assert tensor.kept - inputs - residuals == (whole.kept - inputs - residuals) / 2
+    assert tensor.kept - sequence.kept == residuals / 2
+    assert sequence.input == whole.input / 2
+
+
+def test_no_rank_holds_more_logits_than_its_part():
+    whole, half = (loss_bytes(build_job(length=4096, tp=tp, model=replace(SMALL, vocab_size=50304))) for tp in (1, 2))
+    assert max(half.logits, whole.logits) <= 4 * 2**24
+    assert half.gradients - 4 * 2 * 4096 * 64 == (whole.gradients - 4 * 2 * 4096 * 64) / 2
+
+
+def test_static_embeddings_travel_as_far_as_a_layer_reads_them():
+    job = build_job(model=replace(SMALL, layer_variants=("standard", "staticemb", "standard")))
+    assert hop_bytes(job, 1) == 2 * hop_bytes(job, 2) == 2 * 4 * 2 * 128 * 64
+
+
+def test_fixed_streams_travel_as_far_as_a_layer_reads_them():
+    job = build_job(model=replace(SMALL, layer_variants=("fixedseq", "rndemb", "standard")))
+    assert hop_bytes(job, 1) == 2 * hop_bytes(job, 2) == 4 * 4 * 128 * 64
+
+
+@pytest.mark.parametrize(
+    ("zero", "size", "ranks", "between_steps"),
+    [
+        (0, 4, 4, 4 + 8),
+        (1, 4, 4, 4 + 12 / 4),
+        (2, 4, 4, 4 + 12 / 4),
+        (1, 2, 4, 2 + 4 + 12 / 4),
+        (2, 2, 4, 2 + 12 / 4),
+        (3, 2, 4, 2 / 4 + 12 / 4 + 4 / 4),
+    ],
+)
+def test_states_between_steps(zero: int, size: int, ranks: int, between_steps: float):
+    job = build_job(zero=zero, bytes_per_element=size, dp=ranks, bucket=1000)
+    always = zero_memory(job, 1_000_000, 10_000).always
+    bucket = 1000 * size if zero == 3 else 0
+    assert always.total == between_steps * 1_000_000 + bucket
+
+
+def test_recomputing_layers_needs_less():
+    model = model_config(size_defaults("500m").model, 50277, 2048)
+    plain = build_job(model=model, length=2048, micro_batch=8)
+    assert peak(replace(plain, checkpointing=True)).memory.activations < peak(plain).memory.activations / 4
+
+
+def test_early_stages_hold_more_micro_batches():
+    job = build_job(pp=3, accumulation=8)
+    assert [job.in_flight(stage) for stage in range(3)] == [3, 2, 1]
+    assert job.bubble == 2 / 10
+    most = [max(m.memory.activations for m in stage_moments(job, stage)) for stage in range(3)]
+    assert most[0] > most[1] > most[2]
+    assert replace(job, accumulation=2).in_flight(0) == 2

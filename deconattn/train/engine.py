@@ -10,6 +10,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.pipe.topology import PipelineParallelGrid
+from deepspeed.utils import groups
 from torch import Tensor
 
 from deconattn.config import TrainingFlags
@@ -126,6 +127,8 @@ class Engine:
     def destroy(self) -> None:
         """Let go of what DeepSpeed keeps alive, process groups included: for a process that makes more engines."""
         self._engine.destroy()
+        # A pipeline's last losses: their graphs' hooks hold the engine, out of the garbage collector's sight.
+        self._engine.loss = self._engine.pipe_buffers = None
 
     def barrier(self) -> None:
         deepspeed.comm.barrier()
@@ -140,9 +143,11 @@ class Engine:
         """What `deepspeed.initialize` needs to know of model and topology."""
         if self.topology.pipeline_size > 1:
             return {"model": Pipeline(model, self.topology, self._stage_loss, self.flags.engine.sequence_parallel)}
-        # Always given, though data parallelism alone needs none: DeepSpeed would take that of an earlier engine.
-        with redirect_stdout(StringIO()):  # it prints the topology
-            return {"model": model, "mpu": PipelineParallelGrid(self.topology.grid)}
+        if self.topology.tensor_size > 1:
+            with redirect_stdout(StringIO()):  # it prints the topology
+                return {"model": model, "mpu": PipelineParallelGrid(self.topology.grid)}
+        groups.mpu = None  # or it would go on with an earlier engine's
+        return {"model": model}
 
     def _forward(self, batch: Batch) -> LossSum:
         batch = batch.to(self.device)

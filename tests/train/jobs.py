@@ -43,7 +43,7 @@ def run_job(arguments: list[str]) -> Trainer:
 def train(arguments: list[str]) -> str | None:
     """:func:`run_job` for ranks; the message of a UserError, if it ends in one."""
     try:
-        run_job(arguments)
+        run_job(arguments).engine.destroy()
     except UserError as error:
         return str(error)
     return None

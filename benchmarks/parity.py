@@ -1,7 +1,6 @@
 """The same model on every topology: losses, gradient norms and every gradient against one process in float64.
 
-python benchmarks/parity.py                 # the matrix, into benchmarks/parity.md
-python benchmarks/parity.py --all           # and the heavier combinations
+python benchmarks/parity.py                 # into benchmarks/parity.md
 
 The reference is the model in float64 in one process, torch's AdamW, and nothing else: no DeepSpeed, no ranks. A case
 runs the same five steps through our engine on CPU ranks. AdamW's first moment after the first step is (1 - beta1)
@@ -87,9 +86,10 @@ MIXED = {
 """All variants in two models, with whatever else crosses ranks."""
 HEAD = f"""# Parity
 
-Made by `python benchmarks/parity.py --all` (see its docstring): {STEPS} training steps of a 4-layer model with 4 query
+Made by `python benchmarks/parity.py` (see its docstring): {STEPS} training steps of a 4-layer model with 4 query
 and 2 key/value heads on CPU ranks, against one process in float64 that knows no ranks. Each cell: largest relative
-error of the losses / largest error of any element of any gradient, relative to the largest of its tensor.
+error of the losses / largest error of any element of any gradient, relative to the largest of its tensor. In brackets
+the number of ranks.
 """
 
 
@@ -227,20 +227,22 @@ def _worst_relative(ours: list[float], reference: list[float]) -> float:
 class Arguments:
     """Write the tables of errors, variant by topology."""
 
-    all: bool = False
-    """The heavier combinations too."""
     out: Path = OUT
     """Where to."""
 
 
 def main() -> None:
     arguments = parse(Arguments)
-    groups = {"fp32": TOPOLOGIES, "bf16": BF16} | ({"fp32, heavier combinations": HEAVIER} if arguments.all else {})
+    groups = (
+        ("fp32", TOPOLOGIES, dict(cases())),
+        ("bf16", BF16, dict(cases())),
+        ("fp32, heavier combinations", HEAVIER, MIXED),
+    )
     ranks = {size: Ranks(size) for size in (2, 4)}
     text = HEAD
-    for title, topologies in groups.items():
+    for title, topologies, models in groups:
         table = Table(topologies)
-        for label, flags in cases():
+        for label, flags in models.items():
             errors = [compare(ranks[topology.world_size], topology, flags) for topology in topologies]
             print(f"{title}: {label}: loss {max(e.loss for e in errors):.0e}", file=sys.stderr)
             table.add(label, errors)

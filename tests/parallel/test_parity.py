@@ -34,10 +34,17 @@ def test_bf16_of_all_variants_in_two_models(ranks: Callable[[int], Ranks], case:
         check(ranks, topology, CASES[case])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MIXED)
 def test_heavier_combinations_of_all_variants_in_two_models(ranks: Callable[[int], Ranks], case: str) -> None:
     for topology in HEAVIER:
         check(ranks, topology, CASES[case])
+
+
+@pytest.mark.parametrize("flags", [HEAVIER[1].flags, HEAVIER[-2].flags, HEAVIER[-1].flags])
+def test_all_together(ranks: Callable[[int], Ranks], flags: str) -> None:
+    topology = next(topology for topology in HEAVIER if topology.flags == flags)
+    check(ranks, topology, next(iter(MIXED.values())))
 
 
 @pytest.mark.slow

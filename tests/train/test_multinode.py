@@ -79,6 +79,7 @@ def test_launchers_that_do_not_know_of_each_other_restart_together(
     assert_same_as(tmp_path / "run", single)
 
 
+@pytest.mark.slow
 def test_the_slurm_script_trains_stops_before_its_time_and_goes_on(
     flags: list[str], single: Path, tmp_path: Path
 ) -> None:

@@ -34,6 +34,22 @@ def small(corpus: Path) -> list[str]:
     return ["--data", str(corpus), *SMALL]
 
 
+@pytest.fixture(scope="module")
+def flags(corpus: Path) -> list[str]:
+    """Flags of a training of 100 quick steps with a checkpoint every 20: time enough for something to happen."""
+    return ["--data", str(corpus), *SMALL, "--steps", "100", "--save-every", "20", "--keep", "30"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of those flags to which nothing happens."""
+    from tests.train.jobs import run_job
+
+    run = tmp_path_factory.mktemp("undisturbed")
+    run_job([*flags, "--save", str(run)])
+    return run
+
+
 def environment() -> dict[str, str]:
     """For a process that is not a rank of ours: without this process's world, with the checkout importable."""
     ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}

@@ -15,23 +15,11 @@ import torch.distributed as dist
 from deconattn.errors import UserError
 from deconattn.train import runtime
 from deconattn.train.checkpoint import steps_in
-from tests.train.conftest import SMALL, losses, validation_losses
+from tests.train.conftest import losses, validation_losses
 from tests.train.jobs import run_job
 from tests.train.test_launch import shell_environment
 
 DISTURBED = Path(__file__).with_name("disturbed.py")
-
-
-@pytest.fixture(scope="module")
-def flags(corpus: Path) -> list[str]:
-    return ["--data", str(corpus), *SMALL, "--steps", "100", "--save-every", "20", "--keep", "30"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("undisturbed")
-    run_job([*flags, "--save", str(run)])
-    return run
 
 
 def assert_same_as(run: Path, undisturbed: Path) -> None:

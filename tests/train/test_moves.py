@@ -117,8 +117,17 @@ def test_an_export_from_tensor_and_pipeline_ranks_is_the_single_process_model(
             assert_close(theirs(tokens).logits, ours.logits(tokens), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("flags", ["--pp 2 --zero 0", "--pp 2 --zero 1", "--tp 2 --zero 0", "--tp 2 --zero 3"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "flags"),
+    [
+        ("fp32", "--pp 2 --zero 0"),
+        ("fp32", "--pp 2 --zero 1"),
+        ("fp32", "--tp 2 --zero 0"),
+        ("fp32", "--tp 2 --zero 3"),
+        ("bf16", "--pp 2 --zero 1"),
+        ("bf16", "--tp 2 --zero 3"),
+    ],
+)
 def test_a_step_without_a_finite_gradient_is_skipped_by_all(
     small: list[str],
     tmp_path: Path,
@@ -126,8 +135,6 @@ def test_a_step_without_a_finite_gradient_is_skipped_by_all(
     flags: str,
     precision: str,
 ) -> None:
-    if precision == "bf16" and flags.endswith("0"):
-        pytest.skip("bf16 needs ZeRO")
     arguments = ["poison=2", "until=3", *small, *flags.split(), "--precision", precision, "--save", str(tmp_path)]
     assert ranks(2)(train, arguments=arguments) is None
     progress = open_checkpoint(tmp_path).progress

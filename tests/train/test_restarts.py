@@ -12,22 +12,9 @@ from deconattn.errors import UserError
 from deconattn.train import launcher
 from deconattn.train.checkpoint import open_checkpoint
 from deconattn.train.preflight import checked_flags
-from tests.train.conftest import SMALL
 from tests.train.jobs import run_job
 from tests.train.test_faults import assert_same_as, errors
 from tests.train.test_launch import SCRIPT, losses_so_far, shell_environment, start_worker, wait_for
-
-
-@pytest.fixture(scope="module")
-def flags(corpus: Path) -> list[str]:
-    return ["--data", str(corpus), *SMALL, "--steps", "100", "--save-every", "20", "--keep", "30"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("undisturbed")
-    run_job([*flags, "--save", str(run)])
-    return run
 
 
 def start(arguments: list[str], where: Path) -> subprocess.Popen[str]:

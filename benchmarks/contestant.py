@@ -1,10 +1,10 @@
 """One contestant of `train_cpu.py` in a process of its own: builds a model, then trains a step whenever told to.
 
-    python -m benchmarks.contestant SPEC_JSON
+    python -m benchmarks.contestant SPEC_JSON DESCRIPTOR
 
 Orders come a line at a time on standard input: `step` trains on the next batch, end of file ends. Each is
-answered by a line of JSON on standard output: seconds (of the wall clock and of this process's CPU time), loss,
-and the process's peak memory. Whatever libraries print goes to standard error.
+answered by a line of JSON on the file descriptor named: seconds (of the wall clock and of this process's CPU time),
+loss, and the process's peak memory. Standard output is left to what libraries print.
 """
 
 import dataclasses
@@ -59,8 +59,7 @@ class Spec:
 
 def main() -> None:
     """Build, say so, then obey."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not pass for answers
+    answers = os.fdopen(int(sys.argv[2]), "w")
     spec = Spec(**json.loads(sys.argv[1]))
     step = build(spec)
     generator = torch.Generator().manual_seed(spec.seed)

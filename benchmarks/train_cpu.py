@@ -92,18 +92,23 @@ class Contestant:
         """End the process and give its memory back."""
         if self._process is not None:
             self._process.communicate()
+            self._answers.close()
             self._process = None
 
     def _start(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(self._threads), "TORCHDYNAMO_DISABLE": "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        reading, writing = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.contestant", json.dumps(dataclasses.asdict(self.spec))],
+            [sys.executable, "-m", "benchmarks.contestant", json.dumps(dataclasses.asdict(self.spec)), str(writing)],
             env=environment,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=sys.stderr,
+            pass_fds=[writing],
             text=True,
         )
+        os.close(writing)
+        self._answers = os.fdopen(reading)
         self._answer()
 
     def _ask(self) -> dict[str, float]:
@@ -114,8 +119,7 @@ class Contestant:
 
     def _answer(self) -> Any:
         assert self._process is not None
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise UserError(f"{self.spec.name} ended with code {self._process.wait()}; its error is above")
         return json.loads(line)

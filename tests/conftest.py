@@ -14,6 +14,9 @@ from deconattn.data.pack import pack
 # Tensors this small gain nothing from more threads and lose much where tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# Triton kernels run in its interpreter where there is no GPU; it must know before it is first imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 DEMO = Path(__file__).parents[1] / "deconattn" / "data" / "demo" / "shakespeare.jsonl"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from deconattn.cost.job import Job
 from deconattn.cost.norms import rms_norm_bytes
 from deconattn.cost.parts import largest_part
-from deconattn.cost.rows import layer_rows
+from deconattn.cost.rows import layer_output_rows, layer_rows
 from deconattn.mixers import mixer_class
 from deconattn.ops.cross_entropy import LOGITS_AT_ONCE
 
@@ -43,26 +43,27 @@ class LossBytes:
 
 def layer_activations(job: Job) -> tuple[LayerActivations, ...]:
     """Of every layer of the model, on a rank that holds it."""
-    rows = layer_rows(job.model, job.micro_batch)
-    return tuple(_layer(job, variant, here) for variant, here in zip(job.model.layer_variants, rows, strict=True))
+    read, written = layer_rows(job.model, job.micro_batch), layer_output_rows(job.model, job.micro_batch)
+    layers = zip(job.model.layer_variants, read, written, strict=True)
+    return tuple(_layer(job, variant, here, there) for variant, here, there in layers)
 
 
-def _layer(job: Job, variant: str, rows: int) -> LayerActivations:
+def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivations:
     config, size, mixer = job.model, job.bytes_per_element, mixer_class(variant)
-    tokens = rows * job.length
-    local = tokens // job.sequence_shards
+    tokens = output_rows * job.length
+    local, local_input = tokens // job.sequence_shards, rows * job.length // job.sequence_shards
     width = largest_part(config.intermediate_size, config.intermediate_size, job.tp)
     # A cut module's input is whole on every rank, with sequence parallelism as well: it was gathered.
     feed_forward = size * tokens * (config.hidden_size + 4 * width)
-    norms = 2 * rms_norm_bytes(local, config.hidden_size, size, fused=job.gpu)
+    norms = sum(rms_norm_bytes(part, config.hidden_size, size, fused=job.gpu) for part in (local_input, local))
     if mixer.needs_static_embeddings:
-        norms += rms_norm_bytes(local, config.hidden_size, size, fused=job.gpu)
+        norms += rms_norm_bytes(local_input, config.hidden_size, size, fused=job.gpu)
         if job.gpu or size == 4:  # all layers keep the same embeddings: see static_bytes
-            norms -= size * local * config.hidden_size
+            norms -= size * local_input * config.hidden_size
     mixed = mixer.activation_bytes(config, rows, job.length, size, job.tp, fused_norms=job.gpu)
     return LayerActivations(
         kept=mixed + norms + feed_forward,
-        input=size * local * config.hidden_size,
+        input=size * local_input * config.hidden_size,
         working=size * tokens * (2 * width + config.hidden_size),
     )
 

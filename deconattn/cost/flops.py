@@ -1,6 +1,6 @@
 """Model FLOPs: what the formulas ask for, not what an implementation spends (recomputation is not counted)."""
 
-from deconattn.cost.rows import layer_rows
+from deconattn.cost.rows import layer_output_rows, layer_rows
 from deconattn.mixers import mixer_class
 from deconattn.model.config import ModelConfig
 
@@ -16,9 +16,10 @@ def forward_flops(config: ModelConfig, rows: int, length: int) -> int:
 def layer_forward_flops(config: ModelConfig, rows: int, length: int) -> tuple[int, ...]:
     """The same of each layer."""
     feed_forward = 6 * length * config.hidden_size * config.intermediate_size
+    read, written = layer_rows(config, rows), layer_output_rows(config, rows)
     return tuple(
-        mixer_class(variant).forward_flops(config, here, length) + feed_forward * here
-        for variant, here in zip(config.layer_variants, layer_rows(config, rows), strict=True)
+        mixer_class(variant).forward_flops(config, here, length) + feed_forward * there
+        for variant, here, there in zip(config.layer_variants, read, written, strict=True)
     )
 
 

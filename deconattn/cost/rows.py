@@ -6,7 +6,18 @@ from deconattn.model.config import ModelConfig
 
 def layer_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
     """Rows of each layer's input: `batch`, plus the fixed streams up to and including the last layer that reads one."""
+    streams, last_fixed = _streams(config)
+    return tuple(batch + (streams if index <= last_fixed else 0) for index in range(config.num_hidden_layers))
+
+
+def layer_output_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
+    """Rows of each layer's output: what the next one reads."""
+    return (*layer_rows(config, batch)[1:], batch)
+
+
+def _streams(config: ModelConfig) -> tuple[int, int]:
+    """How many fixed streams the model carries, and the last layer that reads one (-1: none)."""
     classes = [mixer_class(variant) for variant in config.layer_variants]
     streams = {mixer.fixed_stream for mixer in classes} - {None}
     last_fixed = max((index for index, mixer in enumerate(classes) if mixer.fixed_stream), default=-1)
-    return tuple(batch + (len(streams) if index <= last_fixed else 0) for index in range(len(classes)))
+    return len(streams), last_fixed

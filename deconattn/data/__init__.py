@@ -2,7 +2,8 @@
 
 In the order in which data flows: `readers` (documents out of files), `tokenizer` and `tokenizer_training`, `encode`
 (worker processes), `split` (validation), `shards` and `manifest` (the packed format), `output` and `pack` (the
-whole); then `corpus` (a split as one sequence of tokens), `sampler` (which sample comes when) and `batches`.
+whole); then `corpus` (a split as one sequence of tokens), `sampler` (which sample comes when), `batches`, and
+`prefetch`.
 """
 
 from importlib import import_module
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from deconattn.data.corpus import TokenCorpus
     from deconattn.data.manifest import Manifest, read_manifest
     from deconattn.data.pack import PackConfig, PackSummary, pack_demo
+    from deconattn.data.prefetch import Prefetcher
     from deconattn.data.shards import verify_checksums
     from deconattn.data.tokenizer import Tokenizer, load_tokenizer
     from deconattn.data.tokenizer_training import train_sentencepiece
@@ -27,6 +29,7 @@ _HOMES = {
     "PackConfig": "pack",
     "PackSummary": "pack",
     "pack_demo": "pack",
+    "Prefetcher": "prefetch",
     "verify_checksums": "shards",
     "Tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",
@@ -38,6 +41,7 @@ __all__ = [
     "Manifest",
     "PackConfig",
     "PackSummary",
+    "Prefetcher",
     "SampleStream",
     "TokenCorpus",
     "Tokenizer",

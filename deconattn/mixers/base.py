@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deconattn.cost.norms import rms_norm_bytes
 from deconattn.model.config import ModelConfig
+from deconattn.model.linear import Linear
 from deconattn.model.rotary import Rotary
 from deconattn.model.splits import Split, column, row
 from deconattn.ops.documents import Documents
@@ -32,11 +33,14 @@ class MixerContext:
         rotary: cosines and sines of every row's positions.
         documents: boundaries in packed rows, or None where a row is one document.
         fixed_rows: row of each fixed stream that the model carries, counted from the end (-1 is the last).
+        output_rows: how many rows of the result anyone reads, from the first; None is all. A mixer need not compute
+            the others, and may leave them out.
     """
 
     rotary: Rotary
     documents: Documents | None
     fixed_rows: dict[FixedStream, int]
+    output_rows: int | None = None
 
     @property
     def document_ids(self) -> Tensor | None:
@@ -75,7 +79,7 @@ class Mixer(nn.Module, ABC):
             static: [R, L, d], the token embeddings through the same norm, or None if no layer needs them.
 
         Returns:
-            [R, L, d]: what the residual stream receives, for every row.
+            [R, L, d]: what the residual stream receives, for every row or the first `context.output_rows`.
         """
 
     @abstractmethod
@@ -122,10 +126,10 @@ class ProjectedMixer(Mixer):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.q_proj = nn.Linear(config.hidden_size, config.query_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.key_value_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.key_value_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(config.query_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, config.query_size, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, config.key_value_size, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, config.key_value_size, bias=config.attention_bias)
+        self.o_proj = Linear(config.query_size, config.hidden_size, bias=False)
         if config.qk_norm:
             self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)

@@ -19,12 +19,12 @@ class FixedMap(ProjectedMixer, ABC):
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys = self._fixed_queries_keys(hidden, context)
-        values = self.values(hidden)
+        values = self.values(hidden[: context.output_rows])
         if context.documents is None:
             return self.output(fixed_map_attention(queries, keys, values))
-        positions = context.documents.position_ids
-        queries, keys = queries[:, positions].transpose(0, 1), keys[:, positions].transpose(0, 1)
-        return self.output(causal_attention(queries, keys, values, context.documents))
+        documents = context.documents.rows(len(values))
+        queries, keys = (heads[:, documents.position_ids].transpose(0, 1) for heads in (queries, keys))
+        return self.output(causal_attention(queries, keys, values, documents))
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys = self._fixed_queries_keys(hidden, context)
@@ -53,9 +53,9 @@ class FixedMap(ProjectedMixer, ABC):
     def activation_bytes(
         cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int, shards: int, fused_norms: bool
     ) -> int:
-        # Of every row the input, the values, and the mixed values in two orders; of the stream alone queries,
-        # keys and the fp32 log-normaliser.
+        # Of every row the input, the values and the mixed values; of the stream alone queries, keys and the fp32
+        # log-normaliser.
         queries, keys = cls.rank_widths(config, shards)
-        kept = bytes_per_element * length * (rows * (config.hidden_size + keys + 2 * queries) + queries + keys)
+        kept = bytes_per_element * length * (rows * (config.hidden_size + keys + queries) + queries + keys)
         kept += 4 * length * queries // config.head_dim
         return kept + cls.query_key_norm_bytes(config, length, bytes_per_element, shards, fused_norms)

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import silu
 
 from deconattn.mixers.base import Mixer, MixerContext, attention_parameters
 from deconattn.mixers.registry import register
 from deconattn.model.config import ModelConfig
+from deconattn.model.linear import Linear
 from deconattn.model.splits import Split, column, row
 
 
@@ -21,9 +22,9 @@ class MLP(Mixer):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         width = matched_width(config)
-        self.gate_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, width, bias=False)
+        self.up_proj = Linear(config.hidden_size, width, bias=False)
+        self.down_proj = Linear(width, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))

@@ -1,7 +1,5 @@
 """Non-approximate: one score a token, softmax over the prefix (paper, section 3.1)."""
 
-import math
-
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -9,8 +7,7 @@ from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.registry import register
 from deconattn.model.config import ModelConfig
 from deconattn.ops import reference
-from deconattn.ops.precision import at_least_fp32
-from deconattn.ops.prefix_average import prefix_average
+from deconattn.ops.prefix_average import prefix_attention
 
 
 @register("nonapproximate")
@@ -22,10 +19,7 @@ class NonApproximate(ProjectedMixer):
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys = self.queries_keys(hidden)
-        products = at_least_fp32(silu(queries) * self.per_query_head(keys))
-        scores = products.sum(dim=-1) / math.sqrt(self.config.head_dim)
-        values = self.per_query_head(self.values(hidden))
-        return self.output(prefix_average(scores, values, context.document_ids))
+        return self.output(prefix_attention(queries, keys, self.values(hidden), context.document_ids))
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys = self.queries_keys(hidden)
@@ -41,10 +35,9 @@ class NonApproximate(ProjectedMixer):
     def activation_bytes(
         cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int, shards: int, fused_norms: bool
     ) -> int:
-        # Input; queries before and after SiLU, keys, values and mixed values a query head, and these in the
-        # order that the output projection wants; scores and log-normalisers in fp32.
+        # Input, queries, keys, values and mixed values; scores and log-normalisers in fp32.
         tokens = rows * length
-        queries, _ = cls.rank_widths(config, shards)
-        kept = bytes_per_element * tokens * (config.hidden_size + 6 * queries)
+        queries, keys = cls.rank_widths(config, shards)
+        kept = bytes_per_element * tokens * (config.hidden_size + 2 * queries + 2 * keys)
         kept += 8 * tokens * queries // config.head_dim
         return kept + cls.query_key_norm_bytes(config, tokens, bytes_per_element, shards, fused_norms)

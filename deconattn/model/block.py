@@ -8,6 +8,7 @@ from torch.nn.functional import silu
 
 from deconattn.mixers import MixerContext, mixer_class
 from deconattn.model.config import ModelConfig
+from deconattn.model.linear import Linear
 from deconattn.model.splits import Split, column, row
 
 
@@ -18,16 +19,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
 class Block(nn.Module):
-    """[R, L, d] -> [R, L, d]."""
+    """Hidden states [R, L, d] to hidden states."""
 
     def __init__(self, config: ModelConfig, variant: str) -> None:
         super().__init__()
@@ -37,9 +38,14 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        """static: [R, L, d], the token embeddings, or None; they pass the same input norm as the hidden states."""
+        """Of the first `context.output_rows` rows where that is given.
+
+        Args:
+            static: [R, L, d], the token embeddings, or None; they pass the same input norm as the hidden states.
+        """
         normed_static = None
         if static is not None and self.self_attn.needs_static_embeddings:
             normed_static = self.input_layernorm(static)
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), normed_static, context)
+        mixed = self.self_attn(self.input_layernorm(hidden), normed_static, context)
+        hidden = hidden[: context.output_rows] + mixed[: context.output_rows]
         return hidden + self.mlp(self.post_attention_layernorm(hidden))

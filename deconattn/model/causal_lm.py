@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from deconattn.model.config import ModelConfig
 from deconattn.model.decoder import Decoder
+from deconattn.model.linear import Linear
 from deconattn.ops.cross_entropy import IGNORED, linear_cross_entropy
 
 
@@ -16,7 +17,7 @@ class LossSum(NamedTuple):
     labels: Tensor
 
 
-class Head(nn.Linear):
+class Head(Linear):
     """Hidden states to logits, or straight to the summed loss when labels are given."""
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """The stack: embedding, blocks, final norm, and the fixed streams that ride along as extra rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -114,14 +115,15 @@ class Decoder(nn.Module):
     def run(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> tuple[Tensor, Tensor | None]:
         """Through the layers of the span: hidden states and static embeddings, without rows that nobody reads."""
         for index in self.span:
-            layer = self.layers[index]
+            layer, batch = self.layers[index], len(hidden) - len(context.fixed_rows)
+            if index == self.last_fixed_layer:  # nobody reads what the streams' rows would become
+                context = replace(context, output_rows=batch)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, static, context, use_reentrant=False)
             else:
                 hidden = layer(hidden, static, context)
             if index == self.last_fixed_layer:
-                batch = len(hidden) - len(context.fixed_rows)
-                hidden, context = hidden[:batch], context.rows(batch)
+                context = context.rows(batch)
                 static = None if static is None else static[:batch]
         return hidden, static
 

@@ -1,10 +1,12 @@
 """Cross-entropy of a linear head without ever holding all logits: a slice of tokens at a time."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from deconattn.ops.matmul import ignores_out, matmul
 
 LOGITS_AT_ONCE = 2**24
 """Logits held at a time (64 MiB in fp32)."""
@@ -54,43 +56,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         rows = min(hidden.shape[0], max(1, LOGITS_AT_ONCE // (ranks.most_rows if ranks else weight.shape[0])))
-        # Every slice works in the same few buffers: fresh ones of this size would each be paid for in page faults.
-        buffer = hidden.new_empty(rows, weight.shape[0], dtype=precise)
-        low = buffer if precise == hidden.dtype else buffer.to(hidden.dtype)
+        work = _Workspace.of(hidden, weight, rows, precise, with_gradients)
         total = torch.zeros((), dtype=precise, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_gradients else None
         grad_weight = torch.zeros_like(weight, dtype=precise) if with_gradients else None
-        product = torch.empty_like(weight) if with_gradients and low is not buffer else None
         for start in range(0, hidden.shape[0], rows):
-            part = hidden[start : start + rows]
-            logits, low_logits = buffer[: len(part)], low[: len(part)]
-            torch.mm(part, weight.T, out=low_logits)
-            if low is not buffer:
-                logits.copy_(low_logits)
-            kept = labels[start : start + rows] != IGNORED
-            targets, mine = labels[start : start + rows], kept
-            if ranks:
-                targets = targets - ranks.first_id
-                mine = kept & (targets >= 0) & (targets < weight.shape[0])
-            targets = targets.where(mine, 0)[:, None]
-            first_logits = logits[:, 0].clone()
-            log_probabilities = torch.log_softmax(logits, dim=-1, out=logits)
-            if ranks:
-                local = first_logits - log_probabilities[:, 0]
-                log_probabilities += (local - ranks.log_normaliser(local))[:, None]
-            total -= log_probabilities.gather(1, targets).squeeze(1).where(mine, 0).sum()
-            if grad_hidden is not None and grad_weight is not None:
-                grad_logits = log_probabilities.exp_()
-                grad_logits.scatter_add_(1, targets, mine[:, None].to(precise).neg_())
-                if low is not buffer:
-                    grad_logits = low_logits.copy_(grad_logits)
-                torch.mm(grad_logits, weight, out=grad_hidden[start : start + rows])
-                grad_hidden[start : start + rows] *= kept[:, None]
-                part = part * kept[:, None]  # ignored tokens are left out here, where rows are short
-                if product is None:
-                    grad_weight.addmm_(grad_logits.T, part)
-                else:
-                    grad_weight += torch.mm(grad_logits.T, part, out=product)
+            here = slice(start, start + rows)
+            loss, part = _slice(hidden[here], weight, labels[here], ranks, work, grad_weight)
+            total += loss
+            if grad_hidden is not None and part is not None:
+                grad_hidden[here] = part
         ctx.gradients = grad_hidden, grad_weight
         return ranks.total(total) if ranks else total
 
@@ -102,3 +77,68 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None
         return grad_hidden.mul_(grad), grad_weight.mul_(grad).to(grad_hidden.dtype), None, None, None
+
+
+class _Workspace(NamedTuple):
+    """Buffers that every slice works in: fresh ones of this size would each be paid for in page faults.
+
+    Attributes:
+        logits: [rows, V] in at least fp32, or None where the product comes in a tensor of its own.
+        low: the same in the inputs' dtype where that is narrower.
+        product: [V, d], likewise, for the weight's gradient.
+    """
+
+    logits: Tensor | None
+    low: Tensor | None
+    product: Tensor | None
+
+    @classmethod
+    def of(cls, hidden: Tensor, weight: Tensor, rows: int, precise: torch.dtype, with_gradients: bool) -> "_Workspace":
+        narrow = precise != hidden.dtype
+        shape = rows, weight.shape[0]
+        return cls(
+            logits=hidden.new_empty(shape, dtype=precise) if narrow or not ignores_out(hidden) else None,
+            low=hidden.new_empty(shape) if narrow else None,
+            product=torch.empty_like(weight) if narrow and with_gradients else None,
+        )
+
+
+def _slice(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    ranks: VocabularyRanks | None,
+    work: _Workspace,
+    grad_weight: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Loss and the hidden states' gradient of some tokens; the weight's is added to `grad_weight`, if there is one."""
+    into = work.logits if work.low is None else work.low
+    low_logits = matmul(hidden, weight.T, out=None if into is None else into[: len(hidden)])
+    logits = low_logits
+    if work.low is not None:
+        assert work.logits is not None
+        logits = work.logits[: len(hidden)].copy_(low_logits)
+    kept = labels != IGNORED
+    targets, mine = labels, kept
+    if ranks:
+        targets = targets - ranks.first_id
+        mine = kept & (targets >= 0) & (targets < weight.shape[0])
+    targets = targets.where(mine, 0)[:, None]
+    first_logits = logits[:, 0].clone()
+    log_probabilities = torch.log_softmax(logits, dim=-1, out=logits)
+    if ranks:
+        local = first_logits - log_probabilities[:, 0]
+        log_probabilities += (local - ranks.log_normaliser(local))[:, None]
+    loss = -log_probabilities.gather(1, targets).squeeze(1).where(mine, 0).sum()
+    if grad_weight is None:
+        return loss, None
+    grad_logits = log_probabilities.exp_()
+    grad_logits.scatter_add_(1, targets, mine[:, None].to(grad_logits.dtype).neg_())
+    if work.low is not None:
+        grad_logits = low_logits.copy_(grad_logits)
+    seen = hidden * kept[:, None]  # ignored tokens are left out here, where rows are short
+    if work.product is None:
+        grad_weight.addmm_(grad_logits.T, seen)
+    else:
+        grad_weight += torch.mm(grad_logits.T, seen, out=work.product)
+    return loss, matmul(grad_logits, weight).mul_(kept[:, None])

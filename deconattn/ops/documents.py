@@ -21,6 +21,8 @@ class Documents:
 
     def rows(self, count: int) -> "Documents":
         """The first `count` rows."""
+        if count == len(self.ids):  # keeps what is cached
+            return self
         return Documents(self.ids[:count], self.position_ids[:count])
 
     @cached_property
@@ -40,8 +42,3 @@ class Documents:
         indices = starts.flatten().nonzero().squeeze(1)
         end = torch.tensor([self.ids.numel()], device=indices.device)
         return torch.cat([indices, end]).to(torch.int32)
-
-    @cached_property
-    def longest(self) -> int:
-        """Length of the longest document, tokens."""
-        return int(self.cumulative_lengths.diff().max())

@@ -1,5 +1,7 @@
 """The paper's attention maps, as it writes them (section 3): plainly right, exact in float64, quadratic.
 
+The operations below the maps are the `reference` backend (:mod:`deconattn.ops.backend`).
+
 Every map A is [.., L, L], causal, rows summing to one; the mixed output is A @ V. Queries and keys are
 [.., L, head_dim], already rotated. `documents` (int64 [.., L], broadcastable) restricts a row to its document.
 """
@@ -8,6 +10,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
+
+from deconattn.ops.precision import at_least_fp32
 
 
 def allowed(length: int, documents: Tensor | None = None, device: torch.device | None = None) -> Tensor:
@@ -51,3 +56,47 @@ def prefix_map(token_scores: Tensor, documents: Tensor | None = None) -> Tensor:
 def token_scores(queries: Tensor, keys: Tensor) -> Tensor:
     """s_j = sum(q_j * k_j) / sqrt(head_dim), [.., L]: nonapproximate (queries already through SiLU)."""
     return (queries * keys).sum(dim=-1) / math.sqrt(queries.shape[-1])
+
+
+def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """:func:`deconattn.ops.taylor_attention.taylor_attention` with its whole map."""
+    heads = queries.shape[-3]
+    return _mix(taylor_map(_precise(queries), _precise(keys, heads), _per_head(document_ids)), values)
+
+
+def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """:func:`deconattn.ops.prefix_average.prefix_attention` with its whole map."""
+    scored = token_scores(silu(_precise(queries)), _precise(keys, queries.shape[-3]))
+    return _mix(prefix_map(scored, _per_head(document_ids)), values)
+
+
+def prefix_average(scores: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """:func:`deconattn.ops.prefix_average.prefix_average` with its whole map."""
+    return _mix(prefix_map(at_least_fp32(scores), _per_head(document_ids)), values)
+
+
+def softmax_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """:func:`deconattn.ops.softmax_attention.causal_attention` with its whole map."""
+    heads = queries.shape[-3]
+    return _mix(softmax_map(_precise(queries), _precise(keys, heads), _per_head(document_ids)), values)
+
+
+def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """:func:`deconattn.ops.fixed_map.fixed_map_attention` with its whole map."""
+    return _mix(softmax_map(_precise(queries), _precise(keys, queries.shape[-3])), values)
+
+
+def _mix(weights: Tensor, values: Tensor) -> Tensor:
+    """[.., heads, L, L] @ [R, key_value_heads, L, x] in at least fp32 -> [R, heads, L, x] in the values' dtype."""
+    return (weights @ _precise(values, weights.shape[-3])).to(values.dtype)
+
+
+def _precise(tensor: Tensor, heads: int = 0) -> Tensor:
+    """In at least fp32, and with `heads` heads where it has fewer: each beside the queries that it serves."""
+    group = heads // tensor.shape[-3] if heads else 1
+    tensor = at_least_fp32(tensor)
+    return tensor if group == 1 else tensor.repeat_interleave(group, dim=-3)
+
+
+def _per_head(document_ids: Tensor | None) -> Tensor | None:
+    return None if document_ids is None else document_ids[:, None]

@@ -1,13 +1,20 @@
-"""Standard causal attention behind one door: flash-attn where installed and usable, else PyTorch's SDPA."""
+"""Standard causal attention behind one door: flash-attn where installed, PyTorch's fused kernels otherwise."""
 
-import importlib.util
-from functools import cache
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from deconattn.ops import flash, reference
+from deconattn.ops.backend import choose
+from deconattn.ops.blockwise import attention as blockwise
 from deconattn.ops.documents import Documents
+
+_HOPPER = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+SHORT = 256
+"""Tokens up to which PyTorch's own kernel is faster than blocks on a CPU."""
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None = None) -> Tensor:
@@ -18,40 +25,40 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
         keys, values: [R, key_value_heads, L, head_dim]; each serves heads / key_value_heads query heads.
 
     Returns:
-        [R, heads, L, head_dim]. No map is held; with documents and without flash-attn, a boolean [R, 1, L, L]
-        mask is, one for all heads and layers.
+        [R, heads, L, head_dim]. No map is held, but for document masks in fp32 on a GPU: there a boolean
+        [R, 1, L, L] is, one for all heads and layers.
     """
-    if _flash_attention_usable(queries):
-        return _flash_attention(queries, keys, values, documents)
+    if choose(values).backend == "reference":
+        return reference.softmax_attention(queries, keys, values, None if documents is None else documents.ids)
+    package = flash.package(queries)
+    if documents is not None:
+        return _within_documents(queries, keys, values, documents, package)
+    if package:
+        mixed = flash.attention(package, *(tensor.transpose(1, 2) for tensor in (queries, keys, values)))
+        return mixed.transpose(1, 2)
     grouped = queries.shape[1] != keys.shape[1]
-    if documents is None:
-        return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
-    if grouped:  # SDPA's fused kernels take a mask or groups, not both
-        group = queries.shape[1] // keys.shape[1]
+    if not queries.is_cuda:
+        if queries.requires_grad and queries.shape[2] > SHORT and not torch.compiler.is_compiling():
+            return blockwise.softmax_attention(queries, keys, values)
+    elif torch.cuda.get_device_capability(queries.device)[0] >= 9:
+        with sdpa_kernel(_HOPPER, set_priority=True):
+            return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+    return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+
+
+def _within_documents(
+    queries: Tensor, keys: Tensor, values: Tensor, documents: Documents, package: str | None
+) -> Tensor:
+    if queries.is_cuda and queries.dtype in (torch.bfloat16, torch.float16):
+        rows, length = queries.shape[0], queries.shape[2]
+        q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (queries, keys, values))
+        packed_attention = partial(flash.packed_attention, package) if package else flash.pytorch_packed_attention
+        # The rows' length bounds the documents'; to know the longest would be to wait for the GPU.
+        mixed = packed_attention(q, k, v, documents.cumulative_lengths, length)
+        return mixed.unflatten(0, (rows, length)).transpose(1, 2)
+    if not queries.is_cuda:
+        return blockwise.softmax_attention(queries, keys, values, documents.ids)
+    group = queries.shape[1] // keys.shape[1]
+    if group > 1:  # SDPA's fused kernels take a mask or groups, not both
         keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
     return scaled_dot_product_attention(queries, keys, values, attn_mask=documents.causal_mask)
-
-
-@cache
-def _flash_attention_installed() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
-
-
-def _flash_attention_usable(queries: Tensor) -> bool:
-    return queries.is_cuda and queries.dtype in (torch.bfloat16, torch.float16) and _flash_attention_installed()
-
-
-def _flash_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None) -> Tensor:
-    try:
-        from flash_attn import flash_attn_func, flash_attn_varlen_func
-    except ImportError as error:
-        raise ImportError(f"flash_attn is installed but does not import ({error}): reinstall or remove it") from error
-
-    queries, keys, values = (tensor.transpose(1, 2) for tensor in (queries, keys, values))
-    if documents is None:
-        return flash_attn_func(queries, keys, values, causal=True).transpose(1, 2)
-    rows, length = queries.shape[:2]
-    offsets, longest = documents.cumulative_lengths, documents.longest
-    packed = (tensor.flatten(0, 1) for tensor in (queries, keys, values))
-    mixed = flash_attn_varlen_func(*packed, offsets, offsets, longest, longest, causal=True)
-    return mixed.unflatten(0, (rows, length)).transpose(1, 2)

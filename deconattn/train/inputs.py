@@ -62,15 +62,14 @@ class TrainingData:
     def has_validation(self) -> bool:
         return self._validation is not None
 
-    def micro_batches(self, step: int, rank: int, ranks: int) -> Iterator[Batch]:
-        """The micro-batches of data-parallel rank `rank` in optimiser step `step` (from 0).
+    def micro_batches(self, first_step: int, rank: int, ranks: int) -> Iterator[Batch]:
+        """The micro-batches of data-parallel rank `rank` from optimiser step `first_step` (from 0) to the last.
 
         Step s takes samples s * G .. s * G + G - 1 of the stream, G the global batch: the order does not depend
         on ranks or micro-batches.
         """
         whole, micro = self._flags.optimization.global_batch_size, self._flags.optimization.micro_batch_size
-        first = step * whole
-        for start in range(first + rank * micro, first + whole, ranks * micro):
+        for start in range(first_step * whole + rank * micro, self._flags.total_steps * whole, ranks * micro):
             yield self._train.batch(range(start, start + micro), self._flags.data.doc_mask)
 
     def validation_batches(self, rank: int, ranks: int) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ from deconattn import durable
 from deconattn.config import TrainingFlags, model_config
 from deconattn.cost.flops import training_flops
 from deconattn.cost.hardware import peak_flops
+from deconattn.data import Prefetcher
 from deconattn.errors import UserError
 from deconattn.mixers import mixer_class
 from deconattn.model.causal_lm import CausalLM
@@ -69,25 +70,28 @@ class Trainer:
             UserError: too many steps in a row without a finite loss and gradient, or a checkpoint that could not
                 be written.
         """
+        topology, accumulation = self.topology, self.engine.accumulation_steps
+        batches = self.data.micro_batches(self.progress.step, topology.data_rank, topology.data_size)
+        self._batches = Prefetcher(batches, ahead=accumulation, pin=self.engine.device.type == "cuda")
         try:
             if self._train():
                 self._interrupted()
             else:
                 self._finished()
         finally:
+            self._batches.close()
             if self.metrics:
                 self.metrics.close()
 
     def _train(self) -> bool:
         """Whether a stop was asked for before the last step."""
         flags, total = self.flags, self.flags.total_steps
-        in_a_row = 0
+        in_a_row, accumulation = 0, self.engine.accumulation_steps
         clock = _Clock(self.model_config, flags)
         while self.progress.step < total:
             step = self.progress.step
             rate = learning_rate(step, flags.optimization.lr, flags.warmup_steps, total)
-            batches = self.data.micro_batches(step, self.topology.data_rank, self.topology.data_size)
-            result = self.engine.train_step(batches, rate, stop=bool(self.stop))
+            result = self.engine.train_step(self._batches.take(accumulation), rate, stop=bool(self.stop))
             self.progress = Progress(
                 step + 1, self.engine.state.optimizer_steps, self.progress.skipped_steps + result.skipped
             )

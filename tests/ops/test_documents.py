@@ -13,13 +13,11 @@ def test_cumulative_lengths_start_each_row_anew():
     documents = Documents(IDS, torch.zeros_like(IDS))
     assert documents.cumulative_lengths.tolist() == [0, 3, 5, 6, 8, 12, 18]
     assert documents.cumulative_lengths.dtype == torch.int32
-    assert documents.longest == 6
 
 
 def test_single_tokens():
     documents = Documents(torch.arange(4)[None], torch.zeros(1, 4, dtype=torch.long))
     assert documents.cumulative_lengths.tolist() == [0, 1, 2, 3, 4]
-    assert documents.longest == 1
 
 
 def test_causal_mask_is_the_references():

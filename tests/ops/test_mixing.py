@@ -6,12 +6,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from deconattn.ops import reference
+from deconattn.ops.blockwise.prefix_average import CHUNK
+from deconattn.ops.blockwise.tiles import TILE
 from deconattn.ops.documents import Documents
 from deconattn.ops.fixed_map import fixed_map_attention
-from deconattn.ops.prefix_average import CHUNK, prefix_average
+from deconattn.ops.prefix_average import prefix_attention, prefix_average
 from deconattn.ops.softmax_attention import causal_attention
 from deconattn.ops.taylor_attention import taylor_attention
-from deconattn.ops.tiles import TILE
 
 # The scan of chunks is itself cut into chunks beyond CHUNK^2 tokens.
 LENGTHS = (1, 2, CHUNK - 1, CHUNK, CHUNK + 1, TILE - 1, TILE, TILE + 1, 2 * TILE, 300)
@@ -61,7 +62,7 @@ def test_prefix_average(masked: bool):
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
 def test_prefix_average_scans_chunks_of_chunks(masked: bool, monkeypatch: pytest.MonkeyPatch):
     """With small chunks a short sequence takes every level of the recursion (at 64 it starts beyond 4096 tokens)."""
-    monkeypatch.setattr("deconattn.ops.prefix_average.CHUNK", 4)
+    monkeypatch.setattr("deconattn.ops.blockwise.prefix_average.CHUNK", 4)
     for length in (3, 4, 5, 16, 17, 63, 64, 65, 257):
         scores, values = drawn(2, 3, length), drawn(2, 3, length, 5)
         ids = document_ids(2, length) if masked else None
@@ -80,14 +81,45 @@ def test_fixed_map_attention(groups: int):
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_causal_attention(groups: int, masked: bool):
-    for length in (1, 64, 130):
+@pytest.mark.parametrize("short", [0, 256], ids=["blocks", "pytorch"])
+def test_causal_attention(groups: int, masked: bool, short: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("deconattn.ops.softmax_attention.SHORT", short)
+    for length in (1, TILE - 1, TILE + 1, 300) if short == 0 else (1, 64, 130):
         queries, keys, values = drawn(2, 2 * groups, length, 4), drawn(2, 2, length, 4, seed=1), drawn(2, 2, length, 4)
         ids = document_ids(2, length)
         documents = Documents(ids, torch.zeros_like(ids)) if masked else None
         weights = reference.softmax_map(queries, keys.repeat_interleave(groups, 1), ids[:, None] if masked else None)
         expected = weights @ values.repeat_interleave(groups, 1)
         assert_same(causal_attention(queries, keys, values, documents), expected, [queries, keys, values])
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_prefix_attention(groups: int, masked: bool):
+    for length in (1, CHUNK, 2 * CHUNK + 1, 300):
+        queries, keys, values = drawn(2, 2 * groups, length, 4), drawn(2, 2, length, 4, seed=1), drawn(2, 2, length, 4)
+        ids = document_ids(2, length) if masked else None
+        shared = keys.repeat_interleave(groups, 1)
+        scores = reference.token_scores(torch.nn.functional.silu(queries), shared)
+        weights = reference.prefix_map(scores, None if ids is None else ids[:, None])
+        expected = weights @ values.repeat_interleave(groups, 1)
+        assert_same(prefix_attention(queries, keys, values, ids), expected, [queries, keys, values])
+
+
+def test_all_heads_at_once(monkeypatch: pytest.MonkeyPatch):
+    """As on an accelerator, where rows and heads are not computed one by one."""
+    monkeypatch.setattr("deconattn.ops.blockwise.heads.one_at_a_time", lambda device: False)
+    queries, keys, values = drawn(2, 6, 200, 4), drawn(2, 2, 200, 4, seed=1), drawn(2, 2, 200, 4)
+    ids = document_ids(2, 200)
+    documents = Documents(ids, torch.zeros_like(ids))
+    for ours, exact in (
+        (taylor_attention(queries, keys, values, ids), reference.taylor_attention(queries, keys, values, ids)),
+        (causal_attention(queries, keys, values, documents), reference.softmax_attention(queries, keys, values, ids)),
+        (prefix_attention(queries, keys, values, ids), reference.prefix_attention(queries, keys, values, ids)),
+    ):
+        assert_same(ours, exact, [queries, keys, values])
+    fixed = [queries[0].detach().requires_grad_(), keys[0].detach().requires_grad_(), values]
+    assert_same(fixed_map_attention(*fixed), reference.fixed_map_attention(*fixed), fixed)
 
 
 def extreme_scores(length: int) -> dict[str, Tensor]:

@@ -1,0 +1,12 @@
+"""The linear layer that everything here is made of."""
+
+from torch import Tensor, nn
+
+from deconattn.ops.matmul import linear
+
+
+class Linear(nn.Linear):
+    """nn.Linear, with products at a CPU's full width (:mod:`deconattn.ops.matmul`)."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return linear(inputs, self.weight, self.bias)

@@ -1,0 +1,88 @@
+"""The one place that chooses how a mixing operation is computed, and says why.
+
+Three backends give the same numbers: `reference`, the paper's formula with its whole map; `torch`, blocks of
+PyTorch operations on any device; `triton`, fused kernels on a GPU. The environment variable `DECONATTN_BACKEND`
+forces one for every operation that has it.
+"""
+
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from deconattn.errors import UserError
+
+Backend = Literal["reference", "torch", "triton"]
+VARIABLE = "DECONATTN_BACKEND"
+WIDEST_HEAD = 128
+"""Largest head_dim of the Triton kernels."""
+_KERNELS = "deconattn.ops.kernels"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend, and the reason in a few words."""
+
+    backend: Backend
+    reason: str
+
+
+def choose(values: Tensor) -> Choice:
+    """The backend for an operation on `values`, [.., head_dim].
+
+    Raises:
+        UserError: `DECONATTN_BACKEND` names no backend, or one that cannot run here.
+    """
+    missing = _why_no_kernels(values)
+    forced = os.environ.get(VARIABLE)
+    if forced:
+        if forced not in get_args(Backend):
+            raise UserError(f"{VARIABLE}={forced}: choose one of {', '.join(get_args(Backend))}, or unset it")
+        if forced == "triton" and missing:
+            raise UserError(f"{VARIABLE}=triton cannot be had: {missing}; use torch, or unset it")
+        return Choice(forced, f"{VARIABLE} forces it")  # type: ignore[arg-type]
+    if missing:
+        return Choice("torch", missing)
+    if not values.is_cuda:
+        return Choice("torch", "tensors are not on a GPU")
+    return Choice("triton", "tensors are on a GPU and Triton is installed")
+
+
+def kernels(name: str) -> ModuleType:
+    """A module of `deconattn.ops.kernels`.
+
+    By name, because an exported model carries the other backends only: Triton is imported where it is used, and
+    kernels are used where this package is installed beside the export.
+    """
+    return importlib.import_module(f"{_KERNELS}.{name}")
+
+
+def _why_no_kernels(values: Tensor) -> str | None:
+    if values.dtype == torch.float64:
+        return "Triton kernels do not compute in float64"
+    if values.shape[-1] > WIDEST_HEAD:
+        return f"head_dim {values.shape[-1]} is above {WIDEST_HEAD}, the Triton kernels' widest"
+    if not _kernels_installed():
+        return "Triton, or the deconattn package, is not installed"
+    if not values.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return "tensors are not on a GPU (on a CPU, TRITON_INTERPRET=1 runs Triton's interpreter)"
+    return None
+
+
+@cache
+def installed(module: str) -> bool:
+    """Whether a module could be imported, as far as can be told without doing so."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # its parent package is missing or broken
+        return False
+
+
+def _kernels_installed() -> bool:
+    return installed("triton") and installed(_KERNELS)

@@ -1,0 +1,83 @@
+"""Attention with a map of its own for each row and head, a tile at a time: softmax's or the Taylor series'."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deconattn.ops.blockwise import softmax, taylor
+from deconattn.ops.blockwise.heads import empty_heads, head_groups, row_groups, zero_gradient
+from deconattn.ops.blockwise.tiles import Visibility
+from deconattn.ops.precision import at_least_fp32
+
+
+class Map(Protocol):
+    """The two passes of one kind of map, on N heads at once."""
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, visible: Visibility, /) -> tuple[Tensor, Tensor]:
+        """Mixed values [N, L, x], and one statistic a query [N, L] for the backward pass."""
+
+    def backward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        grad: Tensor,
+        centre: Tensor,
+        statistic: Tensor,
+        visible: Visibility,
+        /,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries, keys and values; `centre` is grad . mixed, [N, L]."""
+
+
+@torch.compiler.disable
+def softmax_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """:func:`deconattn.ops.softmax_attention.causal_attention`."""
+    return _Attention.apply(softmax, queries, keys, values, document_ids)
+
+
+@torch.compiler.disable
+def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """:func:`deconattn.ops.taylor_attention.taylor_attention`, quadratic in L."""
+    return _Attention.apply(taylor, queries, keys, values, document_ids)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, map_: Map, queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None
+    ) -> Tensor:
+        mixed = empty_heads(values, queries.shape[1])
+        statistic = at_least_fp32(queries).new_empty(queries.shape[:-1])
+        ctx.map, ctx.visible = map_, Visibility.of(queries.shape[2], document_ids)
+        for rows in row_groups(queries):
+            for heads, shared in head_groups(queries.shape[1], keys.shape[1], queries.device):
+                one, served = (rows, heads), (rows, shared)
+                shape = queries[one].shape[:2]
+                q, k, v = (tensor.flatten(0, 1) for tensor in (queries[one], keys[served], values[served]))
+                found = map_.forward(q, k, v, ctx.visible.rows(rows, shape[1]))
+                mixed[one], statistic[one] = (tensor.unflatten(0, shape) for tensor in found)
+        ctx.save_for_backward(queries, keys, values, mixed, statistic)
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None]:
+        queries, keys, values, mixed, statistic = ctx.saved_tensors
+        grad_queries = torch.empty_like(queries)
+        grad_keys, grad_values = zero_gradient(keys, queries.shape[1]), zero_gradient(values, queries.shape[1])
+        for rows in row_groups(queries):
+            for heads, shared in head_groups(queries.shape[1], keys.shape[1], queries.device):
+                one, served = (rows, heads), (rows, shared)
+                shape = queries[one].shape[:2]
+                centre = torch.linalg.vecdot(at_least_fp32(grad[one]), at_least_fp32(mixed[one]))
+                inputs = (queries[one], keys[served], values[served], grad[one], centre, statistic[one])
+                flat = (tensor.flatten(0, 1) for tensor in inputs)
+                found = ctx.map.backward(*flat, ctx.visible.rows(rows, shape[1]))
+                of_queries, of_keys, of_values = (tensor.unflatten(0, shape) for tensor in found)
+                grad_queries[one] = of_queries
+                grad_keys[served] += of_keys
+                grad_values[served] += of_values
+        return None, grad_queries, grad_keys.to(keys.dtype), grad_values.to(values.dtype), None

@@ -1,0 +1,245 @@
+"""Attention with the exponential's second-order Taylor series (approximate; paper, equation 6), linear in L.
+
+w_ij = 1 + s + s^2/2 with s = q_i.k_j is a dot product of features, w_ij = phi(q_i).C.phi(k_j), so that
+o_i = sum_j w_ij v_j / sum_j w_ij needs of all earlier keys only the state S = C sum_j phi(k_j) v'_j^T, v' = [v, 1].
+(q carries the 1 / sqrt(head_dim).) phi(x) = [1, x] and the products x_a x_b: dimensions are cut into blocks of
+`BLOCK`, and a block is multiplied with itself and the blocks after it, so of each pair of blocks one order is kept.
+C is 1 for those, and 1/2 for pairs within a block, where both orders are present.
+
+The sequence is cut into chunks. Within one, w is a causal [CHUNK, CHUNK] tile; everything before it is the state
+that the chunk inherits. States and tiles are computed again in the backward pass. With g_i = do_i / z_i,
+c_i = (do_i.o_i) / z_i and g' = [g, -c], the gradient of w_ij is g'_i.v'_j, and
+    dq_i follows from dphi(q_i) = S g'_i,  and with the reverse state T = C sum_i phi(q_i) g'_i^T of later queries
+    dv'_j = T^T phi(k_j),  dk_j follows from dphi(k_j) = T v'_j.
+
+A document's tokens are consecutive, so the index of its first token tells all: `starts` [R, 1, L]. A state has the
+keys of one document only, that of the last token before the chunk (in reverse, of the first token after it).
+
+Everything is at least fp32: a weight is a sum of products of either sign, which may cancel.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from deconattn.ops.precision import at_least_fp32
+
+CHUNK = 256
+"""Tokens that mix by their whole map. Features of a chunk are 10 times its inputs at head_dim 64: shorter saves
+memory, longer saves kernel launches."""
+BLOCK = 16
+"""Dimensions multiplied together: 2560 products at head_dim 64, where the fewest would be 2080."""
+
+
+def taylor_states_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None
+) -> Tensor:
+    """o_i = sum_{j<=i} w_ij v_j / sum_{j<=i} w_ij with w = 1 + s + s^2/2, s = q.k / sqrt(head_dim).
+
+    Args:
+        queries: [R, heads, L, head_dim].
+        keys, values: [R, key_value_heads, L, head_dim].
+        document_ids: int64 [R, L] or None; mixing stays within a document. A document's tokens are consecutive.
+
+    Returns:
+        [R, heads, L, head_dim] in the values' dtype.
+    """
+    starts = None if document_ids is None else document_starts(document_ids)[:, None]
+    group = queries.shape[1] // keys.shape[1]
+    return _TaylorStates.apply(queries.unflatten(1, (-1, group)), keys, values, starts).flatten(1, 2)
+
+
+def document_starts(document_ids: Tensor) -> Tensor:
+    """Index of the first token of each token's document: int64 [R, L] -> int64 [R, L]."""
+    first = document_ids != pad(document_ids[:, :-1], (1, 0), value=-1)
+    index = torch.arange(document_ids.shape[1], device=document_ids.device)
+    return torch.where(first, index, 0).cummax(dim=1).values
+
+
+class _TaylorStates(torch.autograd.Function):
+    """q [R, k, group, L, x], k and v [R, k, L, x], starts [R, 1, L] -> [R, k, group, L, x]."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, starts: Tensor | None) -> Tensor:
+        mixed = torch.empty_like(queries)
+        normaliser = at_least_fp32(queries).new_empty(queries.shape[:-1])
+        state = _State(queries.shape[-1])
+        for chunk in _chunks(queries.shape[-2]):
+            q, k, v = _scaled(queries[..., chunk, :]), at_least_fp32(keys[..., chunk, :]), _extended(values, chunk)
+            hidden = _hidden(chunk, starts, queries.device)
+            s = _grouped(q, k.transpose(-1, -2))
+            total = _grouped(_weights(s, hidden), v)
+            total += state.read(q) * _inherits(chunk, starts, total)[..., None, :, None]
+            normaliser[..., chunk] = total[..., -1]
+            mixed[..., chunk, :] = total[..., :-1] / total[..., -1:]
+            state.forget(_continues(chunk, starts, v))
+            state.add(k, v * _passes_on(chunk, starts, v)[..., None])
+        ctx.save_for_backward(queries, keys, values, starts, mixed, normaliser)
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        queries, keys, values, starts, mixed, normaliser = ctx.saved_tensors
+        scale = 1 / math.sqrt(queries.shape[-1])
+        grad_queries, grad_keys, grad_values = map(torch.empty_like, (queries, keys, values))
+        earlier, later = _State(queries.shape[-1]), _State(queries.shape[-1])
+        chunks = list(_chunks(queries.shape[-2]))
+
+        for chunk in chunks:
+            q, k, v = _scaled(queries[..., chunk, :]), at_least_fp32(keys[..., chunk, :]), _extended(values, chunk)
+            g = _upstream(grad, mixed, normaliser, chunk)
+            hidden = _hidden(chunk, starts, queries.device)
+            grad_scores = _grad_scores(q, k, v, g, hidden)
+            inherited = earlier.read_backward(q, g * _inherits(chunk, starts, v)[..., None, :, None])
+            grad_queries[..., chunk, :] = (_grouped(grad_scores, k) + inherited) * scale
+            earlier.forget(_continues(chunk, starts, v))
+            earlier.add(k, v * _passes_on(chunk, starts, v)[..., None])
+
+        for chunk in reversed(chunks):
+            q, k, v = _scaled(queries[..., chunk, :]), at_least_fp32(keys[..., chunk, :]), _extended(values, chunk)
+            g = _upstream(grad, mixed, normaliser, chunk)
+            hidden = _hidden(chunk, starts, queries.device)
+            passes_on = _passes_on(chunk, starts, v)[..., None]
+            weights = _weights(_grouped(q, k.transpose(-1, -2)), hidden)
+            grad_values[..., chunk, :] = (_summed(weights, g) + later.read(k) * passes_on)[..., :-1]
+            grad_scores = _grad_scores(q, k, v, g, hidden)
+            grad_keys[..., chunk, :] = _summed(grad_scores, q) + later.read_backward(k, v * passes_on)
+            later.forget(_continues(chunk, starts, v))
+            g = g * _inherits(chunk, starts, v)[..., None, :, None]
+            later.add(q.flatten(-3, -2), g.flatten(-3, -2))
+
+        return grad_queries, grad_keys, grad_values, None
+
+
+class _State:
+    """C sum_j phi(x_j) y_j^T of one document's tokens, a [.., features, n] tensor for each block of features."""
+
+    def __init__(self, head_dim: int) -> None:
+        self.blocks: list[Tensor] = []
+        self._firsts = range(0, head_dim, BLOCK)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """x [.., T, head_dim], y [.., T, n]."""
+        sums = [_low_orders(x).transpose(-1, -2) @ y]
+        for first in self._firsts:
+            products = _products(x, first).flatten(-2).transpose(-1, -2) @ y
+            within = products.unflatten(-2, (-1, x.shape[-1] - first))[..., :BLOCK, :]
+            within *= 0.5
+            sums.append(products)
+        self.blocks = [old + new for old, new in zip(self.blocks, sums, strict=True)] if self.blocks else sums
+
+    def forget(self, keep: Tensor) -> None:
+        """Multiply by `keep`, 0 or 1, [.., 1, 1]."""
+        self.blocks = [block * keep for block in self.blocks]
+
+    def read(self, x: Tensor) -> Tensor:
+        """sum_j w(x, x_j) y_j, [.., T, head_dim] -> [.., T, n] (0 of no tokens). The state may lack x's group."""
+        if not self.blocks:
+            return x.new_zeros(())
+        low, *second = (_like(block, x) for block in self.blocks)
+        total = _low_orders(x) @ low
+        for first, block in zip(self._firsts, second, strict=True):
+            total += _products(x, first).flatten(-2) @ block
+        return total
+
+    def read_backward(self, x: Tensor, grad: Tensor) -> Tensor:
+        """The gradient of `x` from that of what it read, [.., T, n] -> [.., T, head_dim]."""
+        grad_x = torch.zeros_like(x)
+        if not self.blocks:
+            return grad_x
+        low, *second = (_like(block, x).transpose(-1, -2) for block in self.blocks)
+        grad_x += (grad @ low)[..., 1:]
+        for first, block in zip(self._firsts, second, strict=True):
+            left, right = x[..., first : first + BLOCK], x[..., first:]
+            products = (grad @ block).unflatten(-1, (left.shape[-1], right.shape[-1]))
+            grad_x[..., first : first + BLOCK] += (products @ right[..., None])[..., 0]
+            grad_x[..., first:] += (left[..., None, :] @ products)[..., 0, :]
+        return grad_x
+
+
+def _low_orders(x: Tensor) -> Tensor:
+    return pad(x, (1, 0), value=1.0)
+
+
+def _products(x: Tensor, first: int) -> Tensor:
+    """A block of dimensions by itself and those after it: [.., T, x] -> [.., T, BLOCK, x - first]."""
+    return x[..., first : first + BLOCK, None] * x[..., None, first:]
+
+
+def _like(block: Tensor, x: Tensor) -> Tensor:
+    """With an axis for the group where x [R, k, group, T, x] has one."""
+    return block if block.ndim == x.ndim else block.unsqueeze(-3)
+
+
+def _grouped(grouped: Tensor, shared: Tensor) -> Tensor:
+    """[R, k, group, L, x] @ [R, k, x, n] -> [R, k, group, L, n], the shared operand not repeated."""
+    return (grouped.flatten(-3, -2) @ shared).unflatten(-2, grouped.shape[-3:-1])
+
+
+def _summed(left: Tensor, right: Tensor) -> Tensor:
+    """Sum over group of [R, k, group, L, n]^T @ [R, k, group, L, x] -> [R, k, n, x]."""
+    return left.flatten(-3, -2).transpose(-1, -2) @ right.flatten(-3, -2)
+
+
+def _chunks(length: int) -> Iterator[slice]:
+    for start in range(0, length, CHUNK):
+        yield slice(start, min(start + CHUNK, length))
+
+
+def _scaled(queries: Tensor) -> Tensor:
+    return at_least_fp32(queries) / math.sqrt(queries.shape[-1])
+
+
+def _extended(values: Tensor, chunk: slice) -> Tensor:
+    """v' = [v, 1]."""
+    return pad(at_least_fp32(values[..., chunk, :]), (0, 1), value=1.0)
+
+
+def _upstream(grad: Tensor, mixed: Tensor, normaliser: Tensor, chunk: slice) -> Tensor:
+    """g' = [do, -do.o] / z."""
+    grad, mixed = at_least_fp32(grad[..., chunk, :]), mixed[..., chunk, :]
+    centre = (grad * mixed).sum(dim=-1, keepdim=True)
+    return torch.cat([grad, -centre], dim=-1) / normaliser[..., chunk, None]
+
+
+def _weights(s: Tensor, hidden: Tensor) -> Tensor:
+    return s.mul(0.5).add_(1).mul_(s).add_(1).masked_fill_(hidden, 0)
+
+
+def _grad_scores(q: Tensor, k: Tensor, v: Tensor, g: Tensor, hidden: Tensor) -> Tensor:
+    """ds_ij = (g'_i.v'_j)(1 + s_ij) within a chunk."""
+    s = _grouped(q, k.transpose(-1, -2))
+    return _grouped(g, v.transpose(-1, -2)).mul_(s.add_(1)).masked_fill_(hidden, 0)
+
+
+def _hidden(chunk: slice, starts: Tensor | None, device: torch.device) -> Tensor:
+    """bool [.., C, C], or [R, 1, 1, C, C] with documents: keys that a query of the same chunk may not see."""
+    index = torch.arange(chunk.start, chunk.stop, device=device)
+    hidden = index > index[:, None]
+    return hidden if starts is None else hidden | (index < starts[:, None, :, chunk, None])
+
+
+def _inherits(chunk: slice, starts: Tensor | None, like: Tensor) -> Tensor:
+    """[R, 1, C] or a scalar as [1]: 1 for tokens whose document began before the chunk."""
+    return like.new_ones(1) if starts is None else (starts[..., chunk] < chunk.start).to(like.dtype)
+
+
+def _passes_on(chunk: slice, starts: Tensor | None, like: Tensor) -> Tensor:
+    """[R, 1, C] or a scalar as [1]: 1 for tokens of the chunk's last document."""
+    if starts is None:
+        return like.new_ones(1)
+    index = torch.arange(chunk.start, chunk.stop, device=like.device)
+    return (index >= starts[..., chunk.stop - 1, None]).to(like.dtype)
+
+
+def _continues(chunk: slice, starts: Tensor | None, like: Tensor) -> Tensor:
+    """[R, 1, 1, 1] or a scalar as [1, 1]: 1 where the chunk's last document began before the chunk."""
+    if starts is None:
+        return like.new_ones(1, 1)
+    return (starts[..., chunk.stop - 1, None, None] < chunk.start).to(like.dtype)

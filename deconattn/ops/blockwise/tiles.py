@@ -1,0 +1,72 @@
+"""Tiles of a causal map and what is hidden in them: the blockwise paths' tools."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TILE = 128
+"""Rows (or columns) of the map held at once."""
+
+
+def tiles(length: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive tiles that cover `length`."""
+    for start in range(0, length, TILE):
+        yield start, min(start + TILE, length)
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys each query may see: those up to itself, of its own document.
+
+    Attributes:
+        length: L.
+        starts: int64 [N, L], the first token of each token's document, or None where a row is one document.
+        ends: int64 [N, L], one past its last.
+    """
+
+    length: int
+    starts: Tensor | None = None
+    ends: Tensor | None = None
+
+    @classmethod
+    def of(cls, length: int, document_ids: Tensor | None) -> "Visibility":
+        """From document ids [N, L], non-decreasing along a row."""
+        if document_ids is None:
+            return cls(length)
+        ids = document_ids.contiguous()
+        return cls(length, torch.searchsorted(ids, ids), torch.searchsorted(ids, ids, right=True))
+
+    def rows(self, rows: slice, heads: int) -> "Visibility":
+        """Of some of the N, `heads` times each."""
+        if self.starts is None or self.ends is None:
+            return self
+        starts, ends = (bounds[rows].repeat_interleave(heads, dim=0) for bounds in (self.starts, self.ends))
+        return Visibility(self.length, starts, ends)
+
+    def first_key(self, query: int) -> int:
+        """No key before it is seen from `query` on. On an accelerator 0: to know better would wait for it."""
+        return 0 if self.starts is None or not self.starts.is_cpu else int(self.starts[:, query].min())
+
+    def last_query(self, key: int) -> int:
+        """No query from it on sees the keys up to `key`."""
+        return self.length if self.ends is None or not self.ends.is_cpu else int(self.ends[:, key].max())
+
+    def hide_(self, tile: Tensor, queries: slice, keys: slice, value: float) -> Tensor:
+        """Fill the hidden pairs of `tile` [N, queries, keys], in place.
+
+        The keys must reach to the queries' end (a tile of queries), or begin where the queries do (one of keys).
+        """
+        # Queries and keys of the same positions are a square, above whose diagonal lies the future.
+        size = keys.stop - queries.start
+        future = torch.ones(size, size, dtype=torch.bool, device=tile.device).triu(1)
+        tile[..., :size, queries.start - keys.start :].masked_fill_(future[: tile.shape[-2]], value)
+        if self.starts is not None and self._documents_begin(queries, keys):
+            positions = torch.arange(keys.start, keys.stop, device=tile.device)
+            tile.masked_fill_(positions < self.starts[:, queries, None], value)
+        return tile
+
+    def _documents_begin(self, queries: slice, keys: slice) -> bool:
+        assert self.starts is not None
+        return not self.starts.is_cpu or int(self.starts[:, queries.stop - 1].max()) > keys.start

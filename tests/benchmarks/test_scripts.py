@@ -1,7 +1,6 @@
 """The benchmarks at toy dimensions: that they measure what they say, not how fast anything is."""
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import contestant, gpu_ops, gpu_train, losses, machine, train_cpu
+from benchmarks import contestant, losses, machine, train_cpu
 from deconattn.data import TokenCorpus
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
@@ -100,50 +99,6 @@ def test_finished_losses_are_not_trained_again(tmp_path: Path, corpus: Path):
         losses.train(losses.Arguments(data=corpus, out=tmp_path, steps=2, lr=1.0), "mlp-1:1", "mlp", "1:1")
 
 
-@pytest.mark.parametrize("dtype", gpu_ops.TOLERANCES)
-def test_paths_are_checked_against_the_formulas(dtype: torch.dtype):
-    toy = gpu_ops.Arguments("cpu", 1, 70, 2, 8, 50, 1, 16, 1)
-    for case in gpu_ops.cases(toy):
-        found = gpu_ops.errors(case, dtype, toy)
-        assert max(error["relative"] for error in found.values()) < gpu_ops.TOLERANCES[dtype], case.name
-        assert len(found) > 2
-        assert gpu_ops.seconds(case, dtype, toy)["training_seconds"] > 0
-
-
-@pytest.mark.parametrize(
-    ("losses_of_run", "skipped", "expected"),
-    [
-        ([5.0, 5.0, 4.0, 4.0], 0, "yes"),
-        ([5.0, 5.0, 4.9, 4.9], 0, "did not fall"),
-        ([5.0, math.nan, 4.0], 0, "not finite"),
-        ([5.0, 5.0, 4.0, 4.0], 1, "1 steps skipped"),
-    ],
-)
-def test_verdict_of_a_training(losses_of_run: list[float], skipped: int, expected: str):
-    result = {"losses": losses_of_run, "skipped_steps": skipped, "tokens_per_second": 1, "mfu": None, "memory_gib": 1}
-    assert expected in gpu_train.verdict(result)
-    assert expected in gpu_train.summary({"run": result})
-
-
-def test_a_failed_training_is_reported():
-    assert gpu_train.verdict({"failure": "no"}) == "failed"
-    assert "failed" in gpu_train.summary({"run": {"failure": "no"}})
-
-
-def test_a_process_that_takes_too_long_is_stopped():
-    output = gpu_train._finish([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], 2)
-    assert "begun" in output
-    assert "stopped after 2 s" in output
-
-
-def test_run_gpu_names_an_unknown_option():
-    ended = subprocess.run(
-        ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), "--nosuch"], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 2
-    assert "--nosuch" in ended.stderr
-
-
 @pytest.mark.slow
 def test_train_cpu_end_to_end(tmp_path: Path):
     script = [sys.executable, str(ROOT / "benchmarks" / "train_cpu.py"), "--size", "tiny", "--layers", "2"]
@@ -153,13 +108,3 @@ def test_train_cpu_end_to_end(tmp_path: Path):
     assert set(found["summary"]) == {contestant.PEER, *variant_names()}
     ours, peer = (found["summary"][name]["last_loss"] for name in ("standard", contestant.PEER))
     assert ours == pytest.approx(peer, abs=1e-4)
-
-
-@pytest.mark.slow
-def test_run_gpu_rehearsal(tmp_path: Path):
-    values = environment()
-    values["PATH"] = f"{Path(sys.executable).parent}:{values['PATH']}"
-    script = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), "--rehearse", "--out", str(tmp_path), "--wheels", "none"]
-    subprocess.run(script, env=values, check=True, timeout=600)
-    assert "| train |" in (tmp_path / "gpu.md").read_text()
-    assert json.loads((tmp_path / "gpu_train.json").read_text())["runs"]["standard"]["losses"]

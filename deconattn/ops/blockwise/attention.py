@@ -7,7 +7,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deconattn.ops.blockwise import softmax, taylor
-from deconattn.ops.blockwise.heads import empty_heads, head_groups, row_groups, zero_gradient
+from deconattn.ops.blockwise.heads import (
+    accumulate,
+    empty_gradient,
+    empty_heads,
+    head_groups,
+    inner_products,
+    row_groups,
+)
 from deconattn.ops.blockwise.tiles import Visibility
 from deconattn.ops.precision import at_least_fp32
 
@@ -53,7 +60,7 @@ class _Attention(torch.autograd.Function):
         statistic = at_least_fp32(queries).new_empty(queries.shape[:-1])
         ctx.map, ctx.visible = map_, Visibility.of(queries.shape[2], document_ids)
         for rows in row_groups(queries):
-            for heads, shared in head_groups(queries.shape[1], keys.shape[1], queries.device):
+            for heads, shared, _ in head_groups(queries.shape[1], keys.shape[1], queries):
                 one, served = (rows, heads), (rows, shared)
                 shape = queries[one].shape[:2]
                 q, k, v = (tensor.flatten(0, 1) for tensor in (queries[one], keys[served], values[served]))
@@ -67,17 +74,17 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None]:
         queries, keys, values, mixed, statistic = ctx.saved_tensors
         grad_queries = torch.empty_like(queries)
-        grad_keys, grad_values = zero_gradient(keys, queries.shape[1]), zero_gradient(values, queries.shape[1])
+        grad_keys, grad_values = empty_gradient(keys, queries.shape[1]), empty_gradient(values, queries.shape[1])
         for rows in row_groups(queries):
-            for heads, shared in head_groups(queries.shape[1], keys.shape[1], queries.device):
+            for heads, shared, first in head_groups(queries.shape[1], keys.shape[1], queries):
                 one, served = (rows, heads), (rows, shared)
                 shape = queries[one].shape[:2]
-                centre = torch.linalg.vecdot(at_least_fp32(grad[one]), at_least_fp32(mixed[one]))
+                centre = inner_products(grad[one], mixed[one])
                 inputs = (queries[one], keys[served], values[served], grad[one], centre, statistic[one])
                 flat = (tensor.flatten(0, 1) for tensor in inputs)
                 found = ctx.map.backward(*flat, ctx.visible.rows(rows, shape[1]))
                 of_queries, of_keys, of_values = (tensor.unflatten(0, shape) for tensor in found)
                 grad_queries[one] = of_queries
-                grad_keys[served] += of_keys
-                grad_values[served] += of_values
+                accumulate(grad_keys[served], of_keys, first)
+                accumulate(grad_values[served], of_values, first)
         return None, grad_queries, grad_keys.to(keys.dtype), grad_values.to(values.dtype), None

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deconattn.ops.blockwise import softmax
-from deconattn.ops.blockwise.heads import empty_heads, head_groups, zero_gradient
+from deconattn.ops.blockwise.heads import accumulate, empty_gradient, empty_heads, head_groups, inner_products
 from deconattn.ops.blockwise.tiles import Visibility
 from deconattn.ops.precision import at_least_fp32
 
@@ -28,7 +28,7 @@ class _FixedMap(torch.autograd.Function):
         mixed = empty_heads(values, len(queries))
         log_normaliser = at_least_fp32(queries).new_empty(queries.shape[:-1])
         visible = Visibility(queries.shape[1])
-        for heads, shared in head_groups(len(queries), len(keys), queries.device):
+        for heads, shared, _ in head_groups(len(queries), len(keys), queries):
             wide = _side_by_side(values[:, shared])
             wide, log_normaliser[heads] = softmax.forward(queries[heads], keys[shared], wide, visible)
             mixed[:, heads] = _apart(wide, len(values))
@@ -40,11 +40,11 @@ class _FixedMap(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         queries, keys, values, mixed, log_normaliser = ctx.saved_tensors
         grad_queries = torch.empty_like(queries)
-        grad_keys, grad_values = zero_gradient(keys, len(queries)), zero_gradient(values, len(queries))
+        grad_keys, grad_values = empty_gradient(keys, len(queries)), empty_gradient(values, len(queries))
         visible = Visibility(queries.shape[1])
-        for heads, shared in head_groups(len(queries), len(keys), queries.device):
+        for heads, shared, first in head_groups(len(queries), len(keys), queries):
             upstream = grad[:, heads]
-            centre = torch.linalg.vecdot(at_least_fp32(upstream), at_least_fp32(mixed[:, heads])).sum(dim=0)
+            centre = inner_products(upstream, mixed[:, heads]).sum(dim=0)
             grad_queries[heads], of_keys, of_values = softmax.backward(
                 queries[heads],
                 keys[shared],
@@ -54,8 +54,8 @@ class _FixedMap(torch.autograd.Function):
                 log_normaliser[heads],
                 visible,
             )
-            grad_keys[shared] += of_keys
-            grad_values[:, shared] += _apart(of_values, len(values))
+            accumulate(grad_keys[shared], of_keys, first)
+            accumulate(grad_values[:, shared], _apart(of_values, len(values)), first)
         return grad_queries, grad_keys.to(keys.dtype), grad_values.to(values.dtype)
 
 

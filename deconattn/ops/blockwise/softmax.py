@@ -1,7 +1,8 @@
 """Softmax maps a tile at a time, never whole: both passes of softmax(Q K^T / sqrt(head_dim)) V for any width of V.
 
 Forward, a tile of queries meets all its keys, so its softmax is complete; the log-normaliser is kept. Backward, a tile
-of keys meets all its queries, from whose scores and log-normalisers the weights come again.
+of keys meets all its queries, from whose scores and log-normalisers the weights come again. Scores are in base 2: a CPU
+computes torch.exp2 four times as fast as torch.exp.
 """
 
 import math
@@ -9,26 +10,30 @@ import math
 import torch
 from torch import Tensor
 
-from deconattn.ops.blockwise.tiles import Visibility, tiles
-from deconattn.ops.matmul import matmul
+from deconattn.ops.blockwise.orientation import Orientation
+from deconattn.ops.blockwise.scratch import Scratch
+from deconattn.ops.blockwise.tiles import TILE, Visibility, scaled, tiles
+from deconattn.ops.matmul import matmul, scaled_matmul
 from deconattn.ops.precision import at_least_fp32
 
 
 def forward(queries: Tensor, keys: Tensor, values: Tensor, visible: Visibility) -> tuple[Tensor, Tensor]:
-    """Mixed values [N, L, W] and log-normalisers [N, L] of queries, keys [N, L, x] and values [N, L, W]."""
-    scale = 1 / math.sqrt(queries.shape[-1])
-    queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
+    """Mixed values [N, L, W], base-2 log-normalisers [N, L] of queries and keys [N, L, x] and values [N, L, W]."""
+    queries, scale = scaled(queries, _factor(queries))
+    columns, values = Orientation.of(queries).transposed(keys.contiguous()), values.contiguous()
     mixed = torch.empty_like(values)
     log_normaliser = at_least_fp32(queries).new_empty(queries.shape[:-1])
+    scratch = Scratch(queries, queries.shape[0] * TILE * queries.shape[1])
     for start, stop in tiles(queries.shape[1]):
         here, seen = slice(start, stop), slice(visible.first_key(start), stop)
-        scores = at_least_fp32(matmul(queries[:, here], keys[:, seen].mT)).mul_(scale)
+        out = scratch.product(0, (len(queries), stop - start, stop - seen.start))
+        scores = scratch.precise(0, scaled_matmul(queries[:, here], columns[..., seen], scale, out))
         visible.hide_(scores, here, seen, -math.inf)
-        top = scores.amax(dim=-1)
-        weights = torch.softmax(scores, dim=-1, out=scores)
-        # The largest weight is exp(largest score - log-normaliser); torch.logsumexp takes ten times longer.
-        log_normaliser[:, here] = top.sub_(weights.amax(dim=-1).log_())
-        mixed[:, here] = matmul(weights.to(values.dtype), values[:, seen])
+        top = scores.amax(dim=-1, keepdim=True)
+        weights = scores.sub_(top).exp2_()
+        total = weights.sum(dim=-1, keepdim=True)
+        torch.div(matmul(scratch.narrow(0, weights), values[:, seen]), total, out=mixed[:, here])
+        log_normaliser[:, here] = top.add_(total.log2_()).squeeze(-1)
     return mixed, log_normaliser
 
 
@@ -47,20 +52,28 @@ def backward(
         grad: [N, L, W], of the mixed values.
         centre: [N, L], sum_j A_ij dA_ij of the softmax's backward: grad . mixed, one number a query.
     """
-    scale = 1 / math.sqrt(queries.shape[-1])
-    queries, keys, values, grad = (tensor.contiguous() for tensor in (queries, keys, values, grad))
+    factor = _factor(queries)
+    queries, scale = scaled(queries, factor)
+    keys, values, grad = keys.contiguous(), values.contiguous(), grad.contiguous()
     grad_queries = torch.zeros_like(at_least_fp32(queries))
     grad_keys, grad_values = torch.empty_like(grad_queries), torch.empty_like(values)
+    scratch = Scratch(queries, queries.shape[0] * TILE * queries.shape[1])
+    way = Orientation.of(queries)
     for start, stop in tiles(queries.shape[1]):
         here, seeing = slice(start, stop), slice(start, visible.last_query(stop - 1))
-        # [keys, queries]: each product but one then reads its left operand along rows.
-        weights = at_least_fp32(matmul(keys[:, here], queries[:, seeing].mT)).mul_(scale)
-        weights.sub_(log_normaliser[:, None, seeing])
-        visible.hide_(weights.mT, seeing, here, -math.inf)
-        weights.exp_()
-        grad_values[:, here] = matmul(weights.to(grad.dtype), grad[:, seeing])
-        grad_weights = at_least_fp32(matmul(values[:, here], grad[:, seeing].mT))
-        grad_scores = grad_weights.sub_(centre[:, None, seeing]).mul_(weights).to(queries.dtype)
-        grad_keys[:, here] = matmul(grad_scores, queries[:, seeing])
-        grad_queries[:, seeing] += matmul(grad_scores.mT, keys[:, here])
-    return grad_queries.mul_(scale), grad_keys.mul_(scale), grad_values
+        shape = way.shape(len(queries), stop - start, seeing.stop - start)
+        scores = way.pairs(keys[:, here], queries[:, seeing], scale, scratch.product(0, shape))
+        weights = scratch.precise(0, scores).sub_(way.per_query(log_normaliser[:, seeing]))
+        way.hide_(weights, visible, seeing, here, -math.inf).exp2_()
+        grad_values[:, here] = way.sum_queries(scratch.narrow(0, weights), grad[:, seeing])
+        products = way.pairs(values[:, here], grad[:, seeing], 1, scratch.product(1, shape))
+        grad_weights = scratch.precise(1, products).sub_(way.per_query(centre[:, seeing]))
+        grad_scores = scratch.narrow(1, grad_weights.mul_(weights))
+        grad_keys[:, here] = way.sum_queries(grad_scores, queries[:, seeing])
+        grad_queries[:, seeing] += way.sum_keys(grad_scores, keys[:, here])
+    return grad_queries.mul_(factor * math.log(2)), grad_keys.mul_(scale * math.log(2)), grad_values
+
+
+def _factor(queries: Tensor) -> float:
+    """From products of queries and keys to scores in base 2."""
+    return 1 / math.sqrt(queries.shape[-1]) / math.log(2)

@@ -113,7 +113,7 @@ _TINY = Launch(
     mix=Tile(queries=32, keys=16, columns=64, warps=4, stages=2),
     centre=Tile(queries=32, keys=0, columns=64, warps=4, stages=1),
     grad_values=Tile(queries=16, keys=32, columns=64, warps=4, stages=2),
-    grad_scores=Tile(queries=32, keys=32, columns=32, warps=4, stages=1),
+    grad_scores=Tile(queries=32, keys=32, columns=32, warps=8, stages=2),
     grad_queries=Tile(queries=32, keys=16, columns=0, warps=4, stages=2),
     grad_keys=Tile(queries=16, keys=32, columns=0, warps=4, stages=2),
 )

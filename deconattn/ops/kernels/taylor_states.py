@@ -109,7 +109,7 @@ _STATES = States(4, 64, 4, 3)
 _TILE, _SHORT = Tile(128, 64, 8, 3, 128), Tile(128, 32, 8, 3, 128)
 CANDIDATES = (
     _alike(1024, _STATES, _TILE, _SHORT),
-    _alike(1024, States(8, 64, 8, 3), _TILE, _SHORT),
+    _alike(1024, States(8, 32, 8, 3), _TILE, _SHORT),
     _alike(1024, _STATES, Tile(128, 64, 8, 3)),
     _alike(1024, _STATES, Tile(256, 32, 16, 3, 128)),
     _alike(2048, _STATES, _TILE, _SHORT),
@@ -188,6 +188,7 @@ def _(
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     queries, keys, values, document_ids = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(queries, keys, values, *output, document_ids)
 
 

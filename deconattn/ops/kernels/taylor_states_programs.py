@@ -177,7 +177,7 @@ def second_order(
             for i in tl.static_range(DIMS):
                 present = tokens < tl.where(first_a + i < HEAD_DIM, stop, 0)
                 line = tl.load(lines + tl.cast(i, tl.int64) * stride_column, mask=present, other=0.0)
-                scales = scales + (line.to(DTYPE),)  # noqa: RUF005
+                scales = scales + (line,)  # noqa: RUF005
             sums = ()
             for i in tl.static_range(DIMS):
                 scaled = product(y_tile, scales[i][None, :])
@@ -416,11 +416,15 @@ def output_program(
         total += tl.load(sums + state * (2 * WIDTH) + index)[None, :]
         first_order = tl.load(sums + state * (2 * WIDTH) + WIDTH + index)
         second = dot(q, tl.load(matrix + WIDTH * WIDTH), None, PRECISION)
-        normaliser = tl.sum(q.to(tl.float32) * (second * 0.5 + first_order[None, :]), axis=1) + chunk_first
+        normaliser = tl.sum(q.to(tl.float32) * (second * 0.5 + first_order[None, :]), axis=1)
+        earlier = tl.zeros([TILE], tl.float32) + chunk_first
         if starts is not None:
             own = tl.load(starts + tokens, mask=inside, other=length)
             total = tl.where((own < chunk_first)[:, None], total, 0.0)
-            normaliser = tl.where(own < chunk_first, normaliser - own, 0.0)
+            earlier = tl.maximum(chunk_first - own, 0).to(tl.float32)
+            normaliser = tl.where(own < chunk_first, normaliser, 0.0)
+        # w >= 1/2, which rounding must not break where the terms of all weights cancel
+        normaliser = tl.maximum(normaliser + earlier, earlier * 0.5)
     total, normaliser = mix_keys(
         total, normaliser, q, keys, values, k_strides[2], v_strides[2], starts, tokens, begin, first, length, scale,
         HEAD_DIM, WIDTH, PRECISION, BLOCK, STAGES, starts is not None

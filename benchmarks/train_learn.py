@@ -1,6 +1,6 @@
-"""A short training of every variant in pattern 1:1 on one GPU: does it learn, at what speed, in how much memory.
+"""A short training of every variant in pattern 1:1 on one GPU: does it learn?
 
-    python benchmarks/gpu_train.py --data PACKED --seconds 330 --out benchmarks/results
+    python benchmarks/train_learn.py --data PACKED --seconds 120 --out benchmarks/results
 
 One variant goes through `launch.sh`, with validation and checkpoint; then each has a process of its own around
 the same engine, without checkpoints, which take longer than the training. A run ends after --steps, or when its
@@ -10,29 +10,39 @@ share of --seconds is spent. It passes if it skipped no step and its loss fell.
 import dataclasses
 import json
 import math
-import os
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import RESULTS, ROOT, markdown_table, write_result
+from benchmarks.train_process import (
+    OUTPUT_SHOWN,
+    TrainingProcess,
+    end_tree,
+    environment,
+    output_file,
+    wait_for_turn,
+)
+from benchmarks.train_summary import device_slug
 from deconattn.cli import parse, run
 from deconattn.mixers import variant_names
 from deconattn.train.metrics import METRICS
 
 SMALLEST_FALL = 0.2
 """Nats by which the last losses must lie under the first."""
+SHORTEST_TRAINING = 5.0
+"""Seconds under which a training is not begun."""
+ENDING = 2.0
+"""Seconds that ending a process takes."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,12 @@ class Arguments:
     """Its steps there."""
     variants: tuple[str, ...] = ()
     """Variants; none is all."""
-    seconds: float = 330.0
+    seconds: float = 120.0
     """For everything."""
     out: Path = RESULTS
-    """Folder of gpu_train.json and gpu_train.md."""
+    """Folder of train_learn-DEVICE.json and train_learn-DEVICE.md."""
     run: str = ""
-    """For the processes of this script: the variant to train here; --seconds are its own."""
+    """For the processes of this script: the variant to train; --seconds are its own."""
 
     def training(self, variant: str, steps: int) -> list[str]:
         """Flags of a run."""
@@ -74,12 +84,7 @@ class Arguments:
 
 def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     """Train in this process until the steps are done or the time is up, without validation and checkpoints."""
-    start = time.perf_counter()
-    import torch
-
     from deconattn.config import model_config
-    from deconattn.cost.flops import training_flops
-    from deconattn.cost.hardware import peak_flops
     from deconattn.mixers import mixer_class
     from deconattn.model.causal_lm import CausalLM
     from deconattn.model.init import initialize
@@ -89,6 +94,8 @@ def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     from deconattn.train.inputs import TrainingData
     from deconattn.train.schedule import learning_rate
 
+    wait_for_turn()
+    start = time.perf_counter()
     flags = parse_training_flags(arguments.training(variant, arguments.steps))
     runtime.start_distributed()
     data = TrainingData(flags.data.data, flags)
@@ -102,38 +109,31 @@ def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     times: list[float] = []
     skipped = 0
     started = time.perf_counter() - start
+    batches = data.micro_batches(0, 0, 1)
     for step in range(arguments.steps):
         if times and time.perf_counter() - start + 2 * times[-1] > arguments.seconds:
             break
         before = time.perf_counter()
         rate = learning_rate(step, flags.optimization.lr, flags.warmup_steps, arguments.steps)
-        result = engine.train_step(data.micro_batches(step, 0, 1), rate)
+        result = engine.train_step([next(batches)], rate)
         times.append(time.perf_counter() - before)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         skipped += result.skipped
-    tokens = arguments.batch_size * arguments.seq_len
-    a_step = statistics.median(times[3:] or times)
-    cuda = torch.cuda.is_available()
-    peak = peak_flops(torch.cuda.get_device_name()) if cuda else None
-    flops = training_flops(config, arguments.batch_size, arguments.seq_len)
     return {
         "losses": losses, "grad_norms": norms, "skipped_steps": skipped, "startup_seconds": started,
-        "tokens_per_second": tokens / a_step, "mfu": flops / a_step / peak if peak else None,
+        "tokens_per_second": arguments.batch_size * arguments.seq_len / statistics.median(times[3:] or times),
         "memory_gib": runtime.memory_gib(), "parameters": sum(p.numel() for p in model.parameters()),
     }  # fmt: skip
 
 
-def in_a_process(arguments: Arguments, variant: str, seconds: float) -> dict[str, Any]:
-    """:func:`train_here` in a process of its own, so that peak memory and failures are its own too."""
-    script = [sys.executable, str(Path(__file__).resolve()), "--run", variant, "--seconds", str(seconds)]
+def prepared(arguments: Arguments, variant: str, seconds: float) -> TrainingProcess:
+    """A process that will do :func:`train_here`."""
+    script = [str(Path(__file__).resolve()), "--run", variant, "--seconds", str(seconds)]
     for field in dataclasses.fields(arguments):
         if field.name not in ("run", "seconds", "variants", "out", "launched"):
             script += ["--" + field.name.replace("_", "-"), str(getattr(arguments, field.name))]
-    with tempfile.TemporaryDirectory() as folder:
-        output = _finish([*script, "--out", folder], seconds + 30)
-        path = Path(folder) / "run.json"
-        return json.loads(path.read_text()) if path.is_file() else {"failure": output}
+    return TrainingProcess(script)
 
 
 def launched(arguments: Arguments, seconds: float) -> dict[str, Any]:
@@ -155,7 +155,6 @@ def launched(arguments: Arguments, seconds: float) -> dict[str, Any]:
             "losses": [row["loss"] for row in steps], "grad_norms": [row["grad_norm"] for row in steps],
             "skipped_steps": steps[-1]["skipped_steps"], "val_loss": rows[-1].get("val_loss"), "wall_seconds": wall,
             "tokens_per_second": statistics.median(row.get("tokens_per_second", 0.0) for row in rates),
-            "mfu": statistics.median(row["mfu"] for row in rates) if "mfu" in rates[0] else None,
             "memory_gib": max(row["memory_gib"] for row in steps),
             "checkpoint_gib": sum(file.stat().st_size for file in checkpoint.rglob("*")) / 2**30,
         }  # fmt: skip
@@ -186,15 +185,14 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
     for name, result in results.items():
         state = verdict(result)
         if "failure" in result:
-            rows.append([name, *[""] * 7, state])
+            rows.append([name, *[""] * 6, state])
             continue
         first, last = ends([float(loss) for loss in result["losses"]])
-        mfu = f"{result['mfu']:.1%}" if result["mfu"] else "unknown"
         rows.append([
             name, str(len(result["losses"])), f"{first:.3f}", f"{last:.3f}", str(result["skipped_steps"]),
-            f"{result['tokens_per_second']:,.0f}", mfu, f"{result['memory_gib']:.1f}", state,
+            f"{result['tokens_per_second']:,.0f}", f"{result['memory_gib']:.1f}", state,
         ])  # fmt: skip
-    columns = ["run", "steps", "first loss", "last loss", "skipped", "tokens/s", "MFU", "GiB", "passed"]
+    columns = ["run", "steps", "first loss", "last loss", "skipped", "tokens/s", "GiB", "passed"]
     return markdown_table(columns, rows)
 
 
@@ -202,52 +200,60 @@ def main() -> int:
     """Every run in its share of the time; 1 if one did not pass."""
     arguments = parse(Arguments)
     if arguments.run:
-        (arguments.out / "run.json").write_text(json.dumps(train_here(arguments, arguments.run)))
+        output_file().write_text(json.dumps(train_here(arguments, arguments.run)))
         return 0
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # so that what was started is ended too
-    end = time.monotonic() + arguments.seconds
-    options = {field: str(value) for field, value in vars(arguments).items() if field not in ("out", "run", "data")}
-    variants = list(arguments.variants or variant_names())
+    options = {field: value for field, value in vars(arguments).items() if field not in ("out", "run", "data")}
+    path = arguments.out / f"train_learn-{device_slug()}.json"
     results: dict[str, dict[str, Any]] = {}
-    jobs: list[str | None] = [*([None] if arguments.launched else []), *variants]  # None is the launched one
-    for number, variant in enumerate(jobs):
-        share = (end - time.monotonic()) / (len(jobs) - number)
-        name = variant or f"{arguments.launched}, launch.sh"
-        if share < 5:
-            results[name] = {"failure": "no time left"}
-        elif variant is None:
-            results[name] = launched(arguments, 2.5 * share)
-        else:
-            results[name] = in_a_process(arguments, variant, share - 3)  # what ending the process takes
-        print(f"{name}: {verdict(results[name])}", flush=True)
-        if "failure" in results[name]:
-            print(results[name]["failure"], flush=True)
-        write_result(arguments.out / "gpu_train.json", {"options": options, "runs": results})
-        (arguments.out / "gpu_train.md").write_text(summary(results), encoding="utf-8")
+    for name, result in trainings(arguments):
+        results[name] = result
+        print(f"{name}: {verdict(result)}", flush=True)
+        if "failure" in result:
+            print(result["failure"], flush=True)
+        write_result(path, {"options": options, "runs": results})
+        path.with_suffix(".md").write_text(summary(results), encoding="utf-8")
     print(summary(results))
     return 1 if any(verdict(result) != "yes" for result in results.values()) else 0
+
+
+def trainings(arguments: Arguments) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The run through launch.sh and then every variant, each in its share of the time; the next one imports ahead."""
+    end = time.monotonic() + arguments.seconds
+    variants = list(arguments.variants or variant_names())
+    if arguments.launched:
+        share = arguments.seconds / (len(variants) + 1)
+        yield f"{arguments.launched}, launch.sh", launched(arguments, 2.5 * share)
+    waiting: list[TrainingProcess] = []
+    try:
+        for number, variant in enumerate(variants):
+            share = (end - time.monotonic()) / (len(variants) - number)
+            if share < SHORTEST_TRAINING:
+                yield variant, {"failure": "no time left"}
+                continue
+            process = waiting.pop() if waiting else prepared(arguments, variant, share - ENDING)
+            if number + 1 < len(variants):
+                waiting.append(prepared(arguments, variants[number + 1], share - ENDING))
+            yield variant, process.result(share + 30)
+    finally:
+        for process in waiting:
+            process.end()
 
 
 def _finish(command: list[str], seconds: float) -> str:
     """Run a command; it is stopped, with its children, after so many seconds. Returns the end of its output."""
     with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment(compiles=False), text=True
+        )
         try:
             code: int | str = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             code = f"none: stopped after {seconds:.0f} s"
         finally:
-            if process.poll() is None:
-                for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-                    child.kill()
-                process.wait()
+            end_tree(process)
         output.seek(0)
-        return f"{output.read()[-2000:]}\nexit code {code}"
-
-
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path, "TORCHDYNAMO_DISABLE": "1"}
+        return f"{output.read()[-OUTPUT_SHOWN:]}\nexit code {code}"
 
 
 if __name__ == "__main__":

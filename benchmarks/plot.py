@@ -1,0 +1,73 @@
+"""Pictures and the README's performance section, from whatever results exist.
+
+    python benchmarks/plot.py                # benchmarks/results/*.json to docs/images/*.svg and *.png
+    python benchmarks/plot.py README.md      # and the section between the README's markers
+
+Needs Matplotlib. A run of one sequence length has no curve to draw: it is a table in the section alone.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import RESULTS, ROOT
+from benchmarks.plot_data import Operations, Throughput, operations, throughputs
+from benchmarks.plot_section import performance_section, with_section
+from deconattn.cli import parse, run
+from deconattn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draw the results, and write them into a README."""
+
+    readme: tyro.conf.Positional[Path | None] = None
+    """File with the two markers of the performance section."""
+    results: Path = RESULTS
+    """Folder of the benchmarks' JSON files."""
+    images: Path = ROOT / "docs" / "images"
+    """Folder of the pictures."""
+
+
+def draw(found: list[Throughput], measured: list[Operations], images: Path) -> list[Path]:
+    """Every picture, as SVG and PNG; their paths without suffix.
+
+    Raises:
+        UserError: Matplotlib is not installed.
+    """
+    try:
+        from benchmarks.plot_figures import draw_operations, draw_throughput
+    except ImportError as error:
+        raise UserError(f"{error}: pip install matplotlib") from error
+    drawn = []
+    for throughput in found:
+        drawn.append(images / throughput.key)
+        draw_throughput(throughput, drawn[-1])
+    for operation in measured:
+        if len(operation.lengths) > 1:
+            drawn.append(images / operation.key)
+            draw_operations(operation, drawn[-1])
+    return drawn
+
+
+def main() -> None:
+    """Draw, and write the section."""
+    arguments = parse(Arguments)
+    found, measured = throughputs(arguments.results), operations(arguments.results)
+    if not found and not measured:
+        raise UserError(f"{arguments.results} has no results to show: run train_step.py, train_cpu.py or kernels.py")
+    for path in draw(found, measured, arguments.images):
+        print(f"{path}.svg, .png")
+    if arguments.readme:
+        folder = arguments.readme.resolve().parent
+        section = performance_section(found, measured, arguments.images.resolve(), folder)
+        arguments.readme.write_text(with_section(arguments.readme.read_text("utf-8"), section), encoding="utf-8")
+        print(f"written: {arguments.readme}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,109 @@
+"""The pictures, with Matplotlib: one colour a variant everywhere, legible on light and on dark pages."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from benchmarks.plot_data import OPERATIONS, Bar, Operations, Throughput
+
+COLOURS = {
+    "standard": "#8a8a8a",
+    "mlp": "#CC79A7",
+    "approximate": "#E69F00",
+    "nonapproximate": "#009E73",
+    "rndemb": "#56B4E9",
+    "fixedseq": "#0072B2",
+    "staticemb": "#D55E00",
+}
+"""Okabe and Ito's colours for the colour-blind, without black and yellow, which one of the pages would swallow."""
+PLUGIN_COLOUR = "#a0724a"
+INK = "#7d828a"
+"""Of text and axes: a grey that stands out from a white and from a dark page alike; backgrounds are transparent."""
+STYLE = {
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "font.size": 11, "font.family": "DejaVu Sans",
+    "svg.fonttype": "none", "svg.hashsalt": "deconattn", "hatch.linewidth": 0.6,
+}  # fmt: skip
+
+
+def draw_operations(operations: Operations, path: Path) -> None:
+    """Time over the baseline's against sequence length, forward and forward with backward side by side."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (kind, title) in zip(
+            panels, (("forward", "forward"), ("training", "forward + backward")), strict=True
+        ):
+            _draw_ratios(axes, operations, kind)
+            axes.set_title(title, fontsize=11)
+            axes.set_xlabel("tokens in a sequence")
+        panels[0].set_ylabel("time / attention's")
+        panels[1].legend(frameon=False, labelcolor=INK)
+        figure.suptitle(operations.title, fontsize=12)
+        _save(figure, path)
+
+
+def draw_throughput(throughput: Throughput, path: Path) -> None:
+    """Tokens/s as horizontal bars, the fastest on top, peers hatched."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 1.2 + 0.34 * len(throughput.bars)), layout="constrained")
+        axes = figure.subplots()
+        for place, bar in enumerate(throughput.bars):
+            _draw_bar(axes, place, bar)
+        axes.set_yticks(range(len(throughput.bars)), [bar.name for bar in throughput.bars])
+        axes.invert_yaxis()
+        axes.margins(x=0.18, y=0.02)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,.0f}"))
+        axes.set_xlabel("tokens/s")
+        axes.set_title(throughput.title, fontsize=12)
+        _save(figure, path)
+
+
+def _draw_ratios(axes: Axes, operations: Operations, kind: str) -> None:
+    for name, points in operations.ratios[kind].items():
+        lengths = sorted(points)
+        ratios = [points[length] for length in lengths]
+        axes.plot(lengths, ratios, marker="o", markersize=4, color=COLOURS[OPERATIONS[name]], label=name)
+    axes.axhline(1.0, color=INK, linewidth=1, linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(operations.lengths))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize=9)
+    axes.grid(alpha=0.25, color=INK, linewidth=0.6)
+
+
+def _draw_bar(axes: Axes, place: int, bar: Bar) -> None:
+    ours = bar.variant is not None
+    colour = COLOURS.get(bar.variant or "", PLUGIN_COLOUR) if ours else INK
+    axes.barh(
+        place,
+        bar.tokens_per_second,
+        height=0.72,
+        color=colour if ours else "none",
+        edgecolor=colour,
+        hatch=None if ours else "////",
+    )
+    axes.annotate(
+        f"{bar.tokens_per_second:,.0f}",
+        (bar.tokens_per_second, place),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=9,
+    )
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """As SVG and PNG beside each other, the same bytes from the same data."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_suffix(".svg"), transparent=True, metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), transparent=True, dpi=160)

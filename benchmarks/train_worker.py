@@ -1,0 +1,95 @@
+"""A contestant of `train_step.py` in a process of its own: builds its model, warms up, and times optimiser steps.
+
+python -m benchmarks.train_worker CONTESTANT_JSON WORKLOAD_JSON
+"""
+
+import dataclasses
+import importlib
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.train_contestants import Contestant, Workload, build
+from benchmarks.train_process import output_file, wait_for_turn
+from deconattn.data import Batch
+from deconattn.ops.backend import choose
+from deconattn.train import runtime
+
+BATCHES = 4
+"""Different batches that the steps go round; random, so that no step is easier than another."""
+IMPORTS = {
+    "deconattn": ("deepspeed", "deconattn.train.engine"),
+    "transformers": ("deepspeed", "transformers.models.qwen2.modeling_qwen2"),
+    "torchtitan": ("deepspeed", "torch.distributed.fsdp"),
+}
+"""By library, what to import before one's turn; starting torch.distributed imports DeepSpeed."""
+
+
+def main() -> None:
+    """Import, wait, measure, write."""
+    contestant, workload = Contestant(**json.loads(sys.argv[1])), Workload(**json.loads(sys.argv[2]))
+    runtime.quiet_accelerator()
+    for name in IMPORTS[contestant.library]:
+        importlib.import_module(name)
+    wait_for_turn()
+    try:
+        result = measure(contestant, workload)
+    except torch.OutOfMemoryError as error:
+        result = {"failure": str(error), "out_of_memory": True}
+    output_file().write_text(json.dumps(result))
+
+
+def measure(contestant: Contestant, workload: Workload) -> dict[str, Any]:
+    """Seconds an optimiser step, a sample each; losses (nats), skipped steps, peak memory (GiB) and start-up times."""
+    start = time.perf_counter()
+    device = runtime.start_distributed()
+    step = build(contestant, workload, device)
+    batches = random_batches(workload, pinned=device.type == "cuda")
+    built = time.perf_counter()
+    losses, skipped, seconds = [], 0, []
+    for number in range(workload.warmup_steps):
+        loss, was_skipped = step(batches[number % BATCHES])
+        losses.append(float(loss))
+        skipped += was_skipped
+    synchronize(device)
+    warm = time.perf_counter()
+    for sample in range(workload.samples):
+        before = time.perf_counter()
+        for number in range(workload.steps_a_sample):
+            loss, was_skipped = step(batches[(sample * workload.steps_a_sample + number) % BATCHES])
+            skipped += was_skipped
+        synchronize(device)
+        seconds.append((time.perf_counter() - before) / workload.steps_a_sample)
+        losses.append(float(loss))
+    head_dim = workload.model_config(contestant).head_dim
+    return {
+        "seconds_a_step": seconds,
+        "losses": losses,
+        "skipped_steps": skipped,
+        "memory_gib": runtime.memory_gib(),
+        "build_seconds": built - start,
+        "warmup_seconds": warm - built,
+        "backend": dataclasses.asdict(choose(torch.empty(1, head_dim, dtype=torch.bfloat16, device=device))),
+    }
+
+
+def random_batches(workload: Workload, pinned: bool) -> list[Batch]:
+    """:data:`BATCHES` batches of random tokens in host memory, the same for every contestant."""
+    generator = torch.Generator().manual_seed(workload.seed)
+    shape = (workload.micro_batch_size, workload.seq_len + 1)
+    drawn = [torch.randint(workload.vocab_size, shape, generator=generator) for _ in range(BATCHES)]
+    batches = [Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()) for tokens in drawn]
+    return [batch.pinned() for batch in batches] if pinned else batches
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the GPU; a CPU is never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""`plot.py`: what is read from results, drawn, and written into a README."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import plot
+from benchmarks.plot_data import operations, throughputs
+from benchmarks.plot_section import BEGIN, END, performance_section, with_section
+from deconattn.errors import UserError
+from deconattn.mixers import variant_names
+
+ORIGIN = {
+    "date": "2026-01-02",
+    "command": "python benchmarks/x.py",
+    "machine": {"cpu": "A CPU", "cores": 2},
+    "versions": {"torch": "2.11.0", "numpy": "2.0"},
+}
+GPU = ORIGIN | {"machine": {"cpu": "A CPU", "cores": 16, "gpu": "NVIDIA H100"}}
+
+
+def trained(rate: float, library: str = "deconattn") -> dict[str, Any]:
+    return {"library": library, "tokens_per_second": rate, "ratio": rate / 100, "mfu": 0.4, "memory_gib": 9.0}
+
+
+def timed(case: str, length: int, ratio: float) -> dict[str, Any]:
+    ours = {"seconds": 1.0, "ratio": ratio}
+    entries = {"ours": {"forward": ours, "training": ours}, "SDPA, flash": {"training": {"ratio": 1.0}}}
+    row = {"kind": "time", "case": case, "precision": "bf16", "length": length, "contestants": entries}
+    return row | {"training": {"baseline": "SDPA, flash"}}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    sizes = {
+        "500m": {
+            "standard": trained(200),
+            "fixedseq 1:1, eager": trained(300),
+            "transformers": trained(100, "transformers"),
+            "mlp": {"failure": "no"},
+        },
+        "70m": {"standard": {"failure": "no time left"}},
+    }
+    options = {"seq_len": 2048}
+    step = GPU | {"options": options, "reference": "transformers", "summary": sizes}
+    cpu_row = {"tokens_per_second": 5.0, "ratio": 1.0, "peak_gib": 2.0}
+    cpu = {"size": "70m", "batch_size": 4, "seq_len": 512, "precision": "fp32"}
+    train_cpu = ORIGIN | {"options": cpu, "peer": "Qwen2", "summary": {"Qwen2": cpu_row, "mlp": cpu_row}}
+    rows = [timed("taylor", 512, 2.0), timed("taylor", 2048, 0.5), timed("prefix", 2048, 0.25)]
+    rows += [timed("cross-entropy", 2048, 1.0), {"kind": "time", "case": "softmax", "skipped": "no time"}]
+    rows += [{"kind": "ceilings"}]
+    kernels = GPU | {"results": rows}
+    for name, result in (("train_step-h100", step), ("train_cpu-70m-fp32", train_cpu), ("kernels-h100", kernels)):
+        (folder / f"{name}.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_throughputs(results: Path):
+    gpu, cpu = throughputs(results)
+    assert (gpu.key, cpu.key) == ("train_step-h100-500m", "train_cpu-70m-fp32")
+    assert [(bar.name, bar.variant) for bar in gpu.bars] == [
+        ("fixedseq 1:1, eager", "fixedseq"),
+        ("standard", "standard"),
+        ("transformers", None),
+    ]
+    assert gpu.origin.device == "NVIDIA H100"
+    assert cpu.origin.device == "A CPU, 2 cores"
+
+
+def test_operations(results: Path):
+    (found,) = operations(results)
+    assert found.ratios["training"] == {"taylor": {512: 2.0, 2048: 0.5}, "prefix": {2048: 0.25}}
+    assert found.lengths == [512, 2048]
+
+
+def test_every_variant_has_a_colour():
+    pytest.importorskip("matplotlib")
+    from benchmarks.plot_figures import COLOURS
+
+    assert set(COLOURS) == set(variant_names())
+    assert len(set(COLOURS.values())) == len(COLOURS)
+
+
+def test_pictures_are_the_same_every_time(results: Path, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    found = throughputs(results), operations(results)
+    first, again = (plot.draw(*found, tmp_path / name) for name in ("first", "again"))
+    assert [path.name for path in first] == ["train_step-h100-500m", "train_cpu-70m-fp32", "kernels-h100-bf16"]
+    for one, other in zip(first, again, strict=True):
+        assert one.with_suffix(".svg").read_bytes() == other.with_suffix(".svg").read_bytes()
+        assert one.with_suffix(".png").is_file()
+    assert "fixedseq 1:1" in first[0].with_suffix(".svg").read_text()
+
+
+def test_section_of_a_readme(results: Path, tmp_path: Path):
+    images = tmp_path / "docs" / "images"
+    images.mkdir(parents=True)
+    (images / "train_step-h100-500m.svg").touch()
+    section = performance_section(throughputs(results), operations(results), images, tmp_path)
+    readme = with_section(f"before\n{BEGIN}\nold\n{END}\nafter", section)
+    assert readme.startswith(f"before\n{BEGIN}\n\n**Training: 500m on NVIDIA H100")
+    assert readme.endswith(f"{END}\nafter")
+    assert "old" not in readme
+    assert "![train_step-h100-500m](docs/images/train_step-h100-500m.svg)" in readme
+    assert "| *transformers* | 100 | 1.00 | 40.0% | 9.0 |" in readme
+    assert "| taylor | 2.00 | 0.50 |" in readme
+    assert "| prefix |  | 0.25 |" in readme
+    assert "2026-01-02, NVIDIA H100, torch 2.11.0: `python benchmarks/x.py`" in readme
+    assert "![train_cpu" not in readme  # not drawn
+    assert with_section(readme, section) == readme
+
+
+def test_a_readme_without_markers():
+    with pytest.raises(UserError, match="end of performance"):
+        with_section("nothing here", "")

@@ -26,6 +26,8 @@ from deconattn.train.command_line import parse_training_flags
 LEARNING_RATE = 4e-4
 Step = Callable[[Batch], tuple[Tensor | float, bool]]
 """An optimiser step on a batch in host memory: the loss (nats, not waited for), and whether the step was skipped."""
+Place = Callable[[torch.device], Step]
+"""Puts a contestant on its device, ready for its first step; the process group must exist."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,14 @@ class Workload:
         return model_config(self.flags(contestant).model, self.vocab_size, self.seq_len)
 
 
-def build(contestant: Contestant, workload: Workload, device: torch.device) -> Step:
-    """The contestant on `device`, ready for its first step."""
+def prepare(contestant: Contestant, workload: Workload) -> Place:
+    """Import what the contestant needs and make its model in host memory, while another one has the device."""
     if contestant.library == "transformers":
-        return _transformers(contestant, workload, device)
+        return _transformers(contestant, workload)
     if contestant.library == "torchtitan":
-        from benchmarks.train_torchtitan import build_torchtitan
+        from benchmarks.train_torchtitan import prepare_torchtitan
 
-        return build_torchtitan(contestant, workload, device)
+        return prepare_torchtitan(contestant, workload)
     return _deconattn(contestant, workload)
 
 
@@ -125,43 +127,52 @@ def _initialized(contestant: Contestant, workload: Workload) -> CausalLM:
     return model
 
 
-def _deconattn(contestant: Contestant, workload: Workload) -> Step:
+def _deconattn(contestant: Contestant, workload: Workload) -> Place:
     from deconattn.train.engine import Engine
 
-    engine = Engine(_initialized(contestant, workload), workload.flags(contestant))
+    model = _initialized(contestant, workload)
 
-    def step(batch: Batch) -> tuple[float, bool]:
-        result = engine.train_step([batch], LEARNING_RATE)
-        return result.loss, result.skipped
+    def place(device: torch.device) -> Step:  # the engine knows its device
+        engine = Engine(model, workload.flags(contestant))
 
-    return step
+        def step(batch: Batch) -> tuple[float, bool]:
+            result = engine.train_step([batch], LEARNING_RATE)
+            return result.loss, result.skipped
+
+        return step
+
+    return place
 
 
-def _transformers(contestant: Contestant, workload: Workload, device: torch.device) -> Step:
+def _transformers(contestant: Contestant, workload: Workload) -> Place:
     from transformers import Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM(qwen2_config(workload.model_config(contestant)))
     # The same names and the same weights: its losses are those of `standard`.
     model.load_state_dict(_initialized(contestant, workload).state_dict())
-    model.to(device, torch.bfloat16 if contestant.bf16_weights else torch.float32)
-    if contestant.compile:
-        for part in [model] if contestant.whole_model else model.model.layers:
-            part.compile()
     flags = workload.flags(contestant)
-    optimizer = adamw(model, flags)
 
-    def step(batch: Batch) -> tuple[Tensor, bool]:
-        batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=not contestant.bf16_weights):
-            # With labels alone it would shift them itself and learn from one token less than we do.
-            loss: Tensor = model(input_ids=batch.input_ids, labels=batch.labels, shift_labels=batch.labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), flags.optimization.clip_grad)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), False
+    def place(device: torch.device) -> Step:
+        model.to(device, torch.bfloat16 if contestant.bf16_weights else torch.float32)
+        if contestant.compile:
+            for part in [model] if contestant.whole_model else model.model.layers:
+                part.compile()
+        optimizer = adamw(model, flags)
 
-    return step
+        def step(batch: Batch) -> tuple[Tensor, bool]:
+            batch = batch.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=not contestant.bf16_weights):
+                # With labels alone it would shift them itself and learn from one token less than we do.
+                loss: Tensor = model(input_ids=batch.input_ids, labels=batch.labels, shift_labels=batch.labels).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), flags.optimization.clip_grad)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.detach(), False
+
+        return step
+
+    return place
 
 
 def qwen2_config(ours: ModelConfig) -> Any:

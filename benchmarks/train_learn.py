@@ -94,15 +94,15 @@ def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     from deconattn.train.inputs import TrainingData
     from deconattn.train.schedule import learning_rate
 
-    wait_for_turn()
-    start = time.perf_counter()
     flags = parse_training_flags(arguments.training(variant, arguments.steps))
-    runtime.start_distributed()
     data = TrainingData(flags.data.data, flags)
     config = model_config(flags.model, data.vocab_size, flags.data.seq_len)
     model = CausalLM(config)
     text = any(mixer_class(name).fixed_stream == "text" for name in config.layer_variants)
     initialize(model, flags.optimization.seed, data.fixed_ids() if text else None)
+    wait_for_turn()
+    start = time.perf_counter()
+    runtime.start_distributed()
     engine = Engine(model, flags)
     losses: list[float] = []
     norms: list[float] = []

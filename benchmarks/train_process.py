@@ -1,7 +1,7 @@
 """A process that trains alone, so that its peak memory and its failures are its own.
 
-It is started while the one before it still trains: it imports what it needs, which takes as long as the measurement
-itself, and touches no GPU before it is told to go.
+It is started while the one before it still trains: it imports what it needs and makes its model in host memory, which
+takes as long as the measurement itself, and touches no GPU before it is told to go.
 """
 
 import json

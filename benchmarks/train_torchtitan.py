@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.functional import cross_entropy
 
-from benchmarks.train_contestants import Contestant, Step, Workload, adamw
+from benchmarks.train_contestants import Contestant, Place, Step, Workload, adamw
 from deconattn.data import Batch
 from deconattn.errors import UserError
 from deconattn.model.config import ModelConfig
@@ -29,30 +31,33 @@ LLAMA = "torchtitan.models.llama3"
 NOT_NEEDED = ("torchtitan.components", "torchtitan.config", "torchtitan.distributed")
 
 
-def build_torchtitan(contestant: Contestant, workload: Workload, device: torch.device) -> Step:
-    """Its Transformer on `device`; the process group must exist."""
-    ours = workload.model_config(contestant)
+def prepare_torchtitan(contestant: Contestant, workload: Workload) -> Place:
+    """Its Transformer, from the workload's checkout."""
     flags = workload.flags(contestant)
     torch.manual_seed(workload.seed)
-    with torch.device(device):
-        model = _transformer(Path(workload.torchtitan), ours)
-    if contestant.compile:
-        for block in model.layers.values():
-            block.compile(fullgraph=True)
-    _shard(model, device)
+    model = _transformer(Path(workload.torchtitan), workload.model_config(contestant))
     loss_function = torch.compile(_loss) if contestant.compile else _loss
-    optimizer = adamw(model, flags)
 
-    def step(batch: Batch) -> tuple[Tensor, bool]:
-        batch = batch.to(device)
-        loss = loss_function(model(batch.input_ids), batch.labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), flags.optimization.clip_grad, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), False
+    def place(device: torch.device) -> Step:
+        model.to(device)
+        if contestant.compile:
+            for block in model.layers.values():
+                block.compile(fullgraph=True)
+        _shard(model, device)
+        optimizer = adamw(model, flags)
 
-    return step
+        def step(batch: Batch) -> tuple[Tensor, bool]:
+            batch = batch.to(device)
+            loss = loss_function(model(batch.input_ids), batch.labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), flags.optimization.clip_grad, foreach=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.detach(), False
+
+        return step
+
+    return place
 
 
 def _transformer(checkout: Path, ours: ModelConfig) -> Any:
@@ -92,9 +97,6 @@ def _transformer(checkout: Path, ours: ModelConfig) -> Any:
 
 def _shard(model: Any, device: torch.device) -> None:
     """FSDP2 on this one device: nothing is shared out, but weights are bf16 in use and fp32 in the optimiser."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     mesh = init_device_mesh(device.type, (1,))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 

@@ -1,4 +1,4 @@
-"""A contestant of `train_step.py` in a process of its own: builds its model, warms up, and times optimiser steps.
+"""A contestant of `train_step.py` in a process of its own: makes its model, waits for its turn, times optimiser steps.
 
 python -m benchmarks.train_worker CONTESTANT_JSON WORKLOAD_JSON
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.train_contestants import Contestant, Workload, build
+from benchmarks.train_contestants import Contestant, Place, Workload, prepare
 from benchmarks.train_process import output_file, wait_for_turn
 from deconattn.data import Batch
 from deconattn.ops.backend import choose
@@ -20,35 +20,29 @@ from deconattn.train import runtime
 
 BATCHES = 4
 """Different batches that the steps go round; random, so that no step is easier than another."""
-IMPORTS = {
-    "deconattn": ("deepspeed", "deconattn.train.engine"),
-    "transformers": ("deepspeed", "transformers.models.qwen2.modeling_qwen2"),
-    "torchtitan": ("deepspeed", "torch.distributed.fsdp"),
-}
-"""By library, what to import before one's turn; starting torch.distributed imports DeepSpeed."""
 
 
 def main() -> None:
-    """Import, wait, measure, write."""
+    """Prepare, wait, measure, write."""
     contestant, workload = Contestant(**json.loads(sys.argv[1])), Workload(**json.loads(sys.argv[2]))
     runtime.quiet_accelerator()
-    for name in IMPORTS[contestant.library]:
-        importlib.import_module(name)
+    importlib.import_module("deepspeed")  # starting torch.distributed would import it in our turn
+    place = prepare(contestant, workload)
     wait_for_turn()
     try:
-        result = measure(contestant, workload)
+        result = measure(place, workload)
     except torch.OutOfMemoryError as error:
         result = {"failure": str(error), "out_of_memory": True}
     output_file().write_text(json.dumps(result))
 
 
-def measure(contestant: Contestant, workload: Workload) -> dict[str, Any]:
+def measure(place: Place, workload: Workload) -> dict[str, Any]:
     """Seconds an optimiser step, a sample each; losses (nats), skipped steps, peak memory (GiB) and start-up times."""
     start = time.perf_counter()
     device = runtime.start_distributed()
-    step = build(contestant, workload, device)
+    step = place(device)
     batches = random_batches(workload, pinned=device.type == "cuda")
-    built = time.perf_counter()
+    placed = time.perf_counter()
     losses, skipped, seconds = [], 0, []
     for number in range(workload.warmup_steps):
         loss, was_skipped = step(batches[number % BATCHES])
@@ -64,14 +58,14 @@ def measure(contestant: Contestant, workload: Workload) -> dict[str, Any]:
         synchronize(device)
         seconds.append((time.perf_counter() - before) / workload.steps_a_sample)
         losses.append(float(loss))
-    head_dim = workload.model_config(contestant).head_dim
+    head_dim = workload.model_config(Contestant()).head_dim
     return {
         "seconds_a_step": seconds,
         "losses": losses,
         "skipped_steps": skipped,
         "memory_gib": runtime.memory_gib(),
-        "build_seconds": built - start,
-        "warmup_seconds": warm - built,
+        "placing_seconds": placed - start,
+        "warmup_seconds": warm - placed,
         "backend": dataclasses.asdict(choose(torch.empty(1, head_dim, dtype=torch.bfloat16, device=device))),
     }
 

@@ -1,10 +1,14 @@
-"""Attention with the exponential's second-order Taylor series in its place (approximate; paper, equation 6)."""
+"""Attention with the exponential's second-order Taylor series in its place (approximate; paper, equation 6).
+
+Two forms give the same numbers: tiles of the map, quadratic in L, and a running state of second-order features,
+linear in L but with head_dim^2 / 2 of them. Which is faster depends on length and head_dim alone.
+"""
 
 from torch import Tensor
 
 from deconattn.ops import reference
 from deconattn.ops.backend import choose, kernels
-from deconattn.ops.blockwise import attention as blockwise
+from deconattn.ops.blockwise import attention, taylor_states
 
 
 def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
@@ -18,9 +22,16 @@ def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
     Returns:
         [R, heads, L, head_dim].
     """
+    inputs = queries, keys, values, document_ids
+    length, head_dim = queries.shape[-2:]
     backend = choose(values).backend
-    if backend == "triton":
-        return kernels("taylor_tiles").taylor_tiles_attention(queries, keys, values, document_ids)
     if backend == "reference":
-        return reference.taylor_attention(queries, keys, values, document_ids)
-    return blockwise.taylor_attention(queries, keys, values, document_ids)
+        return reference.taylor_attention(*inputs)
+    if backend == "triton":
+        states = kernels("taylor_states")
+        if length >= states.crossover(head_dim):
+            return states.taylor_states_attention(*inputs)
+        return kernels("taylor_tiles").taylor_tiles_attention(*inputs)
+    if length >= taylor_states.crossover(head_dim, values.dtype):
+        return taylor_states.taylor_states_attention(*inputs)
+    return attention.taylor_attention(*inputs)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import train_learn, train_step, train_summary
-from benchmarks.train_contestants import Contestant, Workload
+from benchmarks.train_contestants import Contestant, Workload, prepare
 from benchmarks.train_process import TrainingProcess
 from benchmarks.train_worker import measure
 from deconattn.errors import UserError
@@ -39,9 +39,13 @@ def turn(contestant: Contestant, seconds: list[float], **more: Any) -> dict[str,
     } | more  # fmt: skip
 
 
+def trained(contestant: Contestant, workload: Workload) -> dict[str, Any]:
+    return measure(prepare(contestant, workload), workload)
+
+
 def test_ours_and_transformers_do_the_same_work(alone: None):
     """The same first loss from the same weights, and both learn; bf16 throughout."""
-    ours, theirs = (measure(Contestant(name, compile=False), TOY) for name in ("deconattn", "transformers"))
+    ours, theirs = (trained(Contestant(name, compile=False), TOY) for name in ("deconattn", "transformers"))
     assert ours["losses"][0] == pytest.approx(theirs["losses"][0], abs=0.02)
     assert ours["losses"][0] == pytest.approx(math.log(64), abs=0.2)
     for result in (ours, theirs):
@@ -129,13 +133,13 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_torchtitan_trains_its_model_in_bf16_with_fp32_master_weights(checkout: Path, alone: None):
-    result = measure(Contestant("torchtitan", compile=False), replace(TOY, torchtitan=str(checkout)))
+    result = trained(Contestant("torchtitan", compile=False), replace(TOY, torchtitan=str(checkout)))
     assert result["losses"][-1] < result["losses"][0] == pytest.approx(math.log(64), abs=0.1)
 
 
-def test_torchtitan_without_a_checkout(tmp_path: Path, alone: None):
+def test_torchtitan_without_a_checkout(tmp_path: Path):
     with pytest.raises(UserError, match="v0.2.2"):
-        measure(Contestant("torchtitan", compile=False), replace(TOY, torchtitan=str(tmp_path)))
+        trained(Contestant("torchtitan", compile=False), replace(TOY, torchtitan=str(tmp_path)))
 
 
 def test_contestants_in_order_of_importance(tmp_path: Path):

@@ -24,7 +24,6 @@ takes no more memory than dO, linear in L. dQ is summed over strips and dK over 
 the forward pass are Q, K, V, o and n.
 """
 
-# mypy: disable-error-code="import-untyped"
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +40,7 @@ from deconattn.ops.kernels.fixed_map_programs import (
     mix_kernel,
     normaliser_kernel,
 )
+from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 
 WHOLE = 128
 """Statistics of queries are padded to a multiple of it (and of the queries of every tile), the log-normalisers with
@@ -177,14 +177,14 @@ def _fixed_map_backward(
 
 @_fixed_map.register_fake
 def _(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    return _token_major(values, queries.shape[0]), _statistic(queries)
+    return token_major(values, heads=queries.shape[0]), _statistic(queries)
 
 
 @_fixed_map_backward.register_fake
 def _(
     grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mixed: Tensor, normaliser: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _token_major(queries), _token_major(keys), _token_major(values)
+    return token_major(queries), token_major(keys), token_major(values)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -204,9 +204,9 @@ def forward(queries: Tensor, keys: Tensor, values: Tensor, launch: Launch | None
     heads, length, head_dim = queries.shape
     rows, key_value_heads = values.shape[:2]
     group = heads // key_value_heads
-    queries, keys, values = map(_unit_stride, (queries, keys, values))
+    queries, keys, values = map(unit_stride, (queries, keys, values))
     launch = launch or launch_parameters(head_dim, values.dtype, _capability(values))
-    mixed, normaliser = _token_major(values, heads), _statistic(queries)
+    mixed, normaliser = token_major(values, heads=heads), _statistic(queries)
     whole = normaliser.shape[1]
     scale = math.log2(math.e) / math.sqrt(head_dim)
     with torch.cuda.device_of(values):
@@ -217,7 +217,7 @@ def forward(queries: Tensor, keys: Tensor, values: Tensor, launch: Launch | None
         )  # fmt: skip
         tile, blocks = launch.mix, heads * triton.cdiv(length, launch.mix.queries)
         columns = _columns(tile, rows, head_dim, blocks)
-        mix_kernel[(blocks * triton.cdiv(rows * _padded(head_dim), columns),)](
+        mix_kernel[(blocks * triton.cdiv(rows * padded_width(head_dim), columns),)](
             queries, keys, values, normaliser, mixed,
             *queries.stride()[:2], *keys.stride()[:2], *values.stride()[:3], *mixed.stride()[:3],
             whole, length, rows, heads, group, scale,
@@ -239,11 +239,11 @@ def backward(
     heads, length, head_dim = queries.shape
     rows, key_value_heads = values.shape[:2]
     group, whole = heads // key_value_heads, normaliser.shape[1]
-    grad, queries, keys, values = map(_unit_stride, (grad, queries, keys, values))
+    grad, queries, keys, values = map(unit_stride, (grad, queries, keys, values))
     launch = launch or launch_parameters(head_dim, values.dtype, _capability(values))
     scale = 1 / math.sqrt(head_dim)
     scale_2 = math.log2(math.e) * scale
-    centre, grad_values = torch.empty_like(normaliser), _token_major(values)
+    centre, grad_values = torch.empty_like(normaliser), token_major(values)
     # [L, heads, x] in fp32: of the queries summed over strips, of the keys one for each query head.
     grad_queries, grad_keys = normaliser.new_empty(2, length, heads, head_dim)
     strip = _strip(rows, length, head_dim, launch.grad_scores)
@@ -258,7 +258,7 @@ def backward(
         )  # fmt: skip
         tile, blocks = launch.grad_values, key_value_heads * triton.cdiv(length, launch.grad_values.keys)
         columns = _columns(tile, rows, head_dim, blocks)
-        grad_values_kernel[(blocks * triton.cdiv(rows * _padded(head_dim), columns),)](
+        grad_values_kernel[(blocks * triton.cdiv(rows * padded_width(head_dim), columns),)](
             queries, keys, normaliser, grad, grad_values,
             *queries.stride()[:2], *keys.stride()[:2], *grad.stride()[:3], *grad_values.stride()[:3],
             whole, length, rows, key_value_heads, group, scale_2,
@@ -297,13 +297,9 @@ def _capability(tensor: Tensor) -> tuple[int, int]:
     return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (9, 0)
 
 
-def _padded(head_dim: int) -> int:
-    return max(16, triton.next_power_of_2(head_dim))
-
-
 def _columns(tile: Tile, rows: int, head_dim: int, blocks: int) -> int:
     """Columns of W at a time: the tile's, or fewer where `blocks` of queries or keys times them are few programs."""
-    width = rows * _padded(head_dim)
+    width = rows * padded_width(head_dim)
     columns = min(tile.columns, triton.next_power_of_2(width))
     while columns > 64 and blocks * triton.cdiv(width, columns) < ENOUGH:
         columns //= 2
@@ -317,21 +313,16 @@ def _strip(rows: int, length: int, head_dim: int, tile: Tile) -> int:
 
 
 def _options(tile: Tile, head_dim: int) -> dict[str, int]:
-    options = {"HEAD_DIM": head_dim, "PADDED": _padded(head_dim), "num_warps": tile.warps, "num_stages": tile.stages}
+    options = {
+        "HEAD_DIM": head_dim,
+        "PADDED": padded_width(head_dim),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
     return options if tile.registers is None else {**options, "maxnreg": tile.registers}
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _statistic(queries: Tensor) -> Tensor:
     """Empty fp32 [heads, L padded to whole blocks]."""
     heads, length, _ = queries.shape
     return queries.new_empty(heads, (length + WHOLE - 1) // WHOLE * WHOLE, dtype=torch.float32)
-
-
-def _token_major(like: Tensor, heads: int | None = None) -> Tensor:
-    """Empty [.., heads, L, head_dim] in [.., L, heads, head_dim] memory: what follows merges heads without a copy."""
-    *rows, own_heads, length, head_dim = like.shape
-    return like.new_empty(*rows, length, heads or own_heads, head_dim).transpose(-3, -2)

@@ -6,7 +6,7 @@ PADDED with columns that do not exist. Statistics are fp32 [heads, whole blocks]
 log2(e) / sqrt(head_dim). Positions and offsets within a tile are 32-bit; where a tile or a row begins is 64-bit.
 """
 
-# mypy: disable-error-code="no-untyped-def, import-untyped"
+# mypy: disable-error-code="no-untyped-def"
 import triton
 import triton.language as tl
 

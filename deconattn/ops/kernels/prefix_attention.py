@@ -24,13 +24,13 @@ of a warp forward, 1700 backward, where an H100's multiprocessor can issue 2500 
 move the block.
 """
 
-# mypy: disable-error-code="import-untyped"
 from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
+from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 from deconattn.ops.kernels.prefix_attention_programs import (
     backward_kernel,
     forward_kernel,
@@ -124,7 +124,7 @@ def _prefix_attention_backward(
 @_prefix_attention.register_fake
 def _(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     scores = queries.new_empty(queries.shape[:-1], dtype=torch.float32)
-    return _token_major(queries, values.dtype), scores, torch.empty_like(scores)
+    return token_major(queries, values.dtype), scores, torch.empty_like(scores)
 
 
 @_prefix_attention_backward.register_fake
@@ -138,7 +138,7 @@ def _(
     normalisers: Tensor,
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _token_major(queries), _token_major(keys), _token_major(values)
+    return token_major(queries), token_major(keys), token_major(values)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -162,9 +162,9 @@ def forward(
     rows, heads, length, head_dim = queries.shape
     chosen = (launch or launch_parameters(head_dim, queries.dtype)).forward
     segments, segment_length = _cut(queries, chosen)
-    queries, keys, values = _unit_stride(queries), _unit_stride(keys), _unit_stride(values)
+    queries, keys, values = unit_stride(queries), unit_stride(keys), unit_stride(values)
     documents = None if document_ids is None else document_ids.contiguous()
-    output = _token_major(queries, values.dtype)
+    output = token_major(queries, values.dtype)
     scores = queries.new_empty(rows, heads, length, dtype=torch.float32)
     normalisers = torch.empty_like(scores)
     peaks = weights = sums = None
@@ -202,11 +202,11 @@ def backward(
     group = heads // keys.shape[1]
     chosen = (launch or launch_parameters(head_dim, queries.dtype)).backward
     segments, segment_length = _cut(queries, chosen)
-    grad, queries, keys, values = _unit_stride(grad), _unit_stride(queries), _unit_stride(keys), _unit_stride(values)
-    output, scores, normalisers = _unit_stride(output), scores.contiguous(), normalisers.contiguous()
+    grad, queries, keys, values = unit_stride(grad), unit_stride(queries), unit_stride(keys), unit_stride(values)
+    output, scores, normalisers = unit_stride(output), scores.contiguous(), normalisers.contiguous()
     documents = None if document_ids is None else document_ids.contiguous()
-    grad_queries = _token_major(queries)
-    grad_keys, grad_values = _token_major(queries, keys.dtype), _token_major(queries, values.dtype)
+    grad_queries = token_major(queries)
+    grad_keys, grad_values = token_major(queries, keys.dtype), token_major(queries, values.dtype)
     centres = sums = centre_sums = None
     grid = (rows * heads * segments,)
     constants = _constants(chosen, head_dim)
@@ -248,7 +248,7 @@ def _multiprocessors(device: torch.device) -> int:
 def _constants(chosen: Pass, head_dim: int) -> dict[str, int]:
     return {
         "HEAD_DIM": head_dim,
-        "WIDTH": max(16, triton.next_power_of_2(head_dim)),
+        "WIDTH": padded_width(head_dim),
         "BLOCK": chosen.block,
         "STAGES": chosen.stages,
         "num_warps": chosen.warps,
@@ -260,13 +260,3 @@ def _sum_groups(grad: Tensor, group: int) -> Tensor:
     if group == 1:
         return grad
     return grad.transpose(1, 2).unflatten(2, (-1, group)).sum(dim=3).transpose(1, 2)
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _token_major(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Empty [R, heads, L, head_dim] in [R, L, heads, head_dim] memory: what follows merges heads without a copy."""
-    rows, heads, length, head_dim = like.shape
-    return like.new_empty(rows, length, heads, head_dim, dtype=dtype or like.dtype).transpose(1, 2)

@@ -11,7 +11,7 @@ reductions of tiles over tokens: those would cost more than all the rest. So the
 in every row of a tile, as a product of matrices leaves it.
 """
 
-# mypy: disable-error-code="no-untyped-def, import-untyped"
+# mypy: disable-error-code="no-untyped-def"
 import math
 
 import triton

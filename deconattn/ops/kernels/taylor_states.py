@@ -32,8 +32,6 @@ all in tf32 costs half the speed. fp16 cannot hold sums of products of three, no
 computes in bf16. fp32 computes in tf32x3, good to 2^-21: "ieee" would leave the tensor cores. It spills some registers.
 """
 
-# mypy: disable-error-code="import-untyped"
-
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,6 +39,7 @@ import triton
 from torch import Tensor
 
 from deconattn.ops.blockwise.taylor_states import document_starts
+from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 from deconattn.ops.kernels.taylor_states_programs import (
     columns_program,
     grad_keys_program,
@@ -89,7 +88,7 @@ class Launch:
 def chunk_length(head_dim: int) -> int:
     """head_dim^2 / 4 tokens: head_dim^3 numbers of a state are then 4 head_dim a token, as much as q, k, v and o, and
     a token mixes with head_dim^2 / 8 others in its chunk, a sixth of the work of reading a state."""
-    return max(128, _width(head_dim) ** 2 // 4)
+    return max(128, padded_width(head_dim) ** 2 // 4)
 
 
 def crossover(head_dim: int) -> int:
@@ -98,7 +97,7 @@ def crossover(head_dim: int) -> int:
     Tiles take 9 products of L / 2 keys, states 7 head_dim^2: as much work at L = 1.56 head_dim^2. By its instructions
     (100 for 4 wgmma, two programs a multiprocessor) a product with a state runs at 2/3 of a tile's rate, or less.
     """
-    return 5 * _width(head_dim) ** 2 // 2
+    return 5 * padded_width(head_dim) ** 2 // 2
 
 
 def _alike(chunk: int, states: States, tile: Tile, grad_keys: Tile | None = None) -> Launch:
@@ -127,7 +126,7 @@ def launch_parameters(head_dim: int, dtype: torch.dtype, capability: tuple[int, 
     chunk, hopper = chunk_length(head_dim), capability >= (9, 0)
     if dtype == torch.float32:
         return _alike(chunk, States(2 if hopper else 1, 32, 4, 2), Tile(64, 32, 8, 2) if hopper else Tile(32, 16, 8, 2))
-    if _width(head_dim) == 128:
+    if padded_width(head_dim) == 128:
         return _alike(chunk, States(2, 32, 8, 2), Tile(128 if hopper else 64, 32, 8, 2))
     if not hopper:
         return _alike(chunk, States(4, 32, 4, 3), Tile(128, 64, 8, 2))
@@ -170,7 +169,7 @@ def _taylor_states_backward(
 
 @_taylor_states.register_fake
 def _(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _token_major(queries, values.dtype), queries.new_empty(queries.shape[:-1], dtype=torch.float32)
+    return token_major(queries, values.dtype), queries.new_empty(queries.shape[:-1], dtype=torch.float32)
 
 
 @_taylor_states_backward.register_fake
@@ -183,7 +182,7 @@ def _(
     normalisers: Tensor,
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _token_major(queries), _token_major(keys), _token_major(values)
+    return token_major(queries), token_major(keys), token_major(values)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -205,9 +204,9 @@ def forward(
     """Mixed values [R, heads, L, head_dim], and z, fp32 [R, heads, L]."""
     rows, heads, length, head_dim = queries.shape
     launch = launch or _chosen(queries, values)
-    queries, keys, values = _unit_stride(queries), _unit_stride(keys), _unit_stride(values)
+    queries, keys, values = unit_stride(queries), unit_stride(keys), unit_stride(values)
     starts = _starts(document_ids)
-    mixed = _token_major(queries, values.dtype)
+    mixed = token_major(queries, values.dtype)
     normalisers = queries.new_empty(queries.shape[:-1], dtype=torch.float32)
     with torch.cuda.device_of(queries):
         dtype = _product_dtype(queries, values)
@@ -250,9 +249,9 @@ def backward(
     rows, heads, length, head_dim = queries.shape
     key_value_heads = keys.shape[1]
     launch = launch or _chosen(queries, values)
-    grad, queries, keys, values = _unit_stride(grad), _unit_stride(queries), _unit_stride(keys), _unit_stride(values)
+    grad, queries, keys, values = unit_stride(grad), unit_stride(queries), unit_stride(keys), unit_stride(values)
     starts = _starts(document_ids)
-    grad_queries, grad_keys, grad_values = _token_major(queries), _token_major(keys), _token_major(values)
+    grad_queries, grad_keys, grad_values = token_major(queries), token_major(keys), token_major(values)
     dtype = _product_dtype(queries, values)
     with torch.cuda.device_of(queries):
         upstream, centre = _upstream(grad, mixed, normalisers, dtype)
@@ -330,7 +329,7 @@ def _states(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """states, moments and sums of each key head and chunk; in reverse where there are weights."""
     rows, length, head_dim = x.shape[0], x.shape[2], x.shape[3]
-    width, chunks = _width(head_dim), triton.cdiv(length, launch.chunk)
+    width, chunks = padded_width(head_dim), triton.cdiv(length, launch.chunk)
     lines = rows * heads
     states = columns.new_empty(lines, chunks, width, width, width)
     moments = columns.new_empty(lines, chunks, 2, width, width)
@@ -372,7 +371,7 @@ def _columns(x: Tensor, dtype: torch.dtype) -> Tensor:
         length,
         columns.stride(1),
         HEAD_DIM=head_dim,
-        WIDTH=_width(head_dim),
+        WIDTH=padded_width(head_dim),
         TILE=COPY_TILE,
     )
     return columns
@@ -394,7 +393,7 @@ def _upstream(grad: Tensor, mixed: Tensor, normalisers: Tensor, dtype: torch.dty
         heads,
         length,
         HEAD_DIM=head_dim,
-        WIDTH=_width(head_dim),
+        WIDTH=padded_width(head_dim),
         TILE=COPY_TILE,
     )
     return upstream, centre
@@ -403,7 +402,7 @@ def _upstream(grad: Tensor, mixed: Tensor, normalisers: Tensor, dtype: torch.dty
 def _constants(tile: States | Tile, launch: Launch, head_dim: int, dtype: torch.dtype) -> dict[str, object]:
     constants: dict[str, object] = {
         "HEAD_DIM": head_dim,
-        "WIDTH": _width(head_dim),
+        "WIDTH": padded_width(head_dim),
         "CHUNK": launch.chunk,
         "PRECISION": "tf32x3" if dtype == torch.float32 else None,
         "TILE": tile.tile,
@@ -424,19 +423,5 @@ def _product_dtype(queries: Tensor, values: Tensor) -> torch.dtype:
     return torch.float32 if torch.float32 in (queries.dtype, values.dtype) else torch.bfloat16
 
 
-def _width(head_dim: int) -> int:
-    return max(16, triton.next_power_of_2(head_dim))
-
-
 def _starts(document_ids: Tensor | None) -> Tensor | None:
     return None if document_ids is None else document_starts(document_ids).to(torch.int32)
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _token_major(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Empty [R, heads, L, head_dim] in [R, L, heads, head_dim] memory: what follows merges heads without a copy."""
-    rows, heads, length, head_dim = like.shape
-    return like.new_empty(rows, length, heads, head_dim, dtype=dtype or like.dtype).transpose(1, 2)

@@ -24,13 +24,13 @@ Document ids do not decrease along a row, so a document is a span: a query sees 
 tiles outside the spans are never visited, and only tiles on a span's edge are masked.
 """
 
-# mypy: disable-error-code="import-untyped"
 from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
+from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 from deconattn.ops.kernels.taylor_tiles_programs import by_keys_kernel, by_queries_kernel, forward_kernel
 
 
@@ -122,7 +122,7 @@ def _taylor_tiles_backward(
 
 @_taylor_tiles.register_fake
 def _(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _token_major(queries, values.dtype), queries.new_empty(queries.shape[:-1], dtype=torch.float32)
+    return token_major(queries, values.dtype), queries.new_empty(queries.shape[:-1], dtype=torch.float32)
 
 
 @_taylor_tiles_backward.register_fake
@@ -135,7 +135,7 @@ def _(
     shares: Tensor,
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _token_major(queries), _token_major(keys), _token_major(values)
+    return token_major(queries), token_major(keys), token_major(values)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -158,8 +158,8 @@ def forward(
     """Mixed values [R, heads, L, head_dim], and 1/z, fp32 [R, heads, L]."""
     rows, heads, length, head_dim = queries.shape
     tile = (launch or _chosen(queries, values)).forward
-    queries, keys, values = _unit_stride(queries), _unit_stride(keys), _unit_stride(values)
-    mixed = _token_major(queries, values.dtype)
+    queries, keys, values = unit_stride(queries), unit_stride(keys), unit_stride(values)
+    mixed = token_major(queries, values.dtype)
     shares = queries.new_empty(queries.shape[:-1], dtype=torch.float32)
     with torch.cuda.device_of(queries):
         forward_kernel[(rows * heads * triton.cdiv(length, tile.queries),)](
@@ -196,9 +196,9 @@ def backward(
     rows, heads, length, head_dim = queries.shape
     key_value_heads = keys.shape[1]
     launch = launch or _chosen(queries, values)
-    queries, keys, values = _unit_stride(queries), _unit_stride(keys), _unit_stride(values)
-    grad, mixed, shares = _unit_stride(grad), _unit_stride(mixed), shares.contiguous()
-    grad_queries, grad_keys, grad_values = _token_major(queries), _token_major(keys), _token_major(values)
+    queries, keys, values = unit_stride(queries), unit_stride(keys), unit_stride(values)
+    grad, mixed, shares = unit_stride(grad), unit_stride(mixed), shares.contiguous()
+    grad_queries, grad_keys, grad_values = token_major(queries), token_major(keys), token_major(values)
     centres = torch.empty_like(shares)
     with torch.cuda.device_of(queries):
         by_queries_kernel[(rows * heads * triton.cdiv(length, launch.by_queries.queries),)](
@@ -254,7 +254,7 @@ def _chosen(queries: Tensor, values: Tensor) -> Launch:
 
 
 def _constants(tile: Tile, head_dim: int, document_ids: Tensor | None) -> dict[str, object]:
-    width = max(16, triton.next_power_of_2(head_dim))
+    width = padded_width(head_dim)
     return {
         "HEAD_DIM": head_dim,
         "WIDTH": width,
@@ -273,13 +273,3 @@ def _bounds(document_ids: Tensor | None, ends: bool) -> Tensor | None:
         return None
     document_ids = document_ids.contiguous()
     return torch.searchsorted(document_ids, document_ids, out_int32=True, right=ends)
-
-
-def _unit_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _token_major(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Empty [R, heads, L, head_dim] in [R, L, heads, head_dim] memory: what follows merges heads without a copy."""
-    rows, heads, length, head_dim = like.shape
-    return like.new_empty(rows, length, heads, head_dim, dtype=dtype or like.dtype).transpose(1, 2)

@@ -5,7 +5,7 @@ Tensors [R, heads, L, head_dim] come as a pointer and their strides, the last of
 zeros to WIDTH columns. Positions are 32-bit, offsets of rows, heads and blocks 64-bit.
 """
 
-# mypy: disable-error-code="no-untyped-def, import-untyped"
+# mypy: disable-error-code="no-untyped-def"
 
 import math
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from compiled import SHARED_MEMORY, compile_calls
 from torch import Tensor
 
 from deconattn.ops import reference
 from deconattn.ops.kernels import prefix_attention as kernel
+from tests.ops.kernels.compiled import SHARED_MEMORY, compile_calls
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BLOCK = 16

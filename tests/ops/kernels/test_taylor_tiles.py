@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from compiled import SHARED_MEMORY, compile_calls
 from torch import Tensor
 
 from deconattn.ops import reference
 from deconattn.ops.kernels import taylor_tiles as kernel
+from tests.ops.kernels.compiled import SHARED_MEMORY, compile_calls
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BLOCK = 64

@@ -111,8 +111,8 @@ if [ "$rehearse" -eq 1 ]; then
     budget="${budget:-1200}" kernels_limit=150 train_limit=360 tests_limit=120 learn_limit=150 device=cpu
     kernels=(--rows 1 --lengths 128 --heads 2 --head-dim 16 --vocab-size 300 --repeats 2 --copy-mib 1)
     kernels+=(--matmul-size 64 --check-rows 1 --check-length 150)
-    train=(--turn-seconds 240 --sizes tiny --layers 2 --seq-len 64 --vocab-size 256 --micro-batch-sizes 2 --warmup-steps 1)
-    train+=(--samples 2 --steps-a-sample 1 --variants standard fixedseq)
+    train=(--sizes tiny --layers 2 --seq-len 64 --vocab-size 256 --micro-batch-sizes 2 --warmup-steps 1)
+    train+=(--samples 2 --steps-a-sample 1 --variants standard fixedseq --turn-seconds 240)
     learn=(--size tiny --seq-len 64 --batch-size 4 --steps 24 --launched-steps 24)
     tune=(--rows 1 --lengths 32 --heads 1 --head-dim 16 --repeats 1 --dtypes fp32)
     tests=(--collect-only)

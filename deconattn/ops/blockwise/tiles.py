@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-TILE = 128
+TILE = 192
 """Rows (or columns) of the map held at once."""
 
 

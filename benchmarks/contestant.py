@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.train_contestants import qwen2_config
 from deconattn.config import TrainingFlags, model_config
 from deconattn.data import Batch
 from deconattn.model.causal_lm import CausalLM
@@ -108,28 +109,11 @@ def _ours(spec: Spec) -> Step:
 
 def _peer(spec: Spec) -> Step:
     """The loop that one writes around transformers: fp32 weights, autocast where the precision is bf16."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
     flags = spec.flags()
     ours, optimization = model_config(flags.model, spec.vocab_size, spec.seq_len), flags.optimization
-    names = [
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "tie_word_embeddings",
-    ]
-    config = Qwen2Config(
-        **{name: getattr(ours, name) for name in names},
-        rope_parameters={"rope_type": "default", "rope_theta": ours.rope_theta},
-        use_cache=False,
-        attn_implementation="sdpa",
-    )
-    model = Qwen2ForCausalLM(config)
+    model = Qwen2ForCausalLM(qwen2_config(ours))
     model.load_state_dict(_initialized(spec).state_dict())  # the same names: its losses are `standard`'s
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(

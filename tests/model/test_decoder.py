@@ -74,6 +74,19 @@ def test_rows_leave_after_the_last_layer_that_reads_them(tiny_model, variants, s
     assert_equal_gradients(loss_gradients(model, *documents), expected, 1e-11)
 
 
+@pytest.mark.parametrize("documents", [(), (POSITIONS, DOCUMENTS)], ids=["plain", "documents"])
+def test_the_last_layer_that_reads_a_stream_computes_nothing_more_of_it(tiny_model, documents):
+    """Its keys and queries come from the stream's row; its values and its feed-forward do not."""
+    model = tiny_model("mlp", "fixedseq", "standard", "rndemb", "standard")
+    seen: dict[str, int] = {}
+    for name, module in model.model.layers[3].named_modules():
+        module.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, len(args[0])))
+    model.model(TOKENS, *documents)
+    assert (seen["self_attn"], seen["self_attn.q_proj"], seen["self_attn.k_proj"]) == (5, 1, 1)
+    assert {seen[f"self_attn.{name}"] for name in ("v_proj", "o_proj")} == {3}
+    assert {seen[name] for name in ("post_attention_layernorm", "mlp", "mlp.down_proj")} == {3}
+
+
 @pytest.mark.parametrize("variants", PATTERNS, ids=",".join)
 @pytest.mark.parametrize("documents", [(), (POSITIONS, DOCUMENTS)], ids=["plain", "documents"])
 def test_activation_checkpointing_changes_nothing(tiny_model, variants: tuple[str, ...], documents):

@@ -10,7 +10,6 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -39,7 +38,27 @@ def choose(values: Tensor) -> Choice:
     Raises:
         UserError: `DECONATTN_BACKEND` names no backend, or one that cannot run here.
     """
-    missing = _why_no_kernels(values)
+    return _choice(values.device.type, values.dtype, values.shape[-1])
+
+
+def backend_for(values: Tensor) -> str:
+    """The name of what :func:`choose` chooses, which torch.compile takes for a constant.
+
+    Where it is `triton`, the kernels are operators: `torch.ops.deconattn.NAME`, whose first result is the output.
+    """
+    return _constant_backend(values.device.type, values.dtype, values.shape[-1])
+
+
+@torch.compiler.assume_constant_result
+def _constant_backend(device: str, dtype: torch.dtype, head_dim: int) -> str:
+    backend = _choice(device, dtype, head_dim).backend
+    if backend == "triton":
+        _register_kernels()
+    return backend
+
+
+def _choice(device: str, dtype: torch.dtype, head_dim: int) -> Choice:
+    missing = _why_no_kernels(device, dtype, head_dim)
     forced = os.environ.get(VARIABLE)
     if forced:
         if forced not in get_args(Backend):
@@ -49,30 +68,31 @@ def choose(values: Tensor) -> Choice:
         return Choice(forced, f"{VARIABLE} forces it")  # type: ignore[arg-type]
     if missing:
         return Choice("torch", missing)
-    if not values.is_cuda:
+    if device != "cuda":
         return Choice("torch", "tensors are not on a GPU")
     return Choice("triton", "tensors are on a GPU and Triton is installed")
 
 
-def kernels(name: str) -> ModuleType:
-    """A module of `deconattn.ops.kernels`.
-
-    By name, because an exported model carries the other backends only: Triton is imported where it is used, and
-    kernels are used where this package is installed beside the export.
-    """
-    return importlib.import_module(f"{_KERNELS}.{name}")
-
-
-def _why_no_kernels(values: Tensor) -> str | None:
-    if values.dtype == torch.float64:
+def _why_no_kernels(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    if dtype == torch.float64:
         return "Triton kernels do not compute in float64"
-    if values.shape[-1] > WIDEST_HEAD:
-        return f"head_dim {values.shape[-1]} is above {WIDEST_HEAD}, the Triton kernels' widest"
+    if head_dim > WIDEST_HEAD:
+        return f"head_dim {head_dim} is above {WIDEST_HEAD}, the Triton kernels' widest"
     if not _kernels_installed():
         return "Triton, or the deconattn package, is not installed"
-    if not values.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "tensors are not on a GPU (on a CPU, TRITON_INTERPRET=1 runs Triton's interpreter)"
     return None
+
+
+@cache
+def _register_kernels() -> None:
+    """By name, because an exported model carries the other backends only.
+
+    Triton is imported where it is used, and kernels are used where this package is installed beside the export.
+    """
+    for operation in ("fixed_map", "prefix_attention", "taylor_states", "taylor_tiles"):
+        importlib.import_module(f"{_KERNELS}.{operation}")
 
 
 @cache

@@ -26,9 +26,20 @@ def package(queries: Tensor) -> str | None:
     """The package to use for such queries, or None."""
     if not queries.is_cuda or queries.dtype not in (torch.bfloat16, torch.float16):
         return None
-    generation = torch.cuda.get_device_capability(queries.device)[0]
-    for name in _PREFERENCE.get(generation, _NEWER):
-        if installed(PACKAGES[name][0]) and generation >= PACKAGES[name][2]:
+    return _package(queries.device.index or 0)
+
+
+@torch.compiler.assume_constant_result
+def generation(device: int) -> int:
+    """The major compute capability of a GPU."""
+    return torch.cuda.get_device_capability(device)[0]
+
+
+@torch.compiler.assume_constant_result
+def _package(device: int) -> str | None:
+    major = torch.cuda.get_device_capability(device)[0]
+    for name in _PREFERENCE.get(major, _NEWER):
+        if installed(PACKAGES[name][0]) and major >= PACKAGES[name][2]:
             return name
     return None
 

@@ -1,9 +1,10 @@
 """Softmax over the prefix with one score a token, linear in L (nonapproximate; paper, section 3.1)."""
 
+import torch
 from torch import Tensor
 
 from deconattn.ops import reference
-from deconattn.ops.backend import choose, kernels
+from deconattn.ops.backend import backend_for
 from deconattn.ops.blockwise import prefix_average as blockwise
 
 
@@ -18,9 +19,9 @@ def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
     Returns:
         [R, heads, L, head_dim] in the values' dtype. Scores and statistics are at least fp32.
     """
-    backend = choose(values).backend
+    backend = backend_for(values)
     if backend == "triton":
-        return kernels("prefix_attention").prefix_attention(queries, keys, values, document_ids)
+        return torch.ops.deconattn.prefix_attention(queries, keys, values, document_ids)[0]
     if backend == "reference":
         return reference.prefix_attention(queries, keys, values, document_ids)
     return blockwise.prefix_attention(queries, keys, values, document_ids)
@@ -37,6 +38,6 @@ def prefix_average(scores: Tensor, values: Tensor, document_ids: Tensor | None =
     Returns:
         [R, heads, L, head_dim] in the values' dtype.
     """
-    if choose(values).backend == "reference":
+    if backend_for(values) == "reference":
         return reference.prefix_average(scores, values, document_ids)
     return blockwise.prefix_average(scores, values, document_ids)

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from deconattn.ops import flash, reference
-from deconattn.ops.backend import choose
+from deconattn.ops.backend import backend_for
 from deconattn.ops.blockwise import attention as blockwise
 from deconattn.ops.documents import Documents
 
@@ -28,7 +28,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
         [R, heads, L, head_dim]. No map is held, but for document masks in fp32 on a GPU: there a boolean
         [R, 1, L, L] is, one for all heads and layers.
     """
-    if choose(values).backend == "reference":
+    if backend_for(values) == "reference":
         return reference.softmax_attention(queries, keys, values, None if documents is None else documents.ids)
     package = flash.package(queries)
     if documents is not None:
@@ -40,7 +40,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
     if not queries.is_cuda:
         if queries.requires_grad and queries.shape[2] > SHORT and not torch.compiler.is_compiling():
             return blockwise.softmax_attention(queries, keys, values)
-    elif torch.cuda.get_device_capability(queries.device)[0] >= 9:
+    elif flash.generation(queries.device.index or 0) >= 9:
         with sdpa_kernel(_HOPPER, set_priority=True):
             return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
     return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)

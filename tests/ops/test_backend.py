@@ -82,3 +82,31 @@ def test_every_backend_gives_the_same(monkeypatch: pytest.MonkeyPatch):
     for exact, *others in found.values():
         for other in others:
             assert_close(other, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fixed map", "taylor", "prefix"])
+def test_kernels_are_one_operator_to_the_compiler(name: str, monkeypatch: pytest.MonkeyPatch):
+    """No break in the graph, and the same gradients."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("DECONATTN_BACKEND", "triton")
+    queries, keys, values = torch.randn(3, 1, 2, 20, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    inputs = [tensor.requires_grad_() for tensor in (queries, keys, values)]
+    calls = {
+        "fixed map": lambda q, k, v: fixed_map_attention(q[0], k[0], v),
+        "taylor": taylor_attention,
+        "prefix": prefix_attention,
+    }
+
+    def layer(*given: Tensor) -> Tensor:
+        return 2 * calls[name](*(tensor + 1 for tensor in given))
+
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    ours, expected = compiled(*inputs), layer(*inputs)
+    assert_close(ours, expected)
+    for one, other in zip(
+        torch.autograd.grad(ours.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+        strict=True,
+    ):
+        assert_close(one, other)

@@ -36,15 +36,6 @@ BLOCK = 16
 """Dimensions multiplied together: 2560 products at head_dim 64, where the fewest would be 2080."""
 
 
-def crossover(head_dim: int, dtype: torch.dtype) -> int:
-    """The length from which states are faster than tiles: both passes, measured on a CPU (benchmarks/LOG.md).
-
-    Tiles cost 4.5 L head_dim multiply-adds a token, states 7 head_dim^2, but in bf16 tiles are computed in bf16, twice
-    as fast, and states never are.
-    """
-    return (4 if dtype in (torch.bfloat16, torch.float16) else 3) * head_dim**2
-
-
 @torch.compiler.disable
 def taylor_states_attention(
     queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None

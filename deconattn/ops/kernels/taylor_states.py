@@ -91,15 +91,6 @@ def chunk_length(head_dim: int) -> int:
     return max(128, padded_width(head_dim) ** 2 // 4)
 
 
-def crossover(head_dim: int) -> int:
-    """Length from which states are to be faster than tiles of the whole map, 10240 at head_dim 64.
-
-    Tiles take 9 products of L / 2 keys, states 7 head_dim^2: as much work at L = 1.56 head_dim^2. By its instructions
-    (100 for 4 wgmma, two programs a multiprocessor) a product with a state runs at 2/3 of a tile's rate, or less.
-    """
-    return 5 * padded_width(head_dim) ** 2 // 2
-
-
 def _alike(chunk: int, states: States, tile: Tile, grad_keys: Tile | None = None) -> Launch:
     return Launch(chunk, states, tile, tile, grad_keys or tile, tile)
 

@@ -1,5 +1,6 @@
 """The candidate launch parameters of each Triton kernel module, timed beside those that it chooses."""
 
+import importlib
 from collections.abc import Mapping
 from functools import partial
 from statistics import median
@@ -12,7 +13,6 @@ from benchmarks.kernel_cases import CASES
 from benchmarks.kernel_clock import Call, clock_of, described, race, ratio, release
 from benchmarks.kernel_measure import TOLERANCES, Result, largest, relative_errors
 from benchmarks.kernel_options import DTYPES, Options, Precision
-from deconattn.ops.backend import kernels
 
 Pass = Literal["forward", "backward"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
@@ -36,7 +36,7 @@ def tune(options: Options, name: str, precision: Precision, length: int, kind: P
     A candidate whose results are not the default's has failed, however fast it is. `passed` is false only where the
     default itself fails.
     """
-    module, case = kernels(name), CASES[MODULES[name]]
+    module, case = importlib.import_module(f"deconattn.ops.kernels.{name}"), CASES[MODULES[name]]
     shape = options.shape(options.rows_at(length), length)
     inputs = case.build(shape, DTYPES[precision], options.device).inputs
     returned = module.forward(*inputs)

@@ -1,5 +1,6 @@
 """benchmarks/kernels.py at toy dimensions: that it finds what is wrong and reports all, not how fast anything is."""
 
+import importlib
 import json
 import math
 import os
@@ -24,7 +25,6 @@ from benchmarks.kernel_options import DTYPES, Options, Precision, filled
 from benchmarks.kernel_report import add_shares, line, measurements, tunings
 from benchmarks.kernel_tuning import MODULES, tune
 from benchmarks.kernel_worker import Worker
-from deconattn.ops import backend
 from tests.train.conftest import ROOT, environment
 
 SMALL = {"heads": 2, "head_dim": 8, "vocab_size": 50, "check_rows": 2, "check_length": 37, "lengths": (24,)}
@@ -208,7 +208,7 @@ def test_flash_linear_attention_takes_its_own_layout(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("kind", ["forward", "backward"])
 @pytest.mark.parametrize("name", MODULES)
 def test_candidates_are_timed_beside_the_default(name: str, kind, monkeypatch: pytest.MonkeyPatch):
-    module = backend.kernels(name)
+    module = importlib.import_module(f"deconattn.ops.kernels.{name}")
     monkeypatch.setattr(module, "CANDIDATES", (*module.CANDIDATES[:1], "not a launch"))
     found = tune(replace(TOY, repeats=1, rows=1, heads=1), name, "fp32", 20, kind)
     assert found["passed"] and set(found["seconds"]) == {"default", "candidate 0"}

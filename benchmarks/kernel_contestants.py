@@ -120,7 +120,8 @@ def _in_torch(ours: Operation, problem: Problem) -> Tensor:
 
 
 def _kernel(name: str, problem: Problem) -> Tensor:
-    output = getattr(importlib.import_module(f"deconattn.ops.kernels.{name}"), f"{name}_attention")(*problem.inputs, problem.document_ids)
+    module = importlib.import_module(f"deconattn.ops.kernels.{name}")
+    output = getattr(module, f"{name}_attention")(*problem.inputs, problem.document_ids)
     assert isinstance(output, Tensor)
     return output
 

@@ -35,6 +35,8 @@ from deconattn.mixers import variant_names
 
 BYTES_A_PARAMETER = 36
 """Weight, gradient, two moments, flattened copies of them, and room for activations; on the safe side."""
+BYTES_A_LOGIT = 16
+"""The peer holds all logits: as they come, in fp32, and the gradients of both."""
 Samples = dict[str, list[dict[str, float]]]
 
 
@@ -172,7 +174,9 @@ def main() -> None:
     variants = arguments.variants or variant_names()
     flags = arguments.spec(PEER).flags()
     parameters = count_parameters(model_config(flags.model, arguments.vocab_size, arguments.seq_len)).total
-    at_once = psutil.virtual_memory().available // (BYTES_A_PARAMETER * parameters + 2**29)
+    logits = arguments.batch_size * arguments.seq_len * arguments.vocab_size
+    needed = BYTES_A_PARAMETER * parameters + BYTES_A_LOGIT * logits + 2**29
+    at_once = psutil.virtual_memory().available // needed
     samples: list[Samples] = []
     summary: dict[str, dict[str, float]] = {}
     for names in groups(variants, at_once):

@@ -120,7 +120,7 @@ def test_forward_flops_by_hand() -> None:
         else:
             standard += here * (8 * length * d * d + 2 * length**2 * d)
     fixed += 2 * (2 * length * d * 2 * d)  # of the other two fixed layers
-    streams = feed_forward * (6 * rows + 5)
+    streams = feed_forward * (6 * rows + 4)  # the stream's row ends at layer 5's queries and keys
     assert forward_flops(config, rows, length) == head + fixed + standard + streams
 
 

@@ -37,7 +37,7 @@ def generation(device: int) -> int:
 
 @torch.compiler.assume_constant_result
 def _package(device: int) -> str | None:
-    major = torch.cuda.get_device_capability(device)[0]
+    major = generation(device)
     for name in _PREFERENCE.get(major, _NEWER):
         if installed(PACKAGES[name][0]) and major >= PACKAGES[name][2]:
             return name

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from deconattn.ops import reference
-from deconattn.ops.blockwise.taylor_states import CHUNK, document_starts, taylor_states_attention
+from deconattn.ops.blockwise.taylor_states import CHUNK, taylor_states_attention
+from deconattn.ops.blockwise.tiles import Visibility
 
 SMALL_CHUNK = 16
 LENGTHS = (1, SMALL_CHUNK - 1, SMALL_CHUNK, SMALL_CHUNK + 1, 3 * SMALL_CHUNK, 75)
@@ -77,7 +78,7 @@ def test_bfloat16_is_computed_in_float32():
 
 def test_document_starts():
     ids = torch.tensor([[0, 0, 3, 3, 3, 8], [5, 7, 7, 7, 9, 9]])
-    assert document_starts(ids).tolist() == [[0, 0, 2, 2, 2, 5], [0, 1, 1, 1, 4, 4]]
+    assert Visibility.of(6, ids).starts.tolist() == [[0, 0, 2, 2, 2, 5], [0, 1, 1, 1, 4, 4]]
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])

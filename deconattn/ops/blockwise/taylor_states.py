@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from deconattn.ops.blockwise.tiles import Visibility
 from deconattn.ops.precision import at_least_fp32
 
 CHUNK = 256
@@ -50,16 +51,10 @@ def taylor_states_attention(
     Returns:
         [R, heads, L, head_dim] in the values' dtype.
     """
-    starts = None if document_ids is None else document_starts(document_ids)[:, None]
+    starts = Visibility.of(queries.shape[2], document_ids).starts
+    starts = None if starts is None else starts[:, None]
     group = queries.shape[1] // keys.shape[1]
     return _TaylorStates.apply(queries.unflatten(1, (-1, group)), keys, values, starts).flatten(1, 2)
-
-
-def document_starts(document_ids: Tensor) -> Tensor:
-    """Index of the first token of each token's document: int64 [R, L] -> int64 [R, L]."""
-    first = document_ids != pad(document_ids[:, :-1], (1, 0), value=-1)
-    index = torch.arange(document_ids.shape[1], device=document_ids.device)
-    return torch.where(first, index, 0).cummax(dim=1).values
 
 
 class _TaylorStates(torch.autograd.Function):

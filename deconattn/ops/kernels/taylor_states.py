@@ -38,7 +38,7 @@ import torch
 import triton
 from torch import Tensor
 
-from deconattn.ops.blockwise.taylor_states import document_starts
+from deconattn.ops.blockwise.tiles import Visibility
 from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 from deconattn.ops.kernels.taylor_states_programs import (
     columns_program,
@@ -415,4 +415,5 @@ def _product_dtype(queries: Tensor, values: Tensor) -> torch.dtype:
 
 
 def _starts(document_ids: Tensor | None) -> Tensor | None:
-    return None if document_ids is None else document_starts(document_ids).to(torch.int32)
+    starts = None if document_ids is None else Visibility.of(document_ids.shape[1], document_ids).starts
+    return None if starts is None else starts.to(torch.int32)

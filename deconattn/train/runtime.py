@@ -42,8 +42,8 @@ def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.devic
         ranks_here = int(os.environ.get("LOCAL_SIZE", world_size()))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     if "RANK" not in os.environ:  # started without a launcher: a world of one
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-        os.environ["MASTER_PORT"] = str(free_port())
+        # Port 0: the store takes a free one itself, so that none can be lost between finding and opening it.
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 
     quiet_accelerator()
     import deepspeed

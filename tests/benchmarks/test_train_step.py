@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,7 @@ from benchmarks.train_process import TrainingProcess
 from benchmarks.train_worker import measure
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
+from deconattn.train.runtime import LAUNCHER_VARIABLES
 from tests.train.conftest import ROOT, environment
 
 TOY = Workload("tiny", 16, 2, 64, layers=2, warmup_steps=1, samples=2, steps_a_sample=2)
@@ -34,6 +36,8 @@ def turn(contestant: Contestant, seconds: list[float], **more: Any) -> dict[str,
 
 
 def trained(contestant: Contestant, workload: Workload) -> dict[str, Any]:
+    for name in LAUNCHER_VARIABLES:  # of the world that tests ran before this one may have opened in the parent
+        os.environ.pop(name, None)
     return measure(prepare(contestant, workload), workload)
 
 

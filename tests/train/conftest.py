@@ -52,7 +52,7 @@ def undisturbed(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 def environment() -> dict[str, str]:
     """For a process that is not a rank of ours: without this process's world, with the checkout importable."""
-    ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    ours = {*runtime.LAUNCHER_VARIABLES, "LOCAL_SIZE"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     kept["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return kept | {"TORCHDYNAMO_DISABLE": "1"}

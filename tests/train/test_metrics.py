@@ -44,7 +44,7 @@ def test_wandb_is_offline_without_a_key_and_continues_its_run(
     identity = (run / "wandb-id").read_text()
     offline = list((run / "wandb").glob("offline-run-*"))
     assert offline
-    assert all(folder.name.endswith(identity) for folder in offline)
+    assert all(identity in folder.name for folder in offline)  # wandb appends -1 to a second one in the same second
 
 
 def test_fixed_text_becomes_the_stream(small: list[str], corpus: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from deconattn.mixers.approximate import Approximate
 from deconattn.mixers.base import FixedStream, Mixer, MixerContext, ProjectedMixer
+from deconattn.mixers.cache import LayerCache, Step, SumCache
 from deconattn.mixers.fixedseq import FixedSeq
 from deconattn.mixers.mlp import MLP
 from deconattn.mixers.nonapproximate import NonApproximate
@@ -15,6 +16,7 @@ __all__ = [
     "Approximate",
     "FixedSeq",
     "FixedStream",
+    "LayerCache",
     "Mixer",
     "MixerContext",
     "NonApproximate",
@@ -22,6 +24,8 @@ __all__ = [
     "RndEmb",
     "Standard",
     "StaticEmb",
+    "Step",
+    "SumCache",
     "mixer_class",
     "register",
     "variant_names",

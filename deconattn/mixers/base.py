@@ -7,13 +7,14 @@ FLOPs, analysis and export then work with it; `tests/mixers/test_contract.py` ru
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deconattn.cost.norms import rms_norm_bytes
+from deconattn.mixers.cache import LayerCache, Step, new_tokens_of
 from deconattn.model.config import ModelConfig
 from deconattn.model.linear import Linear
 from deconattn.model.rotary import Rotary
@@ -86,6 +87,54 @@ class Mixer(nn.Module, ABC):
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor | None:
         """The map A that `forward` applies, [R, heads, L, L], by the paper's formula; None if nothing is mixed."""
 
+    def new_cache(self) -> LayerCache:
+        """An empty decoding cache, for :meth:`extend` to fill."""
+        return LayerCache()
+
+    def extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
+        """:meth:`forward` for tokens that continue those in the cache, which then holds them too.
+
+        What padding's outputs are does not matter. As it stands here, right for any causal mixer: the whole sequence
+        is kept and mixed again. Override it, with :meth:`new_cache`, :meth:`fixed_part` and the costs below, to
+        keep and compute less.
+
+        Args:
+            hidden: [R, T, d], normed hidden states of the new tokens; fixed streams have no rows here.
+            static: [R, T, d], their embeddings through the same norm, or None if no layer needs them.
+
+        Returns:
+            [R, T, d].
+        """
+        whole = cache.append("hidden", hidden[:, None], step)[:, 0]
+        if self.needs_static_embeddings:
+            assert static is not None
+            static = cache.append("static", static[:, None], step)[:, 0]
+        positions = torch.arange(step.window, device=hidden.device)[None]
+        context = MixerContext(Rotary.of(self.config, positions, hidden.dtype), None, {})
+        if self.fixed_stream is not None:
+            parts = [part[:, : step.window] for part in cache.fixed]
+            whole = torch.cat([whole, parts[0]])
+            static = None if static is None else torch.cat([static, parts[1]])
+            context = replace(context, fixed_rows={self.fixed_stream: -1})
+        mixed = self(whole, static, context)[: len(hidden)]
+        return new_tokens_of(mixed, step, hidden.shape[1])
+
+    def fixed_part(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> tuple[Tensor, ...]:
+        """What :meth:`extend` needs of the fixed streams: computed once per model, found in `cache.fixed`.
+
+        Args:
+            hidden: [S, L, d], normed hidden states of the fixed streams alone, in `context.fixed_rows`.
+            static: [S, L, d] or None.
+
+        Returns:
+            Tensors [n, L, x].
+        """
+        if self.fixed_stream is None:
+            return ()
+        row = context.fixed_rows[self.fixed_stream]
+        sources = (hidden, static) if self.needs_static_embeddings else (hidden,)
+        return tuple(source[row].unsqueeze(0) for source in sources if source is not None)
+
     @classmethod
     @abstractmethod
     def num_parameters(cls, config: ModelConfig) -> int:
@@ -108,6 +157,28 @@ class Mixer(nn.Module, ABC):
             shards: tensor-parallel ranks; the bytes are those of one. Its input is whole on each.
             fused_norms: query/key norms run in one kernel (:func:`deconattn.cost.norms.rms_norm_bytes`).
         """
+
+    @classmethod
+    def prefill_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
+        """The same of a first cached pass: what is computed once per model does not count."""
+        return cls.forward_flops(config, rows, length)
+
+    @classmethod
+    def decode_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
+        """FLOPs of one new token in each of `rows` sequences, the last of `length` tokens."""
+        return cls.forward_flops(config, rows, length)
+
+    @classmethod
+    def cache_bytes(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
+        """Bytes of one layer's cache with room for `length` tokens in each of `rows` sequences."""
+        return rows * length * config.hidden_size * bytes_per_element * (1 + cls.needs_static_embeddings)
+
+    @classmethod
+    def fixed_bytes(cls, config: ModelConfig, length: int, bytes_per_element: int) -> int:
+        """Bytes of :meth:`fixed_part` for `length` tokens: once per model, whatever the batch."""
+        if cls.fixed_stream is None:
+            return 0
+        return length * config.hidden_size * bytes_per_element * (1 + cls.needs_static_embeddings)
 
 
 class ProjectedMixer(Mixer):

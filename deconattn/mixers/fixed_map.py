@@ -5,8 +5,9 @@ from abc import ABC
 from torch import Tensor
 
 from deconattn.mixers.base import MixerContext, ProjectedMixer
+from deconattn.mixers.cache import LayerCache, Step
 from deconattn.model.config import ModelConfig
-from deconattn.ops import reference
+from deconattn.ops import cached_attention, reference
 from deconattn.ops.fixed_map import fixed_map_attention
 from deconattn.ops.softmax_attention import causal_attention
 
@@ -35,6 +36,23 @@ class FixedMap(ProjectedMixer, ABC):
         queries, keys = queries[:, positions].transpose(0, 1), keys[:, positions].transpose(0, 1)
         return reference.softmax_map(queries, keys, context.documents.ids[:, None])
 
+    def extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
+        queries, keys = cache.fixed
+        values, tokens = self.values(hidden), hidden.shape[1]
+        held = cache.append("values", values, step)
+        if step.first:
+            return self.output(fixed_map_attention(queries[:, :tokens], keys[:, :tokens], values))
+        visible = step.visible(tokens)
+        if step.positions is None:
+            mixed = cached_attention.fixed_map_attention(queries, keys, held, step.past, tokens, visible)
+        else:
+            assert visible is not None
+            mixed = cached_attention.fixed_map_attention_by_row(queries, keys, held, step.positions, visible)
+        return self.output(mixed)
+
+    def fixed_part(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> tuple[Tensor, ...]:
+        return self._fixed_queries_keys(hidden, context)
+
     def _fixed_queries_keys(self, hidden: Tensor, context: MixerContext) -> tuple[Tensor, Tensor]:
         """Rotated queries [heads, L, head_dim] and keys [key_value_heads, L, head_dim] of the fixed stream."""
         assert self.fixed_stream is not None
@@ -48,6 +66,24 @@ class FixedMap(ProjectedMixer, ABC):
         d, widths = config.hidden_size, config.query_size + config.key_value_size
         projections = 2 * length * d * widths + 2 * rows * length * d * widths
         return projections + (1 + rows) * length**2 * config.query_size
+
+    @classmethod
+    def prefill_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
+        projections = 2 * rows * length * config.hidden_size * (config.query_size + config.key_value_size)
+        return projections + (1 + rows) * length**2 * config.query_size
+
+    @classmethod
+    def decode_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
+        projections = 2 * rows * config.hidden_size * (config.query_size + config.key_value_size)
+        return projections + 2 * (1 + rows) * length * config.query_size
+
+    @classmethod
+    def cache_bytes(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
+        return rows * length * config.key_value_size * bytes_per_element
+
+    @classmethod
+    def fixed_bytes(cls, config: ModelConfig, length: int, bytes_per_element: int) -> int:
+        return length * (config.query_size + config.key_value_size) * bytes_per_element
 
     @classmethod
     def activation_bytes(

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from deconattn.mixers.base import Mixer, MixerContext, attention_parameters
+from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.registry import register
 from deconattn.model.config import ModelConfig
 from deconattn.model.linear import Linear
@@ -27,6 +28,12 @@ class MLP(Mixer):
         self.down_proj = Linear(width, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        return self._swiglu(hidden)
+
+    def extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
+        return self._swiglu(hidden)
+
+    def _swiglu(self, hidden: Tensor) -> Tensor:
         return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> None:
@@ -39,6 +46,14 @@ class MLP(Mixer):
     @classmethod
     def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
         return 2 * rows * length * cls.num_parameters(config)
+
+    @classmethod
+    def decode_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
+        return cls.forward_flops(config, rows, 1)
+
+    @classmethod
+    def cache_bytes(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
+        return 0
 
     @classmethod
     def activation_bytes(

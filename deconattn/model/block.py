@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from deconattn.mixers import MixerContext, mixer_class
+from deconattn.mixers import LayerCache, MixerContext, Step, mixer_class
 from deconattn.model.config import ModelConfig
 from deconattn.model.linear import Linear
 from deconattn.model.splits import Split, column, row
@@ -43,9 +43,16 @@ class Block(nn.Module):
         Args:
             static: [R, L, d], the token embeddings, or None; they pass the same input norm as the hidden states.
         """
-        normed_static = None
-        if static is not None and self.self_attn.needs_static_embeddings:
-            normed_static = self.input_layernorm(static)
-        mixed = self.self_attn(self.input_layernorm(hidden), normed_static, context)
+        mixed = self.self_attn(*self.mixer_inputs(hidden, static), context)
         hidden = hidden[: context.output_rows] + mixed[: context.output_rows]
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    def extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
+        """For tokens [R, T, d] that continue those in the layer's cache."""
+        hidden = hidden + self.self_attn.extend(*self.mixer_inputs(hidden, static), step, cache)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    def mixer_inputs(self, hidden: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Both through the input norm, the static embeddings only where the mixer reads them."""
+        needed = static is not None and self.self_attn.needs_static_embeddings
+        return self.input_layernorm(hidden), self.input_layernorm(static) if needed else None

@@ -2,17 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from deconattn.errors import UserError
 from deconattn.mixers import FixedStream, MixerContext, mixer_class
 from deconattn.model.block import Block
 from deconattn.model.config import ModelConfig
+from deconattn.model.decoding import DecodingCache, check_length, fixed_length
 from deconattn.model.rotary import Rotary
 from deconattn.ops.documents import Documents
+
+
+class _FixedParts(NamedTuple):
+    weights: tuple[tuple[int, int, torch.dtype], ...]
+    length: int
+    parts: list[tuple[Tensor, ...]]
 
 
 class Decoder(nn.Module):
@@ -38,6 +45,7 @@ class Decoder(nn.Module):
         self.is_first, self.is_last = self.span.start == 0, self.span.stop == config.num_hidden_layers
         self.activation_checkpointing = False
         self.local_sequence: Callable[[Tensor], Tensor] = _whole
+        self._fixed_parts: _FixedParts | None = None
 
         classes = [mixer_class(variant) for variant in config.layer_variants]
         streams = [mixer.fixed_stream for mixer in classes]
@@ -82,11 +90,7 @@ class Decoder(nn.Module):
     def embed(self, input_ids: Tensor) -> Tensor:
         """[B, L] -> [R, L, d]: the token embeddings, and the fixed streams' rows after them."""
         length = input_ids.shape[1]
-        if self.streams and length > self.config.max_position_embeddings:
-            raise UserError(
-                f"a sequence of {length} tokens is beyond the fixed stream of "
-                f"{self.config.max_position_embeddings}: shorten it, or train with a longer --seq-len"
-            )
+        check_length(self, length)
         rows = [self.embed_tokens(input_ids)]
         for stream in self.streams:
             if stream == "random":
@@ -111,6 +115,59 @@ class Decoder(nn.Module):
             documents = Documents(torch.cat([document_ids, torch.zeros_like(positions[:extra])]), positions)
         fixed_rows = {stream: index - len(streams) for index, stream in enumerate(streams)}
         return MixerContext(Rotary.of(self.config, positions, like.dtype), documents, fixed_rows)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers of the span."""
+        return [self.layers[index] for index in self.span]  # type: ignore[misc]
+
+    def extend(self, input_ids: Tensor, cache: DecodingCache, real: Tensor | None = None) -> Tensor:
+        """Of a stack that holds all layers: hidden states [B, T, d] of tokens that continue those in the cache.
+
+        Args:
+            real: bool [B, T], false where a token is padding, which comes after the row's real ones; None: nowhere.
+
+        Raises:
+            UserError: the tokens go beyond the cache, or beyond the fixed stream.
+        """
+        hidden = self.embed_tokens(input_ids)
+        step = cache.begin(self, hidden, real)
+        static = hidden if self.last_static_layer >= 0 else None
+        for layer, layer_cache in zip(self.blocks, cache.layers, strict=True):
+            hidden = layer.extend(hidden, static, step, layer_cache)
+        cache.advance(step, *hidden.shape[:2])
+        return self.norm(hidden)
+
+    def fixed_parts(self, length: int) -> list[tuple[Tensor, ...]]:
+        """Of each layer, what decoding needs of the fixed streams' first `length` tokens or more.
+
+        Computed when first asked for, again for more tokens, and again after the weights changed.
+        """
+        if not self.streams:
+            return [()] * len(self.layers)
+        weights = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
+        known = None if self.training else self._fixed_parts
+        if known is None or known.weights != weights or known.length < length:
+            length = fixed_length(self.config, length)
+            known = _FixedParts(weights, length, self._run_fixed(length))
+        self._fixed_parts = None if self.training else known
+        return known.parts
+
+    @torch.no_grad()
+    def _run_fixed(self, length: int) -> list[tuple[Tensor, ...]]:
+        ids = torch.empty(0, length, dtype=torch.long, device=self.embed_tokens.weight.device)
+        hidden = self.embed(ids)
+        static = hidden if self.last_static_layer >= 0 else None
+        context = self.context(length, hidden)
+        parts: list[tuple[Tensor, ...]] = []
+        for index, layer in enumerate(self.blocks):
+            if index > self.last_fixed_layer:
+                parts.append(())
+                continue
+            parts.append(layer.self_attn.fixed_part(*layer.mixer_inputs(hidden, static), context))
+            if index < self.last_fixed_layer:
+                hidden = layer(hidden, static, context)
+        return parts
 
     def run(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> tuple[Tensor, Tensor | None]:
         """Through the layers of the span: hidden states and static embeddings, without rows that nobody reads."""

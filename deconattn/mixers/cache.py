@@ -1,0 +1,123 @@
+"""What a layer keeps of the tokens so far while text is generated: its decoding cache.
+
+Rows are sequences. A token of a row has a slot, its position in the row: padding takes none, so that a row's slots
+are filled from the first on, whatever side its prompt was padded on. What lies in the slots behind a row's last token
+has no meaning, and causal mixing never reads it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deconattn.model.rotary import Rotary
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a cached pass stands: T new tokens a row, in the slots after those that the row has filled.
+
+    Attributes:
+        rotary: cosines and sines of the new tokens' positions.
+        first: nothing is held yet; the new tokens are in slots 0 to T-1.
+        past: slots that are filled; where rows differ, in the longest at most.
+        positions: int64 [R, T], slots of the new tokens; None where all rows fill `past` to `past` + T - 1.
+        real: bool [R, T], false where a new token is padding; it comes after the row's real ones. None: all are real.
+        window: slots that the new tokens may see, from the first.
+        capacity: slots to hold memory for.
+        static: tensors keep their shapes and addresses from the second pass on (torch.compile, CUDA graphs).
+    """
+
+    rotary: Rotary
+    first: bool
+    past: int
+    positions: Tensor | None
+    real: Tensor | None
+    window: int
+    capacity: int
+    static: bool
+
+    def visible(self, tokens: int) -> Tensor | None:
+        """bool [R or 1, tokens, window]: the slots that each new token sees; None if it is all of them."""
+        if self.positions is None:
+            if tokens == 1:
+                return None
+            last = torch.arange(self.past, self.past + tokens, device=self.rotary.cos.device)[None]
+        else:
+            last = self.positions
+        return torch.arange(self.window, device=last.device) <= last[..., None]
+
+
+class LayerCache:
+    """Named tensors, rows first. A mixer makes an empty one and fills it in its cached passes.
+
+    Attributes:
+        fixed: what the layer needs of the fixed streams (:meth:`Mixer.fixed_part`), shared by all caches of a model.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.fixed: tuple[Tensor, ...] = ()
+
+    @property
+    def croppable(self) -> bool:
+        """Whether the last tokens can be taken back: a cache of tokens forgets by not reading, a sum cannot."""
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, without what is shared."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def append(self, name: str, new: Tensor, step: Step) -> Tensor:
+        """Put `new` [R, n, T, x] into its slots of the tensor `name` [R, n, capacity, x]; returns its window's part.
+
+        No gradient flows through a cache.
+        """
+        held = self.tensors.get(name)
+        if held is None or held.shape[2] < step.capacity:
+            # Slots that nobody filled get weights of zero, and zero times what memory happens to hold may be NaN.
+            larger = new.new_zeros(*new.shape[:2], step.capacity, new.shape[3])
+            if held is not None:
+                larger[:, :, : held.shape[2]] = held
+            held = self.keep(name, larger, step)
+        if step.positions is None:
+            held[:, :, step.past : step.past + new.shape[2]] = new.detach()
+        else:
+            held.scatter_(2, step.positions[:, None, :, None].expand_as(new), new.detach())
+        return held[:, :, : step.window]
+
+    def keep(self, name: str, value: Tensor, step: Step) -> Tensor:
+        """Hold `value` as the tensor `name`."""
+        held = self.tensors.get(name)
+        if step.static and held is not None:
+            return held.copy_(value.detach())
+        if step.static and value.device.type == "cuda":
+            torch._dynamo.mark_static_address(value)
+        self.tensors[name] = value.detach()
+        return self.tensors[name]
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was; int64 [R'], R' may differ from R. In place where R' is R."""
+        for name, tensor in self.tensors.items():
+            selected = tensor.index_select(0, rows.to(tensor.device))
+            self.tensors[name] = tensor.copy_(selected) if selected.shape == tensor.shape else selected
+
+    def reset(self) -> None:
+        """Empty it."""
+        self.tensors.clear()
+
+
+class SumCache(LayerCache):
+    """A cache that is a sum over the tokens."""
+
+    @property
+    def croppable(self) -> bool:
+        return False
+
+
+def new_tokens_of(whole: Tensor, step: Step, tokens: int) -> Tensor:
+    """[R, window, x], all slots -> [R, tokens, x], the new tokens' own."""
+    if step.positions is None:
+        return whole[:, step.past : step.past + tokens]
+    return whole.gather(1, step.positions[..., None].expand(-1, -1, whole.shape[-1]))

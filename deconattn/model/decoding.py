@@ -1,0 +1,174 @@
+"""The decoding cache of a whole model: one cache a layer, and how far each row has come."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deconattn.errors import UserError
+from deconattn.mixers import LayerCache, Step
+from deconattn.model.config import ModelConfig
+from deconattn.model.rotary import Rotary
+
+if TYPE_CHECKING:
+    from deconattn.model.decoder import Decoder
+
+BLOCK = 256
+"""Tokens of memory that a growing cache takes at once."""
+
+
+class DecodingCache:
+    """For one model and one batch. :meth:`deconattn.model.decoder.Decoder.extend` fills it.
+
+    Args:
+        limit: the most tokens that will be held, padding included; None grows without end.
+        static: take all memory at once, and keep every tensor's shape and address from then on.
+
+    Attributes:
+        layers: of each layer its cache.
+        rows: sequences held, 0 before the first pass.
+        capacity: tokens a row that there is room for now: a multiple of `BLOCK`, or `limit`.
+
+    Raises:
+        ValueError: `static` without a limit.
+        UserError: the limit is beyond the model's fixed stream.
+    """
+
+    def __init__(self, model: "Decoder", limit: int | None = None, static: bool = False) -> None:
+        if static and limit is None:
+            raise ValueError("a static cache needs a limit: its memory is taken at once")
+        if limit is not None:
+            check_length(model, limit)
+        self.layers: list[LayerCache] = [layer.self_attn.new_cache() for layer in model.blocks]
+        self.limit = limit
+        self.static = static
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty it."""
+        self.capacity = 0
+        self.rows = 0
+        self._seen: int | Tensor = 0
+        self._lengths: Tensor | None = None
+        for layer in self.layers:
+            layer.reset()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has passed yet."""
+        return self.rows == 0
+
+    @property
+    def seen(self) -> int:
+        """Tokens of a row that have passed, padding included."""
+        return int(self._seen)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all layers for this batch."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def fixed_nbytes(self) -> int:
+        """Bytes held once per model, for all caches."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.fixed)
+
+    @property
+    def croppable(self) -> bool:
+        """Whether :meth:`crop` is possible."""
+        return all(layer.croppable for layer in self.layers)
+
+    def begin(self, model: "Decoder", hidden: Tensor, real: Tensor | None) -> Step:
+        """Make room for the next tokens, [R, T, d].
+
+        Raises:
+            UserError: there is none.
+        """
+        rows, tokens = hidden.shape[:2]
+        first, past, positions = self.is_empty, 0, None
+        window = tokens
+        if self.static:
+            assert self.limit is not None
+            if first:
+                self._reserve(model, self.limit)
+                self._lengths = torch.zeros(rows, dtype=torch.long, device=hidden.device)
+                self._seen = torch.zeros((), dtype=torch.long, device=hidden.device)
+                if hidden.device.type == "cuda":
+                    torch._dynamo.mark_static_address(self._lengths)
+                    torch._dynamo.mark_static_address(self._seen)
+                if tokens > self.limit:
+                    raise UserError(_beyond(tokens, self.limit))
+            else:
+                window = self.limit
+        else:
+            past = self.seen
+            window = past + tokens
+            self._reserve(model, window)
+            if real is not None and self._lengths is None:
+                self._lengths = torch.full((rows,), past, dtype=torch.long, device=hidden.device)
+        new = torch.arange(tokens, device=hidden.device)
+        if self._lengths is not None and not first:
+            positions = self._lengths[:, None] + new
+        rotary = Rotary.of(model.config, past + new[None] if positions is None else positions, hidden.dtype)
+        return Step(rotary, first, past, positions, real, window, self.capacity, self.static)
+
+    def advance(self, step: Step, rows: int, tokens: int) -> None:
+        """Count the tokens that all layers hold now."""
+        self.rows = rows
+        self._seen += tokens
+        if self._lengths is not None:
+            self._lengths += tokens if step.real is None else step.real.sum(dim=1)
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Row i becomes what row rows[i] was, int64 [R']."""
+        self.rows = len(rows)
+        for layer in self.layers:
+            layer.select_rows(rows)
+        if self._lengths is not None:
+            selected = self._lengths.index_select(0, rows.to(self._lengths.device))
+            self._lengths = self._lengths.copy_(selected) if selected.shape == self._lengths.shape else selected
+
+    def crop(self, tokens: int) -> None:
+        """Take back the last tokens of every row.
+
+        Raises:
+            ValueError: a layer keeps sums, from which nothing can be taken back.
+        """
+        if not tokens:
+            return
+        if not self.croppable:
+            raise ValueError("a layer keeps sums, from which no token can be taken back: decode without assistance")
+        self._seen -= tokens
+        if self._lengths is not None:
+            self._lengths -= tokens
+
+    def _reserve(self, model: "Decoder", tokens: int) -> None:
+        if tokens <= self.capacity:
+            return
+        if self.limit is not None and tokens > self.limit:
+            raise UserError(_beyond(tokens, self.limit))
+        check_length(model, tokens)
+        bounds = [self.limit] if self.limit is not None else []
+        if model.streams:
+            bounds.append(model.config.max_position_embeddings)
+        self.capacity = min(-(-tokens // BLOCK) * BLOCK, *bounds) if bounds else -(-tokens // BLOCK) * BLOCK
+        for layer, fixed in zip(self.layers, model.fixed_parts(self.capacity), strict=True):
+            layer.fixed = fixed
+
+
+def fixed_length(config: ModelConfig, tokens: int) -> int:
+    """Tokens of the fixed streams that are computed when `tokens` are needed: more are likely to be, soon."""
+    return min(config.max_position_embeddings, max(BLOCK, 1 << (tokens - 1).bit_length()))
+
+
+def check_length(model: "Decoder", tokens: int) -> None:
+    """Raises UserError if a sequence of so many tokens is beyond the model's fixed stream."""
+    if model.streams and tokens > model.config.max_position_embeddings:
+        raise UserError(
+            f"a sequence of {tokens} tokens is beyond the fixed stream of {model.config.max_position_embeddings}: "
+            "shorten it, or train with a longer --seq-len"
+        )
+
+
+def _beyond(tokens: int, limit: int) -> str:
+    return f"a sequence of {tokens} tokens is beyond the cache's {limit}: make one with a higher limit"

@@ -4,6 +4,10 @@ Parameter counts of every variant at a size:
 
     python tools/plan.py --size 500m
 
+The same, and FLOPs and bytes of a layer and of the model, in training and in generation:
+
+    python tools/plan.py --size 500m --pattern even --costs
+
 Memory, communication and pipeline bubble of a job on so many GPUs, and the simplest topology that fits them:
 
     python tools/plan.py --size 1.7b --gpus 64 --gpu-memory 80 --tp 4 --pp 2
@@ -33,9 +37,10 @@ from deconattn.cost.job import Job
 from deconattn.cost.parameters import count_parameters
 from deconattn.cost.recommend import recommend
 from deconattn.cost.report import advice, per_rank, summary
+from deconattn.cost.tables import cost_tables
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
-from deconattn.mixers.plugins import load_plugins
+from deconattn.model.config import ModelConfig
 from deconattn.pattern import STANDARD
 
 PYTHIA_VOCABULARY = 50277
@@ -49,6 +54,8 @@ class Plan:
     """Plan a job on so many GPUs; 0 is parameter counts alone."""
     gpu_memory: float = 80.0
     """Of each, GiB."""
+    costs: bool = False
+    """Print what each variant costs too: FLOPs and bytes of a micro-batch in training and in generation."""
     model: ModelFlags = field(default_factory=ModelFlags)
     data: DataFlags = field(default_factory=DataFlags)
     optimization: OptimizationFlags = field(default_factory=OptimizationFlags)
@@ -64,6 +71,11 @@ class Plan:
             engine=self.engine,
         )
 
+    def config(self, variant: str) -> ModelConfig:
+        """The model that these flags describe, with another variant."""
+        flags = dataclasses.replace(self.model, variant=variant)
+        return model_config(flags, 0 if flags.vocab_size else PYTHIA_VOCABULARY, self.data.seq_len)
+
 
 def main() -> None:
     size = parse(Plan).model.size
@@ -71,51 +83,76 @@ def main() -> None:
     bf16 = EngineFlags(precision="bf16")  # as launch.sh chooses where there are GPUs
     parts = {"model": defaults.model, "data": defaults.data, "optimization": defaults.optimization, "engine": bf16}
     flags = parse(Plan, default=Plan(**parts))  # type: ignore[arg-type]
-    load_plugins(flags.model.plugin)
+    flags.training().check()
     if flags.gpus:
         plan_job(flags)
     else:
-        count_variants(flags.model)
+        count_variants(flags)
+    if flags.costs:
+        compare_costs(flags)
 
 
 def plan_job(flags: Plan) -> None:
     """Print what the job costs, and the topology that is recommended.
 
     Raises:
-        UserError: flags that do not go together, or nothing that fits.
+        UserError: figures below zero, a topology that cannot be, or nothing that fits.
     """
     if flags.gpus < 0 or flags.gpu_memory <= 0:
         raise UserError(f"--gpus {flags.gpus} with --gpu-memory {flags.gpu_memory:g}: both must be above zero")
-    training = flags.training()
-    training.check()
-    model = model_config(flags.model, PYTHIA_VOCABULARY if not flags.model.vocab_size else 0, flags.data.seq_len)
-    console = Console()
+    training, model = flags.training(), flags.config(flags.model.variant)
     job = Job.of(model, training, flags.gpus)
-    table = per_rank(job)
-    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
-    console.width = max(console.width, natural)  # numbers are not to be cut off
-    console.print(table)
+    show(per_rank(job))
     for line in summary(job, flags.gpu_memory):
         print(line)
     for line in advice(recommend(model, training, flags.gpus, flags.gpu_memory)):
         print(line)
 
 
-def count_variants(flags: ModelFlags) -> None:
+def count_variants(flags: Plan) -> None:
     """Print the parameter counts of all variants."""
-    counts = {}
-    for variant in variant_names():
-        config = model_config(dataclasses.replace(flags, variant=variant), PYTHIA_VOCABULARY, 2048)
-        counts[variant] = count_parameters(config)
-    table = Table(title=f"Parameters, size {flags.size}, pattern {flags.pattern}, vocabulary {config.vocab_size}")
+    models = {variant: flags.config(variant) for variant in variants()}
+    counts = {variant: count_parameters(config) for variant, config in models.items()}
+    vocabulary = models[STANDARD].vocab_size
+    table = Table(title=f"Parameters, size {flags.model.size}, pattern {flags.model.pattern}, vocabulary {vocabulary}")
     for column in ("variant", "total", "non-embedding", "difference"):
         table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     standard = counts[STANDARD]
-    for variant, count in sorted(counts.items(), key=lambda item: item[0] != STANDARD):
+    for variant, count in counts.items():
         difference = count.total - standard.total
         share = f"{difference:+,} ({difference / standard.total:+.4%})" if difference else "0"
         table.add_row(variant, f"{count.total:,}", f"{count.non_embedding:,}", share)
-    Console().print(table)
+    show(table)
+
+
+def compare_costs(flags: Plan) -> None:
+    """Print what a layer's mixer and the model cost in every variant, on one GPU."""
+    jobs = {
+        variant: Job(
+            model=flags.config(variant),
+            length=flags.data.seq_len,
+            micro_batch=flags.optimization.micro_batch_size,
+            accumulation=1,
+            bytes_per_element=2 if flags.engine.precision == "bf16" else 4,
+            zero=flags.engine.zero_stage,
+        )
+        for variant in variants()
+    }
+    for table in cost_tables(jobs, flags.model.pattern):
+        show(table)
+
+
+def variants() -> list[str]:
+    """Those registered, the standard one first."""
+    return sorted(variant_names(), key=lambda variant: variant != STANDARD)
+
+
+def show(table: Table) -> None:
+    """Print it as wide as it is: numbers are not to be cut off."""
+    console = Console()
+    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
+    console.width = max(console.width, natural)
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from deconattn.cost.norms import rms_norm_bytes
 from deconattn.cost.parts import largest_part
 from deconattn.cost.rows import layer_output_rows, layer_rows
 from deconattn.mixers import mixer_class
+from deconattn.model.config import ModelConfig
 from deconattn.ops.cross_entropy import LOGITS_AT_ONCE
 
 
@@ -53,8 +54,7 @@ def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivati
     tokens = output_rows * job.length
     local, local_input = tokens // job.sequence_shards, rows * job.length // job.sequence_shards
     width = largest_part(config.intermediate_size, config.intermediate_size, job.tp)
-    # A cut module's input is whole on every rank, with sequence parallelism as well: it was gathered.
-    feed_forward = size * tokens * (config.hidden_size + 4 * width)
+    feed_forward = feed_forward_bytes(config, tokens, size, job.tp)
     norms = sum(rms_norm_bytes(part, config.hidden_size, size, fused=job.gpu) for part in (local_input, local))
     if mixer.needs_static_embeddings:
         norms += rms_norm_bytes(local_input, config.hidden_size, size, fused=job.gpu)
@@ -66,6 +66,15 @@ def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivati
         input=size * local_input * config.hidden_size,
         working=size * tokens * (2 * width + config.hidden_size),
     )
+
+
+def feed_forward_bytes(config: ModelConfig, tokens: int, bytes_per_element: int, shards: int) -> int:
+    """What one layer's feed-forward block keeps on one of `shards` tensor-parallel ranks.
+
+    Its input is whole on every rank, with sequence parallelism as well: it was gathered.
+    """
+    width = largest_part(config.intermediate_size, config.intermediate_size, shards)
+    return bytes_per_element * tokens * (config.hidden_size + 4 * width)
 
 
 def static_bytes(job: Job, span: range) -> int:

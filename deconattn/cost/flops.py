@@ -15,12 +15,16 @@ def forward_flops(config: ModelConfig, rows: int, length: int) -> int:
 
 def layer_forward_flops(config: ModelConfig, rows: int, length: int) -> tuple[int, ...]:
     """The same of each layer."""
-    feed_forward = 6 * length * config.hidden_size * config.intermediate_size
     read, written = layer_rows(config, rows), layer_output_rows(config, rows)
     return tuple(
-        mixer_class(variant).forward_flops(config, here, length) + feed_forward * there
+        mixer_class(variant).forward_flops(config, here, length) + feed_forward_flops(config, there, length)
         for variant, here, there in zip(config.layer_variants, read, written, strict=True)
     )
+
+
+def feed_forward_flops(config: ModelConfig, rows: int, length: int) -> int:
+    """Of one layer's feed-forward block, the forward pass: three matrices."""
+    return 6 * rows * length * config.hidden_size * config.intermediate_size
 
 
 def head_forward_flops(config: ModelConfig, rows: int, length: int) -> int:

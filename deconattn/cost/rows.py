@@ -6,7 +6,7 @@ from deconattn.model.config import ModelConfig
 
 def layer_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
     """Rows of each layer's input: `batch`, plus the fixed streams up to and including the last layer that reads one."""
-    streams, last_fixed = _streams(config)
+    streams, last_fixed = fixed_streams(config)
     return tuple(batch + (streams if index <= last_fixed else 0) for index in range(config.num_hidden_layers))
 
 
@@ -15,7 +15,7 @@ def layer_output_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
     return (*layer_rows(config, batch)[1:], batch)
 
 
-def _streams(config: ModelConfig) -> tuple[int, int]:
+def fixed_streams(config: ModelConfig) -> tuple[int, int]:
     """How many fixed streams the model carries, and the last layer that reads one (-1: none)."""
     classes = [mixer_class(variant) for variant in config.layer_variants]
     streams = {mixer.fixed_stream for mixer in classes} - {None}

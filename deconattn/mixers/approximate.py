@@ -32,13 +32,12 @@ class Approximate(ProjectedMixer):
                 return self.output(taylor_attention(queries, keys, values))
             visible = step.visible(queries.shape[2])
             return self.output(cached_attention.taylor_attention(queries, held_keys, held_values, visible))
-        state = cache.state(keys, step)
         if step.first:
-            taylor_state.add(state, keys.detach(), values.detach(), step.real)
+            taylor_state.add(cache.sums(keys, step), keys, values, step.real)
             return self.output(taylor_attention(queries, keys, values))
         if queries.shape[2] == 1:
-            return self.output(taylor_state.step(state, queries, keys, values))
-        return self.output(taylor_state.extend(state, queries, keys, values, step.real))
+            return self.output(cache.step(queries, keys, values, step))
+        return self.output(taylor_state.extend(cache.sums(keys, step), queries, keys, values, step.real))
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys = context.rotary(*self.queries_keys(hidden))
@@ -47,16 +46,31 @@ class Approximate(ProjectedMixer):
 
     @classmethod
     def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
-        return cls.projection_flops(config, rows, length) + 2 * rows * length**2 * config.query_size
+        # Of two exact forms the cheaper: the map, or sums that each token is added to and each query reads.
+        sums = cls._sum_flops(config, config.num_key_value_heads) + cls._sum_flops(config, config.num_attention_heads)
+        a_token = min(2 * length * config.query_size, sums)
+        return cls.projection_flops(config, rows, length) + rows * length * a_token
+
+    @classmethod
+    def prefill_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
+        if not taylor_state.is_smaller(config.head_dim, bytes_per_element, length):
+            return cls.forward_flops(config, rows, length)
+        # The sums are wanted anyway; the outputs come from the map or from them.
+        read = min(2 * length * config.query_size, cls._sum_flops(config, config.num_attention_heads))
+        a_token = cls._sum_flops(config, config.num_key_value_heads) + read
+        return cls.projection_flops(config, rows, length) + rows * length * a_token
 
     @classmethod
     def decode_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
         projections = cls.projection_flops(config, rows, 1)
         if not taylor_state.is_smaller(config.head_dim, bytes_per_element, length):
             return projections + 4 * rows * length * config.query_size
-        # Each key head's sums are added to, each query head reads its key head's.
-        heads = config.num_key_value_heads + config.num_attention_heads
-        return projections + 2 * rows * heads * taylor_state.num_features(config.head_dim) * (config.head_dim + 1)
+        return projections + rows * cls._sum_flops(config, config.num_key_value_heads + config.num_attention_heads)
+
+    @classmethod
+    def _sum_flops(cls, config: ModelConfig, heads: int) -> int:
+        """Of adding a token to the sums of so many heads, or of reading them."""
+        return 2 * heads * taylor_state.num_features(config.head_dim) * (config.head_dim + 1)
 
     @classmethod
     def cache_bytes(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
@@ -66,22 +80,54 @@ class Approximate(ProjectedMixer):
 
 
 class TaylorCache(LayerCache):
-    """Keys and values while they take fewer bytes than the sums, then the sums."""
+    """Keys and values while they take fewer bytes than the sums, then the sums and a few recent tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recent = 0
 
     @property
     def croppable(self) -> bool:
-        return "products" not in self.tensors
+        return "sums" not in self.tensors
 
-    def state(self, keys: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """The sums over all tokens held; keys and values that were held until now are added and dropped."""
-        if "products" not in self.tensors:
-            products, sums = taylor_state.new_state(keys)
+    def reset(self) -> None:
+        super().reset()
+        self.recent = 0
+
+    def sums(self, keys: Tensor, step: Step) -> Tensor:
+        """Over all tokens held, [R, key_value_heads, head_dim + 1, features]."""
+        sums = self._sums(keys, step)
+        if self.recent:
+            recent = (self.tensors[name][:, :, : self.recent] for name in ("recent_keys", "recent_values"))
+            taylor_state.add(sums, *recent)
+            self.recent = 0
+        return sums
+
+    def step(self, queries: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
+        """Hold one more token, and mix what it sees: queries and result [R, heads, 1, head_dim]."""
+        sums = self._sums(keys, step)
+        recent_keys, recent_values = self.tensors["recent_keys"], self.tensors["recent_values"]
+        recent_keys[:, :, self.recent] = keys[:, :, 0].detach()
+        recent_values[:, :, self.recent] = values[:, :, 0].detach()
+        self.recent += 1
+        held = slice(self.recent)
+        mixed = taylor_state.read(sums, queries, recent_keys[:, :, held], recent_values[:, :, held])
+        if self.recent == (1 if step.static else taylor_state.RECENT):  # a compiled step must do the same every time
+            self.sums(keys, step)
+        return mixed
+
+    def _sums(self, keys: Tensor, step: Step) -> Tensor:
+        """Without the recent tokens. Keys and values that were held until now are added and dropped."""
+        if "sums" not in self.tensors:
+            sums = taylor_state.no_sums(keys)
             if "keys" in self.tensors:
                 held_keys, held_values = (self.tensors.pop(name)[:, :, : step.past] for name in ("keys", "values"))
                 filled = None
                 if step.positions is not None:
                     filled = torch.arange(step.past, device=keys.device) < step.positions[:, :1]
-                taylor_state.add((products, sums), held_keys, held_values, filled)
-            self.keep("products", products, step)
+                taylor_state.add(sums, held_keys, held_values, filled)
             self.keep("sums", sums, step)
-        return self.tensors["products"], self.tensors["sums"]
+            shape = *keys.shape[:2], taylor_state.RECENT, keys.shape[3]
+            for name in ("recent_keys", "recent_values"):
+                self.keep(name, keys.new_zeros(shape), step)
+        return self.tensors["sums"]

@@ -159,9 +159,9 @@ class Mixer(nn.Module, ABC):
         """
 
     @classmethod
-    def prefill_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
-        """The same of a first cached pass: what is computed once per model does not count."""
-        return cls.forward_flops(config, rows, length)
+    def prefill_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
+        """FLOPs of a first cached pass, which fills the cache; what is computed once per model does not count."""
+        return cls.forward_flops(config, rows, length) - cls.fixed_flops(config, length)
 
     @classmethod
     def decode_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
@@ -172,6 +172,11 @@ class Mixer(nn.Module, ABC):
     def cache_bytes(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
         """Bytes of one layer's cache with room for `length` tokens in each of `rows` sequences."""
         return rows * length * config.hidden_size * bytes_per_element * (1 + cls.needs_static_embeddings)
+
+    @classmethod
+    def fixed_flops(cls, config: ModelConfig, length: int) -> int:
+        """FLOPs of :meth:`fixed_part` for `length` tokens: once per model, whatever the batch."""
+        return 0
 
     @classmethod
     def fixed_bytes(cls, config: ModelConfig, length: int, bytes_per_element: int) -> int:

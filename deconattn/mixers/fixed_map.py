@@ -51,7 +51,8 @@ class FixedMap(ProjectedMixer, ABC):
         return self.output(mixed)
 
     def fixed_part(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> tuple[Tensor, ...]:
-        return self._fixed_queries_keys(hidden, context)
+        queries, keys = self._fixed_queries_keys(hidden, context)
+        return queries.contiguous(), keys.contiguous()  # read at every step
 
     def _fixed_queries_keys(self, hidden: Tensor, context: MixerContext) -> tuple[Tensor, Tensor]:
         """Rotated queries [heads, L, head_dim] and keys [key_value_heads, L, head_dim] of the fixed stream."""
@@ -63,14 +64,9 @@ class FixedMap(ProjectedMixer, ABC):
 
     @classmethod
     def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
-        d, widths = config.hidden_size, config.query_size + config.key_value_size
-        projections = 2 * length * d * widths + 2 * rows * length * d * widths
-        return projections + (1 + rows) * length**2 * config.query_size
-
-    @classmethod
-    def prefill_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
+        # Queries and keys of the stream; values and outputs of every row; one map, which every row's values go through.
         projections = 2 * rows * length * config.hidden_size * (config.query_size + config.key_value_size)
-        return projections + (1 + rows) * length**2 * config.query_size
+        return cls.fixed_flops(config, length) + projections + (1 + rows) * length**2 * config.query_size
 
     @classmethod
     def decode_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
@@ -80,6 +76,10 @@ class FixedMap(ProjectedMixer, ABC):
     @classmethod
     def cache_bytes(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
         return rows * length * config.key_value_size * bytes_per_element
+
+    @classmethod
+    def fixed_flops(cls, config: ModelConfig, length: int) -> int:
+        return 2 * length * config.hidden_size * (config.query_size + config.key_value_size)
 
     @classmethod
     def fixed_bytes(cls, config: ModelConfig, length: int, bytes_per_element: int) -> int:

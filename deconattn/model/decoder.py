@@ -145,7 +145,8 @@ class Decoder(nn.Module):
         """
         if not self.streams:
             return [()] * len(self.layers)
-        weights = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
+        # Made under inference_mode a tensor has no version; it cannot be trained either.
+        weights = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in self.parameters())
         known = None if self.training else self._fixed_parts
         if known is None or known.weights != weights or known.length < length:
             length = fixed_length(self.config, length)
@@ -153,6 +154,7 @@ class Decoder(nn.Module):
         self._fixed_parts = None if self.training else known
         return known.parts
 
+    @torch.inference_mode(False)  # what is kept must serve passes with gradients, too
     @torch.no_grad()
     def _run_fixed(self, length: int) -> list[tuple[Tensor, ...]]:
         ids = torch.empty(0, length, dtype=torch.long, device=self.embed_tokens.weight.device)

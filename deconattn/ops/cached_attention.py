@@ -2,7 +2,8 @@
 
 Slots of a row that lie behind its last token may hold anything finite; `visible` keeps them out. In each function
 queries are [R, heads, T, head_dim], keys and values [R, key_value_heads, N, head_dim], `visible` is bool
-[R or 1, T, N] or None where every new token sees every slot, and the result is [R, heads, T, head_dim].
+[R or 1, T, N] or None where every new token sees every slot, and the result is [R, heads, T, head_dim] in the values'
+dtype.
 """
 
 import math
@@ -13,25 +14,28 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from deconattn.ops.precision import at_least_fp32
 
+FEW = 8
+"""Queries of a key head up to which the fused kernels of a CPU gain nothing from having several."""
+
 
 def softmax_attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
     """softmax(Q K^T / sqrt(head_dim)) V (standard, staticemb)."""
-    heads, tokens = queries.shape[1:3]
     grouped = by_key_head(queries, keys.shape[1])
-    mask = None if visible is None else visible.repeat(1, heads // keys.shape[1], 1)[:, None]
-    return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(-1, heads, tokens, keys.shape[3])
+    mask = _for_groups(visible, grouped.shape[2])
+    if grouped.shape[2] <= FEW and _beyond_fused(keys):
+        return _mix(_softmax(_scores(grouped, keys), mask), values).reshape(queries.shape)
+    return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(queries.shape)
 
 
 def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
     """w V / sum(w) with w = 1 + s + s^2/2, s = q.k / sqrt(head_dim) (approximate; paper, equation 6)."""
-    heads, tokens = queries.shape[1:3]
     grouped = by_key_head(queries, keys.shape[1])
-    s = at_least_fp32(grouped @ keys.transpose(-1, -2)) / math.sqrt(queries.shape[-1])
+    mask = _for_groups(visible, grouped.shape[2])
+    s = _scores(grouped, keys)
     weights = 1 + s + s.square() / 2
-    if visible is not None:
-        weights *= visible.repeat(1, heads // keys.shape[1], 1)[:, None]
-    weights /= weights.sum(dim=-1, keepdim=True)
-    return (weights.to(values.dtype) @ values).reshape(-1, heads, tokens, values.shape[3])
+    if mask is not None:
+        weights *= mask
+    return _mix(weights / weights.sum(dim=-1, keepdim=True), values).reshape(queries.shape)
 
 
 def fixed_map_attention(
@@ -44,20 +48,22 @@ def fixed_map_attention(
         keys: [key_value_heads, L, head_dim], L at least N.
         visible: bool [1, T, N] or None.
     """
-    window = values.shape[2]
-    new = queries[:, first : first + tokens]
-    weights = _map_rows(by_key_head(new[None], len(keys))[0], keys[:, :window], visible, values.dtype)
-    return (weights @ values).reshape(-1, len(queries), tokens, values.shape[3])
+    grouped = by_key_head(queries[None, :, first : first + tokens], len(keys))
+    s = _scores(grouped, keys[None, :, : values.shape[2]])
+    weights = _softmax(s, _for_groups(visible, grouped.shape[2]))
+    return _mix(weights, values).reshape(-1, len(queries), tokens, values.shape[3])
 
 
 def fixed_map_attention_by_row(
     queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, visible: Tensor
 ) -> Tensor:
     """The same where the rows' new tokens are at different `positions`, int64 [R, T]."""
-    heads, (rows, tokens) = len(queries), positions.shape
-    grouped = by_key_head(queries[:, positions].transpose(0, 1), len(keys))
-    weights = _map_rows(grouped, keys[:, : values.shape[2]], visible, values.dtype)
-    return (weights @ values).reshape(rows, heads, tokens, values.shape[3])
+    new = by_key_head(queries[:, positions].transpose(0, 1), len(keys))
+    # The keys are read once for all rows.
+    s = _scores(new.transpose(0, 1).flatten(1, 2)[None], keys[None, :, : values.shape[2]])[0]
+    s = s.unflatten(1, (len(new), -1)).transpose(0, 1)
+    weights = _softmax(s, _for_groups(visible, new.shape[2]))
+    return _mix(weights, values).reshape(len(new), len(queries), -1, values.shape[3])
 
 
 def by_key_head(queries: Tensor, key_value_heads: int) -> Tensor:
@@ -65,10 +71,37 @@ def by_key_head(queries: Tensor, key_value_heads: int) -> Tensor:
     return queries.unflatten(1, (key_value_heads, -1)).flatten(2, 3)
 
 
-def _map_rows(queries: Tensor, keys: Tensor, visible: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """softmax over the keys [key_value_heads, N, x] of queries [.., key_value_heads, group T, x]."""
-    s = at_least_fp32(queries @ keys.transpose(-1, -2)) / math.sqrt(queries.shape[-1])
-    if visible is not None:
-        group = s.shape[-2] // visible.shape[1]
-        s = s.masked_fill(~visible.repeat(1, group, 1)[:, None], -math.inf)
-    return s.softmax(dim=-1).to(dtype)
+def _beyond_fused(keys: Tensor) -> bool:
+    """Whether two products and a softmax are faster than PyTorch's fused kernel: on a CPU, from some size on."""
+    return keys.device.type == "cpu" and keys.numel() >= (2**17 if keys.dtype == torch.bfloat16 else 2**22)
+
+
+def _for_groups(visible: Tensor | None, queries: int) -> Tensor | None:
+    """[R, T, N] -> [R, 1, group T, N], as the queries of :func:`by_key_head` lie."""
+    return None if visible is None else visible.repeat(1, queries // visible.shape[1], 1)[:, None]
+
+
+def _scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """q.k / sqrt(head_dim) in at least fp32: [R, k, n, x], [R, k, N, x] -> [R, k, n, N]."""
+    if queries.device.type == "cpu":  # bf16: four times faster with the many keys on the left
+        products = _batched(keys, queries.transpose(-1, -2)).transpose(-1, -2)
+    else:
+        products = queries @ keys.transpose(-1, -2)
+    return at_least_fp32(products) / math.sqrt(queries.shape[-1])
+
+
+def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    return (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(dim=-1)
+
+
+def _mix(weights: Tensor, values: Tensor) -> Tensor:
+    """[R or 1, k, n, N] @ [R, k, N, x] -> [R, k, n, x]."""
+    return _batched(weights.to(values.dtype), values)
+
+
+def _batched(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right. On a CPU PyTorch copies a bf16 batch that is a slice of a longer one; a row of it, it need not."""
+    rows = max(len(left), len(right))
+    if rows == 1 or left.dtype != torch.bfloat16 or left.device.type != "cpu":
+        return left @ right
+    return torch.stack([left[row % len(left)] @ right[row % len(right)] for row in range(rows)])

@@ -1,31 +1,39 @@
 """The running sums of `approximate`: all that it needs of earlier tokens (paper, equation 6).
 
-w_ij = 1 + s + s^2/2 with s = q_i.k_j / sqrt(head_dim) is a dot product of features, phi(q_i).psi(k_j): 1, the x_a,
-and the products x_a x_b with a <= b, of which psi doubles none and phi carries the 1/2 where a = b. Of a row and key
-head: sum_j psi(k_j) v_j^T, [R, key_value_heads, features, head_dim], and sum_j psi(k_j), [.., features, 1]; at least
-fp32, because a weight is a sum of products of either sign, which may cancel.
+w_ij = 1 + s + s^2/2 with s = q_i.k_j / sqrt(head_dim) is a dot product of features, phi(q_i).psi(k_j): with
+x' = [1, x], psi(x) has the products x'_a x'_b with a <= b, and phi(x) = C psi(x), where C has the powers of
+1 / sqrt(head_dim) and 1/2 for the squares. So of all earlier tokens
+    o_i = sum_j w_ij v_j / sum_j w_ij
+needs the sums S = sum_j [v_j, 1] psi(k_j)^T of each row and key head, [R, key_value_heads, head_dim + 1, features];
+at least fp32, because a weight is a sum of products of either sign, which may cancel.
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from deconattn.ops.cached_attention import by_key_head
 from deconattn.ops.precision import at_least_fp32
 
 CHUNK = 128
 """Tokens whose features are held at once: [R, key_value_heads, CHUNK, features] numbers."""
+RECENT = 32
+"""Tokens that are kept as they are until there are so many, and then added to the sums at once: to write the sums at
+every token would take twice as long as to read them."""
 
 
 def num_features(head_dim: int) -> int:
     """1, the dimensions, and their products without order."""
-    return 1 + head_dim + head_dim * (head_dim + 1) // 2
+    return (head_dim + 1) * (head_dim + 2) // 2
 
 
 def state_bytes(head_dim: int, bytes_per_element: int) -> int:
-    """Of one row and key head."""
-    return max(4, bytes_per_element) * num_features(head_dim) * (head_dim + 1)
+    """Of one row and key head: the sums and the recent tokens."""
+    sums = max(4, bytes_per_element) * num_features(head_dim) * (head_dim + 1)
+    return sums + 2 * RECENT * head_dim * bytes_per_element
 
 
 def is_smaller(head_dim: int, bytes_per_element: int, tokens: int) -> bool:
@@ -33,73 +41,87 @@ def is_smaller(head_dim: int, bytes_per_element: int, tokens: int) -> bool:
     return state_bytes(head_dim, bytes_per_element) < 2 * tokens * head_dim * bytes_per_element
 
 
-def new_state(keys: Tensor) -> tuple[Tensor, Tensor]:
+def no_sums(keys: Tensor) -> Tensor:
     """Of no tokens, for keys [R, key_value_heads, .., head_dim]."""
     width = keys.shape[-1]
-    shape = *keys.shape[:2], num_features(width)
-    precise = at_least_fp32(keys.new_empty(0))
-    return precise.new_zeros(*shape, width), precise.new_zeros(*shape, 1)
+    return at_least_fp32(keys.new_zeros(*keys.shape[:2], width + 1, num_features(width)))
 
 
-def add(state: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, real: Tensor | None) -> None:
-    """Add T tokens, in place: [R, key_value_heads, T, head_dim] each; real is bool [R, T] or None (all of them)."""
+def add(sums: Tensor, keys: Tensor, values: Tensor, real: Tensor | None = None) -> None:
+    """Add T tokens in place, without their gradients.
+
+    Args:
+        keys, values: [R, key_value_heads, T, head_dim].
+        real: bool [R, T], the tokens that count; None: all.
+    """
     for start in range(0, keys.shape[2], CHUNK):
         part = slice(start, start + CHUNK)
-        psi = _features(keys[:, :, part])
+        psi = _features(at_least_fp32(keys[:, :, part].detach()))
         if real is not None:
             psi = psi * real[:, None, part, None]
-        _accumulate(state, psi, values[:, :, part])
+        extended = _with_one(at_least_fp32(values[:, :, part].detach()))
+        sums.flatten(0, 1).baddbmm_(extended.transpose(-1, -2).flatten(0, 1), psi.flatten(0, 1))
 
 
-def step(state: tuple[Tensor, Tensor], queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Add one token in place and read: queries [R, heads, 1, head_dim] -> [R, heads, 1, head_dim]."""
-    _accumulate(state, _features(keys), values)
-    numerator, denominator = _read(state, by_key_head(queries, keys.shape[1]))
-    return (numerator / denominator).to(values.dtype).reshape(queries.shape)
+def read(sums: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """What T new tokens see: the sums, and themselves where T > 1; where T is 1, all the tokens given.
+
+    Args:
+        queries: [R, heads, T, head_dim].
+        keys, values: [R, key_value_heads, n, head_dim], tokens that are not in the sums: the T new ones, the last
+            n where T is 1.
+
+    Returns:
+        [R, heads, T, head_dim] in the values' dtype.
+    """
+    tokens, width = queries.shape[2:]
+    q, k = at_least_fp32(by_key_head(queries, keys.shape[1])), at_least_fp32(keys)
+    phi = _features(q) * _factors(width, q.dtype, q.device)
+    total = (sums @ phi.transpose(-1, -2)).transpose(-1, -2)
+    s = q @ k.transpose(-1, -2) / math.sqrt(width)
+    weights = torch.addcmul(s + 1, s, s, value=0.5)
+    if tokens > 1:
+        weights = weights.unflatten(2, (-1, tokens)).tril().flatten(2, 3)
+    total = total + weights @ _with_one(at_least_fp32(values))
+    return (total[..., :-1] / total[..., -1:]).to(values.dtype).reshape(queries.shape)
 
 
-def extend(state: tuple[Tensor, Tensor], queries: Tensor, keys: Tensor, values: Tensor, real: Tensor | None) -> Tensor:
-    """Add T tokens in place; what each reads, itself and all before it: [R, heads, T, head_dim]."""
-    mixed = torch.empty_like(queries)
+def extend(sums: Tensor, queries: Tensor, keys: Tensor, values: Tensor, real: Tensor | None) -> Tensor:
+    """Add T tokens in place; what each sees, itself and all before it: [R, heads, T, head_dim]."""
+    mixed = []
     for start in range(0, keys.shape[2], CHUNK):
         part = slice(start, start + CHUNK)
-        q, k = by_key_head(queries[:, :, part], keys.shape[1]), at_least_fp32(keys[:, :, part])
-        v = at_least_fp32(values[:, :, part])
-        numerator, denominator = _read(state, q)
-        s = _scaled(q) @ k.transpose(-1, -2)
-        weights = (1 + s + s.square() / 2).unflatten(2, (-1, k.shape[2])).tril().flatten(2, 3)
-        numerator += weights @ v
-        denominator += weights.sum(dim=-1, keepdim=True)
-        mixed[:, :, part] = (numerator / denominator).unflatten(2, (-1, k.shape[2])).flatten(1, 2)
-        add(state, keys[:, :, part], values[:, :, part], None if real is None else real[:, part])
-    return mixed
+        mixed.append(read(sums, queries[:, :, part], keys[:, :, part], values[:, :, part]))
+        add(sums, keys[:, :, part], values[:, :, part], None if real is None else real[:, part])
+    return torch.cat(mixed, dim=2)
 
 
-def _accumulate(state: tuple[Tensor, Tensor], psi: Tensor, values: Tensor) -> None:
-    products, sums = state
-    products.flatten(0, 1).baddbmm_(psi.transpose(-1, -2).flatten(0, 1), at_least_fp32(values).flatten(0, 1))
-    sums += psi.sum(dim=2)[..., None]
+def _with_one(values: Tensor) -> Tensor:
+    return pad(values, (0, 1), value=1.0)
 
 
-def _read(state: tuple[Tensor, Tensor], queries: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_j w_ij v_j [R, key_value_heads, T, head_dim] and sum_j w_ij [.., 1]."""
-    phi = _features(_scaled(queries), _halves(queries))
-    return phi @ state[0], phi @ state[1]
+def _features(x: Tensor) -> Tensor:
+    """psi, [.., head_dim] -> [.., features]."""
+    first, second = _pairs(x.shape[-1] + 1, x.device)
+    extended, shape = pad(x, (1, 0), value=1.0), (*x.shape[:-1], len(first))
+    # On a CPU index_select takes ten times longer along the last of several dimensions.
+    return extended.gather(-1, first.expand(shape)) * extended.gather(-1, second.expand(shape))
 
 
-def _scaled(queries: Tensor) -> Tensor:
-    return at_least_fp32(queries) / math.sqrt(queries.shape[-1])
+@cache
+@torch.inference_mode(False)
+def _pairs(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """int64 [features] each: all a <= b below `size`."""
+    first, second = torch.triu_indices(size, size, device=device)
+    return first, second
 
 
-def _features(x: Tensor, factors: Tensor | None = None) -> Tensor:
-    """[.., head_dim] -> [.., features]."""
-    x = at_least_fp32(x)
-    first, second = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
-    products = x[..., first] * x[..., second]
-    return torch.cat([torch.ones_like(x[..., :1]), x, products if factors is None else products * factors], dim=-1)
-
-
-def _halves(x: Tensor) -> Tensor:
-    """What each product counts in s^2/2: 1/2 where a = b, 1 where a < b."""
-    first, second = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
-    return torch.where(first == second, 0.5, 1.0).to(at_least_fp32(x).dtype)
+@cache
+@torch.inference_mode(False)
+def _factors(head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """C, [features]."""
+    first, second = _pairs(head_dim + 1, device)
+    scale = torch.full((head_dim + 1,), head_dim**-0.5, dtype=torch.float64, device=device)
+    scale[0] = 1
+    halves = torch.where((first == second) & (first > 0), 0.5, 1.0)
+    return (scale[first] * scale[second] * halves).to(dtype)

@@ -1,0 +1,56 @@
+"""What generating text costs a model: FLOPs of a prompt and of a token after it, and the bytes held in between.
+
+Model FLOPs, as in :mod:`deconattn.cost.flops`. The batch carries no fixed streams: what decoding needs of them is
+computed and held once per model (`fixed_flops`, `fixed_bytes`), for all batches.
+"""
+
+from deconattn.cost.flops import feed_forward_flops, head_forward_flops
+from deconattn.cost.rows import fixed_streams
+from deconattn.mixers import mixer_class
+from deconattn.model.config import ModelConfig
+from deconattn.model.decoding import fixed_length
+
+
+def prefill_flops(config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
+    """FLOPs of the first cached pass over `rows` prompts of `length` tokens, into a cache with room for as many.
+
+    Only the logits of a prompt's last token are read: the head counts for one position a row.
+    """
+    layers = sum(
+        mixer_class(variant).prefill_flops(config, rows, length, bytes_per_element) for variant in config.layer_variants
+    )
+    feed_forwards = config.num_hidden_layers * feed_forward_flops(config, rows, length)
+    return layers + feed_forwards + head_forward_flops(config, rows, 1)
+
+
+def decode_flops(config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
+    """FLOPs of one new token in each of `rows` sequences, the last of `length`, in a cache with room for as many."""
+    layers = sum(
+        mixer_class(variant).decode_flops(config, rows, length, bytes_per_element) for variant in config.layer_variants
+    )
+    feed_forwards = config.num_hidden_layers * feed_forward_flops(config, rows, 1)
+    return layers + feed_forwards + head_forward_flops(config, rows, 1)
+
+
+def fixed_flops(config: ModelConfig, length: int) -> int:
+    """FLOPs of the fixed streams' own pass over `length` tokens, as far as the last layer that reads one of them."""
+    streams, last = fixed_streams(config)
+    if last < 0:
+        return 0
+    *before, reader = (mixer_class(variant) for variant in config.layer_variants[: last + 1])
+    passed = sum(mixer.forward_flops(config, streams, length) for mixer in before)
+    feed_forwards = len(before) * feed_forward_flops(config, streams, length)
+    return passed + feed_forwards + reader.fixed_flops(config, length)
+
+
+def cache_bytes(config: ModelConfig, rows: int, capacity: int, bytes_per_element: int) -> int:
+    """Bytes that all layers hold for `rows` sequences with room for `capacity` tokens each."""
+    return sum(
+        mixer_class(variant).cache_bytes(config, rows, capacity, bytes_per_element) for variant in config.layer_variants
+    )
+
+
+def fixed_bytes(config: ModelConfig, capacity: int, bytes_per_element: int) -> int:
+    """Bytes held once per model when its caches have room for `capacity` tokens a row at most."""
+    length = fixed_length(config, capacity)
+    return sum(mixer_class(variant).fixed_bytes(config, length, bytes_per_element) for variant in config.layer_variants)

@@ -132,7 +132,9 @@ class DeconAttnForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if wanted not in (None, "dynamic", "static"):
             raise ValueError(f"cache_implementation {wanted!r}: this model has dynamic (the default) and static")
-        model_kwargs["past_key_values"] = DeconAttnCache(self.model, length, static=wanted == "static")
+        # A growing one without a limit: the next turn of a conversation may continue it.
+        static = wanted == "static"
+        model_kwargs["past_key_values"] = DeconAttnCache(self.model, length if static else None, static)
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None, inputs_embeds: Tensor, **_: Any) -> Tensor | None:

@@ -77,6 +77,8 @@ def read(sums: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     tokens, width = queries.shape[2:]
     q, k = at_least_fp32(by_key_head(queries, keys.shape[1])), at_least_fp32(keys)
     phi = _features(q) * _factors(width, q.dtype, q.device)
+    if phi.requires_grad:  # then the sums are kept for its gradient, and they are added to before
+        sums = sums.clone()
     total = (sums @ phi.transpose(-1, -2)).transpose(-1, -2)
     s = q @ k.transpose(-1, -2) / math.sqrt(width)
     weights = torch.addcmul(s + 1, s, s, value=0.5)

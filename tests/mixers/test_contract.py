@@ -1,90 +1,29 @@
-"""What every mixer promises, over every registered variant and over one that a third party registers here."""
+"""What every mixer promises, over every registered variant and one of a third party."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
-from deconattn.mixers import Mixer, MixerContext, ProjectedMixer, mixer_class, register, registry, variant_names
-from deconattn.model.causal_lm import CausalLM
+from deconattn.mixers import Mixer, MixerContext, ProjectedMixer, mixer_class, register, variant_names
 from deconattn.model.config import ModelConfig
-from deconattn.model.init import initialize
 from deconattn.model.rotary import Rotary
-from deconattn.ops import reference
 from deconattn.ops.documents import Documents
 from deconattn.parallel.tensor import cut_linears
-
-OURS = ("standard", "mlp", "approximate", "nonapproximate", "rndemb", "fixedseq", "staticemb")
-VARIANTS = (*variant_names(), "thirdparty")
-MIXED = (
-    ("rndemb", "standard", "fixedseq", "nonapproximate"),
-    ("staticemb", "fixedseq", "mlp", "standard", "approximate"),
-    ("standard", "thirdparty", "staticemb", "fixedseq", "mlp", "rndemb"),
+from tests.mixers.models import (
+    BASE,
+    HEADS,
+    LENGTHS,
+    OURS,
+    PATTERNS,
+    VARIANTS,
+    ThirdParty,
+    build_model,
+    mixes,
+    random_tokens,
 )
-PATTERNS = (*((variant,) * 3 for variant in VARIANTS), *MIXED)
-HEADS = {
-    "mha": {"num_key_value_heads": 4},
-    "gqa": {"num_key_value_heads": 2},
-    "gqa_qk_norm": {"num_key_value_heads": 1, "qk_norm": True, "attention_bias": False},
-}
-LENGTHS = (1, 63, 64, 65, 200, 300)
-BASE = ModelConfig(
-    vocab_size=61,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    head_dim=8,
-    max_position_embeddings=300,
-    layer_variants=("standard",),
-)
-
-
-class ThirdParty(ProjectedMixer):
-    """Reads all that a mixer may: queries from the random stream, keys from the static embeddings."""
-
-    fixed_stream = "random"
-    needs_static_embeddings = True
-
-    def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        scores, visible = self._scores(hidden, static, context)
-        weights = scores.sigmoid() * visible
-        mixed = weights @ self.per_query_head(self.values(hidden))
-        return self.output(mixed / weights.sum(dim=-1, keepdim=True))
-
-    def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        scores, visible = self._scores(hidden, static, context)
-        return nn.functional.logsigmoid(scores).masked_fill(~visible, -torch.inf).softmax(dim=-1)
-
-    def _scores(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> tuple[Tensor, Tensor]:
-        assert static is not None
-        row = context.fixed_rows["random"]
-        queries = context.rotary.row(row)(*self.queries_keys(hidden[row].unsqueeze(0)))[0]
-        keys = context.rotary(*self.queries_keys(static))[1]
-        if context.documents is None:
-            visible = reference.allowed(hidden.shape[1])
-        else:
-            queries = queries[0][:, context.documents.position_ids].transpose(0, 1)
-            visible = reference.allowed(hidden.shape[1], context.documents.ids[:, None])
-        return reference.scores(queries, self.per_query_head(keys)), visible
-
-    @classmethod
-    def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
-        return cls.projection_flops(config, rows, length) + 2 * rows * length**2 * config.query_size
-
-
-@pytest.fixture(scope="module", autouse=True)
-def third_party() -> Iterator[None]:
-    """Registered for these tests alone."""
-    before = dict(registry._REGISTRY)
-    register("thirdparty")(ThirdParty)
-    yield
-    registry._REGISTRY.clear()
-    registry._REGISTRY.update(before)
 
 
 def positions_in(documents: Tensor) -> Tensor:
@@ -140,10 +79,6 @@ def by_the_map(mixer: Mixer, hidden: Tensor, static: Tensor, context: MixerConte
 def gradients(output: Tensor, mixer: Mixer, hidden: Tensor, static: Tensor, upstream: Tensor) -> list[Tensor]:
     wanted = [hidden, static, *mixer.parameters()]
     return list(torch.autograd.grad(output, wanted, upstream, allow_unused=True, materialize_grads=True))
-
-
-def mixes(variant: str) -> bool:
-    return variant != "mlp"
 
 
 def test_the_seven_variants_are_registered():
@@ -285,23 +220,6 @@ def test_low_precision_is_close_to_float64(variant: str, dtype: torch.dtype, mas
         floor = scale * theirs.numel() ** 0.5 if name.startswith(("q_proj", "k_proj")) else 0.0
         error = (ours.double() - theirs).norm()
         assert error <= 8 * unit * max(theirs.norm(), floor), name
-
-
-def build_model(variants: tuple[str, ...], **changes: object) -> CausalLM:
-    """A whole model in float64, away from its initial weights."""
-    settings = {"num_key_value_heads": 2, "max_position_embeddings": 200, **changes}
-    config = replace(BASE, num_hidden_layers=len(variants), layer_variants=variants, **settings)
-    generator = torch.Generator().manual_seed(3)
-    model = CausalLM(config).double()
-    initialize(model, seed=0, fixed_ids=torch.randint(config.vocab_size, (200,), generator=generator))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.double) * 0.2)
-    return model
-
-
-def random_tokens(*shape: int) -> Tensor:
-    return torch.randint(BASE.vocab_size, shape, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("variants", PATTERNS, ids=",".join)

@@ -1,5 +1,6 @@
 """The frame around every command line: flags from a dataclass, errors in one line."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -61,5 +62,9 @@ def run(command: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except BrokenPipeError:  # the reader of our standard output (head, less) has left
+        # What is left in the buffer is written again when Python leaves, which would complain then.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
         code = 0
     sys.exit(code or 0)

@@ -114,13 +114,13 @@ def test_forward_flops_by_hand() -> None:
     fixed = 2 * length * d * 2 * d  # Q and K of the stream
     standard = 0
     for layer in range(6):
-        here = rows + (layer < 5)
+        here = rows + (layer < 4)  # the stream ends at layer 5's queries and keys
         if layer % 2 == 0:
             fixed += 2 * here * length * d * 2 * d + (1 + here) * length**2 * d
         else:
             standard += here * (8 * length * d * d + 2 * length**2 * d)
     fixed += 2 * (2 * length * d * 2 * d)  # of the other two fixed layers
-    streams = feed_forward * (6 * rows + 4)  # the stream's row ends at layer 5's queries and keys
+    streams = feed_forward * (6 * rows + 4)
     assert forward_flops(config, rows, length) == head + fixed + standard + streams
 
 

@@ -31,11 +31,12 @@ def read_model_config(folder: Path) -> ModelConfig:
     try:
         # It knows each version's spelling (rope_theta or rope_parameters) and the defaults of what is left out.
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        ours = config.to_model_config() if raw["model_type"] == "deconattn" else None
     except (StrictDataclassError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"{path} is no configuration of {raw['model_type']} ({reason}): correct it") from error
-    if raw["model_type"] == "deconattn":
-        return config.to_model_config()
+    if ours is not None:
+        return ours
     for feature in _lacking(config):
         raise UserError(f"{path}: our model has no {feature}: give a model without")
     return ModelConfig(

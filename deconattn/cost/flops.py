@@ -1,6 +1,6 @@
 """Model FLOPs: what the formulas ask for, not what an implementation spends (recomputation is not counted)."""
 
-from deconattn.cost.rows import layer_output_rows, layer_rows
+from deconattn.cost.rows import layer_output_rows
 from deconattn.mixers import mixer_class
 from deconattn.model.config import ModelConfig
 
@@ -15,10 +15,9 @@ def forward_flops(config: ModelConfig, rows: int, length: int) -> int:
 
 def layer_forward_flops(config: ModelConfig, rows: int, length: int) -> tuple[int, ...]:
     """The same of each layer."""
-    read, written = layer_rows(config, rows), layer_output_rows(config, rows)
     return tuple(
-        mixer_class(variant).forward_flops(config, here, length) + feed_forward_flops(config, there, length)
-        for variant, here, there in zip(config.layer_variants, read, written, strict=True)
+        mixer_class(variant).forward_flops(config, written, length) + feed_forward_flops(config, written, length)
+        for variant, written in zip(config.layer_variants, layer_output_rows(config, rows), strict=True)
     )
 
 

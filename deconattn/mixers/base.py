@@ -8,7 +8,7 @@ FLOPs, analysis and export then work with it; `tests/mixers/test_contract.py` ru
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,17 @@ from deconattn.model.splits import Split, column, row
 from deconattn.ops.documents import Documents
 
 FixedStream = Literal["random", "text"]
+_DECODING = (
+    "new_cache",
+    "extend",
+    "fixed_part",
+    "prefill_flops",
+    "decode_flops",
+    "cache_bytes",
+    "fixed_bytes",
+    "fixed_flops",
+)
+"""The methods of a mixer that describe one way of decoding."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,14 @@ class Mixer(nn.Module, ABC):
     """Whether the layer reads the token embeddings (through its own input norm)."""
     splits: ClassVar[Mapping[str, Split] | None] = None
     """The cut of each linear layer under tensor parallelism, by its name here; None: it cannot be cut."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A class with a forward of its own does not decode by another's: it has what this class has, or its own."""
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls) and "extend" not in vars(cls):
+            for name in _DECODING:
+                if name not in vars(cls) and name in vars(Mixer):
+                    setattr(cls, name, vars(Mixer)[name])
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

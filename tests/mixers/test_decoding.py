@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from deconattn.errors import UserError
-from deconattn.mixers import mixer_class
+from deconattn.mixers import MixerContext, mixer_class, registry
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.decoding import BLOCK, DecodingCache
 from deconattn.model.padding import Padding
@@ -80,6 +80,22 @@ def test_steps_in_fp32_are_the_whole_pass_in_fp32(variant: str, heads: str):
     for cuts in CUTS.values():
         got = decoded(model, tokens, cuts, DecodingCache(model.model))
         assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("parent", VARIANTS)
+def test_a_forward_of_its_own_is_decoded_by_itself(parent: str, monkeypatch: pytest.MonkeyPatch):
+    """A subclass that only mixes otherwise: its parent's caches are not for it."""
+
+    class Backwards(mixer_class(parent)):  # type: ignore[misc]
+        def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+            return -super().forward(hidden, static, context)
+
+    monkeypatch.setattr(registry, "_REGISTRY", registry._REGISTRY | {"backwards": Backwards})
+    model, tokens = build_model(("backwards", "standard")), random_tokens(2, 40)
+    cache = DecodingCache(model.model)
+    with torch.no_grad():
+        assert_close(decoded(model, tokens, [20, *[1] * 20], cache), model.logits(tokens), rtol=1e-9, atol=1e-9)
+    assert cache.layers[0].nbytes == Backwards.cache_bytes(model.config, 2, cache.capacity, 8)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -15,7 +15,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import RESULTS, ROOT
-from benchmarks.plot_data import Operations, Throughput, operations, throughputs
+from benchmarks.plot_data import Decoding, Operations, Throughput, decodings, operations, throughputs
 from benchmarks.plot_section import performance_section, with_section
 from deconattn.cli import parse, run
 from deconattn.errors import UserError
@@ -33,20 +33,25 @@ class Arguments:
     """Folder of the pictures."""
 
 
-def draw(found: list[Throughput], measured: list[Operations], images: Path) -> list[Path]:
+def draw(found: list[Throughput], generated: list[Decoding], measured: list[Operations], images: Path) -> list[Path]:
     """Every picture, as SVG and PNG; their paths without suffix.
 
     Raises:
         UserError: Matplotlib is not installed.
     """
     try:
-        from benchmarks.plot_figures import draw_operations, draw_throughput
+        from benchmarks.plot_figures import draw_cache_bytes, draw_operations, draw_step_times, draw_throughput
     except ImportError as error:
         raise UserError(f"{error}: pip install matplotlib") from error
     drawn = []
     for throughput in found:
         drawn.append(images / throughput.key)
         draw_throughput(throughput, drawn[-1])
+    for decoding in generated:
+        if len(decoding.lengths) > 1:
+            drawn += [images / f"{decoding.key}-{what}" for what in ("time", "cache")]
+            draw_step_times(decoding, drawn[-2])
+            draw_cache_bytes(decoding, drawn[-1])
     for operation in measured:
         if len(operation.lengths) > 1:
             drawn.append(images / operation.key)
@@ -57,14 +62,16 @@ def draw(found: list[Throughput], measured: list[Operations], images: Path) -> l
 def main() -> None:
     """Draw, and write the section."""
     arguments = parse(Arguments)
-    found, measured = throughputs(arguments.results), operations(arguments.results)
-    if not found and not measured:
-        raise UserError(f"{arguments.results} has no results to show: run train_step.py, train_cpu.py or kernels.py")
-    for path in draw(found, measured, arguments.images):
+    read = throughputs(arguments.results), decodings(arguments.results), operations(arguments.results)
+    if not any(read):
+        raise UserError(
+            f"{arguments.results} has no results to show: run train_step.py, train_cpu.py, decode.py or kernels.py"
+        )
+    for path in draw(*read, arguments.images):
         print(f"{path}.svg, .png")
     if arguments.readme:
         folder = arguments.readme.resolve().parent
-        section = performance_section(found, measured, arguments.images.resolve(), folder)
+        section = performance_section(*read, arguments.images.resolve(), folder)
         arguments.readme.write_text(with_section(arguments.readme.read_text("utf-8"), section), encoding="utf-8")
         print(f"written: {arguments.readme}")
 

@@ -1,4 +1,4 @@
-"""What `plot.py` shows, read from the files in `results/`: throughputs of training, and times of mixing operations."""
+"""What `plot.py` shows, read from the files in `results/`: training, generation, and mixing operations."""
 
 import json
 from dataclasses import dataclass
@@ -72,6 +72,65 @@ class Operations:
         return sorted(found)
 
 
+@dataclass(frozen=True)
+class Point:
+    """A contestant's step of generation.
+
+    Attributes:
+        ratio: speed over the peer's in the same rounds; None where the peer failed.
+        cache_bytes: of the batch, 0 where there is nothing to hold; `fixed_bytes` are held once per model.
+    """
+
+    ms_a_token: float
+    ratio: float | None
+    cache_bytes: int = 0
+    fixed_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A contestant's steps by batch and by tokens held; whole calls of `generate`, and steps of the smallest model.
+
+    Attributes:
+        variant: None for the peer.
+        pattern: of the peer and of `standard`, the one that they were measured with.
+    """
+
+    name: str
+    variant: str | None
+    pattern: str
+    points: dict[int, dict[int, Point]]
+    generate: Point | None
+    overhead: Point | None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One run of `decode.py`, the peer first."""
+
+    key: str
+    title: str
+    peer: str
+    curves: list[Curve]
+    origin: Origin
+
+    @property
+    def batches(self) -> list[int]:
+        return sorted({batch for curve in self.curves for batch in curve.points})
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted({length for curve in self.curves for points in curve.points.values() for length in points})
+
+    @property
+    def patterns(self) -> list[str]:
+        return list(dict.fromkeys(curve.pattern for curve in self.curves))
+
+    def of_pattern(self, pattern: str) -> list[Curve]:
+        """With what every pattern is compared with: the peer, and `standard`."""
+        return [curve for curve in self.curves if curve.pattern == pattern or curve.variant in (None, "standard")]
+
+
 def throughputs(results: Path) -> list[Throughput]:
     """Of `train_step-*.json` and `train_cpu-*.json`, in the order of their names, GPUs first."""
     found = []
@@ -111,6 +170,38 @@ def operations(results: Path) -> list[Operations]:
     return found
 
 
+def decodings(results: Path) -> list[Decoding]:
+    """Of `decode-*.json`, in the order of their names, GPUs first."""
+    found = []
+    for path in sorted(results.glob("decode-*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        options, peer, origin = result["options"], result["peer"], _origin(result)
+        names = dict.fromkeys(name for case in result["cases"] for name in case["contestants"])
+        curves = [_curve(name, None if name == peer else _variant(name), result["cases"]) for name in names]
+        curves = [curve for curve in curves if curve.points]
+        if curves:
+            title = f"{options['size']} on {origin.device}, {options['precision']}"
+            found.append(Decoding(path.stem, title, peer, curves, origin))
+    return sorted(found, key=lambda decoding: decoding.key.endswith("cpu"))
+
+
+def _curve(name: str, variant: str | None, cases: list[dict[str, Any]]) -> Curve:
+    points: dict[int, dict[int, Point]] = {}
+    others: dict[str, Point] = {}
+    for case in cases:
+        row = case["contestants"].get(name, {})
+        if "ms_a_token" not in row:
+            continue
+        held = {key: row[key] for key in ("cache_bytes", "fixed_bytes") if key in row}
+        point = Point(row["ms_a_token"], row["ratio"], **held)
+        if case["kind"] == "step":
+            points.setdefault(case["batch"], {})[case["length"]] = point
+        else:
+            others[case["kind"]] = point
+    pattern = name.partition(" ")[2] if variant else ""
+    return Curve(name, variant, pattern or "uniform", points, others.get("generate"), others.get("overhead"))
+
+
 def _ratios(rows: list[dict[str, Any]], kind: str) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -148,6 +239,7 @@ def _throughput(
 
 def _origin(result: dict[str, Any]) -> Origin:
     machine, versions = result["machine"], result["versions"]
-    device = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    on_cpu = result.get("options", {}).get("device") == "cpu"  # though there may have been a GPU
+    device = (None if on_cpu else machine.get("gpu")) or f"{machine['cpu']}, {machine['cores']} cores"
     shown = ", ".join(f"{name} {versions[name]}" for name in ("torch", "deepspeed", "transformers") if name in versions)
     return Origin(device, result["date"], shown, result["command"])

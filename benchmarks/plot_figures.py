@@ -1,13 +1,15 @@
 """The pictures, with Matplotlib: one colour a variant everywhere, legible on light and on dark pages."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from benchmarks.plot_data import OPERATIONS, Bar, Operations, Throughput
+from benchmarks.plot_data import OPERATIONS, Bar, Curve, Decoding, Operations, Throughput
 
 COLOURS = {
     "standard": "#8a8a8a",
@@ -22,6 +24,8 @@ COLOURS = {
 PLUGIN_COLOUR = "#a0724a"
 INK = "#7d828a"
 """Of text and axes: a grey that stands out from a white and from a dark page alike; backgrounds are transparent."""
+DASH = 4
+"""Length of a dash, in widths of the line."""
 STYLE = {
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "font.size": 11, "font.family": "DejaVu Sans",
@@ -61,6 +65,94 @@ def draw_throughput(throughput: Throughput, path: Path) -> None:
         axes.set_xlabel("tokens/s")
         axes.set_title(throughput.title, fontsize=12)
         _save(figure, path)
+
+
+def draw_step_times(decoding: Decoding, path: Path) -> None:
+    """Milliseconds a token against tokens held: a row of panels a pattern, a column a batch."""
+    patterns, batches = decoding.patterns, decoding.batches
+    with mpl.rc_context(STYLE):
+        size = (2 + 4.2 * len(batches), 0.8 + 3.2 * len(patterns))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(patterns), len(batches), sharex=True, sharey="col", squeeze=False)
+        for row, pattern in zip(panels, patterns, strict=True):
+            for axes, batch in zip(row, batches, strict=True):
+                curves = decoding.of_pattern(pattern)
+                values = [
+                    {length: point.ms_a_token for length, point in curve.points.get(batch, {}).items()}
+                    for curve in curves
+                ]
+                _draw_curves(axes, decoding.lengths, curves, values)
+                axes.set_title(f"{pattern}, {batch} sequence{'s' if batch > 1 else ''}", fontsize=11)
+            row[0].set_ylabel("ms a token")
+        for axes in panels[-1]:
+            axes.set_xlabel("tokens held")
+        _legend(figure, decoding)
+        figure.suptitle(f"A step of generation: {decoding.title}", fontsize=12)
+        _save(figure, path)
+
+
+def draw_cache_bytes(decoding: Decoding, path: Path) -> None:
+    """MiB of the largest batch's cache, with what is held once per model, against tokens held: a panel a pattern."""
+    patterns, batch = decoding.patterns, decoding.batches[-1]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2 + 4.2 * len(patterns), 4.2), layout="constrained")
+        panels = figure.subplots(1, len(patterns), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, pattern in zip(panels, patterns, strict=True):
+            curves = decoding.of_pattern(pattern)
+            values = [
+                {
+                    length: (point.cache_bytes + point.fixed_bytes) / 2**20
+                    for length, point in curve.points.get(batch, {}).items()
+                }
+                for curve in curves
+            ]
+            _draw_curves(axes, decoding.lengths, curves, values)
+            nothing = [
+                curve.name for curve, held in zip(curves, values, strict=True) if held and not any(held.values())
+            ]
+            axes.set_title(pattern + (f" ({', '.join(nothing)}: none)" if nothing else ""), fontsize=11)
+            axes.set_xlabel("tokens held")
+        panels[0].set_ylabel("MiB of cache")
+        _legend(figure, decoding)
+        figure.suptitle(f"What {batch} sequences hold: {decoding.title}", fontsize=12)
+        _save(figure, path)
+
+
+def _draw_curves(axes: Axes, lengths: list[int], curves: list[Curve], values: list[dict[int, float]]) -> None:
+    """On two logarithmic axes, which cannot show a zero. Lines that coincide are dashed in turn, so that all show."""
+    together: dict[tuple[str, ...], list[Curve]] = {}
+    drawn = [(curve, held) for curve, held in zip(curves, values, strict=True) if any(held.values())]
+    for curve, held in drawn:
+        together.setdefault(tuple(f"{held[length]:.2g}" for length in sorted(held)), []).append(curve)
+    for curve, held in drawn:
+        look = _look(curve)
+        sharing = together[tuple(f"{held[length]:.2g}" for length in sorted(held))]
+        if len(sharing) > 1:
+            look["linestyle"] = (DASH * sharing.index(curve), (DASH, DASH * (len(sharing) - 1)))
+        axes.plot(sorted(held), [held[length] for length in sorted(held)], **look)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(lengths))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axes.grid(alpha=0.25, color=INK, linewidth=0.6)
+
+
+def _look(curve: Curve) -> dict[str, Any]:
+    """Colour by variant; the peer is dashed, and drawn over what it may hide."""
+    if curve.variant is None:
+        return {"color": INK, "linestyle": (0, (2, 2)), "marker": "x", "markersize": 5, "zorder": 3}
+    return {"color": COLOURS.get(curve.variant, PLUGIN_COLOUR), "marker": "o", "markersize": 4}
+
+
+def _legend(figure: Figure, decoding: Decoding) -> None:
+    """One for all panels: a line a variant, whatever the pattern."""
+    looks = {curve.variant or decoding.peer: _look(curve) for curve in decoding.curves}
+    lines = [Line2D([], [], label=name, **look) for name, look in looks.items()]
+    figure.legend(handles=lines, loc="outside right center", frameon=False, labelcolor=INK, fontsize=10)
 
 
 def _draw_ratios(axes: Axes, operations: Operations, kind: str) -> None:

@@ -3,17 +3,24 @@
 import os
 from pathlib import Path
 
+from benchmarks.decode_report import mebibytes, time_and_ratio
 from benchmarks.machine import markdown_table
-from benchmarks.plot_data import Operations, Origin, Throughput
+from benchmarks.plot_data import Decoding, Operations, Origin, Throughput
 from deconattn.errors import UserError
 
 BEGIN = "<!-- performance: made by python benchmarks/plot.py README.md -->"
 END = "<!-- end of performance -->"
 
 
-def performance_section(throughputs: list[Throughput], operations: list[Operations], images: Path, folder: Path) -> str:
+def performance_section(
+    throughputs: list[Throughput], decodings: list[Decoding], operations: list[Operations], images: Path, folder: Path
+) -> str:
     """Markdown of everything there is, for a page in `folder`; a picture is shown where one of that key was drawn."""
     parts = [_throughput(found, _image(images, folder, found.key)) for found in throughputs]
+    parts += [
+        _decoding(found, "".join(_image(images, folder, f"{found.key}-{what}") for what in ("time", "cache")))
+        for found in decodings
+    ]
     parts += [_operations(found, _image(images, folder, found.key)) for found in operations]
     return "\n\n".join(parts)
 
@@ -44,6 +51,27 @@ def _throughput(found: Throughput, image: str) -> str:
         for bar in found.bars
     ]
     return f"**Training: {found.title}.**\n\n{image}{markdown_table(columns, rows)}\n{_told(found.origin)}"
+
+
+def _decoding(found: Decoding, images: str) -> str:
+    """Of every batch the shortest and the longest cache; the pictures have the others."""
+    lengths = dict.fromkeys((found.lengths[0], found.lengths[-1]))
+    cases = [(batch, length) for batch in found.batches for length in lengths]
+    largest = cases[-1]
+    columns = ["contestant", *(f"{batch} x {length}" for batch, length in cases)]
+    columns += [f"MiB at {largest[0]} x {largest[1]}", "`generate`", "a step of the smallest model"]
+    rows = []
+    for curve in found.curves:
+        points = [curve.points.get(batch, {}).get(length) for batch, length in cases]
+        cells = [
+            time_and_ratio(one.ms_a_token, one.ratio) if one else ""
+            for one in (*points, curve.generate, curve.overhead)
+        ]
+        cells.insert(len(cases), mebibytes(points[-1].cache_bytes, points[-1].fixed_bytes) if points[-1] else "")
+        rows.append([curve.name if curve.variant else f"*{curve.name}*", *cells])
+    title = f"**Generation: {found.title}** (ms a token, and how many times as fast as {found.peer}; sequences x tokens"
+    title += " held; MiB of cache, and held once per model)."
+    return f"{title}\n\n{images}{markdown_table(columns, rows)}\n{_told(found.origin)}"
 
 
 def _operations(found: Operations, image: str) -> str:

@@ -32,7 +32,7 @@ _DECODING = (
     "fixed_bytes",
     "fixed_flops",
 )
-"""The methods of a mixer that describe one way of decoding."""
+"""The methods of a mixer that belong to one way of decoding."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Mixer(nn.Module, ABC):
         super().__init_subclass__(**kwargs)
         if "forward" in vars(cls) and "extend" not in vars(cls):
             for name in _DECODING:
-                if name not in vars(cls) and name in vars(Mixer):
+                if name not in vars(cls):
                     setattr(cls, name, vars(Mixer)[name])
 
     def __init__(self, config: ModelConfig) -> None:

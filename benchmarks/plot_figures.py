@@ -123,10 +123,10 @@ def _draw_curves(axes: Axes, lengths: list[int], curves: list[Curve], values: li
     together: dict[tuple[str, ...], list[Curve]] = {}
     drawn = [(curve, held) for curve, held in zip(curves, values, strict=True) if any(held.values())]
     for curve, held in drawn:
-        together.setdefault(tuple(f"{held[length]:.2g}" for length in sorted(held)), []).append(curve)
+        together.setdefault(tuple(f"{held[length]:.3g}" for length in sorted(held)), []).append(curve)
     for curve, held in drawn:
         look = _look(curve)
-        sharing = together[tuple(f"{held[length]:.2g}" for length in sorted(held))]
+        sharing = together[tuple(f"{held[length]:.3g}" for length in sorted(held))]
         if len(sharing) > 1:
             look["linestyle"] = (DASH * sharing.index(curve), (DASH, DASH * (len(sharing) - 1)))
         axes.plot(sorted(held), [held[length] for length in sorted(held)], **look)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can tell, in one call under nine minutes: the mixing operations against float64 and
-# against their peers, training throughput beside transformers and torchtitan, and whether every variant learns. It
-# needs one CUDA GPU, a C compiler (Triton's), Python 3.12 with PyTorch, transformers and what they bring, and no
-# network. What the machine lacks comes as wheels, collected before on a machine with a network:
+# against their peers, training throughput beside transformers and torchtitan, whether every variant learns, and
+# generation beside transformers (without decode.py's --static, which compiles for minutes). It needs one CUDA GPU, a
+# C compiler (Triton's), Python 3.12 with PyTorch, transformers and what they bring, and no network. What the machine
+# lacks comes as wheels, collected before on a machine with a network:
 #
 #   mkdir wheels
 #   DS_BUILD_OPS=0 pip wheel deepspeed==0.19.8 --no-deps --no-build-isolation --wheel-dir wheels
@@ -32,8 +33,8 @@
 set -u
 
 # Seconds that each part may take; what one leaves over, the later ones may have.
-install_limit=60 imports_limit=60 kernels_limit=130 train_limit=190 tests_limit=60 pack_limit=30 learn_limit=90
-tune_limit=90
+install_limit=60 imports_limit=60 kernels_limit=115 train_limit=165 tests_limit=60 pack_limit=30 learn_limit=90
+decode_limit=60 tune_limit=90
 margin=8 # between the time that a benchmark gives itself and the time at which it is stopped
 
 root="$(cd "$(dirname "$0")/.." && pwd)"
@@ -106,6 +107,7 @@ benchmark() {
 }
 
 device=cuda kernels=() train=() learn=() tune=() tests=()
+decode=(--precision bf16 --case-seconds 4)
 if [ "$rehearse" -eq 1 ]; then
     export CUDA_VISIBLE_DEVICES=
     budget="${budget:-1200}" kernels_limit=150 train_limit=360 tests_limit=120 learn_limit=150 device=cpu
@@ -114,6 +116,7 @@ if [ "$rehearse" -eq 1 ]; then
     train=(--sizes tiny --layers 2 --seq-len 64 --vocab-size 256 --micro-batch-sizes 2 --warmup-steps 1)
     train+=(--samples 2 --steps-a-sample 1 --variants standard fixedseq --turn-seconds 240)
     learn=(--size tiny --seq-len 64 --batch-size 4 --steps 24 --launched-steps 24)
+    decode+=(--size tiny --layers 2 --vocab-size 256 --lengths 16 40 --steps 4 --prompt 8 --new-tokens 4)
     tune=(--rows 1 --lengths 32 --heads 1 --head-dim 16 --repeats 1 --dtypes fp32)
     tests=(--collect-only)
 fi
@@ -161,6 +164,7 @@ else
         --val-fraction 0.05
 fi
 benchmark train_learn "$learn_limit" benchmarks/train_learn.py --data "$corpus" "${learn[@]}"
+benchmark decode "$decode_limit" benchmarks/decode.py --device "$device" "${decode[@]}"
 
 if [ "$rehearse" -eq 1 ]; then # the benchmark's Triton paths too, in the interpreter
     export TRITON_INTERPRET=1 DECONATTN_BACKEND=triton

@@ -14,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from deconattn.ops.precision import at_least_fp32
 
+CHUNK = 64
+"""New tokens whose rows of a fixed map are held at once."""
 FEW = 8
 """Queries of a key head up to which the fused kernels of a CPU gain nothing from having several."""
 
@@ -48,6 +50,13 @@ def fixed_map_attention(
         keys: [key_value_heads, L, head_dim], L at least N.
         visible: bool [1, T, N] or None.
     """
+    if tokens > CHUNK:
+        parts = []
+        for start in range(first, first + tokens, CHUNK):
+            stop = min(start + CHUNK, first + tokens)
+            seen = None if visible is None else visible[:, start - first : stop - first, :stop]
+            parts.append(fixed_map_attention(queries, keys, values[:, :, :stop], start, stop - start, seen))
+        return torch.cat(parts, dim=2)
     grouped = by_key_head(queries[None, :, first : first + tokens], len(keys))
     s = _scores(grouped, keys[None, :, : values.shape[2]])
     weights = _softmax(s, _for_groups(visible, grouped.shape[2]))
@@ -58,6 +67,9 @@ def fixed_map_attention_by_row(
     queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, visible: Tensor
 ) -> Tensor:
     """The same where the rows' new tokens are at different `positions`, int64 [R, T]."""
+    if positions.shape[1] > CHUNK:
+        parts = zip(positions.split(CHUNK, dim=1), visible.split(CHUNK, dim=1), strict=True)
+        return torch.cat([fixed_map_attention_by_row(queries, keys, values, *part) for part in parts], dim=2)
     new = by_key_head(queries[:, positions].transpose(0, 1), len(keys))
     # The keys are read once for all rows.
     s = _scores(new.transpose(0, 1).flatten(1, 2)[None], keys[None, :, : values.shape[2]])[0]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import plot
-from benchmarks.plot_data import operations, throughputs
+from benchmarks.plot_data import Point, decodings, operations, throughputs
 from benchmarks.plot_section import BEGIN, END, performance_section, with_section
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
@@ -32,6 +32,16 @@ def timed(case: str, length: int, ratio: float) -> dict[str, Any]:
     return row | {"training": {"baseline": "SDPA, flash"}}
 
 
+def decoded(kind: str, batch: int, length: int, times: dict[str, float]) -> dict[str, Any]:
+    """A case of `decode.py`."""
+    rows = {name: {"ms_a_token": ms, "ratio": times["Qwen2"] / ms} for name, ms in times.items()}
+    if kind == "step":
+        for name, row in rows.items():
+            held = 0 if name == "mlp" else batch * length * 2**20
+            row |= {"cache_bytes": held, "fixed_bytes": 2**19 if "fixedseq" in name else 0}
+    return {"kind": kind, "batch": batch, "length": length, "contestants": rows}
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
@@ -54,7 +64,19 @@ def results(tmp_path: Path) -> Path:
     rows += [timed("cross-entropy", 2048, 1.0), {"kind": "time", "case": "softmax", "skipped": "no time"}]
     rows += [{"kind": "ceilings"}]
     kernels = GPU | {"results": rows}
-    for name, result in (("train_step-h100", step), ("train_cpu-70m-fp32", train_cpu), ("kernels-h100", kernels)):
+    cases = [
+        decoded("step", 1, 64, {"Qwen2": 4, "mlp": 1, "fixedseq 1:1": 2}),
+        decoded("step", 8, 64, {"Qwen2": 6, "mlp": 1, "fixedseq 1:1": 2}),
+        decoded("step", 8, 128, {"Qwen2": 9, "mlp": 1, "fixedseq 1:1": 2}),
+        decoded("overhead", 1, 1, {"Qwen2": 3, "mlp": 1, "fixedseq 1:1": 1.5}),
+        decoded("generate", 1, 20, {"Qwen2": 4, "mlp": 2}),
+    ]
+    cases[2]["contestants"]["mlp"] = {"failure": "no"}
+    cases[0]["contestants"]["rndemb"] = {"failure": "no"}
+    options = {"size": "70m", "precision": "fp32", "device": "cpu"}
+    decode = GPU | {"options": options, "peer": "Qwen2", "cases": cases}
+    named = {"train_step-h100": step, "train_cpu-70m-fp32": train_cpu, "kernels-h100": kernels}
+    for name, result in (named | {"decode-70m-fp32-cpu": decode}).items():
         (folder / f"{name}.json").write_text(json.dumps(result))
     return folder
 
@@ -77,6 +99,23 @@ def test_operations(results: Path):
     assert found.lengths == [512, 2048]
 
 
+def test_decodings(results: Path):
+    (found,) = decodings(results)
+    assert found.title == "70m on A CPU, 16 cores, fp32"  # the GPU was not what ran
+    assert [(curve.name, curve.variant, curve.pattern) for curve in found.curves] == [
+        ("Qwen2", None, "uniform"),
+        ("mlp", "mlp", "uniform"),
+        ("fixedseq 1:1", "fixedseq", "1:1"),
+    ]
+    assert (found.batches, found.lengths, found.patterns) == ([1, 8], [64, 128], ["uniform", "1:1"])
+    assert [curve.name for curve in found.of_pattern("1:1")] == ["Qwen2", "fixedseq 1:1"]
+    peer, mlp, hybrid = found.curves
+    assert peer.points[8] == {64: Point(6, 1, 512 * 2**20), 128: Point(9, 1, 1024 * 2**20)}
+    assert mlp.points == {1: {64: Point(1, 4)}, 8: {64: Point(1, 6)}}  # it failed at 128
+    assert hybrid.points[8][128] == Point(2, 4.5, 1024 * 2**20, 2**19)
+    assert (hybrid.overhead, hybrid.generate, mlp.generate) == (Point(1.5, 2), None, Point(2, 2))
+
+
 def test_every_variant_has_a_colour():
     pytest.importorskip("matplotlib")
     from benchmarks.plot_figures import COLOURS
@@ -88,26 +127,42 @@ def test_every_variant_has_a_colour():
 
 def test_pictures_are_the_same_every_time(results: Path, tmp_path: Path):
     pytest.importorskip("matplotlib")
-    found = throughputs(results), operations(results)
+    found = throughputs(results), decodings(results), operations(results)
     first, again = (plot.draw(*found, tmp_path / name) for name in ("first", "again"))
-    assert [path.name for path in first] == ["train_step-h100-500m", "train_cpu-70m-fp32", "kernels-h100-bf16"]
+    assert [path.name for path in first] == [
+        "train_step-h100-500m",
+        "train_cpu-70m-fp32",
+        "decode-70m-fp32-cpu-time",
+        "decode-70m-fp32-cpu-cache",
+        "kernels-h100-bf16",
+    ]
     for one, other in zip(first, again, strict=True):
         assert one.with_suffix(".svg").read_bytes() == other.with_suffix(".svg").read_bytes()
         assert one.with_suffix(".png").is_file()
-    assert "fixedseq 1:1" in first[0].with_suffix(".svg").read_text()
+    training, _, times, cache, _ = (path.with_suffix(".svg").read_text() for path in first)
+    assert "fixedseq 1:1" in training
+    assert "1:1, 8 sequences" in times
+    assert "uniform (mlp: none)" in cache
 
 
 def test_section_of_a_readme(results: Path, tmp_path: Path):
     images = tmp_path / "docs" / "images"
     images.mkdir(parents=True)
     (images / "train_step-h100-500m.svg").touch()
-    section = performance_section(throughputs(results), operations(results), images, tmp_path)
+    (images / "decode-70m-fp32-cpu-cache.svg").touch()
+    section = performance_section(throughputs(results), decodings(results), operations(results), images, tmp_path)
     readme = with_section(f"before\n{BEGIN}\nold\n{END}\nafter", section)
     assert readme.startswith(f"before\n{BEGIN}\n\n**Training: 500m on NVIDIA H100")
     assert readme.endswith(f"{END}\nafter")
     assert "old" not in readme
     assert "![train_step-h100-500m](docs/images/train_step-h100-500m.svg)" in readme
     assert "| *transformers* | 100 | 1.00 | 40.0% | 9.0 |" in readme
+    assert "![decode-70m-fp32-cpu-cache](docs/images/decode-70m-fp32-cpu-cache.svg)" in readme
+    assert "![decode-70m-fp32-cpu-time]" not in readme
+    assert "| contestant | 1 x 64 | 1 x 128 | 8 x 64 | 8 x 128 | MiB at 8 x 128 |" in readme
+    assert "| *Qwen2* | 4.00 (1.00) |  | 6.00 (1.00) | 9.00 (1.00) | 1,024.0 | 4.00 (1.00) | 3.00 (1.00) |" in readme
+    assert "| mlp | 1.00 (4.00) |  | 1.00 (6.00) |  |  | 2.00 (2.00) | 1.00 (3.00) |" in readme
+    assert "| fixedseq 1:1 | 2.00 (2.00) |  | 2.00 (3.00) | 2.00 (4.50) | 1,024.0 + 0.5 |  | 1.50 (2.00) |" in readme
     assert "| taylor | 2.00 | 0.50 |" in readme
     assert "| prefix |  | 0.25 |" in readme
     assert "2026-01-02, NVIDIA H100, torch 2.11.0: `python benchmarks/x.py`" in readme

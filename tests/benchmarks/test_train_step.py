@@ -310,8 +310,10 @@ def test_run_gpu_rehearsal(tmp_path: Path):
     script = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), "--rehearse", "--out", str(tmp_path), "--wheels", "none"]
     subprocess.run(script, env=values, check=True, timeout=1500)
     assert len(list(tmp_path.iterdir())) <= 8
-    for part in ("kernels", "train_step", "train_learn", "tune"):
+    for part in ("kernels", "train_step", "train_learn", "decode", "tune"):
         assert f"| {part} |" in (tmp_path / "gpu.md").read_text()
     assert json.loads((tmp_path / "train_learn-cpu.json").read_text())["runs"]["standard"]["losses"]
+    kinds = {case["kind"] for case in json.loads((tmp_path / "decode-tiny-bf16-cpu.json").read_text())["cases"]}
+    assert kinds == {"step", "generate", "overhead"}
     summary = json.loads((tmp_path / "train_step-cpu.json").read_text())["summary"]["tiny"]
     assert summary["standard"]["first_loss"] == pytest.approx(summary[REFERENCE.name]["first_loss"], abs=0.02)

@@ -13,7 +13,7 @@ from deconattn.mixers import MixerContext, mixer_class, registry
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.decoding import BLOCK, DecodingCache
 from deconattn.model.padding import Padding
-from deconattn.ops import taylor_state
+from deconattn.ops import cached_attention, taylor_state
 from tests.mixers.models import HEADS, PATTERNS, VARIANTS, build_model, random_tokens
 
 LENGTH = 150
@@ -111,8 +111,9 @@ def test_steps_in_bf16_are_as_exact_as_the_whole_pass(variant: str):
 
 @pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
 @pytest.mark.parametrize("variants", PATTERNS, ids=",".join)
-def test_padding_counts_for_nothing(variants: tuple[str, ...], static: bool):
+def test_padding_counts_for_nothing(variants: tuple[str, ...], static: bool, monkeypatch: pytest.MonkeyPatch):
     """To the left and to the right of a prompt, within it, and in a second prompt that continues the first."""
+    monkeypatch.setattr(cached_attention, "CHUNK", 4)
     model, columns = build_model(variants), random_tokens(4, 60)
     mask = torch.ones(4, 60, dtype=torch.bool)
     mask[0, :9] = mask[1, 2:12] = mask[2, 3] = mask[2, 7:12] = False

@@ -42,6 +42,14 @@ def test_matmul_fills_what_it_is_given():
     assert torch.equal(out, left @ right)
 
 
+@torch.no_grad()
+def test_linear_without_gradients(path: str):
+    """The way that generation takes, also for inputs that do not lie densely."""
+    inputs, weight = drawn(2, 6, 9).transpose(1, 2), drawn(5, 6, seed=1)
+    assert_near(linear(inputs, weight), inputs.double() @ weight.double().T)
+    assert_near(linear(inputs[:, 3], weight), inputs[:, 3].double() @ weight.double().T)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_and_its_gradients(path: str, bias: bool):
     inputs, weight = drawn(2, 9, 6).requires_grad_(), drawn(5, 6, seed=1).requires_grad_()

@@ -10,27 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.plot_data import OPERATIONS, Bar, Curve, Decoding, Operations, Throughput
+from deconattn.palette import COLOURS, INK, PLUGIN_COLOUR, STYLE
 
-COLOURS = {
-    "standard": "#8a8a8a",
-    "mlp": "#CC79A7",
-    "approximate": "#E69F00",
-    "nonapproximate": "#009E73",
-    "rndemb": "#56B4E9",
-    "fixedseq": "#0072B2",
-    "staticemb": "#D55E00",
-}
-"""Okabe and Ito's colours for the colour-blind, without black and yellow, which one of the pages would swallow."""
-PLUGIN_COLOUR = "#a0724a"
-INK = "#7d828a"
-"""Of text and axes: a grey that stands out from a white and from a dark page alike; backgrounds are transparent."""
 DASH = 4
 """Length of a dash, in widths of the line."""
-STYLE = {
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "font.size": 11, "font.family": "DejaVu Sans",
-    "svg.fonttype": "none", "svg.hashsalt": "deconattn", "hatch.linewidth": 0.6,
-}  # fmt: skip
 
 
 def draw_operations(operations: Operations, path: Path) -> None:

@@ -4,6 +4,7 @@ from deconattn.mixers.approximate import Approximate
 from deconattn.mixers.base import FixedStream, Mixer, MixerContext, ProjectedMixer
 from deconattn.mixers.cache import LayerCache, Step, SumCache
 from deconattn.mixers.fixedseq import FixedSeq
+from deconattn.mixers.map_blocks import MapBlock
 from deconattn.mixers.mlp import MLP
 from deconattn.mixers.nonapproximate import NonApproximate
 from deconattn.mixers.registry import mixer_class, register, variant_names
@@ -17,6 +18,7 @@ __all__ = [
     "FixedSeq",
     "FixedStream",
     "LayerCache",
+    "MapBlock",
     "Mixer",
     "MixerContext",
     "NonApproximate",

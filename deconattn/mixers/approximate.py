@@ -1,10 +1,13 @@
 """Approximate: the exponential replaced by its second-order Taylor series (paper, equation 6)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.cache import LayerCache, Step
+from deconattn.mixers.map_blocks import MapBlock, taylor_blocks
 from deconattn.mixers.registry import register
 from deconattn.model.config import ModelConfig
 from deconattn.ops import cached_attention, reference, taylor_state
@@ -43,6 +46,11 @@ class Approximate(ProjectedMixer):
         queries, keys = context.rotary(*self.queries_keys(hidden))
         documents = None if context.documents is None else context.documents.ids[:, None]
         return reference.taylor_map(queries, self.per_query_head(keys), documents)
+
+    def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
+        queries, keys = context.rotary(*self.queries_keys(hidden))
+        documents = None if context.documents is None else context.documents.ids[:, None]
+        return taylor_blocks(queries, self.per_query_head(keys), documents, size)
 
     @classmethod
     def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:

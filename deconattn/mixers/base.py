@@ -6,7 +6,7 @@ FLOPs, analysis and export then work with it; `tests/mixers/test_contract.py` ru
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deconattn.cost.norms import rms_norm_bytes
 from deconattn.mixers.cache import LayerCache, Step, new_tokens_of
+from deconattn.mixers.map_blocks import MapBlock, cut
 from deconattn.model.config import ModelConfig
 from deconattn.model.linear import Linear
 from deconattn.model.rotary import Rotary
@@ -79,8 +80,13 @@ class Mixer(nn.Module, ABC):
     """The cut of each linear layer under tensor parallelism, by its name here; None: it cannot be cut."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A class with a forward of its own does not decode by another's: it has what this class has, or its own."""
+        """A class with a forward of its own does not decode by another's: it has what this class has, or its own.
+
+        Nor has one with a map of its own the blocks of another's.
+        """
         super().__init_subclass__(**kwargs)
+        if "attention_map" in vars(cls) and "map_blocks" not in vars(cls):
+            cls.map_blocks = Mixer.map_blocks  # type: ignore[method-assign]
         if "forward" in vars(cls) and "extend" not in vars(cls):
             for name in _DECODING:
                 if name not in vars(cls):
@@ -105,6 +111,16 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor | None:
         """The map A that `forward` applies, [R, heads, L, L], by the paper's formula; None if nothing is mixed."""
+
+    def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
+        """The rows of :meth:`attention_map` in blocks of `size`, first rows first; no block if nothing is mixed.
+
+        As it stands here, right for any mixer: the whole map, cut, without scores. Override it to hold one block at a
+        time, and to show the activations before the softmax.
+        """
+        whole = self.attention_map(hidden, static, context)
+        if whole is not None:
+            yield from cut(whole, size)
 
     def new_cache(self) -> LayerCache:
         """An empty decoding cache, for :meth:`extend` to fill."""

@@ -1,11 +1,13 @@
 """What the variants with input-independent maps share: Q and K from a fixed stream, V from the data."""
 
 from abc import ABC
+from collections.abc import Iterator
 
 from torch import Tensor
 
 from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.cache import LayerCache, Step
+from deconattn.mixers.map_blocks import MapBlock, softmax_blocks
 from deconattn.model.config import ModelConfig
 from deconattn.ops import cached_attention, reference
 from deconattn.ops.fixed_map import fixed_map_attention
@@ -35,6 +37,18 @@ class FixedMap(ProjectedMixer, ABC):
         positions = context.documents.position_ids
         queries, keys = queries[:, positions].transpose(0, 1), keys[:, positions].transpose(0, 1)
         return reference.softmax_map(queries, keys, context.documents.ids[:, None])
+
+    def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
+        queries, keys = self._fixed_queries_keys(hidden, context)
+        keys = self.per_query_head(keys)
+        if context.documents is None:
+            for weights, scores in softmax_blocks(queries, keys, None, size):
+                assert scores is not None
+                yield MapBlock(*(one.expand(len(hidden), -1, -1, -1) for one in (weights, scores)))
+            return
+        positions = context.documents.position_ids
+        queries, keys = queries[:, positions].transpose(0, 1), keys[:, positions].transpose(0, 1)
+        yield from softmax_blocks(queries, keys, context.documents.ids[:, None], size)
 
     def extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
         queries, keys = cache.fixed

@@ -1,10 +1,13 @@
 """Non-approximate: one score a token, softmax over the prefix (paper, section 3.1)."""
 
+from collections.abc import Iterator
+
 from torch import Tensor
 from torch.nn.functional import silu
 
 from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.cache import LayerCache, Step, SumCache
+from deconattn.mixers.map_blocks import MapBlock, prefix_blocks
 from deconattn.mixers.registry import register
 from deconattn.model.config import ModelConfig
 from deconattn.ops import prefix_state, reference
@@ -50,6 +53,11 @@ class NonApproximate(ProjectedMixer):
         queries, keys = self.queries_keys(hidden)
         documents = None if context.documents is None else context.documents.ids[:, None]
         return reference.prefix_map(reference.token_scores(silu(queries), self.per_query_head(keys)), documents)
+
+    def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
+        queries, keys = self.queries_keys(hidden)
+        documents = None if context.documents is None else context.documents.ids[:, None]
+        return prefix_blocks(reference.token_scores(silu(queries), self.per_query_head(keys)), documents, size)
 
     @classmethod
     def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:

@@ -1,9 +1,12 @@
 """Standard: softmax attention over the layer's own hidden states (paper, section 2)."""
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.cache import LayerCache, Step
+from deconattn.mixers.map_blocks import MapBlock, softmax_blocks
 from deconattn.mixers.registry import register
 from deconattn.model.config import ModelConfig
 from deconattn.ops import cached_attention, reference
@@ -22,6 +25,11 @@ class Standard(ProjectedMixer):
         queries, keys = context.rotary(*self.queries_keys(self.source(hidden, static)))
         documents = None if context.documents is None else context.documents.ids[:, None]
         return reference.softmax_map(queries, self.per_query_head(keys), documents)
+
+    def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
+        queries, keys = context.rotary(*self.queries_keys(self.source(hidden, static)))
+        documents = None if context.documents is None else context.documents.ids[:, None]
+        return softmax_blocks(queries, self.per_query_head(keys), documents, size)
 
     def extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
         queries, keys = step.rotary(*self.queries_keys(self.source(hidden, static)))

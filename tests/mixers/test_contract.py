@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from deconattn.mixers import Mixer, MixerContext, ProjectedMixer, mixer_class, register, variant_names
 from deconattn.model.config import ModelConfig
 from deconattn.model.rotary import Rotary
+from deconattn.ops import reference
 from deconattn.ops.documents import Documents
 from deconattn.parallel.tensor import cut_linears
 from tests.mixers.models import (
@@ -132,6 +133,62 @@ def test_map_is_causal_and_rows_sum_to_one(variant: str, masked: bool):
         ids = context.documents.ids
         assert len(ids[0].unique()) > 2
         assert not weights.masked_fill((ids[:, None, :, None] == ids[:, None, None, :]), 0).any()
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_blocks_of_the_map_are_its_rows(variant: str, masked: bool, heads: str):
+    mixer = build_mixer(variant, **HEADS[heads])
+    context = build_context(mixer.config, 2, 130, masked, torch.double)
+    hidden, static, _ = build_inputs(4, 130)
+    whole = mixer.attention_map(hidden, static, context)
+    for size in (1, 48, 130, 200):
+        blocks = list(mixer.map_blocks(hidden, static, context, size))
+        if whole is None:
+            assert blocks == []
+            continue
+        assert [block.start for block in blocks] == list(range(0, 130, size))
+        assert blocks[-1].stop == 130
+        for block in blocks:
+            assert block.stop - block.start == block.weights.shape[2] <= size
+            assert not whole[:, :, block.start : block.stop, block.stop :].any()
+            rows = whole[:, :, block.start : block.stop, : block.stop]
+            assert_close(block.weights, rows, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
+@pytest.mark.parametrize("variant", filter(mixes, OURS))
+def test_the_map_is_made_of_the_scores(variant: str, masked: bool):
+    mixer = build_mixer(variant, num_key_value_heads=2)
+    context = build_context(mixer.config, 2, 130, masked, torch.double)
+    hidden, static, _ = build_inputs(4, 130)
+    visible = reference.allowed(130, None if context.documents is None else context.documents.ids[:, None])
+    found = [block.scores for block in mixer.map_blocks(hidden, static, context, 48)]
+    if variant == "nonapproximate":
+        logits = torch.cat(found, dim=2).transpose(2, 3)
+        assert logits.shape == (4, 4, 1, 130)
+        weights = logits.exp() * visible
+    else:
+        logits = torch.cat([nn.functional.pad(one, (0, 130 - one.shape[3]), value=-torch.inf) for one in found], dim=2)
+        assert torch.equal(logits.isfinite(), visible.expand_as(logits))
+        polynomial = (1 + logits + logits.square() / 2).where(visible, 0)
+        weights = polynomial if variant == "approximate" else logits.exp()
+    expected = mixer.attention_map(hidden, static, context)
+    assert_close(weights / weights.sum(dim=-1, keepdim=True), expected, rtol=1e-9, atol=1e-14)
+
+
+def test_a_map_of_ones_own_is_not_cut_into_anothers_blocks():
+    class Uniform(mixer_class("standard")):  # type: ignore[misc]
+        def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+            scores = hidden.new_zeros(len(hidden), self.config.num_attention_heads, hidden.shape[1])
+            return reference.prefix_map(scores)
+
+    mixer = Uniform(BASE).double()
+    hidden, static, _ = build_inputs(4, 9)
+    (block,) = mixer.map_blocks(hidden, static, build_context(BASE, 2, 9, False, torch.double), 9)
+    assert torch.equal(block.weights, mixer.attention_map(hidden, static, None))
+    assert block.scores is None
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

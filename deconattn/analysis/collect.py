@@ -1,0 +1,136 @@
+"""A model over a sample of text: what each layer's maps do, without holding one."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from deconattn.analysis.activations import ActivationSums, Distribution
+from deconattn.analysis.indicators import Indicators, IndicatorSums
+from deconattn.analysis.pooled_map import PooledMap
+from deconattn.errors import UserError
+from deconattn.mixers import Mixer, MixerContext
+from deconattn.model.decoder import Decoder
+
+MixerInputs = tuple[Tensor, Tensor | None, MixerContext]
+"""What :meth:`~deconattn.mixers.Mixer.forward` takes."""
+BATCH = 4
+"""Sequences that pass the model together."""
+BLOCK_ELEMENTS = 2**19
+"""Entries of a map that are held at a time, of all sequences and heads: 4 MiB in float64, near a CPU's cache."""
+
+
+@dataclass(frozen=True)
+class LayerFindings:
+    """Of one layer; all but the variant None where it mixes nothing.
+
+    Attributes:
+        indicators: means over the sequences, diversity a scalar, the others [heads].
+        activations: of all heads and sequences; None too where the mixer has no scores to show.
+        picture: the first sequence's map, pooled, [heads, side, side]; None too where it was not asked for.
+    """
+
+    variant: str
+    indicators: Indicators | None
+    activations: Distribution | None
+    picture: Tensor | None
+
+
+class _LayerSums:
+    """Adds up what one layer does."""
+
+    def __init__(self, pictured: bool) -> None:
+        self._pictured = pictured
+        self._picture: PooledMap | None = None
+        self._indicators: list[Indicators] = []
+        self._activations = ActivationSums()
+
+    def add(self, mixer: Mixer, inputs: MixerInputs, sequences: int) -> None:
+        """The maps of the first `sequences` rows of the mixer's inputs."""
+        hidden, static, context = _wanted_rows(mixer, inputs, sequences)
+        heads, length = mixer.config.num_attention_heads, hidden.shape[1]
+        size = max(1, BLOCK_ELEMENTS // (len(hidden) * heads * length))
+        sums, draws = IndicatorSums(), self._pictured and not self._indicators
+        picture = PooledMap(length) if draws else None
+        blocks = 0
+        for block in mixer.map_blocks(hidden, static, context, size):
+            blocks += 1
+            weights, scores = block.weights[:sequences], block.scores
+            sums.add(block._replace(weights=weights))
+            if scores is not None:
+                self._activations.add(scores[:sequences])
+            if picture is not None:
+                picture.add(block._replace(weights=weights[0]))
+        if blocks:
+            self._indicators.append(sums.indicators().map(lambda tensor: tensor.cpu()))
+            self._picture = picture or self._picture
+
+    def finite(self) -> bool:
+        """Whether all that was seen is a number."""
+        numbers = (tensor for one in self._indicators for tensor in one.by_name().values())
+        return self._activations.finite and all(bool(tensor.isfinite().all()) for tensor in numbers)
+
+    def findings(self, variant: str) -> LayerFindings:
+        if not self._indicators:
+            return LayerFindings(variant, None, None, None)
+        fields = zip(*(vars(one).values() for one in self._indicators), strict=True)
+        means = Indicators(*(torch.cat(parts).mean(dim=0) for parts in fields))
+        picture = None if self._picture is None else self._picture.means()
+        return LayerFindings(variant, means, self._activations.distribution(), picture)
+
+
+def collect(
+    decoder: Decoder,
+    ids: Tensor,
+    label: str,
+    pictured: Collection[int] = (),
+    advance: Callable[[int], object] = lambda sequences: None,
+) -> list[LayerFindings]:
+    """Run the model over the sample, layer by layer as it always runs.
+
+    Args:
+        decoder: in evaluation mode.
+        ids: int64 [N, L], L at least 4.
+        label: what messages call the model.
+        pictured: layers, counted from 0, of whose maps a picture is wanted.
+        advance: told after each batch how many sequences it had.
+
+    Returns:
+        One entry a layer.
+
+    Raises:
+        UserError: a layer whose scores or maps are not numbers.
+    """
+    layers = [_LayerSums(index in pictured) for index in range(len(decoder.blocks))]
+    for batch in ids.split(BATCH):
+        hooks = [
+            block.self_attn.register_forward_pre_hook(partial(_look, sums, len(batch)))
+            for block, sums in zip(decoder.blocks, layers, strict=True)
+        ]
+        try:
+            with torch.inference_mode():
+                decoder(batch.to(decoder.embed_tokens.weight.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for number, sums in enumerate(layers, start=1):
+            if not sums.finite():
+                raise UserError(
+                    f"{label}: layer {number} has activations that are no finite numbers: give another checkpoint"
+                )
+        advance(len(batch))
+    return [sums.findings(variant) for sums, variant in zip(layers, decoder.config.layer_variants, strict=True)]
+
+
+def _look(sums: _LayerSums, sequences: int, mixer: Mixer, inputs: MixerInputs) -> None:
+    sums.add(mixer, inputs, sequences)
+
+
+def _wanted_rows(mixer: Mixer, inputs: MixerInputs, sequences: int) -> MixerInputs:
+    """Without the fixed streams' rows where the layer does not read them: their maps are not asked for."""
+    hidden, static, context = inputs
+    if mixer.fixed_stream is not None:
+        return hidden, static, context
+    return hidden[:sequences], None if static is None else static[:sequences], context.rows(sequences)

@@ -1,0 +1,100 @@
+"""The sample's text, as each model's tokens."""
+
+from collections.abc import Iterator, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deconattn.analysis.sample import SHORTEST, Sample
+from deconattn.analysis.subjects import Subject
+from deconattn.data import SampleStream, TokenCorpus, Tokenizer, load_tokenizer, read_manifest
+from deconattn.data.readers import DocumentReader, Tally, find_files
+from deconattn.errors import UserError
+
+LONGEST = 2048
+"""Tokens of a sequence where no length is asked for and every model takes more: the paper's."""
+_MAX_BAD = 100
+
+
+def read_sample(sample: Sample, subjects: Sequence[Subject]) -> list[Tensor]:
+    """Each subject's token ids, int64 [sequences, seq_len]; the same ones where tokenizers agree.
+
+    Raises:
+        UserError: a length that a model cannot take, too little text, or a corpus of another tokenizer.
+    """
+    sample.check()
+    length = _length(sample, subjects)
+    if sample.data is not None:
+        ids, tokenizer = _packed(sample.data, sample.sequences, length)
+        for subject in subjects:
+            _check_tokenizer(sample.data, tokenizer, ids, subject)
+        return [ids] * len(subjects)
+    return [_encoded(sample, length, subject) for subject in subjects]
+
+
+def _length(sample: Sample, subjects: Sequence[Subject]) -> int:
+    if sample.seq_len is None:
+        shortest = min(subjects, key=lambda subject: subject.config.max_position_embeddings)
+        length = shortest.config.max_position_embeddings
+        if length < SHORTEST:
+            raise UserError(f"{shortest.path} takes {length} tokens, fewer than {SHORTEST}: give another model")
+        return min(LONGEST, length)
+    for subject in subjects:
+        if subject.stored.longest is not None and sample.seq_len > subject.stored.longest:
+            raise UserError(
+                f"--seq-len {sample.seq_len} is beyond the fixed stream of {subject.path}, {subject.stored.longest} "
+                "tokens: give less"
+            )
+    return sample.seq_len
+
+
+def _packed(folder: Path, sequences: int, length: int) -> tuple[Tensor, Tokenizer]:
+    """Samples of the corpus, of the first split that has enough, and its tokenizer."""
+    manifest, found = read_manifest(folder), 0
+    for split in ("val", "train"):
+        if not manifest.of_split(split):
+            continue
+        corpus = TokenCorpus(folder, split)
+        found = (corpus.num_tokens - 1) // length
+        if found >= sequences:
+            batch = SampleStream([(corpus, 1.0)], length, seed=0).batch(range(sequences), doc_mask=False)
+            return batch.input_ids, load_tokenizer(corpus.tokenizer_path)
+    raise UserError(
+        f"--data {folder} has {found} sequences of {length} tokens: lower --sequences {sequences} or --seq-len"
+    )
+
+
+def _check_tokenizer(folder: Path, theirs: Tokenizer, ids: Tensor, subject: Subject) -> None:
+    """The model's tokenizer must read the sample's own text as the corpus's does."""
+    text = theirs.decode(ids[0].numpy())
+    ours = subject.stored.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if ours != theirs.encode_batch([text])[0].tolist() or int(ids.max()) >= subject.config.vocab_size:
+        raise UserError(
+            f"--data {folder} was packed with another tokenizer than that of {subject.path}: pack the text with its "
+            "own, or give the text itself with --text"
+        )
+
+
+def _encoded(sample: Sample, length: int, subject: Subject) -> Tensor:
+    """The first tokens of all documents end to end, each followed by the tokenizer's end of text."""
+    tokenizer, wanted = subject.stored.tokenizer, sample.sequences * length
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids: list[int] = []
+    for text in _documents(sample.text):
+        ids += tokenizer(text, add_special_tokens=False, verbose=False).input_ids + end
+        if len(ids) >= wanted:
+            return torch.tensor(ids[:wanted]).view(sample.sequences, length)
+    raise UserError(
+        f"{sample.source} has {len(ids)} tokens in the tokenizer of {subject.path}, fewer than {sample.sequences} "
+        f"sequences of {length}: give more text, or lower --sequences or --seq-len"
+    )
+
+
+def _documents(text: Sequence[str]) -> Iterator[str]:
+    if text:
+        yield from DocumentReader(find_files(text), "text", Tally(_MAX_BAD))
+        return
+    with as_file(files("deconattn.data") / "demo" / "shakespeare.jsonl") as demo:
+        yield from DocumentReader([demo], "text", Tally(0))

@@ -1,0 +1,62 @@
+"""The tool, called in this process, and what it looks into."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from deconattn.cli import parse, run
+from deconattn.generation.stored_model import StoredModel
+from tests.generation.conftest import byte_level  # noqa: F401  (a fixture)
+
+TOOL = Path(__file__).parents[2] / "tools" / "analyze.py"
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("analyze_tool", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where the help texts are looked for
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the tool in this process: exit code, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            run(lambda: tool.analyze(parse(tool.Arguments, [str(word) for word in words])))
+        out, err = capsys.readouterr()
+        assert isinstance(leaving.value.code, int)
+        return leaving.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def refused(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """Run the tool, which must stop at one line before it reads a weight, and write nothing; the line."""
+
+    def load(*_: object) -> None:
+        pytest.fail("the weights were read before everything was checked")
+
+    def refused(*words: object) -> str:
+        out = tmp_path / "refused"
+        with monkeypatch.context() as patch:
+            patch.setattr(StoredModel, "load", load)
+            code, printed, err = call(*words, *([] if "--out" in words else ["--out", out]))
+        assert (code, printed) == (2, "")
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        assert not out.exists()
+        return err
+
+    return refused

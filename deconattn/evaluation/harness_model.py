@@ -1,0 +1,71 @@
+"""The harness's wrapper of Hugging Face models around a model of ours; imports the harness."""
+
+import math
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from deconattn.errors import UserError
+from deconattn.evaluation.harness import TOKENS_A_BATCH
+
+Request = tuple[Any, list[int], list[int]]
+"""(its text, the context's tokens, the continuation's tokens)."""
+
+
+class HarnessModel(HFLM):
+    """`lm_eval.models.huggingface.HFLM`, with one progress bar for all windows of a rolling likelihood.
+
+    Args:
+        batch_size: sequences a batch; None: the largest that the GPU holds, or `TOKENS_A_BATCH` on a CPU.
+        max_length: tokens of context; None: the configuration's.
+
+    Raises:
+        UserError: when it runs, an answer that is longer than the context.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size or 1)
+        if batch_size is None:
+            on_gpu = self.device.type == "cuda"
+            self.batch_size_per_gpu = "auto" if on_gpu else max(1, TOKENS_A_BATCH // self.max_length)
+        self._windows: tqdm | None = None
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        with tqdm(desc="Running rolling windows", unit=" windows", disable=disable_tqdm) as self._windows:
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        longest = max((len(answer) for *_, answer in requests), default=0)
+        if longest > self.max_length:
+            raise UserError(
+                f"an answer has {longest} tokens, more than the model's context of {self.max_length}: leave its task "
+                "out with --tasks, or train with a longer --seq-len"
+            )
+        rolling = override_bs is not None and self._windows is not None
+        found = super()._loglikelihood_tokens(requests, disable_tqdm or rolling, override_bs)
+        if rolling and self._windows is not None:
+            self._windows.update(len(requests))
+        return found
+
+
+class UniformModel(HarnessModel):
+    """Gives every token of the vocabulary the same probability; asks the model for no more than its size."""
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)  # it takes no time
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        nats_a_token = math.log(self.config.vocab_size)
+        return [(-nats_a_token * len(continuation), False) for *_, continuation in requests]

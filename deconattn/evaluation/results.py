@@ -1,0 +1,76 @@
+"""Scores, taken out of what the harness gives, and the file that keeps it all."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deconattn.evaluation.tasks import COLUMNS
+
+AVERAGE = "Avg"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure and its standard error; accuracies are fractions, perplexities a word (WikiText) or a text (LAMBADA)."""
+
+    value: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one model, by the column's title; a column that was not asked for is missing."""
+
+    label: str
+    scores: dict[str, Score]
+
+
+def row_of(label: str, found: dict[str, Any]) -> Row:
+    """The columns that the harness's result has figures for."""
+    scores = {}
+    for column in COLUMNS:
+        metrics = found["results"].get(column.task, {})
+        if f"{column.metric},none" in metrics:
+            error = metrics.get(f"{column.metric}_stderr,none")
+            value = float(metrics[f"{column.metric},none"])
+            scores[column.title] = Score(value, float(error) if isinstance(error, int | float) else None)
+    return Row(label, scores)
+
+
+def average(row: Row) -> Score | None:
+    """Of the seven accuracies, None unless all are there; the error takes the tasks for independent."""
+    seven = [row.scores.get(column.title) for column in COLUMNS if column.averaged]
+    scores = [score for score in seven if score is not None]
+    if len(scores) < len(seven):
+        return None
+    errors = [score.error for score in scores if score.error is not None]
+    error = math.sqrt(sum(error**2 for error in errors)) / len(scores) if len(errors) == len(scores) else None
+    return Score(sum(score.value for score in scores) / len(scores), error)
+
+
+def as_numbers(row: Row) -> dict[str, float]:
+    """Every column's figure by title, its error as `TITLE stderr`, and the average."""
+    scores = dict(row.scores)
+    if (mean := average(row)) is not None:
+        scores[AVERAGE] = mean
+    numbers = {}
+    for title, score in scores.items():
+        numbers[title] = score.value
+        if score.error is not None:
+            numbers[f"{title} stderr"] = score.error
+    return numbers
+
+
+def write_results(path: Path, content: dict[str, Any]) -> None:
+    """As JSON; infinities and NaN, which it has not, become strings, and so does what only Python has."""
+    path.write_text(json.dumps(_finite(content), indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

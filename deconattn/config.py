@@ -218,6 +218,19 @@ class RunFlags:
 
 
 @dataclass(frozen=True)
+class EvaluationFlags:
+    """Benchmarks at each checkpoint."""
+
+    eval_tasks: str = ""
+    """Comma-separated: arc_easy, boolq, copa, piqa, sciq, rte, hellaswag, wikitext, lambada_openai; rank 0 scores them
+    while the others wait."""
+    eval_datasets: Path | None = None
+    """Folder with their documents (docs/evaluation.md); by default the hub's."""
+    eval_limit: int | None = None
+    """Only the first so many documents of a task."""
+
+
+@dataclass(frozen=True)
 class TrainingFlags:
     """Train a language model whose layers mix tokens by any attention variant."""
 
@@ -226,6 +239,7 @@ class TrainingFlags:
     optimization: OptimizationFlags = field(default_factory=OptimizationFlags)
     engine: EngineFlags = field(default_factory=EngineFlags)
     run: RunFlags = field(default_factory=RunFlags)
+    evaluation: EvaluationFlags = field(default_factory=EvaluationFlags)
 
     @property
     def total_steps(self) -> int:
@@ -265,6 +279,9 @@ class TrainingFlags:
         for flag, value in positive.items():
             if not value > 0:
                 raise UserError(f"{flag} is {value}: it must be above zero")
+        limit = self.evaluation.eval_limit
+        if limit is not None and limit < 1:
+            raise UserError(f"--eval-limit is {limit}: it must be above zero")
         if self.run.max_restarts < 0:
             raise UserError(f"--max-restarts is {self.run.max_restarts}: it must not be below zero")
         if self.engine.precision == "bf16" and self.engine.zero_stage == 0 and self.engine.deepspeed_config is None:

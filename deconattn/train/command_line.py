@@ -103,7 +103,7 @@ def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tupl
 
 
 def _absolute(flags: TrainingFlags) -> TrainingFlags:
-    model, data, engine = flags.model, flags.data, flags.engine
+    model, data, engine, evaluation = flags.model, flags.data, flags.engine, flags.evaluation
     return dataclasses.replace(
         flags,
         model=dataclasses.replace(model, plugin=tuple(path.resolve() for path in model.plugin)),
@@ -114,6 +114,9 @@ def _absolute(flags: TrainingFlags) -> TrainingFlags:
         ),
         engine=dataclasses.replace(
             engine, deepspeed_config=engine.deepspeed_config and engine.deepspeed_config.resolve()
+        ),
+        evaluation=dataclasses.replace(
+            evaluation, eval_datasets=evaluation.eval_datasets and evaluation.eval_datasets.resolve()
         ),
     )
 

@@ -123,6 +123,12 @@ class Metrics:
         self._write({"step": step, "val_loss": loss})
         self.display.say(f"step {step}: validation loss {loss:.4f}")
 
+    def scores(self, step: int, scores: dict[str, float]) -> None:
+        """A row of benchmarks: `step`, and each figure under `eval/TITLE`."""
+        self._write({"step": step} | {f"eval/{title}": value for title, value in scores.items()})
+        shown = (f"{title} {value:.4g}" for title, value in scores.items() if not title.endswith("stderr"))
+        self.display.say(f"step {step}: {', '.join(shown)}")
+
     def close(self) -> None:
         self.display.close()
         self._file.close()

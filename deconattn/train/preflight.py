@@ -24,6 +24,10 @@ def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> Tr
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
     deepspeed_config(flags, accumulation_steps)
+    if flags.evaluation.eval_tasks:
+        from deconattn.evaluation.in_loop import check_evaluation
+
+        check_evaluation(flags.evaluation)
     if flags.data.data:
         vocab_size = TrainingData(flags.data.data, flags).vocab_size
         model_config(flags.model, vocab_size, flags.data.seq_len)

@@ -65,6 +65,15 @@ def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.devic
     return device
 
 
+def wait_for_rank_0(what: str) -> None:
+    """Return once rank 0 has called this with the same words: not a collective, so that no timeout runs."""
+    store = distributed_c10d._get_default_store()
+    if torch.distributed.get_rank() == 0:
+        store.set(what, "")
+    else:
+        store.wait([what], timedelta(days=7))
+
+
 def check_launcher_variables() -> None:
     """Raises UserError if what the launcher set for this rank is incomplete, contradictory or beyond this machine."""
     given = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}

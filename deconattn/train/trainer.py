@@ -13,6 +13,7 @@ from deconattn.cost.flops import training_flops
 from deconattn.cost.hardware import peak_flops
 from deconattn.data import Prefetcher
 from deconattn.errors import UserError
+from deconattn.evaluation.in_loop import InLoopEvaluation
 from deconattn.mixers import mixer_class
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.config import ModelConfig
@@ -26,7 +27,7 @@ from deconattn.train.interrupt import StopRequest
 from deconattn.train.metrics import Metrics
 from deconattn.train.resolved_config import resolved_config
 from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments
-from deconattn.train.runtime import memory_gib, world_size
+from deconattn.train.runtime import memory_gib, wait_for_rank_0, world_size
 from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
 from deconattn.train.schedule import learning_rate
 
@@ -57,7 +58,10 @@ class Trainer:
         self._validated_step = -1
         self.config = resolved_config(flags, self.model_config, self.data.identities)
         self.metrics: Metrics | None = None
+        self._benchmarks: InLoopEvaluation | None = None
         if self.engine.rank == 0:
+            if flags.evaluation.eval_tasks:
+                self._benchmarks = InLoopEvaluation(flags.evaluation)
             durable.write_json(self.run_folder / RUN_CONFIG, self.config)
             self.metrics = Metrics(
                 self.run_folder, self.config, flags.run.wandb_project, flags.total_steps, self.progress.step
@@ -113,13 +117,16 @@ class Trainer:
                 clock.restart()
             # A checkpoint whose last step was skipped would be a poor place to come back to.
             if (step + 1) % flags.run.save_every == 0 and not result.skipped:
-                self._save()
+                self._score(self._save())
                 clock.restart()
         return False
 
     def _finished(self) -> None:
         self._validate()
+        saved_before = self._saved_step == self.progress.step
         folder = self._save()
+        if not saved_before:
+            self._score(folder)
         if self._val_loss is not None:
             self._say(f"validation loss: {self._val_loss:.4f} nats")
         if self.progress.skipped_steps:
@@ -151,6 +158,20 @@ class Trainer:
             )
             self._saved_step = self.progress.step
         return folder
+
+    def _score(self, checkpoint: Path) -> None:
+        """Benchmarks on rank 0, while the others wait without a collective, which would time out."""
+        if not self.flags.evaluation.eval_tasks:
+            return
+        if self._benchmarks is not None and self.metrics is not None:
+            try:
+                scores = self._benchmarks.score(checkpoint, lambda: bool(self.stop))
+                if scores:
+                    self.metrics.scores(self.progress.step, scores)
+            except Exception as error:  # what was trained matters more, and the checkpoint can be scored later
+                reason = (str(error).splitlines() or [""])[0]
+                self._say(f"step {self.progress.step}: not scored, {type(error).__name__}: {reason}")
+        wait_for_rank_0(f"{checkpoint} is scored")
 
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         if not self.flags.run.resume:

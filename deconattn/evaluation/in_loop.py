@@ -1,0 +1,61 @@
+"""Benchmarks while a model trains: rank 0 scores what a checkpoint holds, as `tools/evaluate.py` would."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from deconattn.config import EvaluationFlags
+from deconattn.evaluation import harness
+from deconattn.evaluation.datasets import data_files
+from deconattn.evaluation.results import Row, as_numbers, row_of
+from deconattn.evaluation.tasks import benchmarks
+
+
+def check_evaluation(flags: EvaluationFlags) -> None:
+    """Raises UserError for a task or a file that is not there, or without the harness."""
+    chosen = benchmarks(flags.eval_tasks)
+    harness.require_harness()
+    if flags.eval_datasets is not None:
+        data_files(flags.eval_datasets, chosen)
+
+
+class InLoopEvaluation:
+    """The tasks of a run with their documents, loaded when first scored.
+
+    Raises:
+        UserError: documents that cannot be had.
+    """
+
+    def __init__(self, flags: EvaluationFlags) -> None:
+        self._flags = flags
+        self._chosen = benchmarks(flags.eval_tasks)
+        self._tasks: harness.Tasks = {}
+        self._cache = TemporaryDirectory(prefix="deconattn-evaluation-")
+
+    def score(self, checkpoint: Path, stop: Callable[[], bool]) -> dict[str, float]:
+        """The figures of table 1 by title, their errors as `TITLE stderr`.
+
+        Args:
+            checkpoint: a step-N folder, computed in what the run computes in.
+            stop: asked between tasks; those that are left are left out.
+
+        Raises:
+            UserError: documents that cannot be had, or an answer longer than the context.
+        """
+        from deconattn.generation.stored_model import open_model
+
+        if not self._tasks:
+            files = None
+            if self._flags.eval_datasets is not None:
+                files = data_files(self._flags.eval_datasets, self._chosen)
+                harness.without_network()
+            self._tasks = harness.load_tasks(self._chosen, files, Path(self._cache.name))
+        stored = open_model(checkpoint)
+        model = stored.load()
+        row = Row("", {})
+        for name, task in self._tasks.items():
+            if stop():
+                break
+            found = harness.score(model, stored.tokenizer, {name: task}, limit=self._flags.eval_limit)
+            row.scores.update(row_of("", found).scores)
+        return as_numbers(row)

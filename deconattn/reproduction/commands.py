@@ -1,0 +1,52 @@
+"""The command of each job. They are run as a user would: what one of them breaks, breaks one cell."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from deconattn.reproduction import indicators, scores, training
+from deconattn.reproduction.layout import Layout, Stored
+from deconattn.reproduction.plans import Job, first_corpus, training_flags
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ("bash", str(ROOT / "launch.sh"))
+EVALUATE = (sys.executable, str(ROOT / "tools" / "evaluate.py"))
+ANALYZE = (sys.executable, str(ROOT / "tools" / "analyze.py"))
+
+
+def command_of(job: Job, layout: Layout, stored: Stored, fresh: bool = False) -> list[str]:
+    """What to run for a job, given what is on the disk: a training that has begun is resumed, unless `fresh`."""
+    run, request = str(layout.run(job.run)), stored.request
+    if job.kind == "train":
+        if not fresh and training.begun(layout.run(job.run)):
+            return [*TRAIN, "--save", run, "--resume"]
+        return [*TRAIN, *training_flags(request, job.run), "--save", run]
+    out = ["--out", str(layout.output(job))]
+    if job.kind == "analyze":
+        corpus = first_corpus(request)
+        return [*ANALYZE, run, *([] if corpus is None else ["--data", corpus]), *out]
+    command = [*EVALUATE, run, *out]
+    if request.datasets is not None:
+        command += ["--datasets", str(request.datasets)]
+    if request.limit is not None:
+        command += ["--limit", str(request.limit)]
+    if job.kind == "contexts":
+        longest = stored.estimates[job.run.name].length
+        lengths = [str(length) for length in request.context_lengths if length <= longest]
+        return [*command, "--tasks", "wikitext", "--context-lengths", ",".join(lengths or [str(longest)])]
+    if request.tasks:
+        command += ["--tasks", request.tasks]
+    return [*command, "--skip-variant-layers"] if job.kind == "skip" else command
+
+
+def outcome_of(job: Job, layout: Layout) -> dict[str, Any]:
+    """What a command left behind.
+
+    Raises:
+        UserError: not what it should have.
+    """
+    if job.kind == "train":
+        return training.summary(layout.output(job))
+    if job.kind == "analyze":
+        return indicators.read_indicators(layout.output(job))
+    return scores.read_scores(layout.output(job))

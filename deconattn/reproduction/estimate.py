@@ -1,0 +1,66 @@
+"""What the runs of a plan cost, and whether launch.sh would take their flags."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deconattn.errors import UserError
+from deconattn.reproduction.plans import Request, Run, training_flags
+
+DEMO_VOCABULARY = 2048
+"""Of the tokenizer that is trained on the bundled demo corpus."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a run.
+
+    Attributes:
+        flops: of the whole training, forward and backward; what shards are balanced by.
+        tokens: that it sees, whole steps.
+        length: tokens of a training sequence.
+    """
+
+    parameters: int
+    flops: int
+    tokens: int
+    length: int
+
+
+def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
+    """Of each run by name; every run's flags are checked as launch.sh would.
+
+    Raises:
+        UserError: flags, corpora or a folder of documents that training or evaluation would refuse.
+    """
+    # Late, because they load PyTorch, and a plan that has been made is carried on without.
+    from deconattn.config import model_config
+    from deconattn.cost.flops import training_flops
+    from deconattn.cost.parameters import count_parameters
+    from deconattn.train.preflight import checked_flags
+
+    if request.datasets is not None and not request.datasets.is_dir():
+        raise UserError(f"--datasets {request.datasets}: no such folder; docs/evaluation.md says how to make one")
+    vocabulary = _vocabulary(request)
+    found = {}
+    for run in runs:
+        flags = checked_flags(training_flags(request, run))
+        model = model_config(flags.model, vocabulary, flags.data.seq_len)
+        sequences = flags.total_steps * flags.optimization.global_batch_size
+        found[run.name] = Estimate(
+            parameters=count_parameters(model).total,
+            # A fixed stream is one extra row of each micro-batch: its cost is that of whole ones.
+            flops=training_flops(model, flags.optimization.micro_batch_size, flags.data.seq_len)
+            * sequences
+            // flags.optimization.micro_batch_size,
+            tokens=sequences * flags.data.seq_len,
+            length=flags.data.seq_len,
+        )
+    return found
+
+
+def _vocabulary(request: Request) -> int:
+    if not request.data:
+        return DEMO_VOCABULARY
+    from deconattn.data import parse_data_argument, read_manifest
+
+    return max(read_manifest(parse_data_argument(argument)[0]).vocab_size for argument in request.data)

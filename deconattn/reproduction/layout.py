@@ -1,0 +1,159 @@
+"""The folder of a reproduction, and which of its files say that something is done.
+
+    OUT/
+        plan.json                     what was asked for, and what each run costs
+        runs/RUN/                     run folders of launch.sh
+        results/RUN/KIND.json         a job that is done: what came of it
+        results/RUN/KIND.failed.json  a job that failed
+        results/RUN/KIND/             what the command wrote
+        logs/RUN.KIND.log             what the command printed, attempt after attempt
+        locks/                        who works on what
+        report.html, report.md, data.json
+
+Every JSON file appears whole, by a rename. One that cannot be read counts as missing, and is made again.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from deconattn import durable
+from deconattn.errors import UserError
+from deconattn.reproduction import locks
+from deconattn.reproduction.estimate import Estimate
+from deconattn.reproduction.plans import Job, Plan, Request, Run, make_plan
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places in the folder `out`."""
+
+    out: Path
+
+    @cached_property
+    def plan(self) -> Path:
+        return self.out / "plan.json"
+
+    def run(self, run: Run) -> Path:
+        return self.out / "runs" / run.name
+
+    def output(self, job: Job) -> Path:
+        """The folder that a job's command writes; of a training the run folder."""
+        return self.run(job.run) if job.kind == "train" else self.out / "results" / job.run.name / job.kind
+
+    def log(self, job: Job) -> Path:
+        return self.out / "logs" / f"{job.run.name}.{job.kind}.log"
+
+    def lock(self, job: Job) -> Path:
+        return self.out / "locks" / f"{job.run.name}.{job.kind}"
+
+    @property
+    def common_lock(self) -> Path:
+        """Of what any process may write: the plan and the report."""
+        return self.out / "locks" / "report"
+
+    def result(self, job: Job) -> dict[str, Any] | None:
+        """What came of a job; None unless it is done."""
+        return _read(self._done(job))
+
+    def failure(self, job: Job) -> dict[str, Any] | None:
+        """How a job failed; None if it did not."""
+        return None if self.result(job) is not None else _read(self._failed(job))
+
+    def record(self, job: Job, content: dict[str, Any]) -> None:
+        """The job is done."""
+        _write(self._done(job), content)
+        self._failed(job).unlink(missing_ok=True)
+
+    def record_failure(self, job: Job, content: dict[str, Any]) -> None:
+        """The job failed."""
+        _write(self._failed(job), content)
+
+    def forget_failure(self, job: Job) -> None:
+        self._failed(job).unlink(missing_ok=True)
+
+    def _done(self, job: Job) -> Path:
+        return self.out / "results" / job.run.name / f"{job.kind}.json"
+
+    def _failed(self, job: Job) -> Path:
+        return self.out / "results" / job.run.name / f"{job.kind}.failed.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A plan as it stands in its folder, with what each run costs by name."""
+
+    request: Request
+    estimates: dict[str, Estimate]
+
+    @cached_property
+    def plan(self) -> Plan:
+        return make_plan(self.request)
+
+
+def save_plan(layout: Layout, stored: Stored) -> None:
+    """Begin the folder."""
+    request = TypeAdapter(Request).dump_python(stored.request, mode="json")
+    estimates = {name: dataclasses.asdict(estimate) for name, estimate in stored.estimates.items()}
+    try:
+        with locks.held(layout.common_lock, wait=True):
+            _write(layout.plan, {"format": FORMAT, "request": request, "estimates": estimates})
+    except OSError as error:
+        raise UserError(f"--out {layout.out}: {error.strerror}; give a folder that can be written") from error
+
+
+def load_plan(layout: Layout) -> Stored | None:
+    """The plan that the folder was begun with; None where there is none that can be read.
+
+    Raises:
+        UserError: a later version of this program wrote it.
+    """
+    content = _read(layout.plan)
+    if content is None:
+        return None
+    if content.get("format") != FORMAT:
+        raise UserError(f"{layout.plan} has format {content.get('format')}, not {FORMAT}: give another --out")
+    try:
+        request = TypeAdapter(Request).validate_python(content["request"])
+        estimates = TypeAdapter(dict[str, Estimate]).validate_python(content["estimates"])
+    except (KeyError, ValidationError):
+        return None
+    return Stored(request, estimates)
+
+
+def check_same(layout: Layout, stored: Request, given: Request) -> None:
+    """Raises UserError for the first flag that is not what the folder was begun with."""
+    for field in dataclasses.fields(Request):
+        before, now = getattr(stored, field.name), getattr(given, field.name)
+        if before != now:
+            flag = "--" + field.name.replace("_", "-")
+            raise UserError(
+                f"{layout.out} was begun with {flag} {_shown(before)} and the flags now say {_shown(now)}: give "
+                "the flags that it was begun with, or another --out"
+            )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(str(item) for item in value) or "(its default)"
+    return "(its default)" if value in (None, "") else str(value)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.write_json(path, content)

@@ -1,0 +1,55 @@
+"""Radar charts of attention indicators as inline SVG."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from deconattn.reproduction.charts import DASHES, colour
+from deconattn.reproduction.indicators import NAMES
+
+SIDE, RADIUS, RINGS = 260, 82, (0.25, 0.5, 0.75, 1.0)
+LABELS = ("entropy", "conc.", "diversity", "sink", "local 0", "local 1", "local 2", "local 3")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A run's radii by indicator, from 0 to 1 (a little more for local focus, which is doubled)."""
+
+    label: str
+    variant: str
+    look: int
+    radii: dict[str, float]
+
+
+def radar_chart(shapes: Sequence[Shape], label: str) -> Markup:
+    """The shapes over one another."""
+    parts = [f'<circle class="grid" cx="{SIDE / 2}" cy="{SIDE / 2}" r="{RADIUS * ring}"/>' for ring in RINGS]
+    for number, name in enumerate(LABELS):
+        x, y = _place(number, 1.0)
+        parts.append(f'<line class="grid" x1="{SIDE / 2}" y1="{SIDE / 2}" x2="{x:.1f}" y2="{y:.1f}"/>')
+        x, y = _place(number, 1.17)
+        anchor = "middle" if abs(x - SIDE / 2) < 8 else "start" if x > SIDE / 2 else "end"
+        parts.append(f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{name}</text>')
+    for shape in shapes:
+        places = [_place(number, min(shape.radii[name], 1.15)) for number, name in enumerate(NAMES)]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        dash = f' stroke-dasharray="{DASHES[shape.look % len(DASHES)]}"' if shape.look else ""
+        paint = f'fill="{colour(shape.variant)}" fill-opacity="0.08" stroke="{colour(shape.variant)}"{dash}'
+        marks = [
+            f'<g class="mark"><title>{escape(f"{shape.label}: {name} {shape.radii[name]:.2f}")}</title>'
+            f'<circle class="reach" cx="{x:.1f}" cy="{y:.1f}" r="7"/></g>'
+            for name, (x, y) in zip(NAMES, places, strict=True)
+        ]
+        parts.append(f'<g class="series"><polygon points="{points}" {paint}/>{"".join(marks)}</g>')
+    drawn = "".join(parts)
+    return Markup(
+        f'<svg class="radar" viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="{escape(label)}">{drawn}</svg>'
+    )
+
+
+def _place(number: int, radius: float) -> tuple[float, float]:
+    """The first axis points up, the others follow clockwise."""
+    angle = 2 * math.pi * number / len(NAMES)
+    return SIDE / 2 + RADIUS * radius * math.sin(angle), SIDE / 2 - RADIUS * radius * math.cos(angle)

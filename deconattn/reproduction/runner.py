@@ -1,0 +1,123 @@
+"""Does the jobs one after another, beside other processes that do the same.
+
+What is done is known from the folder alone, so this process may end at any moment.
+"""
+
+import shlex
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from deconattn.errors import UserError
+from deconattn.reproduction import commands, locks
+from deconattn.reproduction.layout import Layout, Stored
+from deconattn.reproduction.plans import Job
+from deconattn.reproduction.process import Stop, run_command, still_writing
+
+SECONDS_BETWEEN_TRIES = 0.5
+
+
+class View(Protocol):
+    """Who is told what goes on."""
+
+    def started(self, job: Job) -> None: ...
+
+    def ended(self, job: Job) -> None: ...
+
+    def waiting(self, job: Job, on: str) -> None: ...
+
+    def look(self) -> None:
+        """Called again and again while something runs."""
+
+
+class Runner:
+    """Works on some of a plan's jobs until each is done, has failed, or cannot be done because its training failed.
+
+    Args:
+        jobs: each training before what needs it.
+        stop: looked at between jobs and while one runs.
+    """
+
+    def __init__(self, layout: Layout, stored: Stored, jobs: Sequence[Job], view: View, stop: Stop) -> None:
+        self.layout, self.stored, self.jobs, self.view, self.stop = layout, stored, jobs, view, stop
+
+    def run(self) -> None:
+        while not self.stop:
+            open_jobs = [job for job in self.jobs if self._open(job)]
+            if not open_jobs:
+                return
+            if not any([self._try(job) for job in open_jobs if not self.stop]):
+                self.view.waiting(open_jobs[0], locks.holder(self.layout.lock(open_jobs[0])))
+                self.view.look()
+                time.sleep(SECONDS_BETWEEN_TRIES)
+
+    def _open(self, job: Job) -> bool:
+        training = Job(job.run, "train")
+        settled = self.layout.result(job) is not None or self.layout.failure(job) is not None
+        return not settled and self.layout.failure(training) is None
+
+    def _try(self, job: Job) -> bool:
+        """Whether there was something to do, and it was ours to do."""
+        training = Job(job.run, "train")
+        if job.kind != "train" and self.layout.result(training) is None:
+            return False
+        with locks.held(self.layout.lock(job)) as lock:
+            if lock is None:
+                return False
+            if self._open(job):  # another process may have settled it before we had the lock
+                self._wait_for_orphans(job)
+                self._do(job, lock)
+            return True
+
+    def _wait_for_orphans(self, job: Job) -> None:
+        """Ranks whose launcher was killed end by themselves after a step; two trainings must not write one folder."""
+        while job.kind == "train" and not self.stop and (pids := still_writing(self.layout.output(job))):
+            self.view.waiting(job, f"pid {pids[0]}, which still trains there")
+            self.view.look()
+            time.sleep(SECONDS_BETWEEN_TRIES)
+
+    def _do(self, job: Job, lock: int) -> None:
+        if self.stop:
+            return
+        layout = self.layout
+        if job.kind != "train":
+            _remove_output(layout.output(job))
+        command = commands.command_of(job, layout, self.stored)
+        _write_heading(layout.log(job), command)
+        self.view.started(job)
+        code, seconds = run_command(command, layout.log(job), lock, self.stop, self.view.look)
+        attempt = {
+            "command": shlex.join(command),
+            "host": socket.gethostname(),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+        }
+        reason = f"exit code {code}"
+        if code == 0:
+            try:
+                layout.record(job, attempt | {"outcome": commands.outcome_of(job, layout)})
+            except UserError as error:
+                reason = str(error)
+        if layout.result(job) is None and not self.stop:
+            layout.record_failure(job, attempt | {"reason": reason, "log": str(layout.log(job))})
+        self.view.ended(job)
+
+
+def _remove_output(folder: Path) -> None:
+    """What an attempt that was killed has left."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    for leftover in folder.parent.glob(f".{folder.name}.*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_heading(log: Path, command: Sequence[str]) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"\n--- {now} {socket.gethostname()}\n$ {shlex.join(command)}\n")

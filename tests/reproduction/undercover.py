@@ -1,0 +1,20 @@
+"""tools/reproduce.py with stand-ins for the commands that it runs and for its estimates, which need PyTorch."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from deconattn.cli import parse, run
+from deconattn.reproduction import commands, estimate
+from deconattn.reproduction.estimate import Estimate
+from tools import reproduce
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_tools.py")))
+
+if __name__ == "__main__":
+    commands.TRAIN, commands.EVALUATE, commands.ANALYZE = (*FAKE, "train"), (*FAKE, "evaluate"), (*FAKE, "analyze")
+    estimate.estimate_runs = lambda request, runs: {  # type: ignore[assignment]
+        planned.name: Estimate(1000 * number, number * 10**9, 8192, 256) for number, planned in enumerate(runs, start=1)
+    }
+    run(lambda: reproduce.reproduce(parse(reproduce.Arguments)))

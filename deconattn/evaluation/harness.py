@@ -78,6 +78,7 @@ def score(
     batch_size: int | None = None,
     max_length: int | None = None,
     limit: int | None = None,
+    resamples: int | None = None,
 ) -> dict[str, Any]:
     """What the harness gives for a model: `results`, `versions`, `n-samples`, `configs` and so on.
 
@@ -85,6 +86,7 @@ def score(
         batch_size: sequences a batch; None: the largest that the GPU holds, or `TOKENS_A_BATCH` on a CPU.
         max_length: tokens of context; None: as many as the model was trained with.
         limit: only the first so many documents of a task.
+        resamples: of perplexities' standard errors; None: `BOOTSTRAP_RESAMPLES`.
 
     Raises:
         UserError: an answer that is longer than the context.
@@ -92,7 +94,7 @@ def score(
     from deconattn.evaluation.harness_model import HarnessModel
 
     wrapped = HarnessModel(model, tokenizer, batch_size, max_length)
-    return evaluate(wrapped, tasks, limit, BOOTSTRAP_RESAMPLES)
+    return evaluate(wrapped, tasks, limit, BOOTSTRAP_RESAMPLES if resamples is None else resamples)
 
 
 def evaluate(wrapped: Any, tasks: Tasks, limit: int | None, resamples: int) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The tool, called in this process, and what it looks into."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,20 +9,14 @@ import pytest
 from deconattn.cli import parse, run
 from deconattn.generation.stored_model import StoredModel
 from tests.generation.conftest import byte_level  # noqa: F401  (a fixture)
+from tests.tools import load_tool
 
-TOOL = Path(__file__).parents[2] / "tools" / "analyze.py"
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("analyze_tool", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where the help texts are looked for
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("analyze")
 
 
 @pytest.fixture

@@ -20,10 +20,11 @@ from deconattn.analysis.subjects import open_subjects
 from deconattn.analysis.tokens import read_sample
 from deconattn.data import PackConfig, TokenCorpus
 from deconattn.data.pack import pack
-from tests.analysis.conftest import TOOL, Call
+from tests.analysis.conftest import Call
 from tests.conftest import DEMO
 from tests.generation.conftest import write_run
 from tests.hf.models import LONGEST, exported, load_plugin, small_config, tokens, trained
+from tests.tools import FOLDER
 
 VARIANTS = ("fixedseq", "mlp", "nonapproximate")
 PICTURES = ("radar-layers", "radar", "activations")
@@ -231,7 +232,10 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(run: Path, byte_level:
 
 def test_as_a_program():
     done = subprocess.run(
-        [sys.executable, TOOL, "nowhere", "--out", "x", "--sequences", "0"], capture_output=True, text=True, check=False
+        [sys.executable, FOLDER / "analyze.py", "nowhere", "--out", "x", "--sequences", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --sequences 0: give 1 or more\n"

@@ -1,8 +1,6 @@
 """Random Hugging Face models, and the tool."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,20 +10,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
-TOOL = Path(__file__).parents[2] / "tools" / "convert.py"
+from tests.tools import FOLDER, load_tool
+
+TOOL = FOLDER / "convert.py"
 SEQUENCE = 24
 MakeModel = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_tool", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where the help texts are looked for
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("convert")
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """Exports and a run with the tests' small tokenizer, the tests' documents, and the tool in this process."""
 
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +16,12 @@ from deconattn.model.config import ModelConfig
 from tests.evaluation.documents import write_documents
 from tests.generation.conftest import byte_level, write_run
 from tests.hf.models import exported, small_config, trained
+from tests.tools import load_tool
 
 # As the tool does: the `datasets` library looks when it is first imported.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 __all__ = ["byte_level"]  # a fixture that is shared
 
-TOOL = Path(__file__).parents[2] / "tools" / "evaluate.py"
 CONTEXT = 128
 HYBRID = ("fixedseq", "standard", "nonapproximate", "standard")
 RESAMPLES = 1000
@@ -68,13 +66,7 @@ def hybrid_run(byte_level: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_tool", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where the help texts are looked for
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("evaluate")
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from deconattn.evaluation import harness
-from tests.evaluation.conftest import CONTEXT, TOOL, Evaluate
+from tests.evaluation.conftest import CONTEXT, Evaluate
 from tests.hf.models import exported, small_config, trained
+from tests.tools import FOLDER
 
 Results = Callable[..., dict[str, Any]]
 QUICK = ("--tasks", "copa,rte")
@@ -208,7 +209,10 @@ def test_scores_go_to_wandb(
 
 def test_as_a_program() -> None:
     done = subprocess.run(
-        [sys.executable, TOOL, "nowhere", "--tasks", "nothing"], capture_output=True, text=True, check=False
+        [sys.executable, FOLDER / "evaluate.py", "nowhere", "--tasks", "nothing"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --tasks: there is no task 'nothing' here")

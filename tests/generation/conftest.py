@@ -1,9 +1,7 @@
 """A tokenizer whose tokens are bytes and little more, runs that were never trained, and the tool."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +16,8 @@ from deconattn.train.checkpoint import CHECKPOINTS, Progress, TensorFiles, write
 from deconattn.train.command_line import RUN_CONFIG, parse_training_flags, to_json
 from tests.conftest import DEMO
 from tests.hf.models import VOCAB
+from tests.tools import load_tool
 
-TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
 Call = Callable[..., tuple[int, bytes, str]]
 
 
@@ -51,13 +49,7 @@ def hf_tokenizer(byte_level: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_tool", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where the help texts are looked for
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("generate")
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from deconattn.generation.output import TextOutput
 from deconattn.generation.sampling import Sampling
 from deconattn.generation.stored_model import open_model
 from deconattn.generation.streaming import TextStream
-from tests.generation.conftest import TOOL, Call, write_run
+from tests.generation.conftest import Call, write_run
 from tests.hf.models import LONGEST, MIXED, VOCAB, exported, small_config, trained
+from tests.tools import FOLDER
 
 PROMPT = "Où est ё? "
 
@@ -189,7 +190,10 @@ def test_a_terminal_dims_the_prompt_and_a_pipe_gets_it_as_it_is(monkeypatch: pyt
 
 def test_as_a_program() -> None:
     done = subprocess.run(
-        [sys.executable, TOOL, "nowhere", "--prompt", "a", "--top-p", "2"], capture_output=True, text=True, check=False
+        [sys.executable, FOLDER / "generate.py", "nowhere", "--prompt", "a", "--top-p", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --top-p 2: give a probability above 0, at most 1\n"

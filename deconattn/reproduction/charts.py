@@ -116,7 +116,9 @@ def thinned(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
     low, high = math.log(pairs[0][0]), math.log(pairs[-1][0])
     bins: dict[int, list[tuple[float, float]]] = {}
     for x, y in pairs:
-        bins.setdefault(int((math.log(x) - low) / ((high - low) or 1.0) * (POINTS_A_LINE - 1)), []).append((x, y))
+        place = int((math.log(x) - low) / ((high - low) or 1.0) * POINTS_A_LINE)
+        # The last step belongs with those before it: alone it would show the noise of one step as a turn of the curve.
+        bins.setdefault(min(place, POINTS_A_LINE - 1), []).append((x, y))
     return [(sum(x for x, _ in held) / len(held), sum(y for _, y in held) / len(held)) for held in bins.values()]
 
 

@@ -179,6 +179,7 @@ def test_thinned_curves_keep_their_ends_and_their_mean() -> None:
     kept = thinned(points)
     assert 40 <= len(kept) <= 80 and kept[0][0] == 1.0 and {y for _, y in kept} == {5.0}
     assert thinned(points[:10]) == [(x, y) for x, y in points[:10]]
+    assert thinned([*points, [5000.0, 500.0]])[-1][1] < 10.0  # one step is not the end of a curve
 
 
 def test_data_are_plain_json(data: dict[str, Any], tmp_path: Path) -> None:

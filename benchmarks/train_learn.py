@@ -109,17 +109,18 @@ def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     times: list[float] = []
     skipped = 0
     started = time.perf_counter() - start
-    batches = data.micro_batches(0, 0, 1)
+    batches = data.loader(0, 0, 1, pin=engine.device.type == "cuda")
     for step in range(arguments.steps):
         if times and time.perf_counter() - start + 2 * times[-1] > arguments.seconds:
             break
         before = time.perf_counter()
         rate = learning_rate(step, flags.optimization.lr, flags.warmup_steps, arguments.steps)
-        result = engine.train_step([next(batches)], rate)
+        result = engine.train_step(batches.take(1), rate)
         times.append(time.perf_counter() - before)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         skipped += result.skipped
+    batches.close()
     return {
         "losses": losses, "grad_norms": norms, "skipped_steps": skipped, "startup_seconds": started,
         "tokens_per_second": arguments.batch_size * arguments.seq_len / statistics.median(times[3:] or times),

@@ -1,7 +1,7 @@
 """What a run is: one dataclass a concern, the single source of flags, of help texts and of `config.json`.
 
-The defaults depend on `--size` (tables 9 and 10 of the paper): :func:`size_defaults` gives them, and
-:mod:`deconattn.train.command_line` reads the size first, so that every default in `--help` is a real value.
+The defaults depend on `--size`: :mod:`deconattn.presets` gives them, and :mod:`deconattn.train.command_line` reads
+the size first, so that every default in `--help` is a real value.
 """
 
 import math
@@ -73,6 +73,11 @@ class DataFlags:
     """Keep mixing, positions and loss within documents."""
     fixed_text: Path | None = None
     """Text of fixedseq's stream; by default the first tokens of the first corpus."""
+    packing: Literal["concat", "best-fit"] = "concat"
+    """How documents come into sequences: concat cuts their concatenation; best-fit pads, and cuts no document that
+    fits (docs/data.md). Validation is always concat."""
+    loader_workers: int = 0
+    """Processes of each rank that make its batches; 0 is a thread, enough for local files. The order is the same."""
 
 
 @dataclass(frozen=True)
@@ -282,8 +287,12 @@ class TrainingFlags:
         limit = self.evaluation.eval_limit
         if limit is not None and limit < 1:
             raise UserError(f"--eval-limit is {limit}: it must be above zero")
-        if self.run.max_restarts < 0:
-            raise UserError(f"--max-restarts is {self.run.max_restarts}: it must not be below zero")
+        for flag, value in (
+            ("--max-restarts", self.run.max_restarts),
+            ("--loader-workers", self.data.loader_workers),
+        ):
+            if value < 0:
+                raise UserError(f"{flag} is {value}: it must not be below zero")
         if self.engine.precision == "bf16" and self.engine.zero_stage == 0 and self.engine.deepspeed_config is None:
             raise UserError(
                 "--precision bf16 needs --zero 1 or higher: ZeRO-0 keeps no fp32 master weights; "
@@ -315,64 +324,6 @@ class TrainingFlags:
                 f"{data_parallel_size} ranks: {remedy}"
             )
         return whole // (micro * data_parallel_size)
-
-
-@dataclass(frozen=True)
-class Size:
-    """A preset: dimensions (table 10) and the training defaults that go with them (table 9)."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    qwen3: bool = False
-    lr: float = 4e-4
-    seq_len: int = 2048
-    global_batch_size: int = 256
-    micro_batch_size: int = 8
-    steps: int = 120_000
-    save_every: int = 1000
-    eval_every: int = 1000
-    eval_sequences: int = 512
-
-
-SIZES = {
-    "tiny": Size(128, 384, 4, 4, False, 2e-3, 256, 16, 8, 300, 100, 100, 64),
-    "70m": Size(512, 2048, 6, 8, micro_batch_size=4),
-    "160m": Size(768, 3072, 12, 12),
-    "500m": Size(896, 4864, 24, 14),
-    "1.7b": Size(2048, 6144, 28, 16, qwen3=True, lr=3e-4, micro_batch_size=4),
-}
-
-
-def size_defaults(name: str) -> TrainingFlags:
-    """All defaults of a size.
-
-    Raises:
-        UserError: no such size.
-    """
-    if name not in SIZES:
-        raise UserError(f"unknown size {name!r}: choose one of {', '.join(SIZES)}, and override its fields by flags")
-    size = SIZES[name]
-    return TrainingFlags(
-        model=ModelFlags(
-            size=name,
-            hidden_size=size.hidden_size,
-            intermediate_size=size.intermediate_size,
-            num_hidden_layers=size.num_hidden_layers,
-            num_attention_heads=size.num_attention_heads,
-            attention_bias=not size.qwen3,
-            qk_norm=size.qwen3,
-        ),
-        data=DataFlags(seq_len=size.seq_len),
-        optimization=OptimizationFlags(
-            global_batch_size=size.global_batch_size,
-            micro_batch_size=size.micro_batch_size,
-            steps=size.steps,
-            lr=size.lr,
-        ),
-        run=RunFlags(save_every=size.save_every, eval_every=size.eval_every, eval_sequences=size.eval_sequences),
-    )
 
 
 def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embeddings: int) -> ModelConfig:

@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +76,26 @@ def staged_folder(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     if out.is_symlink():
         out = out.resolve()  # the link stays; what it points to is what is replaced
     staging: Path | None = None
+    with disk_errors(out):
+        try:
+            check(out)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.{STAGING}-", dir=out.parent))
+            staging.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+            yield staging
+            sync_tree(staging)
+            check(out)  # it may have filled meanwhile
+            put_in_place(staging, out)
+        finally:
+            if staging is not None and staging.exists():
+                shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turns an OSError on the way to `out` into a UserError: a full disk, no permission, whatever it is."""
     try:
-        check(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.{STAGING}-", dir=out.parent))
-        staging.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        yield staging
-        sync_tree(staging)
-        check(out)  # it may have filled meanwhile
-        _put_in_place(staging, out)
-        sync_folder(out.parent)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{out}: no space left on the disk; free some or give another folder") from error
@@ -95,17 +104,15 @@ def staged_folder(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
         raise UserError(
             f"{error.filename or out}: {error.strerror or error}; check it or give another folder"
         ) from error
-    finally:
-        if staging is not None and staging.exists():
-            shutil.rmtree(staging, ignore_errors=True)
 
 
-def leftovers(out: Path) -> list[Path]:
-    """Temporary siblings of `out`: of processes that were killed, or that are running."""
-    return sorted(out.parent.glob(f".{escape(out.name)}.{STAGING}-*"))
+def put_in_place(staging: Path, out: Path) -> None:
+    """Rename the folder `staging` to `out`, durably; what was at `out` is removed, or back after an OSError."""
+    _exchange(staging, out)
+    sync_folder(out.parent)
 
 
-def _put_in_place(staging: Path, out: Path) -> None:
+def _exchange(staging: Path, out: Path) -> None:
     if not out.exists() or not any(out.iterdir()):
         staging.replace(out)
         return

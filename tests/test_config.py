@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from deconattn.config import SIZES, EngineFlags, TrainingFlags, model_config, size_defaults
+from deconattn.config import EngineFlags, TrainingFlags, model_config
 from deconattn.cost.flops import forward_flops
 from deconattn.cost.parameters import count_parameters
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 from deconattn.model.causal_lm import CausalLM
+from deconattn.presets import SIZES, size_defaults
 from deconattn.train.command_line import from_json, parse_training_flags, to_json
 from deconattn.train.schedule import learning_rate
 

@@ -24,15 +24,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from deconattn.cli import parse, run
-from deconattn.config import (
-    DataFlags,
-    EngineFlags,
-    ModelFlags,
-    OptimizationFlags,
-    TrainingFlags,
-    model_config,
-    size_defaults,
-)
+from deconattn.config import DataFlags, EngineFlags, ModelFlags, OptimizationFlags, TrainingFlags, model_config
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import count_parameters
 from deconattn.cost.recommend import recommend
@@ -42,6 +34,7 @@ from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 from deconattn.model.config import ModelConfig
 from deconattn.pattern import STANDARD
+from deconattn.presets import size_defaults
 
 PYTHIA_VOCABULARY = 50277
 

@@ -10,12 +10,11 @@ from torch import Tensor
 from deconattn.analysis.sample import SHORTEST, Sample
 from deconattn.analysis.subjects import Subject
 from deconattn.data import SampleStream, TokenCorpus, Tokenizer, load_tokenizer, read_manifest
-from deconattn.data.readers import DocumentReader, Tally, find_files
+from deconattn.data.texts import read_texts
 from deconattn.errors import UserError
 
 LONGEST = 2048
 """Tokens of a sequence where no length is asked for and every model takes more: the paper's."""
-_MAX_BAD = 100
 
 
 def read_sample(sample: Sample, subjects: Sequence[Subject]) -> list[Tensor]:
@@ -94,7 +93,7 @@ def _encoded(sample: Sample, length: int, subject: Subject) -> Tensor:
 
 def _documents(text: Sequence[str]) -> Iterator[str]:
     if text:
-        yield from DocumentReader(find_files(text), "text", Tally(_MAX_BAD))
+        yield from read_texts(text)
         return
     with as_file(files("deconattn.data") / "demo" / "shakespeare.jsonl") as demo:
-        yield from DocumentReader([demo], "text", Tally(0))
+        yield from read_texts([str(demo)])

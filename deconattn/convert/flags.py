@@ -9,10 +9,11 @@ from typing import Any
 import tyro
 
 from deconattn.cli import complaints_in_one_line
-from deconattn.config import SIZES, Size, TrainingFlags
+from deconattn.config import TrainingFlags
 from deconattn.convert.source import HF_CONFIG
 from deconattn.errors import UserError
 from deconattn.model.config import ModelConfig
+from deconattn.presets import SIZES, Size
 from deconattn.train.command_line import parse_training_flags
 
 NAMES = {"tie_embeddings": "tie_word_embeddings"}

@@ -1,9 +1,10 @@
 """From text to batches: packing corpora into Arrow shards, and reading them back sample by sample.
 
-In the order in which data flows: `readers` (documents out of files), `tokenizer` and `tokenizer_training`, `encode`
-(worker processes), `split` (validation), `shards` and `manifest` (the packed format), `output` and `pack` (the
-whole); then `corpus` (a split as one sequence of tokens), `sampler` (which sample comes when), `batches`, and
-`prefetch`.
+In the order in which data flows: `inputs`, `blocks` and `parse` (documents out of files), `tokenizer` and
+`tokenizer_training`, `encode` (worker processes), `split` (validation), `shards` and `manifest` (the packed format),
+`output` and `pack` (the whole); then `corpus` (a split as one sequence of tokens, over `mapped` files), `layout` and
+`best_fit` (how samples lie in it), `sampler` (which sample comes when), `batches`, and `loading` (ahead of their use,
+by `prefetch` or `loader_workers`).
 """
 
 from importlib import import_module
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from deconattn.data.prefetch import Prefetcher
     from deconattn.data.shards import verify_checksums
     from deconattn.data.tokenizer import Tokenizer, load_tokenizer
-    from deconattn.data.tokenizer_training import train_sentencepiece
+    from deconattn.data.tokenizer_training import train_tokenizer
 
 _HOMES = {
     "Batch": "batches",
@@ -33,7 +34,7 @@ _HOMES = {
     "verify_checksums": "shards",
     "Tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",
-    "train_sentencepiece": "tokenizer_training",
+    "train_tokenizer": "tokenizer_training",
 }
 
 __all__ = [
@@ -49,7 +50,7 @@ __all__ = [
     "pack_demo",
     "parse_data_argument",
     "read_manifest",
-    "train_sentencepiece",
+    "train_tokenizer",
     "verify_checksums",
 ]
 

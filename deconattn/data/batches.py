@@ -4,14 +4,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deconattn.data.best_fit import BestFit
 from deconattn.data.corpus import TokenCorpus
-from deconattn.data.sampler import Blend, make_key, permute
+from deconattn.data.layout import Concatenation, Layout
+from deconattn.data.sampler import Blend, Order
 from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
 
@@ -51,87 +54,88 @@ class Batch:
 class SampleStream:
     """An endless, blended, shuffled stream of samples, each a pure function of its number.
 
-    Sample i of a corpus covers its tokens `i * seq_len .. (i + 1) * seq_len`, both ends included. Sample `number`
-    of the stream is some sample of the corpus that the blend gives it; each corpus goes through all its samples,
-    in an order of its own, before it repeats one. Nothing else enters: not the data-parallel size, the
-    micro-batch or the number of steps, so resuming is one integer.
+    Sample `number` of the stream is some sample of the corpus that the blend gives it; each corpus goes through all
+    its samples, in an order of its own, before it repeats one. Nothing else enters: not the data-parallel size, the
+    micro-batch or the number of steps, so resuming is one integer. How samples lie in a corpus is `packing`:
+    :class:`~deconattn.data.layout.Concatenation` or :class:`~deconattn.data.best_fit.BestFit`.
 
     corpora: pairs of corpus and weight. Raises :class:`UserError` for a corpus shorter than one sample and for
     corpora packed with different tokenizers.
     """
 
     def __init__(
-        self, corpora: Sequence[tuple[TokenCorpus, float]], seq_len: int, seed: int, shuffle: bool = True
+        self,
+        corpora: Sequence[tuple[TokenCorpus, float]],
+        seq_len: int,
+        seed: int,
+        shuffle: bool = True,
+        packing: Literal["concat", "best-fit"] = "concat",
     ) -> None:
         if not corpora:
             raise UserError("no corpus to train on; name a folder that tools/pack.py wrote")
         if seq_len < 1:
             raise UserError(f"sequence length {seq_len}: must be at least 1")
         self.corpora = tuple(corpus for corpus, _ in corpora)
-        self.seq_len, self.seed, self.shuffle = seq_len, seed, shuffle
+        self.seq_len = seq_len
         first = self.corpora[0]
         for corpus in self.corpora:
-            if corpus.num_tokens <= seq_len:
-                raise UserError(
-                    f"{corpus.folder} ({corpus.split}) has {corpus.num_tokens} tokens, too few for one sequence of "
-                    f"{seq_len} and its last label; shorten the sequence or pack more text"
-                )
             ours, theirs = corpus.manifest, first.manifest
             if (ours.tokenizer_fingerprint, ours.eos_token_id) != (theirs.tokenizer_fingerprint, theirs.eos_token_id):
                 raise UserError(
                     f"{first.folder} and {corpus.folder} were packed with different tokenizers; "
                     "pack one of them again with the other's"
                 )
-        self.blend = Blend([weight for _, weight in corpora])
-        self.samples_per_corpus = tuple((corpus.num_tokens - 1) // seq_len for corpus in self.corpora)
+        layout = Concatenation if packing == "concat" else BestFit
+        self.layouts: tuple[Layout, ...] = tuple(layout(corpus, seq_len) for corpus in self.corpora)
+        self._order = Order(Blend([weight for _, weight in corpora]), self.samples_per_corpus, seed, shuffle)
+
+    @property
+    def samples_per_corpus(self) -> tuple[int, ...]:
+        """Samples in one pass over each corpus."""
+        return tuple(layout.num_samples for layout in self.layouts)
 
     @property
     def num_samples(self) -> int:
         """Samples in one pass over every corpus."""
         return sum(self.samples_per_corpus)
 
-    def sample(self, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Tokens `[seq_len + 1]` of sample `number` >= 0, and the offsets among them that begin a document."""
-        corpus, start = self._locate(number)
-        length = self.seq_len + 1
-        return corpus.read(start, length), corpus.document_starts(start, length)
-
     def batch(self, numbers: Sequence[int], doc_mask: bool) -> Batch:
-        """The samples of these numbers, one a row.
+        """The samples of these numbers, each >= 0, one a row.
 
-        With `doc_mask` positions restart with each document and no label crosses from one into the next.
+        With `doc_mask` positions restart with each document and no label crosses from one into the next. Raises
+        :class:`UserError` for a shard that can no longer be read and for a token id beyond the vocabulary.
         """
-        located = [self._locate(number) for number in numbers]
-        tokens = np.stack([corpus.read(start, self.seq_len + 1) for corpus, start in located])
-        input_ids = torch.from_numpy(tokens[:, :-1].copy())
-        labels = torch.from_numpy(tokens[:, 1:].copy())
-        if not doc_mask:
-            return Batch(input_ids, labels)
-        begins = np.zeros(tokens.shape, dtype=bool)
-        for row, (corpus, start) in enumerate(located):
-            begins[row, corpus.document_starts(start, self.seq_len + 1)] = True
-        labels[torch.from_numpy(begins[:, 1:].copy())] = IGNORED
-        begins = begins[:, :-1]
-        begins[:, 0] = False  # a row opens document 0 whether or not a document begins there
-        columns = np.arange(self.seq_len, dtype=np.int64)
-        latest = np.maximum.accumulate(np.where(begins, columns, 0), axis=1)
-        return Batch(
-            input_ids,
-            labels,
-            position_ids=torch.from_numpy(columns - latest),
-            document_ids=torch.from_numpy(np.cumsum(begins, axis=1, dtype=np.int64)),
-        )
+        return Batch(*torch.from_numpy(self.arrays(numbers, doc_mask)))
 
-    def _locate(self, number: int) -> tuple[TokenCorpus, int]:
-        """The corpus of sample `number`, and the token at which the sample starts in it."""
-        if number < 0:
-            raise IndexError(f"sample number {number} is negative")
-        which, drawn = self.blend(number)
-        size = self.samples_per_corpus[which]
-        epoch, place = divmod(drawn, size)
-        if self.shuffle:
-            place = permute(place, size, make_key(self.seed, which, epoch))
-        return self.corpora[which], place * self.seq_len
+    def arrays(self, numbers: Sequence[int], doc_mask: bool) -> npt.NDArray[np.int64]:
+        """The fields of :meth:`batch` as one array: `[2, B, L]`, or `[4, B, L]` with `doc_mask`."""
+        located = [self._order(number) for number in numbers]
+        fields = np.empty((4 if doc_mask else 2, len(located), self.seq_len), dtype=np.int64)
+        input_ids, labels = fields[:2]
+        begins = np.zeros((len(located), self.seq_len + 1), dtype=np.bool_) if doc_mask else None
+        for row, (corpus, place) in enumerate(located):
+            row_begins = None if begins is None else begins[row]
+            self.layouts[corpus].fill(place, input_ids[row], labels[row], row_begins)
+        largest = max(int(input_ids.max(initial=0)), int(labels[:, -1].max(initial=0)))
+        if largest >= self.corpora[0].manifest.vocab_size:
+            for corpus, place in located:
+                self.layouts[corpus].check(place)
+        if begins is not None:
+            labels[begins[:, 1:]] = IGNORED
+            fields[2:] = _within_documents(begins[:, :-1])
+        return fields
+
+
+def _within_documents(begins: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Positions and document numbers, `[B, L]` each; a row opens document 0 whether or not a document begins there."""
+    rows, length = begins.shape
+    begins[:, 0] = True
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(starts, append=rows * length)
+    first = np.searchsorted(starts, np.arange(rows) * length)
+    numbers = np.arange(len(starts)) - np.repeat(first, np.diff(first, append=len(starts)))
+    positions = np.arange(rows * length) - np.repeat(starts, lengths)
+    return positions.reshape(rows, length), np.repeat(numbers, lengths).reshape(rows, length)
 
 
 def parse_data_argument(argument: str) -> tuple[Path, float]:

@@ -1,22 +1,37 @@
 """A packed corpus as one long sequence of tokens, memory-mapped."""
 
+from bisect import bisect_right
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.manifest import TOKENIZER_NAMES, Manifest, read_manifest
+from deconattn.data.manifest import TOKENIZER_NAMES, Manifest, check_sizes, read_manifest
+from deconattn.data.mapped import fetch
 from deconattn.data.shards import Shard, check_shard, open_shard
 from deconattn.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A mapped shard, as plain integers where looking up is to be quick: by record batch its first token, and the
+    addresses of its tokens and offsets."""
+
+    shard: Shard
+    starts: list[int]
+    values_at: list[int]
+    offsets_at: list[int]
 
 
 class TokenCorpus:
     """All shards of one split, end to end, as tokens `0 .. num_tokens - 1`.
 
-    Opening reads the manifest and compares every shard's size with it (no checksums, see
-    :func:`~deconattn.data.shards.verify_checksums`); a shard is mapped when first read. Pickles as its name:
-    another process maps anew. Raises :class:`UserError` for what is missing or damaged, naming the file.
+    Opening reads the manifest and compares the files' sizes with it in one scan of the folder; no shard is opened.
+    A shard is checked and mapped when first read (no checksums, see
+    :func:`~deconattn.data.shards.verify_checksums`). Pickles as its name: another process maps anew. Raises
+    :class:`UserError` for what is missing or damaged, naming the file, whether now or while reading.
     """
 
     def __init__(self, folder: str | Path, split: str = "train") -> None:
@@ -26,15 +41,14 @@ class TokenCorpus:
         self._entries = self.manifest.of_split(split)
         if not self._entries:
             raise UserError(f"{self.folder} has no {split} split; pack again with another --val-fraction")
-        for entry in self._entries:
-            check_shard(self.folder / entry.name, entry)
-        self._starts = np.cumsum([0, *(entry.tokens for entry in self._entries)], dtype=np.int64)
-        self._shards: dict[int, Shard] = {}
+        check_sizes(self.folder, self._entries)
+        self._starts: list[int] = np.cumsum([0, *(entry.tokens for entry in self._entries)], dtype=np.int64).tolist()
+        self._shards: dict[int, _Open] = {}
 
     @property
     def num_tokens(self) -> int:
         """Tokens in the split, separators included."""
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     @property
     def tokenizer_path(self) -> Path:
@@ -49,66 +63,110 @@ class TokenCorpus:
 
         Raises IndexError outside the corpus, :class:`UserError` for a token id beyond the vocabulary.
         """
-        spans = self._spans(start, length)
-        tokens = np.empty(length, dtype=np.int64)
-        done = 0
-        for number, within, stop in spans:
-            shard = self._shard(number)
-            batch = int(np.searchsorted(shard.starts, within, side="right")) - 1
-            while within < stop:
-                offset = within - int(shard.starts[batch])
-                piece = shard.values[batch][offset : offset + stop - within]
-                tokens[done : done + len(piece)] = piece
-                self._check_ids(piece, shard, within)
-                done += len(piece)
-                within += len(piece)
-                batch += 1
+        pieces = self.pieces(start, length)
+        tokens = np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, dtype=np.int64)
+        if int(tokens.max(initial=0)) >= self.manifest.vocab_size:
+            self.report_foreign_id(start, tokens)
         return tokens
+
+    def pieces(self, start: int, length: int) -> list[npt.NDArray[Any]]:
+        """The same tokens where they lie in the memory maps, uint16 or uint32, their ids unchecked; mostly one piece.
+
+        Raises IndexError outside the corpus, :class:`UserError` for a shard that is no longer there.
+        """
+        stop = start + length
+        self._check_window(start, stop)
+        found = []
+        while start < stop:
+            number = bisect_right(self._starts, start) - 1
+            opened = self._shards.get(number) or self._open(number)
+            within = start - self._starts[number]
+            batch = bisect_right(opened.starts, within) - 1
+            offset = within - opened.starts[batch]
+            values = opened.shard.values[batch]
+            piece = values[offset : offset + stop - start]
+            self._fetch(number, opened.values_at[batch] + offset * values.itemsize, piece.nbytes)
+            found.append(piece)
+            start += len(piece)
+        return found
 
     def document_starts(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """Offsets, in `0 .. length - 1` and increasing, of the tokens of this window that begin a document."""
+        stop = start + length
+        self._check_window(start, stop)
         found: list[npt.NDArray[np.int64]] = []
-        before = 0  # tokens of the window that earlier spans covered
-        for number, within, stop in self._spans(start, length):
-            shard = self._shard(number)
-            first = int(np.searchsorted(shard.starts, within, side="right")) - 1
-            last = int(np.searchsorted(shard.starts, stop, side="left"))
-            for batch in range(first, last):
-                base = int(shard.starts[batch])
-                bounds = shard.offsets[batch]
-                low, high = np.searchsorted(bounds, np.array([within - base, stop - base], dtype=bounds.dtype))
-                # The last bound is the batch's end; the next batch reports it as its own first document.
-                starts = bounds[low : min(int(high), len(bounds) - 1)].astype(np.int64)
-                found.append(starts + (base - within + before))
-            before += stop - within
+        at = start
+        while at < stop:
+            number = bisect_right(self._starts, at) - 1
+            opened = self._shards.get(number) or self._open(number)
+            within = at - self._starts[number]
+            batch = bisect_right(opened.starts, within) - 1
+            bounds = opened.shard.offsets[batch]
+            self._fetch(number, opened.offsets_at[batch], bounds.nbytes)
+            base = self._starts[number] + opened.starts[batch]
+            end = min(stop, base + opened.starts[batch + 1] - opened.starts[batch])
+            low, high = bounds.searchsorted(np.array([at - base, end - base], dtype=bounds.dtype))
+            # The last bound is the batch's end; the next batch reports it as its own first document.
+            starts = bounds[low : min(int(high), len(bounds) - 1)].astype(np.int64)
+            found.append(starts + (base - start))
+            at = end
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
-    def _spans(self, start: int, length: int) -> list[tuple[int, int, int]]:
-        """The shards that a window touches: (shard number, first token, end token), within each shard."""
-        if start < 0 or length < 0 or start + length > self.num_tokens:
-            raise IndexError(f"tokens {start} .. {start + length} of a corpus of {self.num_tokens}")
-        spans = []
-        number = int(np.searchsorted(self._starts, start, side="right")) - 1
-        while length > 0:
-            within = start - int(self._starts[number])
-            taken = min(length, int(self._starts[number + 1]) - start)
-            spans.append((number, within, within + taken))
-            start, length, number = start + taken, length - taken, number + 1
-        return spans
+    def document_lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of every document, `[documents]`, in order, separators included; opens every shard, reads no token."""
+        lengths = np.empty(sum(entry.documents for entry in self._entries), dtype=np.int32)
+        done = 0
+        for number, entry in enumerate(self._entries):
+            opened = self._shards.get(number) or self._open(number)
+            found = []
+            for address, bounds in zip(opened.offsets_at, opened.shard.offsets, strict=True):
+                self._fetch(number, address, bounds.nbytes)
+                found.append(np.diff(bounds))
+            ours = np.concatenate(found) if found else np.empty(0, dtype=np.int32)
+            if len(ours) != entry.documents or int(ours.min(initial=0)) < 0:
+                raise UserError(
+                    f"{opened.shard.path} is damaged (its documents are not the {entry.documents} of its manifest); "
+                    "copy it again or pack again with tools/pack.py"
+                )
+            lengths[done : done + len(ours)] = ours
+            done += len(ours)
+        return lengths
 
-    def _shard(self, number: int) -> Shard:
-        if number not in self._shards:
+    def report_foreign_id(self, start: int, tokens: npt.NDArray[np.int64]) -> None:
+        """Raise :class:`UserError` for the first token beyond the vocabulary; `tokens` lie at `start` of the corpus."""
+        foreign = np.flatnonzero(tokens >= self.manifest.vocab_size)
+        if not len(foreign):
+            return
+        place = int(foreign[0])
+        number = bisect_right(self._starts, start + place) - 1
+        raise UserError(
+            f"{self.folder / self._entries[number].name}: token {start + place - self._starts[number]} is "
+            f"{int(tokens[place])}, beyond the vocabulary of {self.manifest.vocab_size}; copy the shard again or "
+            "pack again with tools/pack.py"
+        )
+
+    def _check_window(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self._starts[-1]:
+            raise IndexError(f"tokens {start} .. {stop} of a corpus of {self.num_tokens}")
+
+    def _open(self, number: int) -> _Open:
+        entry = self._entries[number]
+        shard = open_shard(self.folder / entry.name, entry)
+        addresses = ([array.ctypes.data for array in arrays] for arrays in (shard.values, shard.offsets))
+        self._shards[number] = opened = _Open(shard, shard.starts.tolist(), *addresses)
+        return opened
+
+    def _fetch(self, number: int, address: int, size: int) -> None:
+        try:
+            fetch(address, size)
+        except OSError as error:
             entry = self._entries[number]
-            self._shards[number] = open_shard(self.folder / entry.name, entry)
-        return self._shards[number]
-
-    def _check_ids(self, piece: npt.NDArray[Any], shard: Shard, within: int) -> None:
-        if int(piece.max(initial=0)) >= self.manifest.vocab_size:
-            position = int(np.argmax(piece >= self.manifest.vocab_size))
+            path = self.folder / entry.name
+            check_shard(path, entry)  # missing or truncated, it says so itself
             raise UserError(
-                f"{shard.path}: token {within + position} is {int(piece[position])}, beyond the vocabulary of "
-                f"{self.manifest.vocab_size}; copy the shard again or pack again with tools/pack.py"
-            )
+                f"{path} can no longer be read ({error.strerror}); check the disk or the network it lies on, then "
+                "resume the run"
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}

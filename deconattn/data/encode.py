@@ -1,106 +1,152 @@
-"""Tokenize batches of documents in worker processes, in order."""
+"""Parse and tokenize blocks in worker threads or processes, in order."""
 
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Generator, Iterable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.tokenizer import Tokenizer, load_tokenizer
+from deconattn.data.blocks import Block
+from deconattn.data.dedup import Hashes, hash_texts
+from deconattn.data.parse import parse_block
+from deconattn.data.tokenizer import Tokenizer
 from deconattn.errors import UserError
 
-_BATCH_CHARACTERS = 500_000
-_BATCH_DOCUMENTS = 1_000
-_BATCHES_AHEAD = 2  # a worker: one in hand, two waiting
-
-_tokenizer: Tokenizer | None = None  # a worker's own, loaded once
+MAX_THREADS = 4
+"""Threads share one Python: beyond this many they wait for each other, and processes are worth their start."""
+_AHEAD = 3  # blocks a worker: one in hand, the others waiting
+_AHEAD_BYTES = 32 << 20  # a worker, unless a single block is larger
 
 
 @dataclass(frozen=True)
-class EncodedBatch:
-    """Some documents' ids, separators included, laid end to end; `bytes` is their text's, in UTF-8."""
+class Encoded:
+    """A block's documents, tokenized.
 
-    tokens: npt.NDArray[np.uint32]
-    lengths: npt.NDArray[np.int64]
-    bytes: int
-
-    def documents(self) -> Iterator[npt.NDArray[np.uint32]]:
-        """Each document's ids, `[n]`."""
-        end = 0
-        for length in self.lengths:
-            end += int(length)
-            yield self.tokens[end - int(length) : end]
-
-
-def encode_documents(texts: Iterable[str], tokenizer_file: Path, workers: int) -> Generator[EncodedBatch, None, None]:
-    """Tokenize `texts` and append the separator to each, in `workers` processes; results come in order.
-
-    At most three batches a worker are in memory. Raises :class:`UserError` if a worker process dies.
+    Attributes:
+        tokens: ids of all, separators included, end to end, in the shards' type.
+        lengths: tokens of each, `[documents]`.
+        sizes: UTF-8 bytes of each, `[documents]`.
+        hashes: of each one's text, where asked for.
+        rows, bad, empty: as in :class:`deconattn.data.parse.Parsed`.
     """
-    if workers == 1:
-        tokenizer = load_tokenizer(tokenizer_file)
-        for batch in _batches(texts):
-            yield _encode(tokenizer, batch)
-        return
-    # Spawned, not forked: the tokenizer libraries and Arrow run threads in this process.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer_file,))
+
+    tokens: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    hashes: Hashes | None
+    rows: int
+    bad: list[tuple[int, str]]
+    empty: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to know; goes to other processes.
+
+    Attributes:
+        tokenizer: of which each worker makes one of its own.
+        text_field: where the text is.
+        dtype: of the shards.
+        hashes: whether to hash the texts.
+    """
+
+    tokenizer: Tokenizer
+    text_field: str
+    dtype: str
+    hashes: bool
+
+    def encode(self, tokenizer: Tokenizer, block: Block) -> Encoded:
+        """Parse and tokenize a block. Raises UserError for a tokenizer whose ids leave its vocabulary."""
+        parsed = parse_block(block, self.text_field)
+        tokens, lengths = tokenizer.encode_flat(parsed.texts)
+        largest = int(tokens.max(initial=0))
+        if largest >= tokenizer.vocab_size:
+            raise UserError(
+                f"the tokenizer gives the id {largest}, its vocabulary has {tokenizer.vocab_size} entries; "
+                "mend its file or take another"
+            )
+        return Encoded(
+            tokens=tokens.astype(self.dtype, copy=False),
+            lengths=lengths,
+            sizes=np.fromiter(map(_utf8_bytes, parsed.texts), dtype=np.int64, count=len(parsed.texts)),
+            hashes=hash_texts(text.encode() for text in parsed.texts) if self.hashes else None,
+            rows=parsed.rows,
+            bad=parsed.bad,
+            empty=parsed.empty,
+        )
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def encode_blocks(
+    blocks: Iterable[Block], work: Work, workers: int, threads: bool
+) -> Generator[tuple[Block, Encoded], None, None]:
+    """Encode blocks in `workers` threads or else processes; results come in order.
+
+    A few blocks a worker are in memory. Raises :class:`UserError` if a worker process dies.
+    """
+    pool = _thread_pool(work, workers) if threads else _process_pool(work, workers)
+    waiting: deque[tuple[Block, Future[Encoded]]] = deque()
+    size = 0
     try:
-        waiting: deque[Future[EncodedBatch]] = deque()
-        for batch in _batches(texts):
-            waiting.append(pool.submit(_encode_in_worker, batch))
-            if len(waiting) > workers * (1 + _BATCHES_AHEAD):
-                yield waiting.popleft().result()
+        for block in blocks:
+            while waiting and (len(waiting) >= workers * _AHEAD or size + len(block.payload) > workers * _AHEAD_BYTES):
+                first, result = waiting.popleft()
+                size -= len(first.payload)
+                yield first, result.result()
+            waiting.append((block, pool.submit(_encode, block)))
+            size += len(block.payload)
         while waiting:
-            yield waiting.popleft().result()
+            first, result = waiting.popleft()
+            yield first, result.result()
     except BrokenProcessPool:
         raise UserError("a tokenizing worker died, most likely for want of memory; lower --workers") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+_own = threading.local()
+"""A worker's own tokenizer and work: no library promises that threads may share a tokenizer."""
 
 
-def _encode(tokenizer: Tokenizer, batch: list[str]) -> EncodedBatch:
-    separator = np.array([tokenizer.eos_token_id], dtype=np.uint32)
-    parts: list[npt.NDArray[Any]] = []
-    for ids in tokenizer.encode_batch(batch):
-        parts += [ids, separator]
-    lengths = [len(ids) + 1 for ids in parts[::2]]
-    size = sum(len(text) if text.isascii() else len(text.encode()) for text in batch)
-    return EncodedBatch(np.concatenate(parts), np.array(lengths, dtype=np.int64), size)
+def _encode(block: Block) -> Encoded:
+    work: Work = _own.work
+    return work.encode(_own.tokenizer, block)
 
 
-def _encode_in_worker(batch: list[str]) -> EncodedBatch:
-    assert _tokenizer is not None, "the pool's initializer runs first"
-    return _encode(_tokenizer, batch)
+def _start_thread(work: Work, unused: list[Tokenizer]) -> None:
+    try:
+        tokenizer = unused.pop()  # one of the threads needs no copy
+    except IndexError:
+        tokenizer = work.tokenizer.fresh()
+    _own.work, _own.tokenizer = work, tokenizer
 
 
-def _start_worker(tokenizer_file: Path) -> None:
-    global _tokenizer
+def _thread_pool(work: Work, workers: int) -> Executor:
+    return ThreadPoolExecutor(workers, "encode", _start_thread, (work, [work.tokenizer]))
+
+
+def _process_pool(work: Work, workers: int) -> Executor:
+    # Spawned, not forked: the tokenizer libraries and Arrow run threads in this process.
+    return ProcessPoolExecutor(workers, get_context("spawn"), _start_process, (work,))
+
+
+def _start_process(work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # N workers, N cores
-    _tokenizer = load_tokenizer(tokenizer_file)
+    _own.work, _own.tokenizer = work, work.tokenizer
 
 
 def _die_with_parent() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,34 @@ def read_manifest(folder: Path) -> Manifest:
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); pack the corpus again with tools/pack.py") from None
     return manifest
+
+
+def check_sizes(folder: Path, entries: Sequence[ShardEntry]) -> None:
+    """Compare the sizes of a folder's shards with the manifest's in one scan of the folder; no file is opened.
+
+    Raises :class:`UserError` naming the first shard that is missing, empty or of another size, or a folder that
+    cannot be read.
+    """
+    wanted = {entry.name for entry in entries}
+    try:
+        with os.scandir(folder) as files:
+            sizes = {file.name: file.stat().st_size for file in files if file.name in wanted and file.is_file()}
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror or error}; check its permissions and its disk") from None
+    for entry in entries:
+        check_size(folder / entry.name, entry, sizes.get(entry.name))
+
+
+def check_size(path: Path, entry: ShardEntry, size: int | None) -> None:
+    """Raises :class:`UserError` unless a shard's size is the manifest's; None is a shard that is not there."""
+    remedy = "copy it again or pack the corpus again with tools/pack.py"
+    if size is None:
+        raise UserError(f"{path} is missing (its manifest lists it); {remedy}")
+    if size == 0:
+        raise UserError(f"{path} is empty, {entry.bytes} bytes expected; {remedy}")
+    if size != entry.bytes:
+        fault = "truncated" if size < entry.bytes else "too long"
+        raise UserError(f"{path} is {fault}: {size} bytes, {entry.bytes} expected; {remedy}")
 
 
 def _check_types(entry: Manifest | ShardEntry) -> None:

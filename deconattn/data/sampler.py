@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from math import lcm
 from typing import Any, TypeVar, cast
 
@@ -11,6 +12,9 @@ import numpy.typing as npt
 _MASK = 2**64 - 1
 _ROUNDS = 6
 _MAX_PERIOD = 2**14
+_BLOCK = 1024
+_BLOCKS_KEPT = 4  # a batch may straddle two, and validation may read between
+_WORTH_AN_ARRAY = 16
 
 Integers = TypeVar("Integers", int, npt.NDArray[np.uint64])
 
@@ -58,9 +62,14 @@ def _feistel(value: Integers, size: int, key: int) -> Integers:
     mask = (1 << half) - 1
     left: Any = value >> half
     right: Any = value & mask
-    for number in range(_ROUNDS):
-        left, right = right, left ^ (mix(right ^ make_key(key, number)) & mask)
+    for round_key in _round_keys(key):
+        left, right = right, left ^ (mix(right ^ round_key) & mask)
     return cast(Integers, (left << half) | right)
+
+
+@lru_cache(maxsize=1024)
+def _round_keys(key: int) -> tuple[int, ...]:
+    return tuple(make_key(key, number) for number in range(_ROUNDS))
 
 
 class Blend:
@@ -79,11 +88,56 @@ class Blend:
         self.weights = tuple(count / self.period for count in self.counts)
         self._corpus, self._rank = _period_table(self.counts)
 
+    def __call__(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """The corpora that samples `numbers` come from, and how many samples each corpus has given before."""
+        turns, places = np.divmod(numbers, self.period)
+        corpora = self._corpus[places]
+        return corpora, turns * np.array(self.counts, dtype=np.int64)[corpora] + self._rank[places]
+
+
+class Order:
+    """Sample numbers -> (corpus, place of the sample within its corpus): a blend, and each corpus shuffled by epochs.
+
+    A corpus goes through all its samples, in an order of its own, before it repeats one. Works in blocks of
+    consecutive numbers, because that is how they are asked for.
+
+    sizes: samples in each corpus. shuffle: without, each epoch goes from first to last.
+    """
+
+    def __init__(self, blend: Blend, sizes: Sequence[int], seed: int, shuffle: bool) -> None:
+        self._blend, self._sizes, self._seed, self._shuffle = blend, tuple(sizes), seed, shuffle
+        self._blocks: dict[int, list[tuple[int, int]]] = {}
+
     def __call__(self, number: int) -> tuple[int, int]:
-        """The corpus that sample `number` comes from, and how many samples that corpus has given before."""
-        turn, place = divmod(number, self.period)
-        corpus = int(self._corpus[place])
-        return corpus, turn * self.counts[corpus] + int(self._rank[place])
+        """Corpus and place of sample `number`; IndexError below 0."""
+        if number < 0:
+            raise IndexError(f"sample number {number} is negative")
+        block, within = divmod(number, _BLOCK)
+        found = self._blocks.get(block)
+        if found is None:
+            while len(self._blocks) >= _BLOCKS_KEPT:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[block] = found = self._make(block)
+        return found[within]
+
+    def _make(self, block: int) -> list[tuple[int, int]]:
+        corpora, drawn = self._blend(np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=np.int64))
+        epochs, places = np.divmod(drawn, np.array(self._sizes, dtype=np.int64)[corpora])
+        if self._shuffle:
+            for corpus, size in enumerate(self._sizes):
+                ours = np.flatnonzero(corpora == corpus)
+                # Drawn in order: an epoch is a run.
+                for run in np.split(ours, np.flatnonzero(np.diff(epochs[ours])) + 1):
+                    if len(run):
+                        key = make_key(self._seed, corpus, int(epochs[run[0]]))
+                        places[run] = _permuted(places[run], size, key)
+        return list(zip(corpora.tolist(), places.tolist(), strict=True))
+
+
+def _permuted(places: npt.NDArray[np.int64], size: int, key: int) -> npt.NDArray[Any] | list[int]:
+    if len(places) < _WORTH_AN_ARRAY:
+        return [permute(place, size, key) for place in places.tolist()]
+    return permute(places.astype(np.uint64), size, key)
 
 
 def _period_counts(weights: Sequence[float]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from deconattn.data.manifest import FORMAT_VERSION, Manifest, ShardEntry, read_manifest
+from deconattn.data.manifest import FORMAT_VERSION, Manifest, ShardEntry, check_size, read_manifest
 from deconattn.errors import UserError
 
 TOKENS_PER_RECORD_BATCH = 1_000_000
@@ -87,6 +87,15 @@ class _HashingFile:
         self.closed = True  # the ShardWriter closes the real file, after fsync
 
 
+def count_fitting(ends: npt.NDArray[np.int64], first: int, room: int) -> int:
+    """How many documents, of those that end at tokens `ends`, are before the first from `first` on that is too much.
+
+    Too much: it and those from `first` on before it have more than `room` tokens together.
+    """
+    start = int(ends[first - 1]) if first else 0
+    return max(int(np.searchsorted(ends, start + room, side="right")), first)
+
+
 class ShardWriter:
     """Write documents into one shard; a context manager.
 
@@ -104,7 +113,8 @@ class ShardWriter:
         self._max_token_id = 0
         self._schema = schema.arrow(split)
         self._dtype = np.dtype(schema.dtype)
-        self._pending: list[np.ndarray] = []
+        self._pending: list[npt.NDArray[Any]] = []  # the next record batch: ids, and each document's count
+        self._pending_lengths: list[npt.NDArray[np.int64]] = []
         self._pending_tokens = 0
         self._temporary = path.with_name(f".{path.name}.partial")
         self._file = self._temporary.open("wb")
@@ -113,25 +123,65 @@ class ShardWriter:
 
     def append(self, document: npt.NDArray[Any]) -> None:
         """Add one document: token ids `[n]`, separator included. Raises ValueError on an id beyond the vocabulary."""
-        if len(document) > _MAX_DOCUMENT_TOKENS:
-            raise UserError(f"a document has {len(document)} tokens, more than {_MAX_DOCUMENT_TOKENS}; cut it up")
-        largest = int(document.max(initial=0))
-        if largest >= self._vocab_size or int(document.min(initial=0)) < 0:
+        self.extend(document, np.array([len(document)], dtype=np.int64))
+
+    def extend(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64]) -> None:
+        """Add documents laid end to end: ids `[n]`, separators included, and each one's count, `[documents]`.
+
+        The record batches are those that appending one after the other gives. Raises ValueError on an id beyond the
+        vocabulary, :class:`UserError` on a document too long for an Arrow list.
+        """
+        longest = int(lengths.max(initial=0))
+        if longest > _MAX_DOCUMENT_TOKENS:
+            raise UserError(f"a document has {longest} tokens, more than {_MAX_DOCUMENT_TOKENS}; cut it up")
+        largest = int(tokens.max(initial=0))
+        if largest >= self._vocab_size or int(tokens.min(initial=0)) < 0:
             raise ValueError(f"token id {largest} outside a vocabulary of {self._vocab_size}")
-        if self._pending and self._pending_tokens + len(document) > TOKENS_PER_RECORD_BATCH:
-            self._write_batch()
-        self._max_token_id = max(self._max_token_id, largest)
-        self._pending.append(document.astype(self._dtype, copy=False))
-        self._pending_tokens += len(document)
-        self.tokens += len(document)
-        self.documents += 1
+        tokens = tokens.astype(self._dtype, copy=False)
+        ends = np.cumsum(lengths)
+        first = start = 0
+        while first < len(lengths):
+            room = TOKENS_PER_RECORD_BATCH - self._pending_tokens
+            stop = count_fitting(ends, first, room)
+            if stop == first:  # not one fits
+                if self._pending:
+                    self._write_batch()
+                    continue
+                stop = first + 1
+            end = int(ends[stop - 1])
+            self._pending.append(tokens[start:end])
+            self._pending_lengths.append(lengths[first:stop])
+            self._pending_tokens += end - start
+            first, start = stop, end
+        self.tokens += start
+        self.documents += len(lengths)
+
+    def pop(self) -> npt.NDArray[Any]:
+        """Take the document that was added last back; its ids, `[n]`. Not twice in a row."""
+        tokens, lengths = self._pending.pop(), self._pending_lengths.pop()
+        cut = len(tokens) - int(lengths[-1])
+        if cut:
+            self._pending.append(tokens[:cut])
+            self._pending_lengths.append(lengths[:-1])
+        self._pending_tokens -= len(tokens) - cut
+        self.tokens -= len(tokens) - cut
+        self.documents -= 1
+        return tokens[cut:]
 
     def _write_batch(self) -> None:
-        offsets = np.zeros(len(self._pending) + 1, dtype=np.int32)
-        np.cumsum([len(document) for document in self._pending], out=offsets[1:])
-        column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(self._pending)))
+        lengths = np.concatenate(self._pending_lengths)
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=offsets[1:])
+        values = np.concatenate(self._pending)
+        self._max_token_id = max(self._max_token_id, int(values.max()))
+        # pa.array() would give the same, and import pandas on the way.
+        offsets_column, values_column = (
+            pa.Array.from_buffers(pa.from_numpy_dtype(part.dtype), len(part), [None, pa.py_buffer(part)])
+            for part in (offsets, values)
+        )
+        column = pa.ListArray.from_arrays(offsets_column, values_column)
         self._writer.write_batch(pa.record_batch([column], schema=self._schema))
-        self._pending, self._pending_tokens = [], 0
+        self._pending, self._pending_lengths, self._pending_tokens = [], [], 0
 
     def close(self) -> ShardEntry:
         """Finish the file under its final name and return its manifest entry."""
@@ -195,20 +245,16 @@ def check_shard(path: Path, entry: ShardEntry) -> None:
     Raises :class:`UserError` naming the file when it is missing, empty, truncated, of another size or not Arrow.
     """
     try:
-        size = path.stat().st_size
-        if size == 0:
-            raise UserError(f"{path} is empty, {entry.bytes} bytes expected; copy it again or {_REPACK}")
-        if size != entry.bytes:
-            fault = "truncated" if size < entry.bytes else "too long"
-            raise UserError(f"{path} is {fault}: {size} bytes, {entry.bytes} expected; copy it again or {_REPACK}")
+        check_size(path, entry, path.stat().st_size)
         with path.open("rb") as file:
             head = file.read(len(_MAGIC))
             file.seek(-len(_MAGIC), os.SEEK_END)
             tail = file.read()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing (its manifest lists it); copy it again or {_REPACK}") from None
+        check_size(path, entry, None)
+        raise
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; check its permissions") from None
+        raise UserError(f"{path}: {error.strerror or error}; check its permissions and its disk") from None
     if head != _MAGIC or tail != _MAGIC:
         raise UserError(f"{path} is not an Arrow file; copy it again or {_REPACK}")
 
@@ -225,19 +271,28 @@ def open_shard(path: Path, entry: ShardEntry) -> Shard:
             batch = reader.get_batch(number)
             batch.validate()
             column = batch.column("tokens")
-            flat = column.values.to_numpy(zero_copy_only=True)
-            bounds = column.offsets.to_numpy(zero_copy_only=True)
+            flat, bounds = _in_place(column.values), _in_place(column.offsets)
             if bounds[0] != 0 or bounds[-1] != len(flat) or flat.dtype.kind != "u":
                 raise pa.ArrowInvalid(f"record batch {number} is inconsistent")
             values.append(flat)
             offsets.append(bounds)
-    except (pa.ArrowException, OSError, KeyError, IndexError, AttributeError) as error:
+    except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is damaged ({reason}); copy it again or {_REPACK}") from None
     starts = np.cumsum([0, *(len(flat) for flat in values)], dtype=np.int64)
     if int(starts[-1]) != entry.tokens:
         raise UserError(f"{path} holds {starts[-1]} tokens, {entry.tokens} expected; copy it again or {_REPACK}")
     return Shard(path=path, starts=starts, values=tuple(values), offsets=tuple(offsets))
+
+
+def _in_place(array: pa.Array) -> npt.NDArray[Any]:
+    """The values where they lie. Arrow's own to_numpy imports pandas, which takes longer than mapping all shards."""
+    if array.null_count:
+        raise pa.ArrowInvalid("it has nulls")
+    dtype = np.dtype(str(array.type))
+    if not len(array):
+        return np.empty(0, dtype=dtype)
+    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
 
 
 def verify_checksums(folder: Path) -> Manifest:

@@ -1,69 +1,40 @@
 """Which documents are held out for validation: decided by a document's number alone."""
 
 import re
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
-from typing import TypeVar
+from typing import overload
 
-from deconattn.data.manifest import SPLITS
+import numpy as np
+import numpy.typing as npt
+
 from deconattn.data.sampler import mix
 
-Item = TypeVar("Item")
-_SEED = 0x5EED
+_SEED = mix(0x5EED)
 
 
-def is_validation(number: int, fraction: float) -> bool:
-    """Whether document `number` (0-based, in reading order) is held out, with probability `fraction`."""
-    return mix(number ^ mix(_SEED)) < int(fraction * 2**64)
+@overload
+def is_validation(number: int, fraction: float) -> bool: ...
 
 
-def split_documents(documents: Iterable[Item], fraction: float, was_cut: bool) -> Iterator[tuple[str, Item]]:
-    """Give each document its split, `"train"` or `"val"`, in order.
+@overload
+def is_validation(number: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]: ...
 
-    With two documents or more and a positive fraction neither split stays empty: the last document goes where
-    one is missing. It is why one document is always held back. The halves of a single document that
-    :func:`cut_if_single` cut are one of each.
+
+def is_validation(number: int | npt.NDArray[np.uint64], fraction: float) -> bool | npt.NDArray[np.bool_]:
+    """Whether document `number` (0-based, in reading order; or a uint64 array `[n]`) is held out.
+
+    True with probability `fraction`. The caller sees to it that of two documents or more neither split stays empty.
     """
-    if was_cut:
-        yield from zip(SPLITS, documents, strict=True)
-        return
-    last: Item | None = None
-    drawn: set[str] = set()
-    number = -1
-    for number, document in enumerate(documents):
-        if last is not None:
-            split = _split_of(number - 1, fraction)
-            drawn.add(split)
-            yield split, last
-        last = document
-    if last is None:
-        return
-    split = _split_of(number, fraction)
-    if number == 0:
-        split = "train"
-    elif fraction > 0 and drawn == {split}:
-        split = "train" if split == "val" else "val"
-    yield split, last
+    threshold = int(fraction * 2**64)
+    if isinstance(number, np.ndarray):
+        return mix(number ^ np.uint64(_SEED)) < np.uint64(threshold)
+    return mix(number ^ _SEED) < threshold
 
 
-def cut_if_single(texts: Iterable[str], fraction: float) -> tuple[Iterator[str], bool]:
-    """Pass `texts` on; if there is only one, cut it in two at white space, the second about `fraction` of it.
+def cut_document(text: str, fraction: float) -> list[str]:
+    """Cut the only document of a corpus in two at white space, the second about `fraction` of it.
 
-    Returns the texts and whether one was cut. Joined again the two halves are the text.
+    Joined again the two are the text. It stays whole where there is nothing to cut.
     """
-    iterator = iter(texts)
-    first = list(islice(iterator, 2))
-    if len(first) != 1 or fraction == 0:
-        return chain(first, iterator), False
-    halves = _cut(first[0], fraction)
-    return iter(halves), len(halves) == 2
-
-
-def _split_of(number: int, fraction: float) -> str:
-    return "val" if is_validation(number, fraction) else "train"
-
-
-def _cut(text: str, fraction: float) -> list[str]:
     body = len(text.rstrip())
     target = min(max(round(body * (1 - fraction)), 1), body - 1)
     spaces = [match.start() for match in re.finditer(r"\s+", text[:body]) if match.start() > 0]

@@ -28,26 +28,53 @@ SEPARATORS = (
     "[EOS]",
     "[SEP]",
 )
+_MAX_GAP = 1 << 16
 
 
 class Tokenizer(ABC):
     """What the rest of the project knows of a tokenizer.
 
-    `vocab_size` is the largest id + 1, added tokens included. `eos_token_id` separates documents.
-    `fingerprint` is a SHA-256 of what determines the ids.
+    `vocab_size` is the largest id + 1, added tokens included. `eos_token_id` separates documents; `separator` is how
+    it is spelled.
+    `fingerprint` is a SHA-256 of what determines the ids. `content` is its file's. `releases_gil` says whether
+    other threads run during :meth:`encode_flat`.
     """
+
+    releases_gil = False
 
     vocab_size: int
     eos_token_id: int
+    separator: str
     fingerprint: str
     file_name: str
 
-    def __init__(self, content: bytes) -> None:
-        self._content = content
+    def __init__(self, content: bytes, origin: str = "") -> None:
+        self.content = content
+
+    @abstractmethod
+    def added_tokens(self) -> dict[str, int]:
+        """Tokens that stand outside the model, and their ids, in order."""
+
+    def unreadable(self) -> dict[str, int]:
+        """Those of them that no text gives, even where it spells them out."""
+        return {}
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Ids of each text, `[n]`, exactly the library's, without special tokens."""
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """Ids of all texts, `[tokens]`, a separator after each, and each text's count, `[texts]`, that included."""
+        if not texts:
+            return np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.int64)
+        separator = np.array([self.eos_token_id], dtype=np.uint32)
+        parts = [part for ids in self.encode_batch(texts) for part in (ids, separator)]
+        counts = np.fromiter((len(ids) + 1 for ids in parts[::2]), dtype=np.int64, count=len(texts))
+        return np.concatenate(parts), counts
+
+    def fresh(self) -> "Tokenizer":
+        """The same tokenizer for another thread or process, sharing nothing that grows."""
+        return self
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> str:
@@ -56,7 +83,7 @@ class Tokenizer(ABC):
     def save(self, folder: Path) -> Path:
         """Copy the tokenizer's file, unchanged, into `folder` as `file_name`; :func:`load_tokenizer` reads it back."""
         path = folder / self.file_name
-        path.write_bytes(self._content)
+        path.write_bytes(self.content)
         return path
 
 
@@ -80,8 +107,19 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer.no_padding()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        self.eos_token_id = _separator(vocabulary, origin)
+        if self.vocab_size > 2 * len(vocabulary) + _MAX_GAP:
+            raise UserError(
+                f"{origin} has {len(vocabulary):,} entries but the id {self.vocab_size - 1:,}, and a model has a row "
+                "for every id up to it; number the entries without large gaps"
+            )
+        self.separator = _separator(vocabulary, origin)
+        self.eos_token_id = vocabulary[self.separator]
         self.fingerprint = _fingerprint_json(content)
+
+    def added_tokens(self) -> dict[str, int]:
+        """The tokens that are read from a text before anything else, in order of their ids."""
+        tokens = self._tokenizer.get_added_tokens_decoder()
+        return {tokens[number].content: number for number in sorted(tokens)}
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -113,8 +151,18 @@ class SentencePieceTokenizer(Tokenizer):
         self.eos_token_id = int(self._processor.eos_id())
         if self.eos_token_id < 0:  # a model may disable eos and carry a separator as a user-defined piece
             pieces = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
-            self.eos_token_id = _separator(pieces, origin)
+            self.eos_token_id = pieces[_separator(pieces, origin)]
+        self.separator = str(self._processor.id_to_piece(self.eos_token_id))
         self.fingerprint = hashlib.sha256(content).hexdigest()
+
+    def added_tokens(self) -> dict[str, int]:
+        """Its control pieces; :meth:`unreadable`, all of them."""
+        numbers = range(self.vocab_size)
+        return {self._processor.id_to_piece(i): i for i in numbers if self._processor.is_control(i)}
+
+    def unreadable(self) -> dict[str, int]:
+        """Its control pieces but the separator."""
+        return {piece: i for piece, i in self.added_tokens().items() if i != self.eos_token_id}
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         batch = self._processor.encode(list(texts), out_type=int, num_threads=1)
@@ -151,10 +199,10 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
     return SentencePieceTokenizer(content, str(path))
 
 
-def _separator(vocabulary: dict[str, int], origin: str) -> int:
+def _separator(vocabulary: dict[str, int], origin: str) -> str:
     for piece in SEPARATORS:
         if piece in vocabulary:
-            return vocabulary[piece]
+            return piece
     raise UserError(
         f"{origin} has no document separator (none of {', '.join(SEPARATORS[:5])}, ...); add one to its added tokens"
     )

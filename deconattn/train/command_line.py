@@ -12,8 +12,9 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from deconattn.cli import complaints_in_one_line, parse
-from deconattn.config import TrainingFlags, size_defaults
+from deconattn.config import TrainingFlags
 from deconattn.errors import UserError
+from deconattn.presets import size_defaults
 
 PROGRAM = "launch.sh"
 RUN_CONFIG = "config.json"
@@ -92,7 +93,7 @@ def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tupl
     saved, given = _absolute(saved), _absolute(given)
     pairs = [
         (saved.model, given.model, [f.name for f in dataclasses.fields(saved.model) if f.name != "plugin"]),
-        (saved.data, given.data, ["seq_len", "doc_mask", "fixed_text"]),
+        (saved.data, given.data, ["seq_len", "doc_mask", "fixed_text", "packing"]),
         (saved.optimization, given.optimization, ["global_batch_size", "seed"]),
         (saved.engine, given.engine, ["precision"]),
     ]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deconattn import config
-from deconattn.config import SIZES, TrainingFlags, size_defaults
+from deconattn.config import TrainingFlags
+from deconattn.presets import SIZES, size_defaults
 
 BEGIN, END = "<!-- flags: made by python -m deconattn.train.flag_table README.md -->", "<!-- end of flags -->"
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from deconattn.config import TrainingFlags
 from deconattn.data import Batch, SampleStream, TokenCorpus, load_tokenizer, parse_data_argument
+from deconattn.data.best_fit import BestFit
+from deconattn.data.loading import Loader, open_loader
 from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
 
@@ -36,7 +38,7 @@ class TrainingData:
         seq_len, seed = flags.data.seq_len, flags.optimization.seed
         parsed = [parse_data_argument(argument) for argument in arguments]
         corpora = [(TokenCorpus(folder), weight) for folder, weight in parsed]
-        self._train = SampleStream(corpora, seq_len, seed)
+        self._train = SampleStream(corpora, seq_len, seed, packing=flags.data.packing)
         held_out = [
             (corpus, weight)
             for (folder, weight), (train, _) in zip(parsed, corpora, strict=True)
@@ -62,15 +64,23 @@ class TrainingData:
     def has_validation(self) -> bool:
         return self._validation is not None
 
-    def micro_batches(self, first_step: int, rank: int, ranks: int) -> Iterator[Batch]:
+    def loader(self, first_step: int, rank: int, ranks: int, pin: bool) -> Loader:
         """The micro-batches of data-parallel rank `rank` from optimiser step `first_step` (from 0) to the last.
 
         Step s takes samples s * G .. s * G + G - 1 of the stream, G the global batch: the order does not depend
-        on ranks or micro-batches.
+        on ranks, micro-batches or loader workers. Close it.
         """
-        whole, micro = self._flags.optimization.global_batch_size, self._flags.optimization.micro_batch_size
-        for start in range(first_step * whole + rank * micro, self._flags.total_steps * whole, ranks * micro):
-            yield self._train.batch(range(start, start + micro), self._flags.data.doc_mask)
+        data, optimization = self._flags.data, self._flags.optimization
+        whole, micro = optimization.global_batch_size, optimization.micro_batch_size
+        starts = range(first_step * whole + rank * micro, self._flags.total_steps * whole, ranks * micro)
+        numbers = (range(start, start + micro) for start in starts)
+        ahead = whole // (micro * ranks)
+        return open_loader(self._train, numbers, data.doc_mask, data.loader_workers, ahead, pin)
+
+    def packing_report(self) -> list[str]:
+        """A line for each corpus whose documents are packed: what is padding and what was cut."""
+        layouts = zip(self.corpora, self._train.layouts, strict=True)
+        return [f"{corpus.folder}: {layout.packing}" for corpus, layout in layouts if isinstance(layout, BestFit)]
 
     def validation_batches(self, rank: int, ranks: int) -> Iterator[Batch]:
         """A data-parallel rank's share of the first `--eval-sequences` validation samples, the same at every call.

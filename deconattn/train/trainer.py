@@ -11,7 +11,6 @@ from deconattn import durable
 from deconattn.config import TrainingFlags, model_config
 from deconattn.cost.flops import training_flops
 from deconattn.cost.hardware import peak_flops
-from deconattn.data import Prefetcher
 from deconattn.errors import UserError
 from deconattn.evaluation.in_loop import InLoopEvaluation
 from deconattn.mixers import mixer_class
@@ -74,9 +73,10 @@ class Trainer:
             UserError: too many steps in a row without a finite loss and gradient, or a checkpoint that could not
                 be written.
         """
-        topology, accumulation = self.topology, self.engine.accumulation_steps
-        batches = self.data.micro_batches(self.progress.step, topology.data_rank, topology.data_size)
-        self._batches = Prefetcher(batches, ahead=accumulation, pin=self.engine.device.type == "cuda")
+        for line in self.data.packing_report():
+            self._say(line)
+        topology, pin = self.topology, self.engine.device.type == "cuda"
+        self._batches = self.data.loader(self.progress.step, topology.data_rank, topology.data_size, pin)
         try:
             if self._train():
                 self._interrupted()

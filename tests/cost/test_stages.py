@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from deconattn.config import model_config, size_defaults
+from deconattn.config import model_config
 from deconattn.cost.stages import balanced_spans, stage_spans
 from deconattn.errors import UserError
 from deconattn.model.config import ModelConfig
+from deconattn.presets import size_defaults
 
 
 def build_config(size: str, variant: str = "standard", pattern: str = "uniform") -> ModelConfig:

@@ -11,7 +11,7 @@ import pytest
 from deconattn.data.manifest import FORMAT_VERSION, Manifest, write_manifest
 from deconattn.data.pack import pack_demo
 from deconattn.data.shards import ShardSchema, ShardWriter
-from deconattn.data.tokenizer_training import train_sentencepiece
+from deconattn.data.tokenizer_training import Training, train_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 PackedFolder = Callable[..., Path]
@@ -30,25 +30,13 @@ def hf_tokenizer(tmp_path_factory: pytest.TempPathFactory, demo_texts: list[str]
     staged = SHARED / "tokenizer" / "20B_tokenizer.json"
     if staged.exists():
         return staged
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(demo_texts[:20], trainer)
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    tokenizer.save(str(path))
-    return path
+    return train_tokenizer(demo_texts[:20], Training("byte-bpe", 600), tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")
 def sp_model(tmp_path_factory: pytest.TempPathFactory, demo_texts: list[str]) -> Path:
     """A small SentencePiece model."""
-    path = tmp_path_factory.mktemp("tokenizer") / "small.model"
-    train_sentencepiece(demo_texts[:20], 512, path)
-    return path
+    return train_tokenizer(demo_texts[:20], Training("unigram", 512), tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,12 @@ def numbered(total: int, first: int = 1) -> list[list[int]]:
     return documents
 
 
+def row(stream: SampleStream, number: int) -> list[int]:
+    """The tokens of a sample, its last label included."""
+    batch = stream.batch([number], doc_mask=False)
+    return [*batch.input_ids[0].tolist(), int(batch.labels[0, -1])]
+
+
 @pytest.fixture
 def corpus(packed_folder: PackedFolder) -> TokenCorpus:
     """101 tokens 1 .. 101 in three shards."""
@@ -30,9 +36,8 @@ def test_samples_cover_the_corpus_in_order(corpus: TokenCorpus) -> None:
     stream = SampleStream([(corpus, 1.0)], seq_len=8, seed=0, shuffle=False)
     assert stream.num_samples == 12  # (101 - 1) // 8
     for number in range(24):
-        tokens, _ = stream.sample(number)
         first = number % 12 * 8 + 1
-        assert tokens.tolist() == list(range(first, first + 9))  # across shards too
+        assert row(stream, number) == list(range(first, first + 9))  # across shards too
 
 
 def test_the_last_label_may_be_the_last_token(packed_folder: PackedFolder) -> None:
@@ -45,12 +50,12 @@ def test_the_last_label_may_be_the_last_token(packed_folder: PackedFolder) -> No
 def test_every_epoch_is_another_permutation(corpus: TokenCorpus) -> None:
     stream = SampleStream([(corpus, 1.0)], seq_len=4, seed=3)
     size = stream.num_samples
-    epochs = [[int(stream.sample(n)[0][0]) for n in range(e * size, (e + 1) * size)] for e in range(3)]
+    epochs = [[row(stream, n)[0] for n in range(e * size, (e + 1) * size)] for e in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(1, 101, 4))
     assert epochs[0] != epochs[1] != epochs[2]
     other = SampleStream([(corpus, 1.0)], seq_len=4, seed=4)
-    assert [int(other.sample(n)[0][0]) for n in range(size)] != epochs[0]
+    assert [row(other, n)[0] for n in range(size)] != epochs[0]
 
 
 def test_order_depends_on_neither_batch_size_nor_ranks(corpus: TokenCorpus) -> None:
@@ -76,10 +81,6 @@ def test_labels_are_the_next_tokens(corpus: TokenCorpus) -> None:
 def test_document_masks_by_hand(packed_folder: PackedFolder) -> None:
     documents = [[11, 12, 0], [21, 0]], [[31, 32, 33, 34, 0], [41, 42, 0]]
     corpus = TokenCorpus(packed_folder(documents))
-    stream = SampleStream([(corpus, 1.0)], seq_len=6, seed=0, shuffle=False)
-    tokens, starts = stream.sample(0)
-    assert tokens.tolist() == [11, 12, 0, 21, 0, 31, 32]
-    assert starts.tolist() == [0, 3, 5]
     short = SampleStream([(corpus, 1.0)], seq_len=4, seed=0, shuffle=False)
     batch = short.batch([0, 1, 2], doc_mask=True)
     assert batch.position_ids is not None and batch.document_ids is not None
@@ -96,12 +97,51 @@ def test_a_document_that_begins_right_after_the_window(packed_folder: PackedFold
     assert batch.document_ids is not None and batch.document_ids.max() == 0
 
 
+@pytest.mark.parametrize("seq_len", [1, 2, 7, 49, 100])
+def test_any_sequence_length(corpus: TokenCorpus, seq_len: int) -> None:
+    stream = SampleStream([(corpus, 1.0)], seq_len, seed=0, shuffle=False)
+    assert stream.num_samples == 100 // seq_len
+    whole = stream.batch(range(stream.num_samples), doc_mask=False)
+    covered = stream.num_samples * seq_len
+    assert whole.input_ids.flatten().tolist() == list(range(1, covered + 1))
+    assert whole.labels.flatten().tolist() == list(range(2, covered + 2))
+    masked = stream.batch(range(stream.num_samples), doc_mask=True)
+    assert masked.position_ids is not None and masked.document_ids is not None
+    starts = set(corpus.document_starts(0, 101).tolist())
+    for place, (position, label) in enumerate(
+        zip(masked.position_ids.flatten().tolist(), masked.labels.flatten().tolist(), strict=True)
+    ):
+        assert (position == 0) == (place in starts or place % seq_len == 0)
+        assert label == (-100 if place + 1 in starts else place + 2)
+
+
+def test_a_sequence_longer_than_many_shards(packed_folder: PackedFolder) -> None:
+    shard = [[7] * 999 + [0]] * 21
+    corpus = TokenCorpus(packed_folder([shard] * 10))
+    batch = SampleStream([(corpus, 1.0)], seq_len=100_000, seed=0).batch([0, 1], doc_mask=True)
+    assert batch.document_ids is not None and batch.document_ids.max() == 99
+    assert int((batch.input_ids == 0).sum()) == 200 and int((batch.labels == -100).sum()) == 200
+
+
+def test_an_id_beyond_the_vocabulary_is_named(packed_folder: PackedFolder) -> None:
+    folder = packed_folder([[[1, 2, 3, 0], [777, 5, 6, 0]]])
+    path = folder / "train-00000.arrow"
+    content = bytearray(path.read_bytes())
+    where = content.index(np.array([777, 5], dtype=np.uint16).tobytes())
+    content[where : where + 2] = np.uint16(1001).tobytes()
+    path.write_bytes(content)
+    for packing in ("concat", "best-fit"):
+        stream = SampleStream([(TokenCorpus(folder), 1.0)], seq_len=4, seed=0, shuffle=False, packing=packing)
+        with pytest.raises(UserError, match=f"{path}: token 4 is 1001, beyond the vocabulary of 1000"):
+            stream.batch(range(stream.num_samples), doc_mask=False)
+
+
 def test_blending_two_corpora(packed_folder: PackedFolder) -> None:
     small = TokenCorpus(packed_folder([numbered(21, 1)], name="small"))
     large = TokenCorpus(packed_folder([numbered(201, 500)], name="large"))
     stream = SampleStream([(small, 1.0), (large, 3.0)], seq_len=5, seed=0)
     assert stream.num_samples == 4 + 40
-    firsts = [int(stream.sample(n)[0][0]) for n in range(64)]
+    firsts = [row(stream, n)[0] for n in range(64)]
     drawn = np.cumsum([first < 500 for first in firsts])
     assert np.all(np.abs(drawn - 0.25 * np.arange(1, 65)) < 1)
     from_small = [first for first in firsts if first < 500]

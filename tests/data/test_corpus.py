@@ -1,3 +1,5 @@
+import dataclasses
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -5,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deconattn.data import TokenCorpus
+from deconattn.data import SampleStream, TokenCorpus, mapped, read_manifest
+from deconattn.data import corpus as corpus_module
+from deconattn.data.manifest import write_manifest
 from deconattn.errors import UserError
 
 PackedFolder = Callable[..., Path]
@@ -76,7 +80,7 @@ def test_tokenizer_path(demo_folder: Path, packed_folder: PackedFolder) -> None:
 def test_reading_copies_no_shard(demo_folder: Path) -> None:
     corpus = TokenCorpus(demo_folder)
     corpus.read(0, 10)
-    values = corpus._shards[0].values[0]
+    values = corpus._shards[0].shard.values[0]
     assert not values.flags.owndata and not values.flags.writeable
 
 
@@ -86,3 +90,86 @@ def test_a_corpus_pickles_without_its_maps(demo_folder: Path) -> None:
     content = pickle.dumps(corpus)
     assert len(content) < 5000
     assert np.array_equal(pickle.loads(content).read(100, 50), window)
+
+
+def test_document_lengths(packed_folder: PackedFolder, documents: list[list[list[int]]]) -> None:
+    corpus = TokenCorpus(packed_folder(documents))
+    assert corpus.document_lengths().tolist() == [len(document) for shard in documents for document in shard]
+
+
+def test_damaged_document_bounds_are_named(packed_folder: PackedFolder) -> None:
+    folder = packed_folder([[[1, 0], [2, 3, 4, 5, 0], [6, 7, 0]]])
+    path = folder / "train-00000.arrow"
+    content = bytearray(path.read_bytes())
+    where = content.index(np.array([0, 2, 7, 10], dtype=np.int32).tobytes())
+    content[where + 4 : where + 8] = np.int32(9).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path} is damaged .its documents are not the 3 of its manifest."):
+        TokenCorpus(folder).document_lengths()
+
+
+def test_thousands_of_shards_are_not_opened(packed_folder: PackedFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = packed_folder([[[*range(1, 10), 0]] * 3])
+    manifest = read_manifest(folder)
+    entries = [dataclasses.replace(manifest.shards[0], name=f"train-{number:05d}.arrow") for number in range(3000)]
+    for entry in entries[1:]:
+        os.link(folder / entries[0].name, folder / entry.name)
+    write_manifest(folder, dataclasses.replace(manifest, shards=tuple(entries)))
+    opened: list[str] = []
+    opens = Path.open
+
+    def recorded(path: Path, *arguments: object, **named: object) -> object:
+        opened.append(path.name)
+        return opens(path, *arguments, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", recorded)
+    corpus = TokenCorpus(folder)
+    stream = SampleStream([(corpus, 1.0)], seq_len=8, seed=0)
+    assert corpus.num_tokens == 90_000
+    assert not [name for name in opened if name.endswith(".arrow")]
+    stream.batch(range(4), doc_mask=True)
+    shards = {name for name in opened if name.endswith(".arrow")}
+    assert 1 <= len(shards) <= 8
+    (folder / entries[1234].name).unlink()
+    with pytest.raises(UserError, match=f"{folder / entries[1234].name} is missing"):
+        TokenCorpus(folder)
+
+
+@pytest.fixture
+def large(packed_folder: PackedFolder) -> TokenCorpus:
+    """Two shards of many pages of memory each."""
+    return TokenCorpus(packed_folder([[[*range(1, 1000), 0]] * 50] * 2))
+
+
+def test_a_shard_that_vanishes_before_it_is_mapped(large: TokenCorpus) -> None:
+    large.read(0, 100)
+    path = large.folder / "train-00001.arrow"
+    path.unlink()
+    (large.folder / "train-00000.arrow").unlink()
+    assert large.read(49_000, 3).tolist() == [1, 2, 3]  # a map outlives its file's name
+    with pytest.raises(UserError, match=f"{path} is missing .its manifest lists it.; copy it again"):
+        large.read(49_000, 2000)
+
+
+@pytest.mark.skipif(mapped._madvise is None, reason="only Linux can ask")
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_shard_that_shrinks_after_it_was_mapped(large: TokenCorpus, whole: bool) -> None:
+    path = large.folder / "train-00000.arrow"
+    stream = SampleStream([(large, 1.0)], seq_len=100, seed=0, shuffle=False)
+    stream.batch([0], doc_mask=True)
+    os.truncate(path, 0 if whole else 8192)
+    fault = "is empty" if whole else "is truncated: 8192 bytes"
+    with pytest.raises(UserError, match=f"{path} {fault}.*copy it again"):
+        stream.batch([480], doc_mask=False)
+    with pytest.raises(UserError, match=f"{path} {fault}.*copy it again"):
+        SampleStream([(large, 1.0)], 100, seed=0, packing="best-fit").batch(range(20), doc_mask=True)
+
+
+def test_a_disk_that_fails_is_told_from_a_damaged_shard(large: TokenCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(address: int, size: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(corpus_module, "fetch", fails)
+    path = large.folder / "train-00000.arrow"
+    with pytest.raises(UserError, match=f"{path} can no longer be read .Input/output error.; check the disk"):
+        large.read(0, 10)

@@ -91,7 +91,7 @@ def test_the_demo_corpus_is_what_it_says(demo_texts: list[str]) -> None:
 def test_output_does_not_depend_on_workers(
     tmp_path: Path, demo_texts: list[str], sp_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deconattn.data.encode._BATCH_CHARACTERS", 20_000)  # many batches
+    monkeypatch.setattr("deconattn.data.blocks.GRID", 20_000)  # many blocks
     path = write_lines(tmp_path / "a.jsonl", demo_texts)
     for workers in (1, 3):
         run(path, sp_model, tmp_path / str(workers), workers=workers, shard_tokens=50_000)

@@ -11,11 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from deconattn.data import PackConfig, TokenCorpus
-from deconattn.data.encode import encode_documents
+from deconattn.data import PackConfig, TokenCorpus, load_tokenizer
+from deconattn.data.blocks import Block
+from deconattn.data.encode import Work, encode_blocks
 from deconattn.data.pack import pack
+from deconattn.data.tokenizer import SentencePieceTokenizer
 from deconattn.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +106,7 @@ def test_no_permission(config: PackConfig, monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*_: object, **__: object) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", str(config.out.parent))
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     with pytest.raises(UserError, match=f"{config.out.parent}: no permission to write"):
         pack(config)
 
@@ -113,7 +116,7 @@ def test_a_failed_exchange_puts_the_old_corpus_back(config: PackConfig, monkeypa
     replace = Path.replace
 
     def fail(source: Path, target: Path) -> Path:
-        if ".partial-" in source.name:
+        if source.name == "result":
             raise OSError(errno.EIO, "Input/output error")
         return replace(source, target)
 
@@ -126,31 +129,39 @@ def test_a_failed_exchange_puts_the_old_corpus_back(config: PackConfig, monkeypa
 
 
 def test_a_dead_worker_is_reported(sp_model: Path) -> None:
-    def texts() -> Iterator[str]:
-        for _ in range(20):
-            yield "word " * 200_000
+    def blocks() -> Iterator[Block]:
+        for number in range(20):
+            yield Block(0, number, "text", b"word " * 100_000, 0)
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid or 0, signal.SIGKILL)
 
+    work = Work(load_tokenizer(sp_model), "text", "uint16", hashes=False)
     with pytest.raises(UserError, match="worker died.*--workers"):
-        list(encode_documents(texts(), sp_model, workers=2))
+        list(encode_blocks(blocks(), work, workers=2, threads=False))
 
 
-def test_a_killed_pack_leaves_nothing_that_looks_finished(config: PackConfig) -> None:
+def test_ids_beyond_the_vocabulary(config: PackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SentencePieceTokenizer, "encode_batch", lambda self, texts: [np.array([70_000])] * len(texts))
+    with pytest.raises(UserError, match="gives the id 70000, its vocabulary has 512 entries"):
+        pack(config)
+    assert beside(config) == []
+
+
+def test_workers_end_with_a_killed_pack(config: PackConfig) -> None:
     script = f"""
-import multiprocessing, sys, time
+import multiprocessing, time
 from pathlib import Path
-import deconattn.data.encode, deconattn.data.pack as module
+import deconattn.data.pack as module
+from deconattn.data.assemble import Assembler
 
-def stop(self):  # everything tokenized and written but the end of the last shard
+def stop(self):  # everything tokenized and written but the end of the last shards
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(60)
 
 if __name__ == "__main__":
-    deconattn.data.encode._BATCH_CHARACTERS = 1000
-    module._SplitWriter._close = stop
+    Assembler.add = lambda self, *_: stop(self)
     module.pack(module.PackConfig(({config.inputs[0]!r},), {config.tokenizer!r}, Path({str(config.out)!r}),
-                                  workers=2, shard_tokens=4000))
+                                  workers=2))
 """
     path = config.out.parent / "in" / "script.py"
     path.write_text(script)
@@ -158,17 +169,20 @@ if __name__ == "__main__":
     with subprocess.Popen([sys.executable, path], env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         workers = [int(pid) for pid in process.stdout.readline().split()]
+        with pytest.raises(UserError, match=".out.partial: another pack is at work on this output"):
+            pack(config)
         process.kill()
-    assert len(workers) == 2
-    assert len(beside(config)) == 1 and beside(config)[0].startswith(".out.partial-")
-    for folder in (config.out, config.out.parent / beside(config)[0]):
+    assert len(workers) in (1, 2)
+    assert beside(config) == [".out.partial"]
+    for folder in (config.out, config.out.parent / ".out.partial"):
         with pytest.raises(UserError, match="tools/pack.py"):
             TokenCorpus(folder)
     deadline = time.monotonic() + 10
     while any(_running(pid) for pid in workers):
         assert time.monotonic() < deadline, "the workers outlive a killed pack"
         time.sleep(0.05)
-    assert "is of an unfinished pack" in str(pack(config))
+    pack(config)
+    assert beside(config) == ["out"]
 
 
 def _running(pid: int) -> bool:

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from deconattn.data.sampler import Blend, make_key, permute
+from deconattn.data.sampler import Blend, Order, make_key, permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 64, 1000, 4097])
@@ -43,17 +45,54 @@ def test_keys_differ_in_each_part() -> None:
     assert len(keys) == 1000
 
 
-@pytest.mark.parametrize(
-    "weights", [[1], [1, 3], [0.1, 0.2, 0.7], [5, 1, 1, 1], [1, 1, 1], [0.333, 0.5, 0.1234, 7], [1e-9, 1], [2**0.5, 1]]
-)
-def test_blend_keeps_its_proportions_at_every_prefix(weights: list[float]) -> None:
+@given(weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6), start=st.integers(0, 10**9))
+@example(weights=[0.333, 0.5, 0.1234, 7], start=0)
+@example(weights=[1e-9, 1], start=0)
+@settings(deadline=None, max_examples=20)
+def test_blend_keeps_its_proportions_at_every_prefix(weights: list[float], start: int) -> None:
     blend = Blend(weights)
-    counts = np.zeros(len(weights))
-    for number in range(min(2 * blend.period + 5, 20_000)):
-        corpus, index = blend(number)
-        assert index == counts[corpus]
-        counts[corpus] += 1
-        assert np.all(np.abs(counts - np.array(blend.weights) * (number + 1)) < 1)
+    for first in (0, start):
+        numbers = np.arange(first, first + 3000)
+        corpora, drawn = blend(numbers)
+        for corpus, share in enumerate(blend.counts):
+            ours = corpora == corpus
+            if first == 0:
+                assert drawn[ours].tolist() == list(range(int(ours.sum())))
+            assert np.all(np.diff(drawn[ours]) == 1)
+            # In integers, so that it is exact far out too: |drawn * period - count * n| < period.
+            after = drawn[ours] + 1
+            assert np.all(np.abs(after * blend.period - share * (numbers[ours] + 1)) < blend.period)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=4),
+    seed=st.integers(0, 2**40),
+    start=st.integers(0, 5000),
+    shuffle=st.booleans(),
+)
+@settings(deadline=None, max_examples=20)
+def test_order_goes_through_each_corpus_before_it_repeats(
+    sizes: list[int], seed: int, start: int, shuffle: bool
+) -> None:
+    blend = Blend([1.0 + corpus for corpus in range(len(sizes))])
+    order = Order(blend, sizes, seed, shuffle)
+    drawn: list[list[int]] = [[] for _ in sizes]
+    for number in range(3000):
+        corpus, place = order(number)
+        drawn[corpus].append(place)
+    for corpus, size in enumerate(sizes):
+        for epoch in range(len(drawn[corpus]) // size):
+            seen = drawn[corpus][epoch * size : (epoch + 1) * size]
+            key = make_key(seed, corpus, epoch)
+            assert seen == ([permute(i, size, key) for i in range(size)] if shuffle else list(range(size)))
+    other = Order(blend, sizes, seed, shuffle)  # from anywhere, back and forth
+    for number in (start, 0, 2999, start + 1, start):
+        assert other(number) == order(number)
+
+
+def test_order_has_no_negative_numbers() -> None:
+    with pytest.raises(IndexError, match="sample number -1 is negative"):
+        Order(Blend([1]), [5], 0, True)(-1)
 
 
 def test_blend_weights_are_the_given_ones() -> None:

@@ -89,7 +89,6 @@ def test_damaged_manifest(packed_folder: PackedFolder, change: dict[str, object]
         (lambda content: b"", "is empty"),
         (lambda content: content[:-10], "is truncated"),
         (lambda content: content + b"x", "is too long"),
-        (lambda content: b"x" * len(content), "is not an Arrow file"),
     ],
 )
 def test_damaged_shard_is_named_on_opening(
@@ -103,6 +102,15 @@ def test_damaged_shard_is_named_on_opening(
         path.write_bytes(content)
     with pytest.raises(UserError, match=f"{path} {message}.*pack the corpus again"):
         TokenCorpus(folder)
+
+
+def test_what_is_no_arrow_file_is_named_on_reading(packed_folder: PackedFolder) -> None:
+    folder = packed_folder(SHARDS)
+    path = folder / "train-00001.arrow"
+    path.write_bytes(b"x" * path.stat().st_size)
+    corpus = TokenCorpus(folder)
+    with pytest.raises(UserError, match=f"{path} is not an Arrow file.*pack the corpus again"):
+        corpus.read(0, 7)
 
 
 def test_damaged_footer_is_named_on_reading(packed_folder: PackedFolder) -> None:

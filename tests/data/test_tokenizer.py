@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from deconattn.data import load_tokenizer, train_sentencepiece
+from deconattn.data import load_tokenizer
 from deconattn.errors import UserError
 
 
@@ -109,21 +109,29 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes | None, m
         load_tokenizer(tmp_path)
 
 
-def test_training_is_deterministic(demo_texts: list[str], sp_model: Path, tmp_path: Path) -> None:
-    train_sentencepiece(demo_texts[:20], 512, tmp_path / "again.model")
-    assert (tmp_path / "again.model").read_bytes() == sp_model.read_bytes()
+def test_flat_ids_are_the_texts_with_separators(hf_tokenizer: Path, sp_model: Path, texts: list[str]) -> None:
+    for path in (hf_tokenizer, sp_model):
+        tokenizer = load_tokenizer(path)
+        ids, counts = tokenizer.encode_flat([*texts, ""])
+        parts = [[*part.tolist(), tokenizer.eos_token_id] for part in tokenizer.encode_batch([*texts, ""])]
+        assert ids.tolist() == [token for part in parts for token in part]
+        assert counts.tolist() == [len(part) for part in parts]
+        assert ids.dtype == np.uint32 and counts.dtype == np.int64
+        nothing, none = tokenizer.encode_flat([])
+        assert (len(nothing), nothing.dtype, len(none), none.dtype) == (0, np.uint32, 0, np.int64)
 
 
-@pytest.mark.parametrize(
-    ("texts", "vocab_size", "message"),
-    [
-        (["too little text"], 5000, "too small for this vocabulary; use train:[0-9]+"),
-        (["some text"], 100, "at least 260"),
-        ([], 1000, "no text"),
-        (["".join(map(chr, range(0x4E00, 0x4F00)))] * 3, 300, "too many distinct characters"),
-    ],
-)
-def test_unsuitable_vocabulary(texts: list[str], vocab_size: int, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
-        train_sentencepiece(texts, vocab_size, tmp_path / "x.model")
-    assert not list(tmp_path.iterdir())
+def test_large_gaps_between_ids_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    vocabulary = {"</s>": 0, "a": 1, "b": 4_000_000_000}
+    content = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0}, unk_token="</s>")).to_str()
+    document = json.loads(content)
+    document["model"]["vocab"] = vocabulary
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match="3 entries but the id 4,000,000,000") as caught:
+        load_tokenizer(path)
+    assert str(path) in str(caught.value)
+    document["model"]["vocab"] = vocabulary | {"b": 2**32}
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match="not a tokenizer.json"):
+        load_tokenizer(path)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer
 
 from deconattn.data.tokenizer import load_tokenizer
-from deconattn.data.tokenizer_training import train_sentencepiece
+from deconattn.data.tokenizer_training import Training, train_tokenizer
 from deconattn.errors import UserError
 from deconattn.hf import sentencepiece_json
 from deconattn.model.config import ModelConfig
@@ -53,13 +53,26 @@ def byte_pairs(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def sentencepiece(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sentencepiece")
-    train_sentencepiece([*documents, "</b> <s> </s> <0x0A> " * 100], 500, folder / "tokenizer.model")
-    return folder
+    return _trained("unigram", documents, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_bpe(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _trained("bpe", documents, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def byte_bpe(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _trained("byte-bpe", documents, tmp_path_factory)
+
+
+def _trained(kind: str, documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [*documents, "</b> <s> </s> <0x0A> " * 100]
+    return train_tokenizer(texts, Training(kind, 500), tmp_path_factory.mktemp(kind)).parent
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS.keys())
-@pytest.mark.parametrize("kind", ["byte_pairs", "sentencepiece"])
+@pytest.mark.parametrize("kind", ["byte_pairs", "byte_bpe", "sentencepiece", "sentencepiece_bpe"])
 def test_ids_and_text_are_the_originals(
     kind: str, config: ModelConfig, documents: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from deconattn.config import model_config, size_defaults
+from deconattn.config import model_config
 from deconattn.cost.flops import training_flops
 from deconattn.errors import UserError
+from deconattn.presets import size_defaults
 from deconattn.reproduction.estimate import estimate_runs
 from deconattn.reproduction.plans import Request, make_plan
 

@@ -1,7 +1,7 @@
 """A run that begins with a Hugging Face model trains on from that model."""
 
 import json
-from itertools import islice
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,8 +44,8 @@ def test_training_goes_on_from_the_converted_weights(corpus: Path, tmp_path: Pat
     model = CausalLM(start.model_config)
     model.load_state_dict(start.weights(), strict=not tied)
     data = TrainingData(start.flags.data.data, start.flags)
-    with torch.no_grad():
-        first_step = islice(data.micro_batches(0, 0, 1), start.flags.accumulation_steps(1))
+    with torch.no_grad(), closing(data.loader(0, 0, 1, pin=False)) as loader:
+        first_step = loader.take(start.flags.accumulation_steps(1))
         sums = [model(batch.input_ids, batch.labels) for batch in first_step]
     expected = sum(loss.total for loss in sums) / sum(loss.labels for loss in sums)
 

@@ -1,0 +1,178 @@
+"""The folder in which a pack does its work, and the journal by which a killed one goes on.
+
+`.NAME.partial`, beside the output folder NAME, holds `plan.json` (what the result depends on), `journal.jsonl` (a
+line for each point from which to go on; everything it speaks of is on the disk before it), `work` (intermediate
+files) and `result`, which becomes NAME.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from deconattn import durable
+from deconattn.errors import UserError
+
+_BUFFER = 1 << 20
+
+
+class Journal:
+    """An open `.NAME.partial`, locked against a second pack. Made by :func:`open_journal`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.result = folder / "result"
+        self.work = folder / "work"
+        self.entries: list[dict[str, Any]] = []
+        self._plan = folder / "plan.json"
+        self._lines = folder / "journal.jsonl"
+        self._logs: list[AppendLog] = []
+
+    def load(self) -> dict[str, Any] | None:
+        """The plan of an unfinished pack, its `entries` read; None where there is nothing to go on from."""
+        try:
+            plan = json.loads(self._plan.read_text(encoding="utf-8"))
+            content = self._lines.read_bytes()
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise self.damaged(self._plan) from None
+        whole = content[: content.rfind(b"\n") + 1]  # a last line without its end was being written
+        try:
+            self.entries = [json.loads(line) for line in whole.splitlines()]
+        except ValueError:
+            raise self.damaged(self._lines) from None
+        os.truncate(self._lines, len(whole))
+        return dict(plan) if self.entries else None
+
+    def damaged(self, path: Path) -> UserError:
+        """The error for a file that is not as the journal says."""
+        return UserError(f"{path}: the unfinished pack is damaged; give --restart to discard it")
+
+    def clear(self) -> None:
+        """Discard whatever an earlier pack left, and make the empty folders."""
+        self.entries = []
+        for path in (self._plan, self._lines):
+            path.unlink(missing_ok=True)
+        for folder in (self.result, self.work):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+
+    def tidy(self) -> None:
+        """Remove what was written after the last entry. Raises :class:`UserError` if a shard of one is not there."""
+        known = set()
+        for shard in (shard for entry in self.entries for shard in entry.get("shards", [])):
+            path = self.result / shard["name"]
+            if not path.exists() or path.stat().st_size != shard["bytes"]:
+                raise self.damaged(path)
+            known.add(path.name)
+        for path in [*self.result.glob("*.arrow"), *self.result.glob(".*.partial")]:
+            if path.name not in known:
+                path.unlink()
+
+    def begin(self, plan: dict[str, Any]) -> None:
+        """Write the plan of a new pack, with no entries yet."""
+        self._lines.touch()
+        durable.write_json(self._plan, plan)
+
+    def log(self, name: str, size: int = 0) -> "AppendLog":
+        """A file of `work` to append to, cut to its first `size` bytes; entries wait until it is on the disk."""
+        path = self.work / name
+        if size and (not path.exists() or path.stat().st_size < size):
+            raise self.damaged(path)
+        log = AppendLog(path, size)
+        self._logs.append(log)
+        return log
+
+    def close_log(self, log: "AppendLog") -> None:
+        """Close a log; entries no longer wait for it. Not while one is being appended."""
+        self._logs.remove(log)
+        log.close()
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add an entry: shards and logs are on the disk before it."""
+        for log in self._logs:
+            log.sync()
+        durable.sync_folder(self.work)
+        durable.sync_folder(self.result)
+        with self._lines.open("ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.entries.append(entry)
+
+    def close(self) -> None:
+        """Close the logs, whose content an entry speaks of or nobody needs."""
+        while self._logs:
+            self._logs.pop().close()
+
+
+class AppendLog:
+    """A binary file that only grows."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=_BUFFER)
+        self._file.truncate(size)
+
+    def write(self, data: bytes) -> None:
+        """Add `data`, sooner or later."""
+        self._file.write(data)
+
+    def sync(self) -> None:
+        """Bring everything to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file. Never raises: what is not on the disk by now is not needed."""
+        with suppress(OSError):
+            self._file.close()
+
+
+@contextmanager
+def open_journal(out: Path, keep: bool) -> Iterator[Journal]:
+    """Open `out`'s `.NAME.partial`, or make it. An exception leaves it if it has entries and `keep` is set.
+
+    Raises:
+        UserError: another pack works in it.
+    """
+    folder = out.with_name(f".{out.name}.{durable.STAGING}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    journal = Journal(folder)
+    try:
+        yield journal
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        journal.close()
+        if not (keep and journal.entries):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        journal.close()
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    path = folder / "lock"
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the pack that held it has just finished and removes the folder
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(f"{folder}: another pack is at work on this output; wait for it or give another") from None
+        except FileNotFoundError:
+            pass  # likewise
+        os.close(descriptor)

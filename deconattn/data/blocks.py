@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deconattn.data.ahead import read_ahead
 from deconattn.data.columns import cut_rows
 from deconattn.data.inputs import Input
-from deconattn.data.lines import GRID, LIMIT, cut_lines, first_byte
+from deconattn.data.lines import GRID, LIMIT, TEXT_GRID, cut_lines, first_byte
 from deconattn.data.sources import read_chunks
 
 _AHEAD = 8 << 20
@@ -41,7 +41,7 @@ def read_blocks(
     """The blocks of all inputs in order, from `start`, (input, number), or the first one after it.
 
     How an input is cut depends on its content only: JSON lines where a multiple of 1 MiB of decompressed bytes is
-    passed, texts at multiples of 64 MiB, rows when they reach 1 MiB. What is before `start` in plain files, row
+    passed, texts at multiples of 8 MiB, rows when they reach 1 MiB. What is before `start` in plain files, row
     groups and Arrow files is not read; elsewhere it is read and dropped. A thread reads some 8 MiB ahead; closing
     the iterator ends it.
 
@@ -69,14 +69,14 @@ def read_input(
 
     Args:
         index: the input's number, for the blocks.
-        text_grid: bytes of text after which a new block begins; 64 MiB where not given.
+        text_grid: bytes of text after which a new block begins; 8 MiB where not given.
         stopped: asked now and then whether to end early.
     """
     if source.kind in ("parquet", "arrow"):
         for rows in cut_rows(source, text_field, first):
             yield Block(index, rows.number, "arrow", rows.content, rows.position)
         return
-    grid = GRID if source.kind == "json" else text_grid or LIMIT
+    grid = GRID if source.kind == "json" else text_grid or TEXT_GRID
     number = None
     with closing(read_chunks(source, first_byte(first, grid), stopped)) as chunks:
         for cell in cut_lines(chunks, first, grid, LIMIT):

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 GRID = 1 << 20
 """Bytes from one block of JSON lines to the next, about."""
+TEXT_GRID = 1 << 23
+"""Bytes from one block of a text to the next, each a document: what is tokenized at once is paid for in memory."""
 LIMIT = 1 << 26
-"""Bytes of the longest line that is kept, and from one block of a text to the next."""
+"""Bytes of the longest line that is kept."""
 
 
 @dataclass(frozen=True)

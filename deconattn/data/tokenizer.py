@@ -214,8 +214,11 @@ def _fingerprint_json(content: bytes) -> str:
     model = dict(document.get("model") or {})
     if "merges" in model:  # the library writes a merge as "a b" or, since 0.20, as ["a", "b"]
         model["merges"] = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
+    large = {name: model.pop(name) for name in ("vocab", "merges") if name in model}  # nothing is left out of these
     parts = [document.get("normalizer"), document.get("pre_tokenizer"), document.get("added_tokens"), model]
-    canonical = json.dumps(_without_defaults(parts), sort_keys=True, ensure_ascii=True)
+    kept = _without_defaults(parts)
+    kept[-1] |= large
+    canonical = json.dumps(kept, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deconattn.data import columns, lines, sources
+from deconattn.data import columns, sources
 from deconattn.data.blocks import Block, read_blocks
 from deconattn.data.inputs import Input, find_inputs
 from deconattn.data.lines import cut_lines, first_byte
@@ -36,7 +36,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 100 bytes, lines of 300 at most."""
     for module in ("blocks", "columns"):
         monkeypatch.setattr(f"deconattn.data.{module}.GRID", 100)
-    monkeypatch.setattr("deconattn.data.blocks.LIMIT", 300)
+    for name in ("LIMIT", "TEXT_GRID"):
+        monkeypatch.setattr(f"deconattn.data.blocks.{name}", 300)
 
 
 @pytest.fixture
@@ -105,7 +106,10 @@ def test_a_text_is_one_block_and_only_a_large_one_is_cut(tmp_path: Path) -> None
     content = b"a line\n" * 400_000
     assert [block.payload for block in read(write(tmp_path / "a.txt", content))] == [content]
     assert [block.payload for block in read(write(tmp_path / "empty.txt", b""))] == [b""]
-    assert lines.LIMIT == 64 << 20
+    assert [len(block.payload) for block in read(write(tmp_path / "b.txt", content * 3))] == [
+        8_388_611,
+        11_389,
+    ]  # multiples of 7
 
 
 def test_what_is_before_the_start_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

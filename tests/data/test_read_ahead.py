@@ -109,7 +109,7 @@ from deconattn.data import blocks
 from deconattn.data.inputs import find_inputs
 from deconattn.data.parse import parse_block
 import pyarrow.parquet
-blocks.LIMIT = 4 << 20
+blocks.LIMIT = blocks.TEXT_GRID = 4 << 20
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for block in blocks.read_blocks(find_inputs(sys.argv[1:]), "text"):
     parsed = parse_block(block, "text")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from deconattn.data import SampleStream, TokenCorpus
-from deconattn.data.loading import open_loader
+from deconattn.data.loading.loader import open_loader
 
 OURS = "DeconAttn"
 SEED = 1

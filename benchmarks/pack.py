@@ -172,7 +172,7 @@ def compare(streams: dict[str, TokenStream]) -> tuple[str | None, dict[str, str 
 def main() -> int:
     """Measure, compare, print, write; 1 if a contestant failed or its tokens differ."""
     arguments = parse(Arguments)
-    from deconattn.data.tokenizer import load_tokenizer
+    from deconattn.data.tokenizing.tokenizer import load_tokenizer
 
     assert arguments.tokenizer is not None, "__post_init__ says so"
     separator = load_tokenizer(arguments.tokenizer).eos_token_id

@@ -10,7 +10,7 @@
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #       --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest wheels \
 #       hjson pydantic==2.14.3 pydantic-core==2.50.4 annotated-types typing-inspection typing-extensions \
-#       tyro docstring-parser typeguard pytest pluggy iniconfig pygments
+#       orjson tyro docstring-parser typeguard pytest pluggy iniconfig pygments
 #   pip download --no-deps --dest wheels flash-linear-attention fla-core       # optional: peers of kernels.py
 #   git clone --depth 1 --branch v0.2.2 https://github.com/pytorch/torchtitan  # optional: a peer of train_step.py
 #

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.ranks import Ranks
 from deconattn.data import PackConfig
-from deconattn.data.pack import pack
+from deconattn.data.packing.pack import pack
 
 # Tensors this small gain nothing from more threads and lose much where tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -12,7 +12,7 @@ from deconattn.cli import parse, run
 def main() -> int:
     """Pack and print the summary; 128 + the signal's number, as shells have it, after an interrupt."""
     # Imported here because every worker process imports this file anew.
-    from deconattn.data.pack import PackConfig, pack
+    from deconattn.data.packing.pack import PackConfig, pack
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:

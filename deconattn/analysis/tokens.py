@@ -10,7 +10,7 @@ from torch import Tensor
 from deconattn.analysis.sample import SHORTEST, Sample
 from deconattn.analysis.subjects import Subject
 from deconattn.data import SampleStream, TokenCorpus, Tokenizer, load_tokenizer, read_manifest
-from deconattn.data.texts import read_texts
+from deconattn.data.reading.texts import read_texts
 from deconattn.errors import UserError
 
 LONGEST = 2048

@@ -1,40 +1,38 @@
 """From text to batches: packing corpora into Arrow shards, and reading them back sample by sample.
 
-In the order in which data flows: `inputs`, `blocks` and `parse` (documents out of files), `tokenizer` and
-`tokenizer_training`, `encode` (worker processes), `split` (validation), `shards` and `manifest` (the packed format),
-`output` and `pack` (the whole); then `corpus` (a split as one sequence of tokens, over `mapped` files), `layout` and
-`best_fit` (how samples lie in it), `sampler` (which sample comes when), `batches`, and `loading` (ahead of their use,
-by `prefetch` or `loader_workers`).
+In the order in which data flows: `reading` (documents out of files), `tokenizing` (text to ids), `packing` (documents
+to shards), `shards` and `manifest` (the packed format), `shard_tool` (looking after it), `corpus` (a split as one
+sequence of tokens, over `mapped` files), `loading` (samples and batches out of it).
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deconattn.data.batches import Batch, SampleStream, parse_data_argument
     from deconattn.data.corpus import TokenCorpus
+    from deconattn.data.loading.batches import Batch, SampleStream, parse_data_argument
+    from deconattn.data.loading.prefetch import Prefetcher
     from deconattn.data.manifest import Manifest, read_manifest
-    from deconattn.data.pack import PackConfig, PackSummary, pack_demo
-    from deconattn.data.prefetch import Prefetcher
+    from deconattn.data.packing.pack import PackConfig, PackSummary, pack_demo
     from deconattn.data.shards import verify_checksums
-    from deconattn.data.tokenizer import Tokenizer, load_tokenizer
-    from deconattn.data.tokenizer_training import train_tokenizer
+    from deconattn.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
+    from deconattn.data.tokenizing.training import train_tokenizer
 
 _HOMES = {
-    "Batch": "batches",
-    "SampleStream": "batches",
-    "parse_data_argument": "batches",
+    "Batch": "loading.batches",
+    "SampleStream": "loading.batches",
+    "parse_data_argument": "loading.batches",
     "TokenCorpus": "corpus",
     "Manifest": "manifest",
     "read_manifest": "manifest",
-    "PackConfig": "pack",
-    "PackSummary": "pack",
-    "pack_demo": "pack",
-    "Prefetcher": "prefetch",
+    "PackConfig": "packing.pack",
+    "PackSummary": "packing.pack",
+    "pack_demo": "packing.pack",
+    "Prefetcher": "loading.prefetch",
     "verify_checksums": "shards",
-    "Tokenizer": "tokenizer",
-    "load_tokenizer": "tokenizer",
-    "train_tokenizer": "tokenizer_training",
+    "Tokenizer": "tokenizing.tokenizer",
+    "load_tokenizer": "tokenizing.tokenizer",
+    "train_tokenizer": "tokenizing.training",
 }
 
 __all__ = [

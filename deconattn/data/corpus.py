@@ -52,7 +52,7 @@ class TokenCorpus:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The folder's own copy of the tokenizer; :func:`~deconattn.data.tokenizer.load_tokenizer` reads it."""
+        """The folder's own copy of the tokenizer, for :func:`~deconattn.data.load_tokenizer`."""
         for name in TOKENIZER_NAMES:
             if (self.folder / name).is_file():
                 return self.folder / name

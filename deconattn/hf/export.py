@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deconattn.data.tokenizer import load_tokenizer
+from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
 from deconattn.hf.config_files import config_json, generation_config_json, stock_model_type

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deconattn.data.tokenizer import load_tokenizer
+from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 from deconattn.hf import sentencepiece_json
 

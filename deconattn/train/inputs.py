@@ -11,8 +11,8 @@ from torch import Tensor
 
 from deconattn.config import TrainingFlags
 from deconattn.data import Batch, SampleStream, TokenCorpus, load_tokenizer, parse_data_argument
-from deconattn.data.best_fit import BestFit
-from deconattn.data.loading import Loader, open_loader
+from deconattn.data.loading.best_fit import BestFit
+from deconattn.data.loading.loader import Loader, open_loader
 from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
 

@@ -19,7 +19,7 @@ from deconattn.analysis.sample import Sample
 from deconattn.analysis.subjects import open_subjects
 from deconattn.analysis.tokens import read_sample
 from deconattn.data import PackConfig, TokenCorpus
-from deconattn.data.pack import pack
+from deconattn.data.packing.pack import pack
 from tests.analysis.conftest import Call
 from tests.conftest import DEMO
 from tests.generation.conftest import write_run

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from deconattn.data.manifest import FORMAT_VERSION, Manifest, write_manifest
-from deconattn.data.pack import pack_demo
+from deconattn.data.packing.pack import pack_demo
 from deconattn.data.shards import ShardSchema, ShardWriter
-from deconattn.data.tokenizer_training import Training, train_tokenizer
+from deconattn.data.tokenizing.training import Training, train_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 PackedFolder = Callable[..., Path]

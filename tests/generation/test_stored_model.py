@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deconattn.data.tokenizer import load_tokenizer
+from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 from deconattn.generation.stored_model import open_model
 from deconattn.mixers import registry

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from deconattn.data.tokenizer import load_tokenizer
-from deconattn.data.tokenizer_training import Training, train_tokenizer
+from deconattn.data.tokenizing.tokenizer import load_tokenizer
+from deconattn.data.tokenizing.training import Training, train_tokenizer
 from deconattn.errors import UserError
 from deconattn.hf import sentencepiece_json
 from deconattn.model.config import ModelConfig

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from deconattn.data import PackConfig
-from deconattn.data.pack import pack
+from deconattn.data.packing.pack import pack
 from deconattn.errors import UserError
 from deconattn.train.checkpoint import open_checkpoint
 from tests.conftest import DEMO

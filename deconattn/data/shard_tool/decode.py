@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from deconattn.data.manifest import read_manifest
 from deconattn.data.shard_tool.documents import read_documents
-from deconattn.data.tokenizer import load_tokenizer
+from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 
 _AROUND = 60  # characters of an excerpt on either side

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from deconattn.data.inputs import Input, find_inputs
+from deconattn.data.reading.inputs import Input, find_inputs
 from deconattn.errors import UserError
 
 _ROWS = 256  # of a Parquet file at a time

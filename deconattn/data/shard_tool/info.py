@@ -10,7 +10,7 @@ import numpy.typing as npt
 from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, read_manifest
 from deconattn.data.shard_tool.progress import bar
 from deconattn.data.shards import open_shard
-from deconattn.data.tokenizer import load_tokenizer
+from deconattn.data.tokenizing.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

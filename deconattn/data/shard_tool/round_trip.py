@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deconattn.data.manifest import SPLITS, Manifest
-from deconattn.data.tokenizer import Tokenizer
+from deconattn.data.tokenizing.tokenizer import Tokenizer
 
 _MAX_TOKENS = 1_000_000  # of a document that is decoded
 _SEED = 0

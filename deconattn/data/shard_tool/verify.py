@@ -14,7 +14,7 @@ from deconattn.data.shard_tool.examine import examine_shard
 from deconattn.data.shard_tool.new_corpus import schema_of
 from deconattn.data.shard_tool.progress import bar
 from deconattn.data.shard_tool.round_trip import RoundTrip
-from deconattn.data.tokenizer import Tokenizer, load_tokenizer
+from deconattn.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from deconattn.errors import UserError
 
 

@@ -1,0 +1,3 @@
+"""From a packed corpus to batches: `layout` and `best_fit` (how samples lie in it), `sampler` (which comes when),
+`batches`, and `loader` (ahead of their use, by `prefetch` or `workers`).
+"""

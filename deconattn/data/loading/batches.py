@@ -1,0 +1,157 @@
+"""Sample numbers in, training batches out."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from deconattn.data.corpus import TokenCorpus
+from deconattn.data.loading.best_fit import BestFit
+from deconattn.data.loading.layout import Concatenation, Layout
+from deconattn.data.loading.sampler import Blend, Order
+from deconattn.errors import UserError
+from deconattn.ops.cross_entropy import IGNORED
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of L tokens. `position_ids` and `document_ids` are there only with document masks.
+
+    input_ids: int64 `[B, L]`.
+    labels: int64 `[B, L]`, the next token, -100 where ignored.
+    position_ids: int64 `[B, L]`, 0 at a document's first token and at a row's.
+    document_ids: int64 `[B, L]`, 0, 1, ... within each row.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor | None = None
+    document_ids: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`; nobody waits for tensors that are pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch in page-locked memory."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            function(self.input_ids),
+            function(self.labels),
+            None if self.position_ids is None else function(self.position_ids),
+            None if self.document_ids is None else function(self.document_ids),
+        )
+
+
+class SampleStream:
+    """An endless, blended, shuffled stream of samples, each a pure function of its number.
+
+    Sample `number` of the stream is some sample of the corpus that the blend gives it; each corpus goes through all
+    its samples, in an order of its own, before it repeats one. Nothing else enters: not the data-parallel size, the
+    micro-batch or the number of steps, so resuming is one integer. How samples lie in a corpus is `packing`:
+    :class:`~deconattn.data.loading.layout.Concatenation` or :class:`~deconattn.data.loading.best_fit.BestFit`.
+
+    corpora: pairs of corpus and weight. Raises :class:`UserError` for a corpus shorter than one sample and for
+    corpora packed with different tokenizers.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[tuple[TokenCorpus, float]],
+        seq_len: int,
+        seed: int,
+        shuffle: bool = True,
+        packing: Literal["concat", "best-fit"] = "concat",
+    ) -> None:
+        if not corpora:
+            raise UserError("no corpus to train on; name a folder that tools/pack.py wrote")
+        if seq_len < 1:
+            raise UserError(f"sequence length {seq_len}: must be at least 1")
+        self.corpora = tuple(corpus for corpus, _ in corpora)
+        self.seq_len = seq_len
+        first = self.corpora[0]
+        for corpus in self.corpora:
+            ours, theirs = corpus.manifest, first.manifest
+            if (ours.tokenizer_fingerprint, ours.eos_token_id) != (theirs.tokenizer_fingerprint, theirs.eos_token_id):
+                raise UserError(
+                    f"{first.folder} and {corpus.folder} were packed with different tokenizers; "
+                    "pack one of them again with the other's"
+                )
+        layout = Concatenation if packing == "concat" else BestFit
+        self.layouts: tuple[Layout, ...] = tuple(layout(corpus, seq_len) for corpus in self.corpora)
+        self._order = Order(Blend([weight for _, weight in corpora]), self.samples_per_corpus, seed, shuffle)
+
+    @property
+    def samples_per_corpus(self) -> tuple[int, ...]:
+        """Samples in one pass over each corpus."""
+        return tuple(layout.num_samples for layout in self.layouts)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in one pass over every corpus."""
+        return sum(self.samples_per_corpus)
+
+    def batch(self, numbers: Sequence[int], doc_mask: bool) -> Batch:
+        """The samples of these numbers, each >= 0, one a row.
+
+        With `doc_mask` positions restart with each document and no label crosses from one into the next. Raises
+        :class:`UserError` for a shard that can no longer be read and for a token id beyond the vocabulary.
+        """
+        return Batch(*torch.from_numpy(self.arrays(numbers, doc_mask)))
+
+    def arrays(self, numbers: Sequence[int], doc_mask: bool) -> npt.NDArray[np.int64]:
+        """The fields of :meth:`batch` as one array: `[2, B, L]`, or `[4, B, L]` with `doc_mask`."""
+        located = [self._order(number) for number in numbers]
+        fields = np.empty((4 if doc_mask else 2, len(located), self.seq_len), dtype=np.int64)
+        input_ids, labels = fields[:2]
+        begins = np.zeros((len(located), self.seq_len + 1), dtype=np.bool_) if doc_mask else None
+        for row, (corpus, place) in enumerate(located):
+            row_begins = None if begins is None else begins[row]
+            self.layouts[corpus].fill(place, input_ids[row], labels[row], row_begins)
+        largest = max(int(input_ids.max(initial=0)), int(labels[:, -1].max(initial=0)))
+        if largest >= self.corpora[0].manifest.vocab_size:
+            for corpus, place in located:
+                self.layouts[corpus].check(place)
+        if begins is not None:
+            labels[begins[:, 1:]] = IGNORED
+            fields[2:] = _within_documents(begins[:, :-1])
+        return fields
+
+
+def _within_documents(begins: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Positions and document numbers, `[B, L]` each; a row opens document 0 whether or not a document begins there."""
+    rows, length = begins.shape
+    begins[:, 0] = True
+    starts = np.flatnonzero(begins)
+    lengths = np.diff(starts, append=rows * length)
+    first = np.searchsorted(starts, np.arange(rows) * length)
+    numbers = np.arange(len(starts)) - np.repeat(first, np.diff(first, append=len(starts)))
+    positions = np.arange(rows * length) - np.repeat(starts, lengths)
+    return positions.reshape(rows, length), np.repeat(numbers, lengths).reshape(rows, length)
+
+
+def parse_data_argument(argument: str) -> tuple[Path, float]:
+    """Split `DIR:WEIGHT` into its two parts; the weight is 1 where there is none.
+
+    Raises :class:`UserError` unless the weight is a positive, finite number.
+    """
+    folder, colon, weight = argument.rpartition(":")
+    if not colon:
+        folder, weight = argument, "1"
+    elif Path(argument).is_dir():  # a folder may have a colon in its name
+        return Path(argument), 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not folder or not 0 < value < math.inf:
+        raise UserError(f"data {argument!r}: write DIR or DIR:WEIGHT, the weight a number above 0")
+    return Path(folder), value

@@ -1,0 +1,157 @@
+"""Parse and tokenize blocks in worker threads or processes, in order."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deconattn.data.packing.dedup import Hashes, hash_texts
+from deconattn.data.reading.blocks import Block
+from deconattn.data.reading.parse import parse_block
+from deconattn.data.tokenizing.tokenizer import Tokenizer
+from deconattn.errors import UserError
+
+MAX_THREADS = 4
+"""Threads share one Python: beyond this many they wait for each other, and processes are worth their start."""
+_AHEAD = 3  # blocks a worker: one in hand, the others waiting
+_AHEAD_BYTES = 32 << 20  # a worker, unless a single block is larger
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A block's documents, tokenized.
+
+    Attributes:
+        tokens: ids of all, separators included, end to end, in the shards' type.
+        lengths: tokens of each, `[documents]`.
+        sizes: UTF-8 bytes of each, `[documents]`.
+        hashes: of each one's text, where asked for.
+        rows, bad, empty: as in :class:`deconattn.data.reading.parse.Parsed`.
+    """
+
+    tokens: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    hashes: Hashes | None
+    rows: int
+    bad: list[tuple[int, str]]
+    empty: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to know; goes to other processes.
+
+    Attributes:
+        tokenizer: of which each worker makes one of its own.
+        text_field: where the text is.
+        dtype: of the shards.
+        hashes: whether to hash the texts.
+    """
+
+    tokenizer: Tokenizer
+    text_field: str
+    dtype: str
+    hashes: bool
+
+    def encode(self, tokenizer: Tokenizer, block: Block) -> Encoded:
+        """Parse and tokenize a block. Raises UserError for a tokenizer whose ids leave its vocabulary."""
+        parsed = parse_block(block, self.text_field)
+        tokens, lengths = tokenizer.encode_flat(parsed.texts)
+        largest = int(tokens.max(initial=0))
+        if largest >= tokenizer.vocab_size:
+            raise UserError(
+                f"the tokenizer gives the id {largest}, its vocabulary has {tokenizer.vocab_size} entries; "
+                "mend its file or take another"
+            )
+        return Encoded(
+            tokens=tokens.astype(self.dtype, copy=False),
+            lengths=lengths,
+            sizes=np.fromiter(map(_utf8_bytes, parsed.texts), dtype=np.int64, count=len(parsed.texts)),
+            hashes=hash_texts(text.encode() for text in parsed.texts) if self.hashes else None,
+            rows=parsed.rows,
+            bad=parsed.bad,
+            empty=parsed.empty,
+        )
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def encode_blocks(
+    blocks: Iterable[Block], work: Work, workers: int, threads: bool
+) -> Generator[tuple[Block, Encoded], None, None]:
+    """Encode blocks in `workers` threads or else processes; results come in order.
+
+    A few blocks a worker are in memory. Raises :class:`UserError` if a worker process dies.
+    """
+    pool = _thread_pool(work, workers) if threads else _process_pool(work, workers)
+    waiting: deque[tuple[Block, Future[Encoded]]] = deque()
+    size = 0
+    try:
+        for block in blocks:
+            while waiting and (len(waiting) >= workers * _AHEAD or size + len(block.payload) > workers * _AHEAD_BYTES):
+                first, result = waiting.popleft()
+                size -= len(first.payload)
+                yield first, result.result()
+            waiting.append((block, pool.submit(_encode, block)))
+            size += len(block.payload)
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, result.result()
+    except BrokenProcessPool:
+        raise UserError("a tokenizing worker died, most likely for want of memory; lower --workers") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_own = threading.local()
+"""A worker's own tokenizer and work: no library promises that threads may share a tokenizer."""
+
+
+def _encode(block: Block) -> Encoded:
+    work: Work = _own.work
+    return work.encode(_own.tokenizer, block)
+
+
+def _start_thread(work: Work, unused: list[Tokenizer]) -> None:
+    try:
+        tokenizer = unused.pop()  # one of the threads needs no copy
+    except IndexError:
+        tokenizer = work.tokenizer.fresh()
+    _own.work, _own.tokenizer = work, tokenizer
+
+
+def _thread_pool(work: Work, workers: int) -> Executor:
+    return ThreadPoolExecutor(workers, "encode", _start_thread, (work, [work.tokenizer]))
+
+
+def _process_pool(work: Work, workers: int) -> Executor:
+    # Spawned, not forked: the tokenizer libraries and Arrow run threads in this process.
+    return ProcessPoolExecutor(workers, get_context("spawn"), _start_process, (work,))
+
+
+def _start_process(work: Work) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # N workers, N cores
+    _own.work, _own.tokenizer = work, work.tokenizer
+
+
+def _die_with_parent() -> None:
+    # A killed parent closes no queue that its workers read; without this they would wait for ever.
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

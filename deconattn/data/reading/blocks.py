@@ -1,0 +1,86 @@
+"""Inputs as a sequence of blocks, lines or rows that are not yet parsed, read and decompressed ahead in a thread."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from deconattn.data.reading.ahead import read_ahead
+from deconattn.data.reading.columns import cut_rows
+from deconattn.data.reading.inputs import Input
+from deconattn.data.reading.lines import GRID, LIMIT, TEXT_GRID, cut_lines, first_byte
+from deconattn.data.reading.sources import read_chunks
+
+_AHEAD = 8 << 20
+"""Bytes of blocks that may wait, beside one of any size."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive lines or rows of one input.
+
+    Attributes:
+        input: number of the input in the list.
+        number: increases from block to block of an input, from 0 and with gaps.
+        kind: "text" (the block is one document), "json" (lines) or "arrow".
+        payload: whole lines, or an Arrow IPC stream of one column of texts.
+        position: bytes of the input's file consumed when the block had been read.
+        too_long: whether one more line follows, left out because it is longer than 64 MiB.
+    """
+
+    input: int
+    number: int
+    kind: str
+    payload: bytes
+    position: int
+    too_long: bool = False
+
+
+def read_blocks(
+    inputs: Sequence[Input], text_field: str, start: tuple[int, int] = (0, 0)
+) -> Generator[Block, None, None]:
+    """The blocks of all inputs in order, from `start`, (input, number), or the first one after it.
+
+    How an input is cut depends on its content only: JSON lines where a multiple of 1 MiB of decompressed bytes is
+    passed, texts at multiples of 8 MiB, rows when they reach 1 MiB. What is before `start` in plain files, row
+    groups and Arrow files is not read; elsewhere it is read and dropped. A thread reads some 8 MiB ahead; closing
+    the iterator ends it.
+
+    Raises:
+        UserError: an input that is damaged, cannot be read, changed, or has no column of that name.
+    """
+
+    def blocks(stopped: Callable[[], bool]) -> Iterator[Block]:
+        for index in range(start[0], len(inputs)):
+            first = start[1] if index == start[0] else 0
+            yield from read_input(inputs[index], text_field, index, first, stopped=stopped)
+
+    return read_ahead(blocks, lambda block: len(block.payload), _AHEAD)
+
+
+def read_input(
+    source: Input,
+    text_field: str,
+    index: int = 0,
+    first: int = 0,
+    text_grid: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Generator[Block, None, None]:
+    """The blocks of one input from number `first` on, without a thread.
+
+    Args:
+        index: the input's number, for the blocks.
+        text_grid: bytes of text after which a new block begins; 8 MiB where not given.
+        stopped: asked now and then whether to end early.
+    """
+    if source.kind in ("parquet", "arrow"):
+        for rows in cut_rows(source, text_field, first):
+            yield Block(index, rows.number, "arrow", rows.content, rows.position)
+        return
+    grid = GRID if source.kind == "json" else text_grid or TEXT_GRID
+    number = None
+    with closing(read_chunks(source, first_byte(first, grid), stopped)) as chunks:
+        for cell in cut_lines(chunks, first, grid, LIMIT):
+            number = cell.number
+            yield Block(index, number, source.kind, cell.content, cell.position, cell.too_long)
+    if number is None and first == 0 and source.kind == "text":
+        yield Block(index, 0, "text", b"", 0)  # one document, though an empty one

@@ -1,0 +1,140 @@
+"""The bytes of an input: opening local files, URLs and stdin, decompression, and what can go wrong with them."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from select import select
+from typing import Any
+
+import pyarrow as pa
+
+from deconattn.data.reading.inputs import STDIN, Input, stamp_of
+from deconattn.data.reading.remote import is_url, open_remote, unreachable
+from deconattn.errors import UserError
+
+_CHUNK = 1 << 18
+_STDIN_WAIT = 0.1  # seconds after which a pipe that says nothing lets its reader look around
+_BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError)
+_WINDOW = "requires too much memory"  # zstd's words
+
+
+def read_chunks(source: Input, skip: int, stopped: Callable[[], bool]) -> Generator[tuple[bytes, int], None, None]:
+    """The decompressed bytes from number `skip` on, in pieces, each with the file bytes consumed so far.
+
+    What is skipped of a plain file is not read. Ends early where `stopped` says so, even if stdin is silent.
+
+    Raises:
+        UserError: a file that is damaged, not to be read, or that changed since it was found.
+    """
+    if source.name == STDIN:
+        yield from _after(_stdin(stopped), skip)
+        return
+    with opened(source) as raw:
+        chunks = _plain(source, raw) if source.codec is None else _decompressed(source, raw)
+        if source.codec is None and source.size:  # some servers tell no size, and then cannot seek
+            raw.seek(skip)
+            skip = 0
+        yield from _after(takewhile(lambda _: not stopped(), chunks), skip)
+
+
+@contextmanager
+def opened(source: Input) -> Iterator[Any]:
+    """The input as a pyarrow file, compressed bytes where compressed.
+
+    Errors of reading inside the context become :class:`UserError`; a local file must be the one that was found,
+    before and after.
+    """
+    remote = is_url(source.name)
+    try:
+        with pa.PythonFile(open_remote(source.name), "r") if remote else pa.OSFile(source.name, "rb") as raw:
+            _check_unchanged(source)
+            yield raw
+            _check_unchanged(source)
+    except FileNotFoundError:
+        raise UserError(f"{source.name}: vanished while the inputs were read; put it back or leave it out") from None
+    except PermissionError:
+        raise UserError(f"{source.name}: no permission to read it; change its mode or leave it out") from None
+    except UserError:
+        raise
+    except Exception as error:
+        if remote:  # each protocol's package raises its own
+            raise unreachable(source.name, error) from None
+        if isinstance(error, _BROKEN):
+            raise _damaged(source, error, "") from None
+        raise
+
+
+@contextmanager
+def damage_named(source: Input, place: str) -> Iterator[None]:
+    """Raise :class:`UserError` that names the place for what the libraries say about the input's content."""
+    try:
+        yield
+    except _BROKEN as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise  # about the file, not its content
+        if _WINDOW in str(error):
+            raise UserError(
+                f"{source.name}: compressed with a window above 128 MiB; compress it again with zstd --long=27"
+            ) from None
+        raise _damaged(source, error, place) from None
+
+
+def _plain(source: Input, raw: Any) -> Iterator[tuple[bytes, int]]:
+    while chunk := raw.read(_CHUNK):
+        yield chunk, raw.tell()
+    if source.size and raw.tell() < source.size:
+        raise UserError(
+            f"{source.name}: cut short while it was read (byte {raw.tell():,} of {source.size:,}); "
+            "run again when it is whole"
+        )
+
+
+def _decompressed(source: Input, raw: Any) -> Iterator[tuple[bytes, int]]:
+    done = 0
+    with pa.CompressedInputStream(raw, source.codec) as stream:
+        while True:
+            with damage_named(source, f"after {done:,} decompressed bytes"):
+                chunk = stream.read(_CHUNK)
+                if not chunk and raw.tell() == 0:
+                    raise pa.ArrowInvalid("the file is empty")
+            if not chunk:
+                return
+            done += len(chunk)
+            yield chunk, raw.tell()
+
+
+def _stdin(stopped: Callable[[], bool]) -> Iterator[tuple[bytes, int]]:
+    position = 0
+    try:
+        # Not sys.stdin: its lock, held by a thread in a read, would stop the interpreter from ending.
+        with open(0, "rb", buffering=0, closefd=False) as file:
+            while not stopped():
+                if not select([file], [], [], _STDIN_WAIT)[0]:
+                    continue
+                chunk = file.read(_CHUNK)
+                if not chunk:
+                    return
+                position += len(chunk)
+                yield chunk, position
+    except OSError as error:
+        raise UserError(f"stdin: cannot be read ({error.strerror}); pipe JSON lines into it") from None
+
+
+def _after(chunks: Iterator[tuple[bytes, int]], skip: int) -> Iterator[tuple[bytes, int]]:
+    for chunk, position in chunks:
+        if skip >= len(chunk):
+            skip -= len(chunk)
+        else:
+            yield chunk[skip:], position
+            skip = 0
+
+
+def _check_unchanged(source: Input) -> None:
+    if not is_url(source.name) and stamp_of(source.name)[1] != source.stamp:
+        raise UserError(f"{source.name}: changed while the inputs were read; run again when it is finished")
+
+
+def _damaged(source: Input, error: Exception, place: str) -> UserError:
+    lines = str(error).splitlines() or [type(error).__name__]
+    reason = lines[0].rstrip(":. ")
+    return UserError(f"{source.name} is truncated or damaged{place and ' ' + place} ({reason}); fetch it again")

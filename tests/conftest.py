@@ -1,6 +1,7 @@
 """What all tests share: one thread, a small packed corpus, made once, and ranks that stay up."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ torch.set_num_threads(1)
 # Triton kernels run in its interpreter where there is no GPU; it must know before it is first imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C, which some test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEMO = Path(__file__).parents[1] / "deconattn" / "data" / "demo" / "shakespeare.jsonl"
 

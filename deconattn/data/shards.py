@@ -52,6 +52,18 @@ class ShardSchema:
         value = pa.uint16() if self.dtype == "uint16" else pa.uint32()
         return pa.schema([pa.field("tokens", pa.list_(value), nullable=False)], metadata=metadata)
 
+    def manifest(self, shards: tuple[ShardEntry, ...]) -> Manifest:
+        """The manifest of a folder of such shards."""
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            vocab_size=self.vocab_size,
+            eos_token_id=self.eos_token_id,
+            dtype=self.dtype,
+            source=self.source,
+            shards=shards,
+        )
+
 
 class _HashingFile:
     """A binary file that hashes what passes through: Arrow's writer only ever appends."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deconattn.data.manifest import FORMAT_VERSION, Manifest, write_manifest
+from deconattn.data.manifest import write_manifest
 from deconattn.data.packing.pack import pack_demo
 from deconattn.data.shards import ShardSchema, ShardWriter
 from deconattn.data.tokenizing.training import Training, train_tokenizer
@@ -71,9 +71,7 @@ def packed_folder(tmp_path: Path) -> PackedFolder:
                     writer.append(np.array(document, dtype=np.uint32))
             assert writer.entry is not None
             entries.append(writer.entry)
-        write_manifest(
-            folder, Manifest(FORMAT_VERSION, fingerprint, vocab_size, 0, schema.dtype, "test", tuple(entries))
-        )
+        write_manifest(folder, schema.manifest(tuple(entries)))
         return folder
 
     return make

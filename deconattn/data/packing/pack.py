@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deconattn import durable
-from deconattn.data.manifest import FORMAT_VERSION, Manifest, write_manifest
+from deconattn.data.manifest import write_manifest
 from deconattn.data.packing.config import PackConfig
 from deconattn.data.packing.journal import Journal, open_journal
 from deconattn.data.packing.output import check_output
@@ -55,15 +55,7 @@ def pack(config: PackConfig) -> PackSummary:
                 schema = _schema(tokenizer, inputs)
                 packing = Packing(config, inputs, journal, source, schema)
                 shards = packing.run()
-            manifest = Manifest(
-                format_version=FORMAT_VERSION,
-                tokenizer_fingerprint=schema.tokenizer_fingerprint,
-                vocab_size=schema.vocab_size,
-                eos_token_id=schema.eos_token_id,
-                dtype=schema.dtype,
-                source=schema.source,
-                shards=shards,
-            )
+            manifest = schema.manifest(shards)
             summary = PackSummary(config.out, manifest, packing.counts.text_bytes, packing.counts.tally, continued)
             write_report(journal.result, summary)
             write_manifest(journal.result, manifest)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, read_manifest, write_manifest
-from deconattn.data.shard_tool.new_corpus import check_new, manifest_of, schema_of, shard_name
+from deconattn.data.shard_tool.new_corpus import check_new, schema_of, shard_name
 from deconattn.data.shard_tool.progress import Advance, bar
 from deconattn.data.shard_tool.recut import copy_tokenizer
 from deconattn.data.shards import check_shard
@@ -52,7 +52,7 @@ def merge(out: Path, folders: Sequence[Path]) -> Manifest:
             _take(folder / entry.name, staging / name, entry, advance)
             shards.append(dataclasses.replace(entry, name=name))
         copy_tokenizer(folders[0], staging)
-        merged = manifest_of(schema_of(manifests[0], _source(manifests)), tuple(shards))
+        merged = schema_of(manifests[0], _source(manifests)).manifest(tuple(shards))
         write_manifest(staging, merged)
     return merged
 

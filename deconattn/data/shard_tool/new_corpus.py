@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.manifest import FORMAT_VERSION, SPLITS, Manifest, ShardEntry, write_manifest
+from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, write_manifest
 from deconattn.data.shards import ShardSchema, ShardWriter, count_fitting
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
@@ -70,7 +70,7 @@ class NewCorpus:
         shards = tuple(entry for split in SPLITS for entry in self._entries[split])
         if not shards:
             raise UserError("no document to write; check the input and the flags")
-        self.manifest = manifest_of(self._schema, shards)
+        self.manifest = self._schema.manifest(shards)
         write_manifest(self.folder, self.manifest)
 
     def discard(self) -> None:
@@ -126,16 +126,3 @@ def shard_name(split: str, number: int) -> str:
 def schema_of(manifest: Manifest, source: str) -> ShardSchema:
     """The schema of shards that hold the same kind of ids."""
     return ShardSchema(manifest.tokenizer_fingerprint, manifest.vocab_size, manifest.eos_token_id, source)
-
-
-def manifest_of(schema: ShardSchema, shards: tuple[ShardEntry, ...]) -> Manifest:
-    """The manifest of a folder of such shards."""
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        tokenizer_fingerprint=schema.tokenizer_fingerprint,
-        vocab_size=schema.vocab_size,
-        eos_token_id=schema.eos_token_id,
-        dtype=schema.dtype,
-        source=schema.source,
-        shards=shards,
-    )

@@ -20,15 +20,10 @@ from deconattn.data.shard_tool.decode import decode
 from deconattn.data.shard_tool.verify import verify
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
-from tests.data.shard_tool.shard_corpora import EOS, TEXTS, encode, write_tokenizer
+from tests.data.shard_tool.shard_corpora import EOS, TEXTS, encode
 from tests.tools import load_tool
 
 CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float64": 6, "float32": 7, "uint16": 8}
-
-
-@pytest.fixture
-def tokenizer_file(tmp_path: Path) -> Path:
-    return write_tokenizer(tmp_path / "tokenizer.json")
 
 
 @pytest.fixture

@@ -27,19 +27,8 @@ from tests.data.shard_tool.shard_corpora import (
     rewrite,
     write_tokenizer,
 )
-from tests.tools import load_tool
 
 SHARD = "train-00001.arrow"  # documents 4 and 5 of train
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    return load_tool("shards")
-
-
-@pytest.fixture
-def tokenizer_file(tmp_path: Path) -> Path:
-    return write_tokenizer(tmp_path / "tokenizer.json")
 
 
 @pytest.fixture

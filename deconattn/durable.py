@@ -13,7 +13,7 @@ from typing import Any
 from deconattn.errors import UserError
 
 STAGING = "partial"
-"""An output folder NAME is filled as its sibling .NAME.partial-XXXX."""
+"""An output folder NAME is filled as its sibling .NAME.partial-XXXX; by a pack, which can go on, as .NAME.partial."""
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,7 +8,6 @@ as `--hostfile hosts --num_gpus 4`.
 """
 
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -22,10 +21,8 @@ import psutil
 
 from deconattn.cli import run
 from deconattn.errors import UserError
-from deconattn.train.command_line import RUN_CONFIG
-from deconattn.train.preflight import checked_flags
-from deconattn.train.run_folder import make_run_folder
-from deconattn.train.runtime import free_port, quiet_accelerator
+from deconattn.train.command_line import RUN_CONFIG, parse_training_flags
+from deconattn.train.ranks import is_rank
 
 USER_ERROR = 2
 MEETING_SECONDS = 10.0
@@ -34,17 +31,29 @@ MEETING_SECONDS = 10.0
 
 def main() -> int:
     script, *arguments = sys.argv[1:]
-    quiet_accelerator()
-    from deconattn.train.world import world_size  # only now: DeepSpeed looks for an accelerator when it is imported
-
     options = shlex.split(os.environ.get("DEEPSPEED_ARGS", ""))
-    flags = checked_flags(arguments, world_size(options))
+    if is_rank(os.environ, options):
+        from deconattn.train.worker import main as be_a_rank
+
+        be_a_rank(arguments)
+        return 0
+    flags = parse_training_flags(arguments)
+    # Only now, since --help has left: these, and DeepSpeed, take seconds to import.
+    from deconattn.train.preflight import check_flags
+    from deconattn.train.run_folder import make_run_folder
+    from deconattn.train.runtime import quiet_accelerator
+
+    quiet_accelerator()
+    from deconattn.train.world import world_size  # after that: DeepSpeed looks for an accelerator when it is imported
+
+    check_flags(flags, world_size(options))
     folder, restarts = flags.run.save, flags.run.max_restarts
     if restarts:
         if folder is None and "--no_ssh" in options:
             raise UserError("--max-restarts on several machines needs --save DIR, the same folder on all")
         folder = folder or make_run_folder(flags)  # a restart must know where the run is
-        arguments = [*_without_max_restarts(arguments), "--save", str(folder)]  # the last --save counts
+        # The last of a flag counts, and comes before a file's. The workers refuse to restart by themselves.
+        arguments += ["--max-restarts", "0", "--save", str(folder)]
     job, code = Job(), 0
     for attempt in range(restarts + 1):
         begun = folder is not None and (folder / RUN_CONFIG).is_file()
@@ -76,6 +85,8 @@ class Job:
 
     def run(self, script: str, arguments: Sequence[str], options: Sequence[str]) -> int:
         """Train; returns an exit code as a shell would."""
+        from deconattn.train.runtime import free_port
+
         command = [sys.executable, "-m", "deepspeed.launcher.runner", *options]
         if not any(option.startswith(("--master_port", "--hostfile", "-H")) for option in options):
             command += ["--master_port", str(free_port())]  # two runs side by side must not share the default
@@ -104,18 +115,6 @@ def _reason(code: int) -> str:
     if 128 < code < 128 + signal.NSIG:
         return f"a rank was killed by signal {code - 128} ({signal.strsignal(code - 128)})"
     return f"the ranks ended with exit code {code}"
-
-
-def _without_max_restarts(arguments: Sequence[str]) -> list[str]:
-    """The workers' command line: they refuse the flag, since DeepSpeed's launcher alone would not restart them."""
-    kept: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if re.fullmatch("--max[-_]restarts", argument):
-            next(rest)
-        elif not re.match("--max[-_]restarts=", argument):
-            kept.append(argument)
-    return kept
 
 
 def _ranks_below(pid: int) -> list[psutil.Process]:

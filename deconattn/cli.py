@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
 from deconattn.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Config = TypeVar("Config")
 
@@ -52,6 +55,16 @@ def complaints_in_one_line() -> Iterator[None]:
         inside = [line for line in box.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
         bare = (line.replace("─", "").strip(" │") for line in inside)
         raise UserError(" ".join(line for line in bare if line)) from None
+
+
+def show(table: "Table") -> None:
+    """Print it as wide as it is: numbers are not to be cut off."""
+    from rich.console import Console  # not cheap, and many a command line has no table
+
+    console = Console()
+    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
+    console.width = max(console.width, natural)
+    console.print(table)
 
 
 def run(command: Callable[[], int | None]) -> None:

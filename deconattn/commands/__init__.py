@@ -12,7 +12,7 @@ from deconattn.program import program
 
 COMMANDS = {
     "pack": "Pack text into Arrow shards.",
-    "shards": "Look after packed corpora: info, verify, decode, merge, split, convert.",
+    "shards": "Look after packed corpora: info, verify, decode, merge, and more.",
     "plan": "Count parameters; plan memory, communication and topology of a job.",
     "train": "Train, on all GPUs of this machine or of several.",
     "export": "Write a run or a checkpoint as a Hugging Face folder.",

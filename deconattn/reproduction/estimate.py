@@ -36,10 +36,11 @@ def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
     from deconattn.config import model_config
     from deconattn.cost.flops import training_flops
     from deconattn.cost.parameters import count_parameters
+    from deconattn.evaluation.datasets import MAKE
     from deconattn.train.preflight import checked_flags
 
     if request.datasets is not None and not request.datasets.is_dir():
-        raise UserError(f"--datasets {request.datasets}: no such folder; docs/evaluation.md says how to make one")
+        raise UserError(f"--datasets {request.datasets}: no such folder; {MAKE}")
     vocabulary = _vocabulary(request)
     found = {}
     for run in runs:

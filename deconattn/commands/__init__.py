@@ -3,11 +3,11 @@
 `deconattn NAME ...` reaches them all through :func:`main`; in a clone tools/NAME.py does, and launch.sh trains.
 """
 
-import difflib
 from collections.abc import Sequence
 from importlib import import_module
 
 from deconattn.errors import UserError
+from deconattn.pattern import nearest
 from deconattn.program import program
 
 COMMANDS = {
@@ -36,9 +36,7 @@ def main(words: Sequence[str]) -> int | None:
         return 0
     name, *others = words
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"there is no command {name!r}{hint}; {program()} --help lists them")
+        raise UserError(f"there is no command {name!r}{nearest(name, COMMANDS)}; {program()} --help lists them")
     body: int | None = import_module(f"{__name__}.{name}").main(others)
     return body
 

@@ -13,6 +13,7 @@ import pytest
 
 from deconattn.train import runtime
 from tests.conftest import ROOT
+from tests.train.test_launch import wait_for
 
 pytestmark = pytest.mark.slow
 SMALL = (
@@ -78,10 +79,9 @@ def said(printed: str, what: str) -> str:
 
 def test_what_is_in_it(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("deconattn", "ds_configs"):
-        listed = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True)
-        for name in listed.stdout.splitlines():
-            assert (name if folder == "deconattn" else f"deconattn/{name}") in names
+    package = [path for path in (ROOT / "deconattn").rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
+    assert len(package) > 100 and {path.relative_to(ROOT).as_posix() for path in package} <= names
+    assert {f"deconattn/ds_configs/{path.name}" for path in (ROOT / "ds_configs").glob("*.json")} <= names
     assert not {name.split("/")[0] for name in names} - {"deconattn", "deconattn-0.1.0.dist-info"}
 
 
@@ -118,8 +118,7 @@ def test_ranks_stop_together(shell: Shell) -> None:
         text=True,
     )
     metrics = shell.folder / "run" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
-        assert process.poll() is None, process.communicate()[0]
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 5, process)
     process.terminate()
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed

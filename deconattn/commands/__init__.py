@@ -13,13 +13,13 @@ from deconattn.program import program
 COMMANDS = {
     "pack": "Pack text into Arrow shards.",
     "shards": "Look after packed corpora: info, verify, decode, merge, and more.",
-    "plan": "Count parameters; plan memory, communication and topology of a job.",
+    "plan": "Count parameters, and plan what a job costs on how many GPUs.",
     "train": "Train, on all GPUs of this machine or of several.",
     "export": "Write a run or a checkpoint as a Hugging Face folder.",
     "convert": "Make one file of a checkpoint, or a run of a Hugging Face model.",
     "generate": "Continue a text with a trained model.",
     "evaluate": "Score trained models on the paper's nine benchmarks.",
-    "analyze": "Look inside trained models: attention indicators, activations, maps.",
+    "analyze": "Look inside trained models: indicators, activations, maps.",
     "reproduce": "Make the paper's tables and figures.",
 }
 """Each command and what it does. Its body is the module of that name: `main(words)` returns an exit code or None."""

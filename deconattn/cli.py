@@ -36,6 +36,9 @@ def parse(
         UserError: a flag that is not known or cannot be read.
     """
     flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+    words = sys.argv[1:] if arguments is None else arguments
+    if program is not None and any(word.startswith("--tyro-") for word in words):
+        program = program.rpartition("/")[2]  # a shell's completion belongs to a file's name, wherever it lies
     with complaints_in_one_line():
         if default is None:
             return tyro.cli(flat(config), args=arguments, prog=program)

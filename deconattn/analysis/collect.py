@@ -121,7 +121,7 @@ def collect(
                     f"{label}: layer {number} has activations that are no finite numbers: give another checkpoint"
                 )
         advance(len(batch))
-    return [sums.findings(variant) for sums, variant in zip(layers, decoder.config.layer_variants, strict=True)]
+    return [sums.findings(variant) for sums, variant in zip(layers, decoder.model_config.layer_variants, strict=True)]
 
 
 def _look(sums: _LayerSums, sequences: int, mixer: Mixer, inputs: MixerInputs) -> None:

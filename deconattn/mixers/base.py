@@ -151,7 +151,8 @@ class Mixer(nn.Module, ABC):
             whole = torch.cat([whole, parts[0]])
             static = None if static is None else torch.cat([static, parts[1]])
             context = replace(context, fixed_rows={self.fixed_stream: -1})
-        mixed = self(whole, static, context)[: len(hidden)]
+        # The class's forward: while hooks run, the instance's is this very method.
+        mixed = type(self).forward(self, whole, static, context)[: len(hidden)]
         return new_tokens_of(mixed, step, hidden.shape[1])
 
     def fixed_part(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> tuple[Tensor, ...]:

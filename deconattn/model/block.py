@@ -1,7 +1,7 @@
 """One pre-norm Transformer block (Qwen2's): the mixer, then a SwiGLU feed-forward."""
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -37,22 +37,44 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+    def forward(
+        self, hidden: Tensor, static: Tensor | None, context: MixerContext | Step, cache: LayerCache | None = None
+    ) -> Tensor:
         """Of the first `context.output_rows` rows where that is given.
 
         Args:
             static: [R, L, d], the token embeddings, or None; they pass the same input norm as the hidden states.
+            context: a :class:`Step` with a cache, whose tokens these continue.
         """
-        mixed = self.self_attn(*self.mixer_inputs(hidden, static), context)
-        hidden = hidden[: context.output_rows] + mixed[: context.output_rows]
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
-
-    def extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
-        """For tokens [R, T, d] that continue those in the layer's cache."""
-        hidden = hidden + self.self_attn.extend(*self.mixer_inputs(hidden, static), step, cache)
+        inputs = self.mixer_inputs(hidden, static)
+        if isinstance(context, Step):
+            assert cache is not None
+            hidden = hidden + _with_hooks(self.self_attn, self.self_attn.extend)(*inputs, context, cache)
+        else:
+            mixed = self.self_attn(*inputs, context)
+            hidden = hidden[: context.output_rows] + mixed[: context.output_rows]
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
     def mixer_inputs(self, hidden: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Both through the input norm, the static embeddings only where the mixer reads them."""
         needed = static is not None and self.self_attn.needs_static_embeddings
         return self.input_layernorm(hidden), self.input_layernorm(static) if needed else None
+
+
+def _with_hooks(module: nn.Module, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method of a module that runs the module's forward hooks, as calling the module does."""
+    if not module._forward_hooks and not module._forward_pre_hooks:
+        return method
+
+    def call(*arguments: Any) -> Tensor:
+        own = vars(module).get("forward")
+        module.forward = method
+        try:
+            return module(*arguments)
+        finally:
+            if own is None:
+                del module.forward  # the class's again
+            else:
+                module.forward = own
+
+    return call

@@ -1,6 +1,6 @@
 """The stack: embedding, blocks, final norm, and the fixed streams that ride along as extra rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from deconattn.mixers import FixedStream, MixerContext, mixer_class
-from deconattn.model.block import Block
+from deconattn.mixers import FixedStream, Mixer, MixerContext, mixer_class
+from deconattn.model.block import Block, FeedForward
 from deconattn.model.config import ModelConfig
 from deconattn.model.decoding import DecodingCache, check_length, fixed_length
+from deconattn.model.linear import Linear
 from deconattn.model.rotary import Rotary
 from deconattn.ops.documents import Documents
+
+Observer = Callable[[Block, Tensor, Tensor | None, MixerContext | None], None]
+"""Told what each layer is about to receive: hidden states, static embeddings, and no context in a cached pass."""
 
 
 class _FixedParts(NamedTuple):
@@ -35,12 +39,17 @@ class Decoder(nn.Module):
             `layers` is None where another pipeline stage holds the layer, so that names do not depend on the span.
     """
 
+    activation_checkpointing: bool
     fixed_embeddings: Tensor
     fixed_ids: Tensor
 
     def __init__(self, config: ModelConfig, span: range | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.build(config, span)
+
+    def build(self, config: ModelConfig, span: range | None) -> None:
+        """What a constructor does; by itself for a class that is another framework's module as well."""
+        self.model_config = config
         self.span = range(config.num_hidden_layers) if span is None else span
         self.is_first, self.is_last = self.span.start == 0, self.span.stop == config.num_hidden_layers
         self.activation_checkpointing = False
@@ -80,18 +89,31 @@ class Decoder(nn.Module):
             UserError: L is beyond the fixed stream.
             ValueError: one of the two without the other.
         """
-        batch, length = input_ids.shape
-        hidden = self.embed(input_ids)
+        return self.forward_embedded(self.embed_tokens(input_ids), input_ids.shape[1], position_ids, document_ids)
+
+    def forward_embedded(
+        self,
+        embeddings: Tensor,
+        length: int,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """:meth:`forward` of token embeddings [B, L, d]."""
+        hidden = self.with_streams(embeddings, length)
         static = hidden if self.last_static_layer >= 0 else None
         context = self.context(length, hidden, position_ids, document_ids)
-        hidden, _ = self.run(hidden, static, context)
-        return self.norm(hidden[:batch])
+        hidden, _ = self.run(hidden, static, context, observe)
+        return self.norm(hidden[: len(embeddings)])
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[B, L] -> [R, L, d]: the token embeddings, and the fixed streams' rows after them."""
-        length = input_ids.shape[1]
+        return self.with_streams(self.embed_tokens(input_ids), input_ids.shape[1])
+
+    def with_streams(self, embeddings: Tensor, length: int) -> Tensor:
+        """[B, L, d] -> [R, L, d]."""
         check_length(self, length)
-        rows = [self.embed_tokens(input_ids)]
+        rows = [embeddings]
         for stream in self.streams:
             if stream == "random":
                 fixed = self.fixed_embeddings[None, :length].to(rows[0].dtype)
@@ -114,7 +136,7 @@ class Decoder(nn.Module):
             positions = torch.cat([position_ids, positions.expand(extra, -1)])
             documents = Documents(torch.cat([document_ids, torch.zeros_like(positions[:extra])]), positions)
         fixed_rows = {stream: index - len(streams) for index, stream in enumerate(streams)}
-        return MixerContext(Rotary.of(self.config, positions, like.dtype), documents, fixed_rows)
+        return MixerContext(Rotary.of(self.model_config, positions, like.dtype), documents, fixed_rows)
 
     @property
     def blocks(self) -> list[Block]:
@@ -130,28 +152,36 @@ class Decoder(nn.Module):
         Raises:
             UserError: the tokens go beyond the cache, or beyond the fixed stream.
         """
-        hidden = self.embed_tokens(input_ids)
+        return self.extend_embedded(self.embed_tokens(input_ids), cache, real)
+
+    def extend_embedded(
+        self, hidden: Tensor, cache: DecodingCache, real: Tensor | None = None, observe: Observer | None = None
+    ) -> Tensor:
+        """:meth:`extend` of token embeddings [B, T, d]."""
         step = cache.begin(self, hidden, real)
         static = hidden if self.last_static_layer >= 0 else None
         for layer, layer_cache in zip(self.blocks, cache.layers, strict=True):
-            hidden = layer.extend(hidden, static, step, layer_cache)
+            if observe is not None:
+                observe(layer, hidden, static, None)
+            hidden = layer(hidden, static, step, layer_cache)
         cache.advance(step, *hidden.shape[:2])
         return self.norm(hidden)
 
     def fixed_parts(self, length: int) -> list[tuple[Tensor, ...]]:
         """Of each layer, what decoding needs of the fixed streams' first `length` tokens or more.
 
-        Computed when first asked for, again for more tokens, and again after the weights changed.
+        Computed when first asked for, again for more tokens, and again after the weights changed. Where modules of
+        others (adapters, which can be switched) or hooks take part, nothing is kept.
         """
         if not self.streams:
             return [()] * len(self.layers)
-        # Made under inference_mode a tensor has no version; it cannot be trained either.
-        weights = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype) for p in self.parameters())
-        known = None if self.training else self._fixed_parts
+        weights = tuple(_version(parameter) for parameter in self.parameters())
+        passing = self.training or _altered(self.layers.modules())
+        known = None if passing else self._fixed_parts
         if known is None or known.weights != weights or known.length < length:
-            length = fixed_length(self.config, length)
+            length = fixed_length(self.model_config, length)
             known = _FixedParts(weights, length, self._run_fixed(length))
-        self._fixed_parts = None if self.training else known
+        self._fixed_parts = None if passing else known
         return known.parts
 
     @torch.inference_mode(False)  # what is kept must serve passes with gradients, too
@@ -171,12 +201,17 @@ class Decoder(nn.Module):
                 hidden = layer(hidden, static, context)
         return parts
 
-    def run(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> tuple[Tensor, Tensor | None]:
+    def run(
+        self, hidden: Tensor, static: Tensor | None, context: MixerContext, observe: Observer | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Through the layers of the span: hidden states and static embeddings, without rows that nobody reads."""
         for index in self.span:
-            layer, batch = self.layers[index], len(hidden) - len(context.fixed_rows)
+            layer: Block = self.layers[index]  # type: ignore[assignment]
+            batch = len(hidden) - len(context.fixed_rows)
             if index == self.last_fixed_layer:  # nobody reads what the streams' rows would become
                 context = replace(context, output_rows=batch)
+            if observe is not None:
+                observe(layer, hidden, static, context)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, static, context, use_reentrant=False)
             else:
@@ -185,6 +220,27 @@ class Decoder(nn.Module):
                 context = context.rows(batch)
                 static = None if static is None else static[:batch]
         return hidden, static
+
+
+def _version(parameter: nn.Parameter) -> tuple[int, int, torch.dtype]:
+    """Changes where the values do."""
+    try:
+        place = parameter.data_ptr()
+    except RuntimeError:  # a tensor of several, as quantized ones are
+        place = id(parameter)
+    # Made under inference_mode a tensor has no version; it cannot be trained either.
+    return place, 0 if parameter.is_inference() else parameter._version, parameter.dtype
+
+
+def _altered(modules: Iterable[nn.Module]) -> bool:
+    """Whether outputs may depend on more than the modules' weights."""
+    ours = (Block, FeedForward, Mixer, Linear)
+    return any(
+        not (isinstance(module, ours) or type(module).__module__.startswith("torch.nn."))
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        for module in modules
+    )
 
 
 def _whole(sequence: Tensor) -> Tensor:

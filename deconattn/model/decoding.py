@@ -109,7 +109,7 @@ class DecodingCache:
         new = torch.arange(tokens, device=hidden.device)
         if self._lengths is not None and not first:
             positions = self._lengths[:, None] + new
-        rotary = Rotary.of(model.config, past + new[None] if positions is None else positions, hidden.dtype)
+        rotary = Rotary.of(model.model_config, past + new[None] if positions is None else positions, hidden.dtype)
         return Step(rotary, first, past, positions, real, window, self.capacity, self.static)
 
     def advance(self, step: Step, rows: int, tokens: int) -> None:
@@ -150,7 +150,7 @@ class DecodingCache:
         check_length(model, tokens)
         bounds = [self.limit] if self.limit is not None else []
         if model.streams:
-            bounds.append(model.config.max_position_embeddings)
+            bounds.append(model.model_config.max_position_embeddings)
         self.capacity = min(-(-tokens // BLOCK) * BLOCK, *bounds) if bounds else -(-tokens // BLOCK) * BLOCK
         for layer, fixed in zip(self.layers, model.fixed_parts(self.capacity), strict=True):
             layer.fixed = fixed
@@ -163,9 +163,10 @@ def fixed_length(config: ModelConfig, tokens: int) -> int:
 
 def check_length(model: "Decoder", tokens: int) -> None:
     """Raises UserError if a sequence of so many tokens is beyond the model's fixed stream."""
-    if model.streams and tokens > model.config.max_position_embeddings:
+    longest = model.model_config.max_position_embeddings
+    if model.streams and tokens > longest:
         raise UserError(
-            f"a sequence of {tokens} tokens is beyond the fixed stream of {model.config.max_position_embeddings}: "
+            f"a sequence of {tokens} tokens is beyond the fixed stream of {longest}: "
             "shorten it, or train with a longer --seq-len"
         )
 

@@ -26,10 +26,20 @@ class Padding:
         return cls(mask.gather(1, order), order)
 
     def pack(self, columns: Tensor) -> Tensor:
-        """[B, L], in the caller's columns -> in this order."""
-        return columns.gather(1, self.order)
+        """[B, L] or [B, L, d], in the caller's columns -> in this order."""
+        return _reordered(columns, self.order)
 
     def unpack(self, hidden: Tensor) -> Tensor:
         """[B, L, d] -> back into the caller's columns."""
-        inverse = self.order.argsort(dim=1)
-        return hidden.gather(1, inverse[..., None].expand_as(hidden))
+        return _reordered(hidden, self.order.argsort(dim=1))
+
+    def unpack_map(self, weights: Tensor) -> Tensor:
+        """[B, heads, L, L] -> back into the caller's rows and columns, zero where either is padding."""
+        inverse, real = self.order.argsort(dim=1), self.real[:, None]
+        weights = weights * (real[..., None] & real[:, :, None])
+        weights = weights.gather(2, inverse[:, None, :, None].expand_as(weights))
+        return weights.gather(3, inverse[:, None, None].expand_as(weights))
+
+
+def _reordered(columns: Tensor, order: Tensor) -> Tensor:
+    return columns.gather(1, order if columns.ndim == 2 else order[..., None].expand_as(columns))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
 from torch.nn.functional import linear as pytorch_linear
 
 WORTHWHILE = 2**20
@@ -49,7 +50,8 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     # For a single vector it is not the multiplications that count but the weight's way from memory: there oneDNN takes
     # half of MKL's time from 1 MiB on.
     work = max(inputs.numel() * weight.shape[0], 4 * weight.numel())
-    if not _for_onednn(inputs, work) or torch.compiler.is_compiling():
+    plain = type(weight) in (Tensor, Parameter)  # a quantized or a sharded weight has products of its own
+    if not plain or not _for_onednn(inputs, work) or torch.compiler.is_compiling():
         return pytorch_linear(inputs, weight, bias)
     if not torch.is_grad_enabled():  # an autograd function costs ten microseconds even then
         return _onednn(inputs.contiguous(), weight, bias)

@@ -13,9 +13,9 @@ from deconattn.cli import complaints_in_one_line, parse
 from deconattn.config import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.presets import size_defaults
+from deconattn.program import command
 from deconattn.train.config_file import ConfigFile, read_config_file
 
-PROGRAM = "launch.sh"
 RUN_CONFIG = "config.json"
 """Resolved configuration, in the run folder and in every checkpoint."""
 
@@ -44,7 +44,7 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
     file = None if first.config is None else read_config_file(first.config)
     saved = saved_flags(_save(first, file)) if first.resume else None
     defaults = saved or size_defaults(_size(first, file))
-    flags = parse(TrainingFlags, arguments, default=file.on(defaults) if file else defaults, program=PROGRAM)
+    flags = parse(TrainingFlags, arguments, default=file.on(defaults) if file else defaults, program=command("train"))
     # Only now, since --help has left: PyTorch takes a second to import.
     flags = _with_precision(flags)
     for name, before, now in _contradictions(saved, flags) if saved else ():

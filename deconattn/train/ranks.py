@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from deconattn.errors import UserError
+from deconattn.program import command
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What PyTorch's launchers set for each rank."""
@@ -159,7 +160,7 @@ def check(given: Mapping[str, str]) -> None:
     if missing := [name for name in VARIABLES if name not in given]:
         raise UserError(
             f"{ranks[0]} is set but {', '.join(missing)} not: set them all, or unset {', '.join(ranks)} and start with "
-            "./launch.sh"
+            f"{command('train')}"
         )
     for name in VARIABLES:
         if name != "MASTER_ADDR" and not given[name].isdecimal():
@@ -167,7 +168,7 @@ def check(given: Mapping[str, str]) -> None:
     if int(given["RANK"]) >= int(given["WORLD_SIZE"]):
         raise UserError(
             f"RANK is {given['RANK']} but WORLD_SIZE is {given['WORLD_SIZE']}: ranks count from 0; "
-            "start with ./launch.sh, or correct them"
+            f"start with {command('train')}, or correct them"
         )
     import torch  # only now: whoever has no launcher, and perhaps wants --help alone, does not wait for it
 

@@ -1,12 +1,12 @@
-"""One rank's way in, the Python half of `launch.sh`."""
+"""One rank's way in: the Python half of `launch.sh`, and by itself what `deconattn train` starts."""
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
 from deconattn.errors import UserError
+from deconattn.program import command, quoted
 from deconattn.train import ranks
 from deconattn.train.command_line import parse_training_flags
 from deconattn.train.interrupt import StopRequest
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_flags(flags, ranks.world_size())
         if flags.run.max_restarts:
             raise UserError(
-                "--max-restarts needs our own launcher, which did not start this rank: start ./launch.sh by itself, "
-                "without deepspeed, torchrun, srun or mpirun, or leave the flag out"
+                "--max-restarts needs our own launcher, which did not start this rank: use "
+                f"{command('train')} without deepspeed, torchrun, srun or mpirun, or leave the flag out"
             )
     except UserError as error:
         if ranks.rank() == 0:  # all ranks found the same
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_alike(flags, watch.peers)
         trainer = Trainer(flags, stop)
-        resume = f"./launch.sh --save {shlex.quote(str(trainer.run_folder))} --resume"
+        resume = f"{command('train')} --save {quoted(trainer.run_folder)} --resume"
         watch.situation = lambda: f", after step {trainer.progress.step}; to go on: {resume}"
         trainer.run()
         watch.leave()

@@ -135,7 +135,7 @@ def test_assisted_decoding_takes_back_what_was_guessed_wrong() -> None:
     assert run(model, ids, prompt_lookup_num_tokens=3).tolist() == expected.tolist()
     assistant = build("standard")
     assert run(model, ids, assistant_model=assistant).tolist() == expected.tolist()
-    with pytest.raises(ValueError, match="keeps sums"):
+    with pytest.raises(ValueError, match="keeps sums|can be cropped"):
         run(build("nonapproximate"), ids, prompt_lookup_num_tokens=3)
 
 
@@ -159,7 +159,7 @@ def test_other_caches_are_refused() -> None:
     with pytest.raises(ValueError, match="'quantized': this model has dynamic"):
         run(model, tokens(1, 4), cache_implementation="quantized")
     for other in (DynamicCache(), StaticCache(config=model.config, max_cache_len=9), object()):
-        with pytest.raises(ValueError, match=f"past_key_values is a {type(other).__name__}: give a DeconAttnCache"):
+        with pytest.raises(ValueError, match=f"the cache is a {type(other).__name__}: give a DeconAttnCache"):
             model(tokens(1, 2), past_key_values=other)
     with pytest.raises(ValueError, match="one document a row"):
         model(tokens(1, 4), position_ids=torch.tensor([[0, 1, 0, 1]]), use_cache=True)

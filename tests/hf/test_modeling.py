@@ -54,7 +54,8 @@ def test_whole_rows_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither ones in a mask, nor padding, nor positions that go up by one ask for document masks."""
     model, ids = build("mlp"), tokens(2, 9)
     asked = []
-    monkeypatch.setattr(model.model, "forward", lambda _, *ids: asked.append(ids) or torch.zeros(2, 9, 32))
+    whole = torch.zeros(2, 9, 32)
+    monkeypatch.setattr(model.model, "forward_embedded", lambda _, n, *ids, observe=None: asked.append(ids) or whole)
     left = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1], [1] * 9])
     for mask in (None, torch.ones_like(ids), left):
         for position_ids in (None, torch.arange(9)[None], (left.cumsum(1) - 1).clamp(min=0)):

@@ -90,7 +90,9 @@ def test_when_the_launcher_starts_again(
     given: list[list[str]] = []
 
     class Job:
-        def run(self, script: str, arguments: list[str], options: list[str]) -> int:
+        def run(self, program: list[str], options: list[str]) -> int:
+            script, *arguments = program
+            assert script == SCRIPT
             given.append(arguments)
             if begun:
                 (tmp_path / "config.json").touch()

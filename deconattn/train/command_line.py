@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from deconattn.cli import complaints_in_one_line, parse
+from deconattn.cli import asks_for_completion, complaints_in_one_line, parse
 from deconattn.config import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.presets import size_defaults
@@ -39,8 +39,10 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
         UserError: anything wrong with the flags that can be known before a process starts, a run that cannot be
             resumed, or flags that contradict the run.
     """
+    # tyro would answer a request for a shell's completion with the few flags that decide.
+    decisive = [] if asks_for_completion(arguments) else arguments
     with complaints_in_one_line():
-        first, _ = tyro.cli(_Decisive, args=_without_completion(arguments), return_unknown_args=True, add_help=False)
+        first, _ = tyro.cli(_Decisive, args=decisive, return_unknown_args=True, add_help=False)
     file = None if first.config is None else read_config_file(first.config)
     saved = saved_flags(_save(first, file)) if first.resume else None
     defaults = saved or size_defaults(_size(first, file))
@@ -55,11 +57,6 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
         )
     flags.check()
     return flags
-
-
-def _without_completion(arguments: Sequence[str]) -> list[str]:
-    """tyro answers a request for a shell's completion as soon as it sees one, with the few flags that decide."""
-    return [argument for argument in arguments if not argument.startswith("--tyro-")]
 
 
 def _size(first: _Decisive, file: ConfigFile | None) -> str:

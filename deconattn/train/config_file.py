@@ -7,15 +7,15 @@ optimization:             # or by concern, as in a run's config.json
 """
 
 import dataclasses
-import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from deconattn.config import TrainingFlags
 from deconattn.errors import UserError
+from deconattn.pattern import nearest
 
 _RUN = {"flags", "model", "data", "total_steps", "warmup_steps", "environment"}
 """What a run's config.json holds."""
@@ -101,17 +101,14 @@ def _flat(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         if group in groups and isinstance(value, dict):
             for inner, inner_value in value.items():
                 if homes.get(_field(inner)) != group:
-                    near = _nearest(inner, homes)
-                    raise UserError(f"--config {path}: {group}.{inner} is no flag (did you mean {homes[near]}.{near}?)")
+                    whole = [f"{home}.{name}" for name, home in homes.items()]
+                    known = nearest(f"{group}.{_field(inner)}", whole)
+                    raise UserError(f"--config {path}: {group}.{inner} is no flag{known}")
                 yield _field(inner), inner_value
         elif group in homes:
             yield group, value
         else:
-            raise UserError(f"--config {path}: {key} is no flag (did you mean {_nearest(key, homes)}?)")
-
-
-def _nearest(key: object, names: Iterable[str]) -> str:
-    return difflib.get_close_matches(_field(key), names, n=1, cutoff=0.0)[0]
+            raise UserError(f"--config {path}: {key} is no flag{nearest(group, homes)}")
 
 
 def _field(key: object) -> str:

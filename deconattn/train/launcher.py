@@ -1,6 +1,6 @@
 """From one command to all ranks: check the flags, start DeepSpeed's launcher, and again where a rank dies.
 
-    python -m deconattn.train.launcher LAUNCH_SH FLAGS...
+    python -m deconattn.train.launcher [LAUNCH_SH] FLAGS...
 
 is the shell half of `launch.sh`, which is then the ranks' program; `deconattn train` needs no file outside the package.
 
@@ -34,8 +34,10 @@ WORKER = ("--module", "deconattn.train.worker")
 
 
 def main() -> int:
-    script, *arguments = sys.argv[1:]
-    return launch(arguments, [script])
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0].startswith("-"):  # without a script
+        return launch(arguments)
+    return launch(arguments[1:], arguments[:1])
 
 
 def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:

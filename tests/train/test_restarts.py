@@ -65,6 +65,7 @@ def test_max_restarts_completes_the_run(flags: list[str], undisturbed: Path, tmp
     assert open_checkpoint(run).flags.run.max_restarts == 0, "a launcher's act, not a property of the run"
 
 
+@pytest.mark.usefixtures("no_rank")
 @pytest.mark.parametrize(
     ("codes", "begun", "attempts", "code", "said"),
     [

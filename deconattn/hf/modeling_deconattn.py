@@ -120,7 +120,7 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
             cache = DeconAttnCache(self)
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         watched = _Watched(
-            len(hidden),
+            hidden.shape[0],
             _asked(output_hidden_states, self.config.output_hidden_states),
             _asked(output_attentions, self.config.output_attentions),
         )

@@ -37,6 +37,7 @@ def export_checkpoint(arguments: Arguments) -> None:
     import torch
 
     from deconattn.hf.export import export
+    from deconattn.hf.model_card import Provenance
     from deconattn.train.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(arguments.source)
@@ -48,7 +49,7 @@ def export_checkpoint(arguments: Arguments) -> None:
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
         tokenizer_folder=checkpoint.tokenizer_folder if arguments.tokenizer else None,
         plugins=checkpoint.plugins,
-        step=checkpoint.step,
+        provenance=Provenance(checkpoint.step, checkpoint.datasets, checkpoint.base_model),
         overwrite=arguments.overwrite,
     )
     print(f"step {checkpoint.step} of {checkpoint.folder} -> {arguments.out} ({precision})")

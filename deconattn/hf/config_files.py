@@ -1,6 +1,7 @@
 """`config.json` and `generation_config.json` of an export: Qwen's where Qwen is what was trained, else our own."""
 
 import dataclasses
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ def config_json(config: ModelConfig, dtype: torch.dtype, eos_token_id: int | Non
         "eos_token_id": eos_token_id,
         "pad_token_id": eos_token_id,
         "dtype": dtype_name,
+        "transformers_version": version("transformers"),
     }
     stock = stock_model_type(config)
     if stock is None:

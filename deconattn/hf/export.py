@@ -24,13 +24,14 @@ from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
 from deconattn.hf.config_files import config_json, generation_config_json, stock_model_type
-from deconattn.hf.model_card import model_card
+from deconattn.hf.model_card import Provenance, model_card
 from deconattn.hf.source import exported_source
 from deconattn.hf.tokenizer_files import check_tokenizer, write_tokenizer
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.config import ModelConfig
 
 MAX_SHARD_SIZE = "5GB"
+UNKNOWN = Provenance()
 
 
 def export(
@@ -41,7 +42,7 @@ def export(
     dtype: torch.dtype,
     tokenizer_folder: Path | None,
     plugins: Sequence[Path] = (),
-    step: int | None = None,
+    provenance: Provenance = UNKNOWN,
     overwrite: bool = False,
 ) -> None:
     """Write `out`, whole or not at all.
@@ -51,7 +52,7 @@ def export(
         dtype: what floating-point tensors are stored in.
         tokenizer_folder: holds a tokenizer.json or a SentencePiece tokenizer.model; None leaves it out.
         plugins: files of third-party variants; they are carried along and must be loaded in this process.
-        step: training steps, for the model card.
+        provenance: for the model card.
         overwrite: replace an earlier export at `out`.
 
     Raises:
@@ -66,7 +67,7 @@ def export(
     with staged_folder(out, lambda out: _check_free(out, overwrite)) as folder:
         _write_json(folder / "config.json", config_json(config, dtype, eos))
         _write_json(folder / "generation_config.json", generation_config_json(eos))
-        (folder / "README.md").write_text(model_card(config, dtype, parameters, step), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(config, dtype, parameters, provenance), encoding="utf-8")
         if stock is None:
             for name, text in exported_source(plugins).items():
                 (folder / name).write_text(text, encoding="utf-8")

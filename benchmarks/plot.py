@@ -19,6 +19,7 @@ from benchmarks.plot_data import Decoding, Operations, Throughput, decodings, op
 from benchmarks.plot_section import performance_section, with_section
 from deconattn.cli import parse, run
 from deconattn.errors import UserError
+from deconattn.extras import require
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,9 @@ def draw(found: list[Throughput], generated: list[Decoding], measured: list[Oper
     Raises:
         UserError: Matplotlib is not installed.
     """
-    try:
-        from benchmarks.plot_figures import draw_cache_bytes, draw_operations, draw_step_times, draw_throughput
-    except ImportError as error:
-        raise UserError(f"{error}: pip install matplotlib") from error
+    require("plot", "drawing")
+    from benchmarks.plot_figures import draw_cache_bytes, draw_operations, draw_step_times, draw_throughput
+
     drawn = []
     for throughput in found:
         drawn.append(images / throughput.key)

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
 from deconattn.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Config = TypeVar("Config")
 
@@ -33,6 +36,9 @@ def parse(
         UserError: a flag that is not known or cannot be read.
     """
     flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+    words = sys.argv[1:] if arguments is None else arguments
+    if program is not None and any(word.startswith("--tyro-") for word in words):
+        program = program.rpartition("/")[2]  # a shell's completion belongs to a file's name, wherever it lies
     with complaints_in_one_line():
         if default is None:
             return tyro.cli(flat(config), args=arguments, prog=program)
@@ -52,6 +58,16 @@ def complaints_in_one_line() -> Iterator[None]:
         inside = [line for line in box.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
         bare = (line.replace("─", "").strip(" │") for line in inside)
         raise UserError(" ".join(line for line in bare if line)) from None
+
+
+def show(table: "Table") -> None:
+    """Print it as wide as it is: numbers are not to be cut off."""
+    from rich.console import Console  # not cheap, and many a command line has no table
+
+    console = Console()
+    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
+    console.width = max(console.width, natural)
+    console.print(table)
 
 
 def run(command: Callable[[], int | None]) -> None:

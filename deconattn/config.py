@@ -66,7 +66,7 @@ class DataFlags:
     """The data."""
 
     data: tuple[str, ...] = ()
-    """Packed corpora, each DIR or DIR:WEIGHT (tools/pack.py makes them); none is the bundled demo corpus."""
+    """Packed corpora, each DIR or DIR:WEIGHT (the command pack makes them); none is the bundled demo corpus."""
     seq_len: int = 0
     """Tokens in a sequence; also the length of the fixed stream."""
     doc_mask: bool = False
@@ -217,7 +217,7 @@ class RunFlags:
     log_every: int = 1
     """Steps between rows of metrics.jsonl."""
     max_restarts: int = 0
-    """With ./launch.sh: start again from the newest good checkpoint when a rank dies, at most so often."""
+    """Start again from the newest good checkpoint when a rank dies, at most so often. Not for `deepspeed launch.sh`."""
     wandb_project: str | None = None
     """Weights & Biases project; offline where there is no key."""
 

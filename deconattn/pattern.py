@@ -33,7 +33,7 @@ def layer_variants(pattern: str, variant: str, num_layers: int, known: Collectio
 
 def check_variant(name: str, known: Collection[str]) -> None:
     if name not in known:
-        raise UserError(f"unknown variant {name!r}{_nearest(name, known)}: choose one of {', '.join(sorted(known))}")
+        raise UserError(f"unknown variant {name!r}{nearest(name, known)}: choose one of {', '.join(sorted(known))}")
 
 
 def _standard_layers(pattern: str, num_layers: int) -> set[int]:
@@ -64,7 +64,7 @@ def _standard_layers(pattern: str, num_layers: int) -> set[int]:
     ratio = re.fullmatch(r"(\d+):(\d+)", pattern)
     if not ratio or int(ratio[1]) + int(ratio[2]) == 0:
         raise UserError(
-            f"unknown pattern {pattern!r}{_nearest(pattern, NAMED)}: choose one of {', '.join(NAMED)}, "
+            f"unknown pattern {pattern!r}{nearest(pattern, NAMED)}: choose one of {', '.join(NAMED)}, "
             "a ratio STANDARD:VARIANT such as 1:3, or a list such as 3*fixedseq,standard"
         )
     num_standard, num_variant = int(ratio[1]), int(ratio[2])
@@ -88,6 +88,7 @@ def _explicit(pattern: str, num_layers: int, known: Collection[str]) -> tuple[st
     return tuple(variants)
 
 
-def _nearest(name: str, known: Collection[str]) -> str:
+def nearest(name: str, known: Collection[str]) -> str:
+    """The end of a message about a name that is not known: the known one that it may mean, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -23,7 +23,9 @@ if not torch.cuda.is_available():
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-DEMO = Path(__file__).parents[1] / "deconattn" / "data" / "demo" / "shakespeare.jsonl"
+ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / "tools"
+DEMO = ROOT / "deconattn" / "data" / "demo" / "shakespeare.jsonl"
 
 
 @pytest.fixture(scope="session")

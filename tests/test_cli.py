@@ -45,6 +45,14 @@ def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Tokens." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("program", "name"), [("./launch.sh", "launch.sh"), ("python tools/pack.py", "pack.py")])
+def test_completion_is_for_the_file_alone(program: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Outer, ["--tyro-print-completion", "bash"], program=program)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("complete ")]
+    assert line.split()[-1] == name and "python" not in line.split()
+
+
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     def wrong() -> None:
         raise UserError("no such thing: choose another")

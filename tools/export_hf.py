@@ -1,55 +1,12 @@
-"""Write a run or a checkpoint as a Hugging Face folder: python tools/export_hf.py RUN_OR_CHECKPOINT OUT."""
+"""`deconattn export` in a clone: python tools/export_hf.py RUN_OR_CHECKPOINT OUT"""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from deconattn.cli import parse, run
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Export a trained model for AutoModelForCausalLM.from_pretrained."""
-
-    source: Annotated[Path, tyro.conf.Positional]
-    """A run folder (its newest good checkpoint) or one of its step-N folders."""
-    out: Annotated[Path, tyro.conf.Positional]
-    """The folder to write."""
-    dtype: Literal["fp32", "bf16"] | None = None
-    """What the weights are stored in; by default what the run computed in."""
-    tokenizer: bool = True
-    """Carry the tokenizer along."""
-    overwrite: bool = False
-    """Replace an earlier export."""
-
-
-def export_checkpoint(arguments: Arguments) -> None:
-    """Open, export, and say where it is."""
-    import torch
-
-    from deconattn.hf.export import export
-    from deconattn.hf.model_card import Provenance
-    from deconattn.train.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(arguments.source)
-    precision = arguments.dtype or checkpoint.precision
-    export(
-        checkpoint.weights(),
-        checkpoint.model_config,
-        arguments.out,
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        tokenizer_folder=checkpoint.tokenizer_folder if arguments.tokenizer else None,
-        plugins=checkpoint.plugins,
-        provenance=Provenance(checkpoint.step, checkpoint.datasets, checkpoint.base_model),
-        overwrite=arguments.overwrite,
-    )
-    print(f"step {checkpoint.step} of {checkpoint.folder} -> {arguments.out} ({precision})")
-
+from deconattn.cli import run
+from deconattn.commands.export import main
 
 if __name__ == "__main__":
-    run(lambda: export_checkpoint(parse(Arguments)))
+    run(lambda: main(sys.argv[1:]))

@@ -17,7 +17,7 @@ class Sample:
     """
 
     data: Path | None = None
-    """A packed corpus (tools/pack.py), whose tokenizer every model must have; its validation split if it has enough."""
+    """A packed corpus, whose tokenizer every model must have; its validation split if it has enough."""
     text: tuple[str, ...] = ()
     """Text files, folders or quoted patterns (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet); each model reads them
     with its own tokenizer. By default the bundled demo corpus."""

@@ -1,4 +1,4 @@
-"""The flags of the run that a Hugging Face model begins: launch.sh's, the model's own dimensions among them."""
+"""The flags of the run that a Hugging Face model begins: a training's, the model's own dimensions among them."""
 
 import math
 from collections.abc import Sequence
@@ -48,13 +48,13 @@ class _Decisive:
 
 
 def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> TrainingFlags:
-    """Parse launch.sh's flags as of a run whose model has the dimensions of `config`, the model in `folder`.
+    """Parse a training's flags as of a run whose model has the dimensions of `config`, the model in `folder`.
 
     Training defaults are those of the size that comes nearest. Without `--variant` and `--pattern` the layers are
     the model's own.
 
     Raises:
-        UserError: what launch.sh would complain about, a flag that contradicts the model, or no `--data`.
+        UserError: what a training would complain about, a flag that contradicts the model, or no `--data`.
     """
     with complaints_in_one_line():
         given, _ = tyro.cli(_Decisive, args=arguments, return_unknown_args=True, add_help=False)

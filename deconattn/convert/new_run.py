@@ -35,7 +35,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
 
     Args:
         source: folder of a Qwen2 or Qwen3 model, or of an export of ours.
-        arguments: launch.sh's flags.
+        arguments: a training's flags.
 
     Returns:
         Lines that say which tensors were taken, initialised and left unused, and how the run will train.

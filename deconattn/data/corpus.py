@@ -12,6 +12,7 @@ from deconattn.data.manifest import TOKENIZER_NAMES, Manifest, check_sizes, read
 from deconattn.data.mapped import fetch
 from deconattn.data.shards import Shard, check_shard, open_shard
 from deconattn.errors import UserError
+from deconattn.program import command
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class TokenCorpus:
             if len(ours) != entry.documents or int(ours.min(initial=0)) < 0:
                 raise UserError(
                     f"{opened.shard.path} is damaged (its documents are not the {entry.documents} of its manifest); "
-                    "copy it again or pack again with tools/pack.py"
+                    f"copy it again or pack again with {command('pack')}"
                 )
             lengths[done : done + len(ours)] = ours
             done += len(ours)
@@ -142,7 +143,7 @@ class TokenCorpus:
         raise UserError(
             f"{self.folder / self._entries[number].name}: token {start + place - self._starts[number]} is "
             f"{int(tokens[place])}, beyond the vocabulary of {self.manifest.vocab_size}; copy the shard again or "
-            "pack again with tools/pack.py"
+            f"pack again with {command('pack')}"
         )
 
     def _check_window(self, start: int, stop: int) -> None:

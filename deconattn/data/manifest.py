@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deconattn import durable
 from deconattn.errors import UserError
+from deconattn.program import command
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -58,15 +59,15 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; pack a corpus with tools/pack.py")
+        raise UserError(f"{folder}: no such folder; pack a corpus with {command('pack')}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} is not a packed corpus (pack with tools/pack.py)") from None
+        raise UserError(f"{folder} is not a packed corpus (pack with {command('pack')})") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check its permissions") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); pack the corpus again with tools/pack.py") from None
+        raise UserError(f"{path} is damaged ({error}); pack the corpus again with {command('pack')}") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}, newer than {FORMAT_VERSION}; update deconattn")
@@ -77,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest:
         for shard in shards:
             _check_types(shard)
     except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); pack the corpus again with tools/pack.py") from None
+        raise UserError(f"{path} is damaged ({error}); pack the corpus again with {command('pack')}") from None
     return manifest
 
 
@@ -99,7 +100,7 @@ def check_sizes(folder: Path, entries: Sequence[ShardEntry]) -> None:
 
 def check_size(path: Path, entry: ShardEntry, size: int | None) -> None:
     """Raises :class:`UserError` unless a shard's size is the manifest's; None is a shard that is not there."""
-    remedy = "copy it again or pack the corpus again with tools/pack.py"
+    remedy = f"copy it again or pack the corpus again with {command('pack')}"
     if size is None:
         raise UserError(f"{path} is missing (its manifest lists it); {remedy}")
     if size == 0:

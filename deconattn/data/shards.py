@@ -18,11 +18,11 @@ import pyarrow as pa
 
 from deconattn.data.manifest import FORMAT_VERSION, Manifest, ShardEntry, check_size, read_manifest
 from deconattn.errors import UserError
+from deconattn.program import command
 
 TOKENS_PER_RECORD_BATCH = 1_000_000
 _MAGIC = b"ARROW1"
 _MAX_DOCUMENT_TOKENS = 2**31 - 1  # list offsets are int32
-_REPACK = "pack the corpus again with tools/pack.py"
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def check_shard(path: Path, entry: ShardEntry) -> None:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check its permissions and its disk") from None
     if head != _MAGIC or tail != _MAGIC:
-        raise UserError(f"{path} is not an Arrow file; copy it again or {_REPACK}")
+        raise UserError(f"{path} is not an Arrow file; copy it again or {_repack()}")
 
 
 def open_shard(path: Path, entry: ShardEntry) -> Shard:
@@ -290,10 +290,10 @@ def open_shard(path: Path, entry: ShardEntry) -> Shard:
             offsets.append(bounds)
     except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is damaged ({reason}); copy it again or {_REPACK}") from None
+        raise UserError(f"{path} is damaged ({reason}); copy it again or {_repack()}") from None
     starts = np.cumsum([0, *(len(flat) for flat in values)], dtype=np.int64)
     if int(starts[-1]) != entry.tokens:
-        raise UserError(f"{path} holds {starts[-1]} tokens, {entry.tokens} expected; copy it again or {_REPACK}")
+        raise UserError(f"{path} holds {starts[-1]} tokens, {entry.tokens} expected; copy it again or {_repack()}")
     return Shard(path=path, starts=starts, values=tuple(values), offsets=tuple(offsets))
 
 
@@ -316,5 +316,9 @@ def verify_checksums(folder: Path) -> Manifest:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != entry.sha256:
-            raise UserError(f"{path} does not match its checksum; copy it again or {_REPACK}")
+            raise UserError(f"{path} does not match its checksum; copy it again or {_repack()}")
     return manifest
+
+
+def _repack() -> str:
+    return f"pack the corpus again with {command('pack')}"

@@ -19,7 +19,7 @@ from deconattn.errors import UserError
 from deconattn.evaluation.tasks import Benchmark
 
 SUFFIXES = (".jsonl", ".jsonl.zst")
-_MAKE = "make the folder with python -m deconattn.evaluation.make_datasets"
+MAKE = "make the folder with python -m deconattn.evaluation.make_datasets"
 
 
 def data_files(folder: Path, tasks: Sequence[Benchmark]) -> dict[str, Path]:
@@ -29,13 +29,13 @@ def data_files(folder: Path, tasks: Sequence[Benchmark]) -> dict[str, Path]:
         UserError: a file that is missing, or whose first document is not the task's.
     """
     if not folder.is_dir():
-        raise UserError(f"--datasets {folder} is {'a file' if folder.exists() else 'not there'}: {_MAKE}")
+        raise UserError(f"--datasets {folder} is {'a file' if folder.exists() else 'not there'}: {MAKE}")
     found = {}
     for task in tasks:
         paths = [folder / f"{task.file}{suffix}" for suffix in SUFFIXES]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
-            raise UserError(f"--datasets {folder} has no {paths[0].name} for {task.name}: {_MAKE}, or choose --tasks")
+            raise UserError(f"--datasets {folder} has no {paths[0].name} for {task.name}: {MAKE}, or choose --tasks")
         _check(path, task)
         found[task.name] = path
     return found
@@ -62,9 +62,9 @@ def _check(path: Path, task: Benchmark) -> None:
         document = json.loads(_first_line(path))
         missing = [field for field in task.fields if field not in document]
     except (OSError, ValueError, TypeError, EOFError) as error:
-        raise UserError(f"{path}: its first line is no JSON object ({error}): {_MAKE} anew") from None
+        raise UserError(f"{path}: its first line is no JSON object ({error}): {MAKE} anew") from None
     if missing:
-        raise UserError(f"{path}: its documents have no {missing[0]!r}, which {task.name} asks for: {_MAKE} anew")
+        raise UserError(f"{path}: its documents have no {missing[0]!r}, which {task.name} asks for: {MAKE} anew")
 
 
 def _first_line(path: Path) -> str:

@@ -1,12 +1,12 @@
 """The call into lm-evaluation-harness: its tasks, its wrapper of Hugging Face models, its scores."""
 
-import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,6 @@ batches gain nothing."""
 
 Tasks = dict[str, Any]
 """The harness's task objects by name."""
-
-
-def require_harness() -> None:
-    """Raises UserError unless the harness is installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("evaluation needs lm-evaluation-harness: install it with pip install 'deconattn[eval]'")
 
 
 def without_network() -> None:
@@ -131,7 +125,7 @@ def _quiet() -> None:
 
     quiet_accelerator()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if importlib.util.find_spec("datasets"):
+    if find_spec("datasets"):
         from datasets.utils.logging import disable_progress_bar, set_verbosity_error
 
         set_verbosity_error()

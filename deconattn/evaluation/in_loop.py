@@ -1,4 +1,4 @@
-"""Benchmarks while a model trains: rank 0 scores what a checkpoint holds, as `tools/evaluate.py` would."""
+"""Benchmarks while a model trains: rank 0 scores what a checkpoint holds, as the command `evaluate` would."""
 
 import os
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from deconattn.evaluation import harness
 from deconattn.evaluation.datasets import data_files
 from deconattn.evaluation.results import Row, as_numbers, row_of
 from deconattn.evaluation.tasks import benchmarks
+from deconattn.extras import require
 
 RESAMPLES = 1000
 """Of perplexities' standard errors, one process's work: enough for 2 % of them."""
@@ -18,7 +19,7 @@ RESAMPLES = 1000
 def check_evaluation(flags: EvaluationFlags) -> None:
     """Raises UserError for a task or a file that is not there, or without the harness."""
     chosen = benchmarks(flags.eval_tasks)
-    harness.require_harness()
+    require("eval", "--eval-tasks")
     if flags.eval_datasets is not None:
         data_files(flags.eval_datasets, chosen)
 

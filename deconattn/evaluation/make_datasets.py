@@ -11,8 +11,9 @@ import tyro
 from deconattn.cli import parse, run
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
-from deconattn.evaluation.harness import definition_of, require_harness
+from deconattn.evaluation.harness import definition_of
 from deconattn.evaluation.tasks import benchmarks
+from deconattn.extras import require
 
 LoadDataset = Callable[..., Iterable[dict[str, Any]]]
 """`datasets.load_dataset`."""
@@ -40,7 +41,7 @@ def make_datasets(out: Path, tasks: str = "", load: LoadDataset | None = None) -
         UserError: `out` is in use, or the hub has not what is asked for.
     """
     chosen = benchmarks(tasks)
-    require_harness()
+    require("eval", "making the folder")
     load = load or _hub()
     with staged_folder(out.resolve(), _check_free) as folder:
         for task in chosen:

@@ -1,17 +1,13 @@
 """The command of each job. They are run as a user would: what one of them breaks, breaks one cell."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
+from deconattn.program import process
 from deconattn.reproduction import indicators, scores, training
 from deconattn.reproduction.layout import Layout, Stored
 from deconattn.reproduction.plans import Job, first_corpus, training_flags
 
-ROOT = Path(__file__).resolve().parents[2]
-TRAIN = ("bash", str(ROOT / "launch.sh"))
-EVALUATE = (sys.executable, str(ROOT / "tools" / "evaluate.py"))
-ANALYZE = (sys.executable, str(ROOT / "tools" / "analyze.py"))
+TRAIN, EVALUATE, ANALYZE = process("train"), process("evaluate"), process("analyze")
 
 
 def command_of(job: Job, layout: Layout, stored: Stored, fresh: bool = False) -> list[str]:

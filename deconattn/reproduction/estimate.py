@@ -1,4 +1,4 @@
-"""What the runs of a plan cost, and whether launch.sh would take their flags."""
+"""What the runs of a plan cost, and whether a training would take their flags."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Estimate:
 
 
 def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
-    """Of each run by name; every run's flags are checked as launch.sh would.
+    """Of each run by name; every run's flags are checked as the command `train` would.
 
     Raises:
         UserError: flags, corpora or a folder of documents that training or evaluation would refuse.
@@ -36,10 +36,11 @@ def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
     from deconattn.config import model_config
     from deconattn.cost.flops import training_flops
     from deconattn.cost.parameters import count_parameters
+    from deconattn.evaluation.datasets import MAKE
     from deconattn.train.preflight import checked_flags
 
     if request.datasets is not None and not request.datasets.is_dir():
-        raise UserError(f"--datasets {request.datasets}: no such folder; docs/evaluation.md says how to make one")
+        raise UserError(f"--datasets {request.datasets}: no such folder; {MAKE}")
     vocabulary = _vocabulary(request)
     found = {}
     for run in runs:

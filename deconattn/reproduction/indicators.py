@@ -1,4 +1,4 @@
-"""What tools/analyze.py writes, read in this one place."""
+"""What the command `analyze` writes, read in this one place."""
 
 import json
 from collections import defaultdict

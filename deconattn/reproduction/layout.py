@@ -2,7 +2,7 @@
 
     OUT/
         plan.json                     what was asked for, and what each run costs
-        runs/RUN/                     run folders of launch.sh
+        runs/RUN/                     run folders of trainings
         results/RUN/KIND.json         a job that is done: what came of it
         results/RUN/KIND.failed.json  a job that failed
         results/RUN/KIND/             what the command wrote

@@ -18,9 +18,9 @@ UNIFORM, EVEN = "uniform", "even"
 NINE = ("even", "odd", "top", "middle", "bottom", "25%", "first", "last", "bilateral")
 SIX = tuple(variant for variant in COLOURS if variant != STANDARD)
 PLANNED_FLAGS = ("--size", "--variant", "--pattern", "--seed", "--tokens", "--data", "--save", "--resume")
-"""Flags of launch.sh that the plan gives each run."""
+"""Flags of a training that the plan gives each run."""
 TRIAL_SIZE = "tiny"
-"""Not one of the paper's; its runs are as long as launch.sh makes them."""
+"""Not one of the paper's; its runs are as long as the sizes have them."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Request:
     data: tuple[str, ...] = ()
     """Packed corpora to train on, each DIR or DIR:WEIGHT; none is the bundled demo corpus."""
     train: str = ""
-    """More flags of launch.sh for every run, in one word: --train="--micro-batch-size 16 --compile"."""
+    """More flags of a training for every run, in one word: --train="--micro-batch-size 16 --compile"."""
     datasets: Path | None = None
     """Folder with the benchmarks' documents (docs/evaluation.md); by default the hub's."""
     tasks: str = ""
@@ -64,7 +64,7 @@ class Run:
 
     Attributes:
         pattern: of the layers that are the variant; `uniform` for standard attention.
-        tokens: None: as many as launch.sh takes by default.
+        tokens: None: as many as a training takes by default.
         key_value_heads: 0: as many as query heads.
     """
 
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def flags(self) -> list[str]:
-        """Of launch.sh, those that this run has for itself."""
+        """Of a training's flags, those that this run has for itself."""
         flags = ["--size", self.size, "--variant", self.variant, "--pattern", self.pattern, "--seed", str(self.seed)]
         if self.key_value_heads:
             flags += ["--num-key-value-heads", str(self.key_value_heads)]
@@ -176,7 +176,7 @@ def more_flags(request: Request) -> list[str]:
 
 
 def training_flags(request: Request, run: Run) -> list[str]:
-    """All of launch.sh's flags for a run, but where it is saved."""
+    """All of a training's flags for a run, but where it is saved."""
     data = ["--data", *request.data] if request.data else []
     return [*run.flags, *data, *more_flags(request)]
 

@@ -1,4 +1,4 @@
-"""What tools/evaluate.py writes, read in this one place."""
+"""What the command `evaluate` writes, read in this one place."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What launch.sh leaves in a run folder, read while it trains and after."""
+"""What a training leaves in a run folder, read while it trains and after."""
 
 import json
 import statistics

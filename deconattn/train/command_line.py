@@ -15,8 +15,8 @@ from deconattn.cli import complaints_in_one_line, parse
 from deconattn.config import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.presets import size_defaults
+from deconattn.program import command
 
-PROGRAM = "launch.sh"
 RUN_CONFIG = "config.json"
 """Resolved configuration, in the run folder and in every checkpoint."""
 
@@ -41,7 +41,7 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
         first, _ = tyro.cli(_Decisive, args=arguments, return_unknown_args=True, add_help=False)
     if first.resume:
         saved = saved_flags(first.save)
-        flags = parse(TrainingFlags, arguments, default=saved, program=PROGRAM)
+        flags = parse(TrainingFlags, arguments, default=saved, program=command("train"))
         for name, before, now in _contradictions(saved, flags):
             raise UserError(
                 f"--resume: the run has {name} {before} but the flags say {now}; "
@@ -51,7 +51,7 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
         defaults = size_defaults(first.size)
         if torch.cuda.is_available():
             defaults = _with(defaults, "engine", precision="bf16")
-        flags = parse(TrainingFlags, arguments, default=defaults, program=PROGRAM)
+        flags = parse(TrainingFlags, arguments, default=defaults, program=command("train"))
     flags.check()
     return flags
 

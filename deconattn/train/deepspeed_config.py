@@ -6,6 +6,7 @@ from typing import Any
 
 from deconattn.config import TrainingFlags
 from deconattn.errors import UserError
+from deconattn.program import quoted
 
 OURS = {
     "train_batch_size": "--global-batch-size",
@@ -32,9 +33,9 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--deepspeed-config {path}: {error}; give JSON such as ds_configs/zero1.json") from error
+        raise UserError(f"--deepspeed-config {path}: {error}; give JSON such as {_example()}") from error
     if not isinstance(config, dict):
-        raise UserError(f"--deepspeed-config {path}: not a JSON object; give a file such as ds_configs/zero1.json")
+        raise UserError(f"--deepspeed-config {path}: not a JSON object; give a file such as {_example()}")
     for key, flag in OURS.items():
         if key in config:
             raise UserError(f"--deepspeed-config {path} sets {key}: remove it there and use {flag}")
@@ -66,3 +67,7 @@ def _configs_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     inside = package / "ds_configs"  # in an installed wheel
     return inside if inside.is_dir() else package.parent / "ds_configs"
+
+
+def _example() -> str:
+    return quoted(_configs_folder() / "zero1.json")

@@ -1,6 +1,8 @@
-"""The shell half of `launch.sh`: check the flags, start DeepSpeed's launcher on it, and again where a rank dies.
+"""From one command to all ranks: check the flags, start DeepSpeed's launcher, and again where a rank dies.
 
     python -m deconattn.train.launcher LAUNCH_SH FLAGS...
+
+is the shell half of `launch.sh`, which is then the ranks' program; `deconattn train` needs no file outside the package.
 
 DeepSpeed's own launcher answers a signal with exit code 1 whatever the ranks do. Here the ranks alone get it:
 they write a checkpoint and exit 0, and so then does the launcher. `DEEPSPEED_ARGS` holds options for it, such
@@ -32,8 +34,25 @@ MEETING_SECONDS = 10.0
 """Launchers of other machines wait as long before a restart, or their ranks might meet the dying ones."""
 
 
+WORKER = ("--module", "deconattn.train.worker")
+"""The program of each rank, as DeepSpeed's launcher takes it."""
+
+
 def main() -> int:
     script, *arguments = sys.argv[1:]
+    return launch(arguments, [script])
+
+
+def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
+    """Train on as many ranks as `DEEPSPEED_ARGS` says; returns an exit code as a shell would.
+
+    Args:
+        arguments: the flags of the training.
+        program: what each rank runs, a script or :data:`WORKER`.
+
+    Raises:
+        UserError: whatever can be known to be wrong before a rank starts.
+    """
     quiet_accelerator()
     from deconattn.train.world import world_size  # only now: DeepSpeed looks for an accelerator when it is imported
 
@@ -54,7 +73,7 @@ def main() -> int:
             if "--no_ssh" in options and job.stop_asked(MEETING_SECONDS):
                 return code
         resume = ["--resume"] if attempt and begun and not flags.run.resume else []
-        code = job.run(script, [*arguments, *resume], options)
+        code = job.run([*program, *arguments, *resume], options)
         if code in (0, USER_ERROR) or job.stop_asked():
             return code
     print(f"error: {_reason(code)}", file=sys.stderr)
@@ -74,13 +93,13 @@ class Job:
         """Whether a signal has come, or comes within some seconds."""
         return self._stop.wait(within)
 
-    def run(self, script: str, arguments: Sequence[str], options: Sequence[str]) -> int:
-        """Train; returns an exit code as a shell would."""
+    def run(self, program: Sequence[str], options: Sequence[str]) -> int:
+        """Run a program, with its arguments, as ranks; returns an exit code as a shell would."""
         command = [sys.executable, "-m", "deepspeed.launcher.runner", *options]
         if not any(option.startswith(("--master_port", "--hostfile", "-H")) for option in options):
             command += ["--master_port", str(free_port())]  # two runs side by side must not share the default
         # A session of its own, or Ctrl-C would reach DeepSpeed's launcher too.
-        self._process = subprocess.Popen([*command, script, *arguments], start_new_session=True)
+        self._process = subprocess.Popen([*command, *program], start_new_session=True)
         if self._stop.is_set():  # the signal came between two starts
             self._process.terminate()
         code = self._process.wait()

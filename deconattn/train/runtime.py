@@ -14,6 +14,7 @@ import torch
 from torch.distributed import distributed_c10d
 
 from deconattn.errors import UserError
+from deconattn.program import command
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What every launcher sets for each rank."""
@@ -81,14 +82,16 @@ def check_launcher_variables() -> None:
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(given):
         return  # no launcher; clusters set MASTER_ADDR for any job
     if missing := [name for name in LAUNCHER_VARIABLES if name not in given]:
-        raise UserError(f"{numbers[0]} is set but {', '.join(missing)} not: start with ./launch.sh, or set them all")
+        raise UserError(
+            f"{numbers[0]} is set but {', '.join(missing)} not: start with {command('train')}, or set them all"
+        )
     for name in numbers:
         if not given[name].isdecimal():
             raise UserError(f"{name} is {given[name]!r}: it must be a number")
     if int(given["RANK"]) >= int(given["WORLD_SIZE"]):
         raise UserError(
             f"RANK is {given['RANK']} but WORLD_SIZE is {given['WORLD_SIZE']}: ranks count from 0; "
-            "start with ./launch.sh, or correct them"
+            f"start with {command('train')}, or correct them"
         )
     gpus = torch.cuda.device_count()
     if gpus and int(given["LOCAL_RANK"]) >= gpus:

@@ -1,6 +1,5 @@
 """The training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from deconattn.model.causal_lm import CausalLM
 from deconattn.model.config import ModelConfig
 from deconattn.model.init import initialize
 from deconattn.parallel import Topology, build_model
+from deconattn.program import command, quoted
 from deconattn.train.checkpoint import Checkpoint, Progress, newest_good
 from deconattn.train.command_line import RUN_CONFIG
 from deconattn.train.engine import Engine, StepResult
@@ -134,13 +134,13 @@ class Trainer:
             self._say(f"steps skipped for want of a finite loss or gradient: {self.progress.skipped_steps}")
         self._say(f"checkpoint: {folder}")
         out = self.run_folder.with_name(f"{self.run_folder.name}-hf")
-        self._say(f"export: python {_command('tools/export_hf.py')} {_quoted(self.run_folder)} {_quoted(out)}")
+        self._say(f"export: {command('export')} {quoted(self.run_folder)} {quoted(out)}")
 
     def _interrupted(self) -> None:
         folder = self._save()
         self._say(f"stopped on request at step {self.progress.step}")
         self._say(f"checkpoint: {folder}")
-        self._say(f"resume: {_command('launch.sh')} --save {_quoted(self.run_folder)} --resume")
+        self._say(f"resume: {command('train')} --save {quoted(self.run_folder)} --resume")
 
     def _validate(self) -> None:
         if not self.data.has_validation or self._validated_step == self.progress.step:
@@ -244,13 +244,3 @@ class _Clock:
     def restart(self) -> None:
         """Leave out what just passed."""
         self._since, self._steps = time.perf_counter(), 0
-
-
-def _command(name: str) -> str:
-    """A file of the repository, as it can be typed where we are."""
-    return _quoted(Path(__file__).resolve().parents[2] / name)
-
-
-def _quoted(path: Path) -> str:
-    here = Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))

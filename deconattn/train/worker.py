@@ -1,13 +1,13 @@
-"""One rank's way in, the Python half of `launch.sh`."""
+"""One rank's way in: the Python half of `launch.sh`, and by itself what `deconattn train` starts."""
 
 import os
-import shlex
 import sys
 from datetime import timedelta
 
 import torch.distributed
 
 from deconattn.errors import UserError
+from deconattn.program import command, quoted
 from deconattn.train import runtime
 from deconattn.train.interrupt import StopRequest
 from deconattn.train.preflight import checked_flags
@@ -25,7 +25,7 @@ def main() -> None:
     try:
         flags = checked_flags(arguments, runtime.world_size())
         if flags.run.max_restarts:
-            raise UserError("--max-restarts needs our own launcher: use ./launch.sh in place of deepspeed launch.sh")
+            raise UserError(f"--max-restarts needs our own launcher: use {command('train')} in place of deepspeed")
     except UserError as error:
         if runtime.rank() == 0:  # all ranks found the same
             print(f"error: {error}", file=sys.stderr)
@@ -46,10 +46,14 @@ def main() -> None:
     try:
         check_alike(flags, watch.peers)
         trainer = Trainer(flags, stop)
-        resume = f"./launch.sh --save {shlex.quote(str(trainer.run_folder))} --resume"
+        resume = f"{command('train')} --save {quoted(trainer.run_folder)} --resume"
         watch.situation = lambda: f", after step {trainer.progress.step}; to go on: {resume}"
         trainer.run()
         watch.leave()
     except Exception as error:
         watch.end(error)
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

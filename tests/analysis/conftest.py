@@ -2,31 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from deconattn.cli import parse, run
+from deconattn.cli import run
+from deconattn.commands import analyze as tool
 from deconattn.generation.stored_model import StoredModel
 from tests.generation.conftest import byte_level  # noqa: F401  (a fixture)
-from tests.tools import load_tool
 
 Call = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="session")
-def tool() -> ModuleType:
-    return load_tool("analyze")
-
-
 @pytest.fixture
-def call(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
     """Run the tool in this process: exit code, standard output, standard error."""
 
     def call(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
-            run(lambda: tool.analyze(parse(tool.Arguments, [str(word) for word in words])))
+            run(lambda: tool.main([str(word) for word in words]))
         out, err = capsys.readouterr()
         assert isinstance(leaving.value.code, int)
         return leaving.value.code, out, err

@@ -21,10 +21,9 @@ from deconattn.analysis.tokens import read_sample
 from deconattn.data import PackConfig, TokenCorpus
 from deconattn.data.packing.pack import pack
 from tests.analysis.conftest import Call
-from tests.conftest import DEMO
+from tests.conftest import DEMO, TOOLS
 from tests.generation.conftest import write_run
 from tests.hf.models import LONGEST, exported, load_plugin, small_config, tokens, trained
-from tests.tools import FOLDER
 
 VARIANTS = ("fixedseq", "mlp", "nonapproximate")
 PICTURES = ("radar-layers", "radar", "activations")
@@ -232,7 +231,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(run: Path, byte_level:
 
 def test_as_a_program():
     done = subprocess.run(
-        [sys.executable, FOLDER / "analyze.py", "nowhere", "--out", "x", "--sequences", "0"],
+        [sys.executable, TOOLS / "analyze.py", "nowhere", "--out", "x", "--sequences", "0"],
         capture_output=True,
         text=True,
         check=False,

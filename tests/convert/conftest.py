@@ -10,16 +10,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
-from tests.tools import FOLDER, load_tool
+from deconattn.commands import convert
+from tests.conftest import TOOLS
 
-TOOL = FOLDER / "convert.py"
+TOOL = TOOLS / "convert.py"
 SEQUENCE = 24
 MakeModel = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def tool() -> ModuleType:
-    return load_tool("convert")
+    return convert
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.convert.conftest import MakeModel, edit
 def refused(tool: ModuleType, out: Path, words: list[str], message: str) -> None:
     before = sorted(out.parent.rglob("*"))
     with pytest.raises(UserError) as caught:
-        tool.convert(words)
+        tool.main(words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(out.parent.rglob("*")) == before
@@ -186,5 +186,5 @@ def test_a_place_in_use(make_model: MakeModel, tool: ModuleType, corpus: Path, t
     for place in (out, out / "thesis.txt"):
         refused(tool, out, [str(source), str(place), "--data", str(corpus)], "is not an empty folder")
     (out / "thesis.txt").unlink()
-    tool.convert([str(source), str(out), "--data", str(corpus)])
+    tool.main([str(source), str(out), "--data", str(corpus)])
     assert (out / "checkpoints/step-0/checkpoint.json").is_file()

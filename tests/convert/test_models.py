@@ -41,7 +41,7 @@ def test_logits_are_transformers_and_the_way_back_gives_the_source(
 ) -> None:
     source, run, back = make_model(**options), tmp_path / "run", tmp_path / "back"
     assert len(list(source.glob("*.safetensors"))) > 1 or "shard" not in options
-    tool.convert([str(source), str(run), "--data", str(corpus), "--seq-len", str(SEQUENCE), "--precision", "fp32"])
+    tool.main([str(source), str(run), "--data", str(corpus), "--seq-len", str(SEQUENCE), "--precision", "fp32"])
     checkpoint = open_checkpoint(run)
     assert checkpoint.step == 0
     assert set(checkpoint.model_config.layer_variants) == {"standard"}
@@ -65,7 +65,7 @@ def test_bf16_weights_become_fp32_of_the_same_value(
     make_model: MakeModel, tool: ModuleType, corpus: Path, tmp_path: Path
 ) -> None:
     source = make_model(dtype="bfloat16")
-    tool.convert([str(source), str(tmp_path / "run"), "--data", str(corpus)])
+    tool.main([str(source), str(tmp_path / "run"), "--data", str(corpus)])
     weights, stored = open_checkpoint(tmp_path / "run").weights(), tensors_of(source)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert all(torch.equal(weights[name], stored[name].float()) for name in stored)
@@ -76,7 +76,7 @@ def test_a_configuration_as_transformers_4_writes_it(
 ) -> None:
     source = edit(make_model(), rope_parameters=None, layer_types=None, rope_theta=30_000.0, dtype=None)
     edit(source, torch_dtype="float32", sliding_window=4096, use_sliding_window=False, max_window_layers=2)
-    tool.convert([str(source), str(tmp_path / "run"), "--data", str(corpus), "--seq-len", "100"])
+    tool.main([str(source), str(tmp_path / "run"), "--data", str(corpus), "--seq-len", "100"])
     assert "note: --seq-len 100 is beyond the 64 positions of the model" in capsys.readouterr().out
     config = open_checkpoint(tmp_path / "run").model_config
     assert config.rope_theta == 30_000.0
@@ -92,7 +92,7 @@ def test_a_head_that_repeats_the_tied_embedding_is_left_unused(
     tensors = tensors_of(source)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, source / "model.safetensors")
-    tool.convert([str(source), str(tmp_path / "run"), "--data", str(corpus)])
+    tool.main([str(source), str(tmp_path / "run"), "--data", str(corpus)])
     assert f"left unused in {source}: 1 tensor\n  lm_head\n" in capsys.readouterr().out
 
 

@@ -20,7 +20,7 @@ def run(make_model: MakeModel, tool: ModuleType, corpus: Path, tmp_path: Path) -
     """A run whose step 5 has moments."""
     folder = tmp_path / "run"
     flags = f"--data {corpus} --variant fixedseq --pattern 1:1 --seq-len 16"
-    tool.convert([str(make_model(tie_word_embeddings=True)), str(folder), *flags.split()])
+    tool.main([str(make_model(tie_word_embeddings=True)), str(folder), *flags.split()])
     first, step = open_checkpoint(folder), folder / "checkpoints/step-5"
     step.mkdir()
     shutil.copy(first.folder / "config.json", step)
@@ -36,8 +36,8 @@ def run(make_model: MakeModel, tool: ModuleType, corpus: Path, tmp_path: Path) -
 def test_the_file_holds_the_checkpoints_tensors(run: Path, tool: ModuleType, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(run)
     assert checkpoint.step == 5
-    tool.convert([str(run), str(tmp_path / "plain.safetensors")])
-    tool.convert([str(checkpoint.folder), str(tmp_path / "full.safetensors"), "--optimizer"])
+    tool.main([str(run), str(tmp_path / "plain.safetensors")])
+    tool.main([str(checkpoint.folder), str(tmp_path / "full.safetensors"), "--optimizer"])
     expected = checkpoint.weights()
     plain, full = (load_file(tmp_path / f"{name}.safetensors") for name in ("plain", "full"))
     assert plain.keys() == expected.keys()
@@ -52,7 +52,7 @@ def test_the_file_holds_the_checkpoints_tensors(run: Path, tool: ModuleType, tmp
 
 def test_the_same_bytes_from_a_shell_and_no_training_code(run: Path, tool: ModuleType, tmp_path: Path) -> None:
     out, again = tmp_path / "out.safetensors", tmp_path / "new folder" / "again.safetensors"
-    tool.convert([str(run), str(out), "--optimizer"])
+    tool.main([str(run), str(out), "--optimizer"])
     program = (
         "import runpy, sys\ntry:\n    runpy.run_path(sys.argv[1], run_name='__main__')\n"
         "finally:\n    assert 'deepspeed' not in sys.modules and 'transformers' not in sys.modules"
@@ -81,15 +81,15 @@ def test_what_cannot_be_written(run: Path, tool: ModuleType, tmp_path: Path, mon
         (tmp_path / "out.safetensors", ["--steps", "3"], "--steps: a checkpoint takes no flag but --optimizer"),
     ):
         with pytest.raises(UserError, match=message):
-            tool.convert([str(run), str(out), *flags])
+            tool.main([str(run), str(out), *flags])
 
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(UserError, match="No space left"):
-        tool.convert([str(run), str(tmp_path / "out.safetensors")])
+        tool.main([str(run), str(tmp_path / "out.safetensors")])
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "taken.safetensors").write_text("mine")
     with pytest.raises(UserError, match="exists: give another name"):
-        tool.convert([str(run), str(tmp_path / "taken.safetensors")])
+        tool.main([str(run), str(tmp_path / "taken.safetensors")])

@@ -11,6 +11,7 @@ from deconattn.data import TokenCorpus
 from deconattn.hf.export import export
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
+from deconattn.program import command
 from deconattn.train.checkpoint import open_checkpoint
 from tests.convert.conftest import SEQUENCE, MakeModel
 from tests.hf.models import load_plugin, small_config, trained
@@ -39,7 +40,7 @@ def test_shared_tensors_are_the_sources_and_the_others_a_fresh_runs(
 ) -> None:
     source = make_model(kind)
     flags = f"--data {corpus} --seq-len {SEQUENCE} --seed 11 --variant {variant} --pattern 1:1"
-    tool.convert([str(source), str(tmp_path / "run"), *flags.split()])
+    tool.main([str(source), str(tmp_path / "run"), *flags.split()])
     checkpoint = open_checkpoint(tmp_path / "run")
     assert checkpoint.model_config.layer_variants == (variant, "standard") * 2
     weights, stored = checkpoint.weights(), load_file(source / "model.safetensors")
@@ -67,11 +68,11 @@ def test_the_summary(
     source = make_model(num_hidden_layers=6)
     flags = f"--data {corpus} --seq-len {SEQUENCE} --seed 7 --steps 9 --lr 1e-3 --precision fp32"
     pattern = "mlp,standard,mlp,3*fixedseq"
-    tool.convert([str(source), str(tmp_path / "run"), *flags.split(), "--pattern", pattern])
+    tool.main([str(source), str(tmp_path / "run"), *flags.split(), "--pattern", pattern])
     said = capsys.readouterr().out
     assert said.startswith(SUMMARY.format(source=source))
     assert f"note: {source} has no tokenizer.json or tokenizer.model" in said
-    assert said.endswith(f"train: deepspeed launch.sh --save {tmp_path / 'run'} --resume\n")
+    assert said.endswith(f"train: {command('train')} --save {tmp_path / 'run'} --resume\n")
 
 
 def test_an_export_of_ours_keeps_its_layers_and_its_stream(tool: ModuleType, corpus: Path, tmp_path: Path) -> None:
@@ -80,12 +81,12 @@ def test_an_export_of_ours_keeps_its_layers_and_its_stream(tool: ModuleType, cor
     export(model.state_dict(), model.config, source, dtype=torch.float32, tokenizer_folder=corpus)
     before = model.state_dict()
 
-    tool.convert([str(source), str(tmp_path / "same"), "--data", str(corpus), "--seq-len", "80"])
+    tool.main([str(source), str(tmp_path / "same"), "--data", str(corpus), "--seq-len", "80"])
     checkpoint = open_checkpoint(tmp_path / "same")
     assert checkpoint.model_config == model.config
     assert all(torch.equal(tensor, before[name]) for name, tensor in checkpoint.weights().items())
 
-    tool.convert([str(source), str(tmp_path / "short"), "--data", str(corpus), "--seq-len", "16"])
+    tool.main([str(source), str(tmp_path / "short"), "--data", str(corpus), "--seq-len", "16"])
     weights = open_checkpoint(tmp_path / "short").weights()
     assert torch.equal(weights["model.fixed_ids"], before["model.fixed_ids"][:16])
     assert torch.equal(weights["model.fixed_embeddings"], before["model.fixed_embeddings"][:16])
@@ -93,7 +94,7 @@ def test_an_export_of_ours_keeps_its_layers_and_its_stream(tool: ModuleType, cor
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question. " * 9)
     flags = ["--data", str(corpus), "--seq-len", "16", "--fixed-text", str(text), "--pattern", "fixedseq,3*standard"]
-    tool.convert([str(source), str(tmp_path / "other"), *flags])
+    tool.main([str(source), str(tmp_path / "other"), *flags])
     checkpoint = open_checkpoint(tmp_path / "other")
     assert checkpoint.model_config.layer_variants == ("fixedseq", "standard", "standard", "standard")
     assert not torch.equal(checkpoint.weights()["model.fixed_ids"], before["model.fixed_ids"][:16])
@@ -102,7 +103,7 @@ def test_an_export_of_ours_keeps_its_layers_and_its_stream(tool: ModuleType, cor
 def test_a_variant_of_a_third_party(make_model: MakeModel, tool: ModuleType, corpus: Path, tmp_path: Path) -> None:
     plugin, source = load_plugin(tmp_path), make_model()
     flags = f"--data {corpus} --plugin {plugin} --variant runningmean --pattern 1:1"
-    tool.convert([str(source), str(tmp_path / "run"), *flags.split()])
+    tool.main([str(source), str(tmp_path / "run"), *flags.split()])
     checkpoint = open_checkpoint(tmp_path / "run")
     assert checkpoint.plugins == (plugin,)
     stored = load_file(source / "model.safetensors")

@@ -43,7 +43,7 @@ def test_a_token_that_means_another_is_named(
     with pytest.raises(
         UserError, match=rf"token 300 is .* in .*tokenizer.json: pack the corpus with --tokenizer {source}"
     ):
-        tool.convert([str(source), str(tmp_path / "run"), "--data", str(corpus)])
+        tool.main([str(source), str(tmp_path / "run"), "--data", str(corpus)])
     assert not (tmp_path / "run").exists()
 
 
@@ -52,7 +52,7 @@ def test_a_corpus_of_more_ids_than_the_model(
 ) -> None:
     source = make_model(vocab_size=500)
     with pytest.raises(UserError, match=f"512 token ids but the model in {source} only 500: pack"):
-        tool.convert([str(source), str(tmp_path / "run"), "--data", str(corpus)])
+        tool.main([str(source), str(tmp_path / "run"), "--data", str(corpus)])
 
 
 def test_nothing_to_compare_with_is_said_and_damage_is_named(corpus: Path, tmp_path: Path) -> None:

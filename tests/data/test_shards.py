@@ -56,7 +56,7 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is not a packed corpus \(pack with tools/pack.py\)"):
+    with pytest.raises(UserError, match=r"is not a packed corpus \(pack with python .*tools/pack.py\)"):
         TokenCorpus(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         TokenCorpus(tmp_path / "absent")

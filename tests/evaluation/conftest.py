@@ -4,19 +4,18 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from deconattn.cli import parse, run
+from deconattn.cli import run
+from deconattn.commands import evaluate as tool
 from deconattn.evaluation import harness
 from deconattn.generation.stored_model import StoredModel
 from deconattn.model.config import ModelConfig
 from tests.evaluation.documents import write_documents
 from tests.generation.conftest import byte_level, write_run
 from tests.hf.models import exported, small_config, trained
-from tests.tools import load_tool
 
 # As the tool does: the `datasets` library looks when it is first imported.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
@@ -64,19 +63,14 @@ def hybrid_run(byte_level: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return write_run(trained(config_of(*HYBRID)), byte_level, out, "--precision fp32")
 
 
-@pytest.fixture(scope="session")
-def tool() -> ModuleType:
-    return load_tool("evaluate")
-
-
 @pytest.fixture
-def evaluate(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> Evaluate:
+def evaluate(capsys: pytest.CaptureFixture[str]) -> Evaluate:
     """Run the tool in this process: exit code, standard output, standard error."""
 
     def evaluate(*words: object) -> tuple[int, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
-            run(lambda: tool.evaluate(parse(tool.Arguments, [str(word) for word in words])))
+            run(lambda: tool.main([str(word) for word in words]))
         out, err = capsys.readouterr()
         assert isinstance(leaving.value.code, int)
         return leaving.value.code, out, err

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from deconattn.evaluation import harness
+from deconattn.program import installation
+from tests.conftest import TOOLS
 from tests.evaluation.conftest import CONTEXT, Evaluate
 from tests.hf.models import exported, small_config, trained
-from tests.tools import FOLDER
 
 Results = Callable[..., dict[str, Any]]
 QUICK = ("--tasks", "copa,rte")
@@ -169,8 +170,9 @@ def test_what_is_no_model(
 def test_without_the_harness(
     qwen: Path, documents: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "install it with pip install 'deconattn[eval]'" in refused(qwen, "--datasets", documents)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    line = refused(qwen, "--datasets", documents)
+    assert f"evaluation needs lm_eval, which is not installed: {installation('eval')}" in line
 
 
 def test_scores_go_to_wandb(
@@ -209,7 +211,7 @@ def test_scores_go_to_wandb(
 
 def test_as_a_program() -> None:
     done = subprocess.run(
-        [sys.executable, FOLDER / "evaluate.py", "nowhere", "--tasks", "nothing"],
+        [sys.executable, TOOLS / "evaluate.py", "nowhere", "--tasks", "nothing"],
         capture_output=True,
         text=True,
         check=False,

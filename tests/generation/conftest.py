@@ -4,19 +4,18 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from deconattn.cli import parse, run
+from deconattn.cli import run
+from deconattn.commands import generate as tool
 from deconattn.generation.stored_model import StoredModel
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.checkpoint import CHECKPOINTS, Progress, TensorFiles, write_manifest
 from deconattn.train.command_line import RUN_CONFIG, parse_training_flags, to_json
 from tests.conftest import DEMO
 from tests.hf.models import VOCAB
-from tests.tools import load_tool
 
 Call = Callable[..., tuple[int, bytes, str]]
 
@@ -47,19 +46,14 @@ def hf_tokenizer(byte_level: Path) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_file=str(byte_level / "tokenizer.json"), eos_token="<|endoftext|>")
 
 
-@pytest.fixture(scope="session")
-def tool() -> ModuleType:
-    return load_tool("generate")
-
-
 @pytest.fixture
-def call(tool: ModuleType, capsysbinary: pytest.CaptureFixture[bytes]) -> Call:
+def call(capsysbinary: pytest.CaptureFixture[bytes]) -> Call:
     """Run the tool in this process: exit code, bytes of standard output, text of standard error."""
 
     def call(*words: object) -> tuple[int, bytes, str]:
         capsysbinary.readouterr()
         with pytest.raises(SystemExit) as leaving:
-            run(lambda: tool.generate(parse(tool.Arguments, [str(word) for word in words])))
+            run(lambda: tool.main([str(word) for word in words]))
         out, err = capsysbinary.readouterr()
         assert isinstance(leaving.value.code, int)
         return leaving.value.code, out, err.decode()

@@ -16,9 +16,9 @@ from deconattn.generation.output import TextOutput
 from deconattn.generation.sampling import Sampling
 from deconattn.generation.stored_model import open_model
 from deconattn.generation.streaming import TextStream
+from tests.conftest import TOOLS
 from tests.generation.conftest import Call, write_run
 from tests.hf.models import LONGEST, MIXED, VOCAB, exported, small_config, trained
-from tests.tools import FOLDER
 
 PROMPT = "Où est ё? "
 
@@ -190,7 +190,7 @@ def test_a_terminal_dims_the_prompt_and_a_pipe_gets_it_as_it_is(monkeypatch: pyt
 
 def test_as_a_program() -> None:
     done = subprocess.run(
-        [sys.executable, FOLDER / "generate.py", "nowhere", "--prompt", "a", "--top-p", "2"],
+        [sys.executable, TOOLS / "generate.py", "nowhere", "--prompt", "a", "--top-p", "2"],
         capture_output=True,
         text=True,
         check=False,

@@ -1,27 +1,14 @@
 """tools/export_hf.py: from a checkpoint to a folder."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
-from deconattn.cli import parse
+from deconattn.commands import export
 from deconattn.train import checkpoint
 from tests.hf.models import small_config, trained
-
-TOOL = Path(__file__).parents[2] / "tools" / "export_hf.py"
-
-
-@pytest.fixture
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("export_hf", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -29,7 +16,7 @@ def tool() -> ModuleType:
     [("fp32", [], "float32"), ("bf16", [], "bfloat16"), ("bf16", ["--dtype", "fp32"], "float32")],
 )
 def test_the_runs_own_precision_by_default(
-    precision: str, flags: list[str], stored: str, tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, flags: list[str], stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = trained(small_config("mlp", "rndemb"))
     opened = SimpleNamespace(
@@ -45,7 +32,7 @@ def test_the_runs_own_precision_by_default(
     )
     monkeypatch.setattr(checkpoint, "open_checkpoint", {tmp_path / "run": opened}.__getitem__)
     out = tmp_path / "out"
-    tool.export_checkpoint(parse(tool.Arguments, [str(tmp_path / "run"), str(out), *flags]))
+    export.main([str(tmp_path / "run"), str(out), *flags])
     config = json.loads((out / "config.json").read_text())
     assert config["dtype"] == stored
     assert config["layer_variants"] == ["mlp", "rndemb"]

@@ -17,6 +17,7 @@ from deconattn.data.loading.layout import Concatenation, Layout
 from deconattn.data.loading.sampler import Blend, Order
 from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
+from deconattn.program import command
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class SampleStream:
         packing: Literal["concat", "best-fit"] = "concat",
     ) -> None:
         if not corpora:
-            raise UserError("no corpus to train on; name a folder that tools/pack.py wrote")
+            raise UserError(f"no corpus to train on; name a folder that {command('pack')} wrote")
         if seq_len < 1:
             raise UserError(f"sequence length {seq_len}: must be at least 1")
         self.corpora = tuple(corpus for corpus, _ in corpora)

@@ -1,4 +1,4 @@
-"""The flags of `tools/pack.py`."""
+"""The flags of the command `pack`."""
 
 import os
 from dataclasses import dataclass, field

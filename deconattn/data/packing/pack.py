@@ -1,4 +1,4 @@
-"""Pack documents into a folder of shards; the body of `tools/pack.py`."""
+"""Pack documents into a folder of shards; the body of the command `pack`."""
 
 import sys
 from importlib.resources import as_file, files

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from deconattn.errors import UserError
+from deconattn.program import installation
 
 _STAMPS = ("ETag", "etag", "blob_id", "md5Hash", "sha256", "mtime", "LastModified", "last_modified", "created")
 """What file systems call the mark of a file's content, best first."""
@@ -63,7 +64,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
         system, path = url_to_fs(url)
     except ImportError as error:
-        raise UserError(f"{url}: reading URLs needs pip install 'deconattn[remote]' ({error})") from None
+        raise UserError(f"{url}: reading URLs needs {installation('remote')} ({error})") from None
     except ValueError as error:
         raise UserError(f"{url}: {error}; check the URL") from None
     except Exception as error:

@@ -45,12 +45,12 @@ def convert(
     column: str = "input_ids",
     pieces: bool = False,
 ) -> Conversion:
-    """Write the documents of `source` into `out`, in order, split as `tools/pack.py` splits.
+    """Write the documents of `source` into `out`, in order, split as the command `pack` splits.
 
     Args:
         source: the prefix (or one of the two files) of a Megatron-LM dataset, or Arrow or Parquet files or a folder of
             them.
-        tokenizer: the one that made the ids, as for `tools/pack.py`.
+        tokenizer: the one that made the ids, as for the command `pack`.
         column: of a Hugging Face dataset: the lists of ids.
         pieces: its rows are pieces of one long sequence, cut anywhere.
 
@@ -110,7 +110,7 @@ def _ended(
 
 
 def _split(documents: Iterable[npt.NDArray[Any]], fraction: float) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Each document's split, by its number as `tools/pack.py` has it.
+    """Each document's split, by its number as the command `pack` has it.
 
     Of two documents or more the last goes where there is none yet, for which one is held back.
     """

@@ -11,6 +11,7 @@ from deconattn.data.manifest import read_manifest
 from deconattn.data.shard_tool.documents import read_documents
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
+from deconattn.program import command
 
 _AROUND = 60  # characters of an excerpt on either side
 
@@ -49,7 +50,7 @@ def decode(folder: Path, split: str, start: int) -> Iterator[Decoded]:
         if int(ids.max(initial=0)) >= tokenizer.vocab_size:
             raise UserError(
                 f"{folder}: {split} document {number}: id {int(ids.max())} is beyond the vocabulary of "
-                f"{tokenizer.vocab_size}; see tools/shards.py verify {folder}"
+                f"{tokenizer.vocab_size}; see {command('shards')} verify {folder}"
             )
         ended = len(ids) > 0 and int(ids[-1]) == tokenizer.eos_token_id
         body = ids[:-1] if ended else ids

@@ -11,6 +11,7 @@ from deconattn.data.manifest import ShardEntry
 from deconattn.data.mapped import fetch
 from deconattn.data.shards import open_shard
 from deconattn.errors import UserError
+from deconattn.program import command
 
 
 def read_batches(
@@ -35,7 +36,7 @@ def read_batches(
         held = sum(len(bounds) - 1 for bounds in shard.offsets)
         if held != entry.documents:
             raise UserError(
-                f"{path} holds {held} documents, {entry.documents} expected; see tools/shards.py verify {folder}"
+                f"{path} holds {held} documents, {entry.documents} expected; see {command('shards')} verify {folder}"
             )
         for values, bounds in zip(shard.values, shard.offsets, strict=True):
             skipped = max(start - number, 0)
@@ -58,7 +59,7 @@ def read_documents(
 def _check_order(path: Path, first: int, bounds: npt.NDArray[np.int32]) -> None:
     wrong = np.flatnonzero(np.diff(bounds) < 0)
     if len(wrong):
-        raise UserError(f"{path}: document {first + wrong[0]} ends before it begins; see tools/shards.py verify")
+        raise UserError(f"{path}: document {first + wrong[0]} ends before it begins; see {command('shards')} verify")
 
 
 def _fetch(path: Path, values: npt.NDArray[Any]) -> None:

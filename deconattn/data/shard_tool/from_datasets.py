@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from deconattn.data.reading.inputs import Input, find_inputs
 from deconattn.errors import UserError
+from deconattn.program import command
 
 _ROWS = 256  # of a Parquet file at a time
 _MAX_DOCUMENT = 1 << 28
@@ -32,7 +33,7 @@ class DatasetDocuments:
         for file in self._inputs:
             if file.kind not in ("arrow", "parquet"):
                 raise UserError(
-                    f"{file.name}: not a dataset of ids; give Arrow or Parquet files, or tools/pack.py for text"
+                    f"{file.name}: not a dataset of ids; give Arrow or Parquet files, or {command('pack')} for text"
                 )
 
     def __iter__(self) -> Iterator[Document]:

@@ -17,7 +17,7 @@ from deconattn.errors import UserError
 def recut(
     folder: Path, out: Path, shard_tokens: int, documents: tuple[int, int | None] = (0, None), tokens: int | None = None
 ) -> Manifest:
-    """Write the documents of `folder` into `out`, in order, in shards as `tools/pack.py` cuts them.
+    """Write the documents of `folder` into `out`, in order, in shards as the command `pack` cuts them.
 
     Args:
         shard_tokens: tokens after which a new shard begins; a document is never cut.

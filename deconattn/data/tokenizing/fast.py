@@ -13,6 +13,7 @@ import psutil
 from deconattn.data.tokenizing.awkward_texts import AWKWARD_TEXTS, with_added_tokens
 from deconattn.data.tokenizing.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from deconattn.data.tokenizing.unsettled import has_unsettled
+from deconattn.program import installation
 
 _SAMPLE_CHARACTERS = 200_000
 _EXCERPT = 60
@@ -132,7 +133,7 @@ def load_fast_tokenizer(spec: str | Path, sample: Sequence[str]) -> Tokenizer:
 
     The ids are compared on the beginning of `sample` and on a set of difficult texts. A refusal or a difference is
     one warning on stderr (none for a SentencePiece unigram model, which its own library reads as fast as any); the
-    tokenizer is then :func:`load_tokenizer`'s.
+    tokenizer is then :func:`load_tokenizer`'s. So it is without gigatoken, which one warning says too.
 
     Raises:
         UserError: as :func:`load_tokenizer` does.
@@ -143,11 +144,13 @@ def load_fast_tokenizer(spec: str | Path, sample: Sequence[str]) -> Tokenizer:
         fast = FastTokenizer(exact)
         different = first_difference(exact, fast, texts)
     except ImportError:
+        if not _is_unigram(exact):
+            _warn(f"{spec}: gigatoken is not installed ({installation('fast')})")
         return exact
     except BaseException as error:  # whatever the library raises (a panic is no Exception), it costs speed only
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
-        if not isinstance(exact, SentencePieceTokenizer):
+        if not _is_unigram(exact):
             reason = str(error).splitlines() or [type(error).__name__]
             _warn(f"{spec}: gigatoken does not take this tokenizer ({reason[0]})")
         return exact
@@ -169,6 +172,15 @@ def first_difference(exact: Tokenizer, fast: Tokenizer, texts: Sequence[str]) ->
         if not np.array_equal(ours, other[other_starts[number] :][: other_counts[number]]):
             return text
     return texts[-1]
+
+
+def _is_unigram(tokenizer: Tokenizer) -> bool:
+    """Whether gigatoken would gain nothing, so that nobody needs to hear of it."""
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return False
+    from sentencepiece import sentencepiece_model_pb2 as model
+
+    return bool(model.ModelProto.FromString(tokenizer.content).trainer_spec.model_type == model.TrainerSpec.UNIGRAM)
 
 
 def _beginning(sample: Sequence[str]) -> list[str]:

@@ -3,13 +3,13 @@ from types import ModuleType
 
 import pytest
 
+from deconattn.commands import shards
 from tests.data.shard_tool.shard_corpora import write_tokenizer
-from tests.tools import load_tool
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    return load_tool("shards")
+    return shards
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from deconattn.data.shard_tool.verify import verify
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 from tests.data.shard_tool.shard_corpora import EOS, TEXTS, encode
-from tests.tools import load_tool
 
 CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float64": 6, "float32": 7, "uint16": 8}
 
@@ -275,8 +274,9 @@ def test_any_changed_byte_of_a_dataset_gives_one_line_or_a_corpus(tmp_path: Path
         assert not out.exists() or verify(out, 0).faults == []
 
 
-def test_the_command_line(tmp_path: Path, tokenizer_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tool: ModuleType = load_tool("shards")
+def test_the_command_line(
+    tool: ModuleType, tmp_path: Path, tokenizer_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prefix = write_megatron(tmp_path / "data", [[1, 2], [], [3, EOS]])
     words = ["convert", str(prefix), str(tmp_path / "out"), "--tokenizer", str(tokenizer_file), "--val-fraction", "0"]
     assert tool.main(words) == 0

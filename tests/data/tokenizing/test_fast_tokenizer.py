@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +14,10 @@ from deconattn.data import load_tokenizer
 from deconattn.data.tokenizing import fast as module
 from deconattn.data.tokenizing.awkward_texts import AWKWARD_TEXTS, with_added_tokens
 from deconattn.data.tokenizing.fast import FastTokenizer, first_difference, load_fast_tokenizer
-from deconattn.data.tokenizing.tokenizer import HuggingFaceTokenizer, Tokenizer
+from deconattn.data.tokenizing.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from deconattn.data.tokenizing.training import Training, train_tokenizer
 from deconattn.data.tokenizing.unsettled import has_unsettled
+from deconattn.program import installation
 
 pytest.importorskip("gigatoken")
 
@@ -164,13 +166,19 @@ def test_a_setting_that_gigatoken_passes_over(small: Path, tmp_path: Path, capsy
         assert message in line
 
 
-def test_unigram_models_and_a_missing_library_are_silent(
+def test_a_missing_library_is_said_where_it_would_be_faster(
     sp_model: Path, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not isinstance(load_fast_tokenizer(sp_model, []), FastTokenizer)
-    monkeypatch.setitem(__import__("sys").modules, "gigatoken", None)
-    assert isinstance(load_fast_tokenizer(small, []), HuggingFaceTokenizer)
+    assert not isinstance(load_fast_tokenizer(sp_model, []), FastTokenizer)  # a unigram model
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    assert isinstance(load_fast_tokenizer(sp_model, []), SentencePieceTokenizer)
     assert not capsys.readouterr().err
+    assert isinstance(load_fast_tokenizer(small, []), HuggingFaceTokenizer)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"warning: {small}: gigatoken is not installed ({installation('fast')}); "
+        "going on with its own library, which is slower"
+    )
 
 
 def test_the_first_difference(small: Path, sp_model: Path) -> None:

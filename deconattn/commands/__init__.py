@@ -1,0 +1,49 @@
+"""The command lines, a file a command: everything else is below them, and nothing imports them.
+
+`deconattn NAME ...` reaches them all through :func:`main`; in a clone tools/NAME.py does, and launch.sh trains.
+"""
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from deconattn.errors import UserError
+from deconattn.pattern import nearest
+from deconattn.program import program
+
+COMMANDS = {
+    "pack": "Pack text into Arrow shards.",
+    "shards": "Look after packed corpora: info, verify, decode, merge, and more.",
+    "plan": "Count parameters, and plan what a job costs on how many GPUs.",
+    "train": "Train, on all GPUs of this machine or of several.",
+    "export": "Write a run or a checkpoint as a Hugging Face folder.",
+    "convert": "Make one file of a checkpoint, or a run of a Hugging Face model.",
+    "generate": "Continue a text with a trained model.",
+    "evaluate": "Score trained models on the paper's nine benchmarks.",
+    "analyze": "Look inside trained models: indicators, activations, maps.",
+    "reproduce": "Make the paper's tables and figures.",
+}
+"""Each command and what it does. Its body is the module of that name: `main(words)` returns an exit code or None."""
+
+
+def main(words: Sequence[str]) -> int | None:
+    """Run one command; no other is imported.
+
+    Raises:
+        UserError: there is no such command, or what the command itself has to say.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, *others = words
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}{nearest(name, COMMANDS)}; {program()} --help lists them")
+    body: int | None = import_module(f"{__name__}.{name}").main(others)
+    return body
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:{width}}  {purpose}" for name, purpose in COMMANDS.items())
+    return "\n".join(
+        [f"usage: {program()} COMMAND ...", "", *lines, "", f"{program()} COMMAND --help lists its flags."]
+    )

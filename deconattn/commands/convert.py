@@ -1,0 +1,57 @@
+"""Convert: RUN_OR_CHECKPOINT OUT.safetensors, or HF_FOLDER OUT_RUN --data PACKED FLAGS."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from deconattn.cli import complaints_in_one_line
+from deconattn.errors import UserError
+from deconattn.program import command, quoted
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Convert a checkpoint into one safetensors file, or a Hugging Face model into a run.
+
+    `convert RUN_OR_CHECKPOINT OUT.safetensors` writes the canonical state dict: fp32, Hugging Face names.
+
+    `convert HF_FOLDER OUT_RUN --data PACKED [any flag of a training]` begins a run with the weights of a Qwen2 or
+    Qwen3 model, or of an export of ours. Dimensions are the model's; --variant and --pattern choose the layers, which
+    take the tensors that they share with it. Then train with --save OUT_RUN --resume.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """A run folder (its newest good checkpoint), one of its step-N folders, or a Hugging Face folder."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """The file or the run folder to write."""
+    optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Of a checkpoint: add AdamW's moments and step, as optimizer.exp_avg.NAME and so on."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Find out what is to be converted, do it, and say what became of it."""
+    if not {"-h", "--help"} & set(words) and any(word.startswith("-") for word in words[:2]):
+        raise UserError(f"{words[0]}: SOURCE and OUT come first, then the flags")
+    with complaints_in_one_line():
+        arguments, others = tyro.cli(Arguments, prog=command("convert"), args=words, return_unknown_args=True)
+    from deconattn.convert.source import kind_of
+
+    if kind_of(arguments.source) == "checkpoint":
+        from deconattn.convert.state_dict import write_state_dict
+        from deconattn.train.checkpoint import open_checkpoint
+
+        if others:
+            raise UserError(f"{others[0]}: a checkpoint takes no flag but --optimizer; leave it out")
+        checkpoint = open_checkpoint(arguments.source)
+        tensors = write_state_dict(checkpoint, arguments.out, arguments.optimizer)
+        print(f"step {checkpoint.step} of {checkpoint.folder} -> {arguments.out} ({tensors} tensors, fp32)")
+        return
+    from deconattn.convert.new_run import write_run
+
+    if arguments.optimizer:
+        raise UserError("--optimizer: a Hugging Face folder holds no moments; leave it out")
+    print(write_run(arguments.source, arguments.out, others))
+    print(f"train: {command('train')} --save {quoted(arguments.out)} --resume")

@@ -1,0 +1,55 @@
+"""Write a run or a checkpoint as a Hugging Face folder: export RUN_OR_CHECKPOINT OUT."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from deconattn.cli import parse
+from deconattn.program import command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Export a trained model for AutoModelForCausalLM.from_pretrained."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A run folder (its newest good checkpoint) or one of its step-N folders."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """The folder to write."""
+    dtype: Literal["fp32", "bf16"] | None = None
+    """What the weights are stored in; by default what the run computed in."""
+    tokenizer: bool = True
+    """Carry the tokenizer along."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+
+
+def main(words: Sequence[str]) -> None:
+    """Read the flags and export."""
+    export_checkpoint(parse(Arguments, words, program=command("export")))
+
+
+def export_checkpoint(arguments: Arguments) -> None:
+    """Open, export, and say where it is."""
+    import torch
+
+    from deconattn.hf.export import export
+    from deconattn.hf.model_card import Provenance
+    from deconattn.train.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(arguments.source)
+    precision = arguments.dtype or checkpoint.precision
+    export(
+        checkpoint.weights(),
+        checkpoint.model_config,
+        arguments.out,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        tokenizer_folder=checkpoint.tokenizer_folder if arguments.tokenizer else None,
+        plugins=checkpoint.plugins,
+        provenance=Provenance(checkpoint.step, checkpoint.datasets, checkpoint.base_model),
+        overwrite=arguments.overwrite,
+    )
+    print(f"step {checkpoint.step} of {checkpoint.folder} -> {arguments.out} ({precision})")

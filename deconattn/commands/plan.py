@@ -1,0 +1,139 @@
+"""Plan a model before training it.
+
+Parameter counts of every variant at a size:
+
+    plan --size 500m
+
+The same, and FLOPs and bytes of a layer and of the model, in training and in generation:
+
+    plan --size 500m --pattern even --costs
+
+Memory, communication and pipeline bubble of a job on so many GPUs, and the simplest topology that fits them:
+
+    plan --size 1.7b --gpus 64 --gpu-memory 80 --tp 4 --pp 2
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.table import Table
+
+from deconattn.cli import parse, show
+from deconattn.config import DataFlags, EngineFlags, ModelFlags, OptimizationFlags, TrainingFlags, model_config
+from deconattn.cost.job import Job
+from deconattn.cost.parameters import count_parameters
+from deconattn.cost.recommend import recommend
+from deconattn.cost.report import advice, per_rank, summary
+from deconattn.cost.tables import cost_tables
+from deconattn.errors import UserError
+from deconattn.mixers import variant_names
+from deconattn.model.config import ModelConfig
+from deconattn.pattern import STANDARD
+from deconattn.presets import size_defaults
+from deconattn.program import command
+
+PYTHIA_VOCABULARY = 50277
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Parameter counts of every variant in a pattern; with --gpus, what a job costs on them."""
+
+    gpus: int = 0
+    """Plan a job on so many GPUs; 0 is parameter counts alone."""
+    gpu_memory: float = 80.0
+    """Of each, GiB."""
+    costs: bool = False
+    """Print what each variant costs too: FLOPs and bytes of a micro-batch in training and in generation."""
+    model: ModelFlags = field(default_factory=ModelFlags)
+    data: DataFlags = field(default_factory=DataFlags)
+    optimization: OptimizationFlags = field(default_factory=OptimizationFlags)
+    engine: EngineFlags = field(default_factory=EngineFlags)
+
+    def training(self) -> TrainingFlags:
+        """The flags of a training among these."""
+        return dataclasses.replace(
+            size_defaults(self.model.size),
+            model=self.model,
+            data=self.data,
+            optimization=self.optimization,
+            engine=self.engine,
+        )
+
+    def config(self, variant: str) -> ModelConfig:
+        """The model that these flags describe, with another variant."""
+        flags = dataclasses.replace(self.model, variant=variant)
+        return model_config(flags, 0 if flags.vocab_size else PYTHIA_VOCABULARY, self.data.seq_len)
+
+
+def main(words: Sequence[str]) -> None:
+    """Read the flags, with the defaults of the size that they name, and print what they ask for."""
+    program = command("plan")
+    size = parse(Plan, words, program=program).model.size
+    defaults = size_defaults(size)
+    bf16 = EngineFlags(precision="bf16")  # as a training chooses where there are GPUs
+    parts = {"model": defaults.model, "data": defaults.data, "optimization": defaults.optimization, "engine": bf16}
+    flags = parse(Plan, words, default=Plan(**parts), program=program)  # type: ignore[arg-type]
+    flags.training().check()
+    if flags.gpus:
+        plan_job(flags)
+    else:
+        count_variants(flags)
+    if flags.costs:
+        compare_costs(flags)
+
+
+def plan_job(flags: Plan) -> None:
+    """Print what the job costs, and the topology that is recommended.
+
+    Raises:
+        UserError: figures below zero, a topology that cannot be, or nothing that fits.
+    """
+    if flags.gpus < 0 or flags.gpu_memory <= 0:
+        raise UserError(f"--gpus {flags.gpus} with --gpu-memory {flags.gpu_memory:g}: both must be above zero")
+    training, model = flags.training(), flags.config(flags.model.variant)
+    job = Job.of(model, training, flags.gpus)
+    show(per_rank(job))
+    for line in summary(job, flags.gpu_memory):
+        print(line)
+    for line in advice(recommend(model, training, flags.gpus, flags.gpu_memory)):
+        print(line)
+
+
+def count_variants(flags: Plan) -> None:
+    """Print the parameter counts of all variants."""
+    models = {variant: flags.config(variant) for variant in variants()}
+    counts = {variant: count_parameters(config) for variant, config in models.items()}
+    vocabulary = models[STANDARD].vocab_size
+    table = Table(title=f"Parameters, size {flags.model.size}, pattern {flags.model.pattern}, vocabulary {vocabulary}")
+    for column in ("variant", "total", "non-embedding", "difference"):
+        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
+    standard = counts[STANDARD]
+    for variant, count in counts.items():
+        difference = count.total - standard.total
+        share = f"{difference:+,} ({difference / standard.total:+.4%})" if difference else "0"
+        table.add_row(variant, f"{count.total:,}", f"{count.non_embedding:,}", share)
+    show(table)
+
+
+def compare_costs(flags: Plan) -> None:
+    """Print what a layer's mixer and the model cost in every variant, on one GPU."""
+    jobs = {
+        variant: Job(
+            model=flags.config(variant),
+            length=flags.data.seq_len,
+            micro_batch=flags.optimization.micro_batch_size,
+            accumulation=1,
+            bytes_per_element=2 if flags.engine.precision == "bf16" else 4,
+            zero=flags.engine.zero_stage,
+        )
+        for variant in variants()
+    }
+    for table in cost_tables(jobs, flags.model.pattern):
+        show(table)
+
+
+def variants() -> list[str]:
+    """Those registered, the standard one first."""
+    return sorted(variant_names(), key=lambda variant: variant != STANDARD)

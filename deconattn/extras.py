@@ -1,0 +1,37 @@
+"""The package's extras: what no training needs, asked for in one line before the work that needs it begins."""
+
+import importlib.util
+
+from deconattn.errors import UserError
+from deconattn.program import installation
+
+MODULES = {
+    "eval": ("lm_eval", "accelerate", "zstandard"),
+    "fast": ("gigatoken",),
+    "plot": ("matplotlib", "jinja2", "markupsafe"),
+    "remote": ("fsspec",),
+}
+"""Of each extra, what is imported of it."""
+
+
+def missing(extra: str) -> str | None:
+    """The first module of an extra that is not installed; imports none of them."""
+    return next((module for module in MODULES[extra] if not _is_installed(module)), None)
+
+
+def require(extra: str, purpose: str) -> None:
+    """Ask for an extra.
+
+    Raises:
+        UserError: a module of it is missing; `purpose` begins the message, as in "drawing".
+    """
+    module = missing(extra)
+    if module is not None:
+        raise UserError(f"{purpose} needs {module}, which is not installed: {installation(extra)}")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False

@@ -1,0 +1,66 @@
+"""What our commands are called where we are: by a clone's files, or `deconattn NAME` where the package is installed.
+
+Whatever tells a user what to type next asks here.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+PACKAGE = "deconattn"
+_FOLDER = Path(__file__).resolve().parent
+_CLONE = _FOLDER.parent if (_FOLDER.parent / "launch.sh").is_file() else None
+_FILES = {"train": "launch.sh", "export": "tools/export_hf.py"}
+
+
+def command(name: str) -> str:
+    """A command as it can be typed in the directory we are in, in the form in which this process was called.
+
+    `deconattn pack`, `python -m deconattn pack`, or in a clone `python tools/pack.py`.
+    """
+    if _CLONE is None or _is_called_by_name():
+        return f"{program()} {name}"
+    path = quoted(_file(_CLONE, name))
+    if name != "train":
+        return f"python {path}"
+    return path if "/" in path else f"./{path}"
+
+
+def program() -> str:
+    """The program that has all commands: `deconattn`, or `python -m deconattn` if it was called so."""
+    return f"python -m {PACKAGE}" if Path(sys.argv[0]).resolve() == _FOLDER / "__main__.py" else PACKAGE
+
+
+def process(name: str) -> list[str]:
+    """The beginning of a command line that starts a command from any directory."""
+    if _CLONE is None:
+        return [sys.executable, "-m", PACKAGE, name]
+    return ["bash" if name == "train" else sys.executable, str(_file(_CLONE, name))]
+
+
+def installation(extra: str) -> str:
+    """What installs one of the package's extras."""
+    if _CLONE is None:
+        return f"pip install {shlex.quote(f'{PACKAGE}[{extra}]')}"
+    return f"pip install -e {shlex.quote(f'{_shown(_CLONE)}[{extra}]')}"
+
+
+def quoted(path: Path) -> str:
+    """A path for a shell, relative to the directory we are in if it lies there."""
+    return shlex.quote(str(_shown(path)))
+
+
+def _is_called_by_name() -> bool:
+    called = Path(sys.argv[0])
+    # The worker's file runs in the ranks that `deconattn train` starts; launch.sh's ranks run launch.sh.
+    ours = (_FOLDER / "__main__.py", _FOLDER / "train" / "worker.py")
+    return called.name == PACKAGE or called.resolve() in ours
+
+
+def _shown(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _file(clone: Path, name: str) -> Path:
+    return clone / _FILES.get(name, f"tools/{name}.py")

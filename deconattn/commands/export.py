@@ -23,6 +23,10 @@ class Arguments:
     """What the weights are stored in; by default what the run computed in."""
     tokenizer: bool = True
     """Carry the tokenizer along."""
+    license: str | None = None
+    """The weights' licence as the Hub names it (apache-2.0, mit, ...), for the card."""
+    language: tuple[str, ...] = ()
+    """Languages of the text by their codes (en, cs, ...), for the card."""
     overwrite: bool = False
     """Replace an earlier export."""
 
@@ -49,7 +53,9 @@ def export_checkpoint(arguments: Arguments) -> None:
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
         tokenizer_folder=checkpoint.tokenizer_folder if arguments.tokenizer else None,
         plugins=checkpoint.plugins,
-        provenance=Provenance(checkpoint.step, checkpoint.datasets, checkpoint.base_model),
+        provenance=Provenance(
+            checkpoint.step, checkpoint.datasets, checkpoint.base_model, arguments.license, arguments.language
+        ),
         overwrite=arguments.overwrite,
     )
     print(f"step {checkpoint.step} of {checkpoint.folder} -> {arguments.out} ({precision})")

@@ -257,7 +257,8 @@ class DecoderLayer(nn.Module):
             fixed_rows: which of the S sequences each stream is.
         """
         normed, rows = self.input_layernorm(hidden), len(fixed_rows)
-        if self.fixed_stream is not None:
+        if isinstance(self.self_attn, FixedMap):
+            assert self.fixed_stream is not None
             row = fixed_rows[self.fixed_stream]
             self.self_attn.fill(*(tensor.view(rows, -1, *tensor.shape[1:])[row] for tensor in (positions, normed)))
         hidden = hidden + self.self_attn.run_stream(positions, normed, self._normed_static(static), rows)

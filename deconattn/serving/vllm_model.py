@@ -96,7 +96,10 @@ class DeconAttnModel(nn.Module):
         """Annotated as vLLM's compiler reads it: every tensor's first dimension is the number of tokens."""
         residual = static = None
         if get_pp_group().is_first_rank:
-            hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+            if inputs_embeds is None:
+                assert input_ids is not None
+                inputs_embeds = self.embed_input_ids(input_ids)
+            hidden = inputs_embeds
             if self.has_static:
                 static = hidden.clone()  # the first layer's residual stream is the embeddings, and is added to in place
         else:
@@ -198,10 +201,9 @@ class DeconAttnForCausalLM(nn.Module, SupportsPP):
 
     def _stacked(self) -> dict[str, tuple[str, str | int]]:
         """vLLM's layer and part of it for each layer of a checkpoint, whose name depends on its block's variant."""
-        modules = [(f"{index}.mlp", FeedForward) for index in range(self.config.num_hidden_layers)]
-        modules += [(f"{i}.self_attn", MIXERS[variant]) for i, variant in enumerate(self.config.layer_variants)]
         return {
-            f"layers.{name}.{ours}.": (f"layers.{name}.{theirs}.", part)
-            for name, module in modules
-            for ours, (theirs, part) in module.stacked.items()
+            f"layers.{index}.{module}.{ours}.": (f"layers.{index}.{module}.{theirs}.", part)
+            for index, variant in enumerate(self.config.layer_variants)
+            for module, stacked in (("self_attn", MIXERS[variant].stacked), ("mlp", FeedForward.stacked))
+            for ours, (theirs, part) in stacked.items()
         }

@@ -33,8 +33,10 @@ class Checks:
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """See :func:`check`."""
+        """See :func:`check`. Without attention there are no prefixes to cache, and vLLM's cache of them would fail."""
         check(vllm_config)
+        if set(vllm_config.model_config.hf_config.layer_variants) == {"mlp"}:
+            vllm_config.cache_config.enable_prefix_caching = False
 
 
 def check(vllm_config: Any) -> None:

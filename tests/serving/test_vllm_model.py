@@ -171,8 +171,8 @@ def test_fixed_maps_follow_weights_that_a_trainer_replaces(tmp_path: Path) -> No
     engine = Engine(model, tmp_path / "out")
     (served,) = engine.models[0]
     addresses = [buffer.data_ptr() for buffer in served.buffers()]
-    for name, parameter in other.named_parameters():
-        engine.ranks[0].run(lambda _, name=name, tensor=parameter.detach(): served.load_weights([(name, tensor)]))
+    for named in other.named_parameters():
+        engine.ranks[0].run(lambda _, named=named: served.load_weights([named]))
     assert_same(engine, other)
     assert [buffer.data_ptr() for buffer in served.buffers()] == addresses  # CUDA graphs hold them
 

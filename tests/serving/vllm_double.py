@@ -135,8 +135,8 @@ class _Sharded(nn.Module):
         for parameter in self.parameters():
             parameter.weight_loader = self.weight_loader  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        return nn.functional.linear(x, self.weight, self.bias), None
+    def forward(self, input_: Tensor) -> tuple[Tensor, None]:
+        return nn.functional.linear(input_, self.weight, self.bias), None
 
 
 class MergedColumnParallelLinear(_Sharded):
@@ -190,8 +190,8 @@ class RowParallelLinear(_Sharded):
     def weight_loader(self, param: Tensor, loaded_weight: Tensor) -> None:
         param.data.copy_(loaded_weight.narrow(1, _here.tp_rank * self.width, self.width))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        return _here.ranks.sum(super().forward(x)[0]), None
+    def forward(self, input_: Tensor) -> tuple[Tensor, None]:
+        return _here.ranks.sum(super().forward(input_)[0]), None
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -270,7 +270,8 @@ class Attention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         counts = [count for _, count in self.sequences]
         assert len(query) == sum(counts)
-        flat = (one.unflatten(-1, shape) for one, shape in zip((query, key, value), (*self.shapes, self.shapes[1])))
+        heads, shared = self.shapes
+        flat = (query.unflatten(-1, heads), key.unflatten(-1, shared), value.unflatten(-1, shared))
         mixed = []
         for (name, count), new, keys, values in zip(self.sequences, *(one.split(counts) for one in flat), strict=True):
             if name in self.cache:
@@ -284,7 +285,7 @@ class Attention(nn.Module):
 
 
 class WeightsMapper:
-    def __init__(self, orig_to_new_stacked: dict[str, tuple[str, Any]]) -> None:
+    def __init__(self, *, orig_to_new_stacked: dict[str, tuple[str, Any]]) -> None:
         self.stacked = orig_to_new_stacked
 
     def map(self, name: str) -> tuple[str, Any]:
@@ -353,16 +354,16 @@ def set_default_rope_theta(config: Any, default_theta: float) -> None:
     config.rope_parameters.setdefault("rope_theta", default_theta)
 
 
-class ModelRegistry:
-    models: dict[str, str] = {}  # noqa: RUF012
+class _ModelRegistry:
+    def __init__(self) -> None:
+        self.models: dict[str, str] = {}
 
-    @classmethod
-    def register_model(cls, model_arch: str, model_cls: str) -> None:
-        cls.models[model_arch] = model_cls
+    def register_model(self, model_arch: str, model_cls: str) -> None:
+        self.models[model_arch] = model_cls
 
 
 CONTENTS: dict[str, dict[str, Any]] = {
-    "vllm": {"ModelRegistry": ModelRegistry},
+    "vllm": {"ModelRegistry": _ModelRegistry()},
     "vllm.compilation.decorators": {"support_torch_compile": support_torch_compile},
     "vllm.config": {"VllmConfig": VllmConfig},
     "vllm.distributed": {

@@ -30,16 +30,22 @@ Stacked = Mapping[str, tuple[str, str | int]]
 
 
 class FeedForward(nn.Module):
-    """Down(SiLU(Gate(x)) * Up(x))."""
+    """Down(SiLU(Gate(x)) * Up(x)).
+
+    Args:
+        whole: every tensor-parallel rank has all of it, and nothing is exchanged.
+    """
 
     stacked: ClassVar[Stacked] = {"gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1)}
 
-    def __init__(self, hidden_size: int, width: int, prefix: str) -> None:
+    def __init__(self, hidden_size: int, width: int, prefix: str, whole: bool = False) -> None:
         super().__init__()
         self.gate_up_proj = MergedColumnParallelLinear(
-            hidden_size, [width, width], bias=False, prefix=f"{prefix}.gate_up_proj"
+            hidden_size, [width, width], bias=False, prefix=f"{prefix}.gate_up_proj", disable_tp=whole
         )
-        self.down_proj = RowParallelLinear(width, hidden_size, bias=False, prefix=f"{prefix}.down_proj")
+        self.down_proj = RowParallelLinear(
+            width, hidden_size, bias=False, prefix=f"{prefix}.down_proj", disable_tp=whole
+        )
         self.act_fn = SiluAndMul()
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -53,7 +59,8 @@ class MLP(FeedForward):
     needs_static_embeddings = False
 
     def __init__(self, config: ModelConfig, vllm_config: VllmConfig, prefix: str) -> None:
-        super().__init__(config.hidden_size, matched_width(config), prefix)
+        width = matched_width(config)
+        super().__init__(config.hidden_size, width, prefix, whole=bool(width % get_tensor_model_parallel_world_size()))
 
     def forward(self, positions: Tensor, hidden: Tensor, static: Tensor | None) -> Tensor:  # type: ignore[override]
         return super().forward(hidden)

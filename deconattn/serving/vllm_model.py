@@ -4,6 +4,8 @@
 `rndemb` and `fixedseq` have queries and keys that depend on the position alone: the fixed stream passes the layers
 once after the weights are loaded, and each layer then looks its queries and keys up. `mlp` has no attention, and vLLM
 keeps a cache only for layers that have.
+
+Run with vLLM 0.32 on CPUs; never on a GPU (docs/serving.md).
 """
 
 from collections.abc import Iterable

@@ -3,6 +3,7 @@
 Importable without vLLM. vLLM calls :func:`register` in every process of an engine.
 """
 
+import logging
 from typing import Any
 
 from deconattn.errors import UserError
@@ -13,6 +14,7 @@ SERVED = ("standard", "staticemb", "rndemb", "fixedseq", "mlp")
 """Variants whose only state is vLLM's keys and values of every token, or none."""
 
 _ARCHITECTURE = "DeconAttnForCausalLM"
+_LOG = logging.getLogger("vllm.deconattn")  # below the one logger that vLLM prints
 
 
 def register() -> None:
@@ -35,7 +37,12 @@ class Checks:
     def verify_and_update_config(vllm_config: Any) -> None:
         """See :func:`check`. Without attention there are no prefixes to cache, and vLLM's cache of them would fail."""
         check(vllm_config)
-        if set(vllm_config.model_config.hf_config.layer_variants) == {"mlp"}:
+        tp_size, config = vllm_config.parallel_config.tensor_parallel_size, vllm_config.model_config.hf_config
+        if "mlp" in config.layer_variants and (width := matched_width(config.to_model_config())) % tp_size:
+            _LOG.warning(
+                "%d ranks do not divide the width %d of the mlp layers: each computes all of it", tp_size, width
+            )
+        if set(config.layer_variants) == {"mlp"}:
             vllm_config.cache_config.enable_prefix_caching = False
 
 
@@ -46,8 +53,8 @@ def check(vllm_config: Any) -> None:
         vllm_config: vLLM's `VllmConfig` of an engine for one of our exports.
 
     Raises:
-        UserError: a variant without its state in vLLM, quantisation, a context or a topology that the fixed stream
-            does not have, more tensor-parallel ranks than divide a matched feed-forward block.
+        UserError: a variant without its state in vLLM, quantisation, or a context or a topology that the fixed stream
+            does not have.
     """
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     config = model.hf_config.to_model_config()
@@ -59,11 +66,6 @@ def check(vllm_config: Any) -> None:
             )
     if vllm_config.quant_config is not None:
         raise UserError(f"--quantization {model.quantization} is not supported for this model: serve it without")
-    if "mlp" in config.layer_variants and matched_width(config) % parallel.tensor_parallel_size:
-        raise UserError(
-            f"--tensor-parallel-size {parallel.tensor_parallel_size} does not divide the width "
-            f"{matched_width(config)} of the mlp layers: choose a divisor"
-        )
     fixed = [variant for variant in config.layer_variants if mixer_class(variant).fixed_stream is not None]
     if not fixed:
         return

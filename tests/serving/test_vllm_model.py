@@ -16,9 +16,10 @@ from torch import Tensor
 
 from deconattn.errors import UserError
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
+from deconattn.mixers.mlp import matched_width
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.config import ModelConfig
-from deconattn.serving.vllm_plugin import SERVED, check
+from deconattn.serving.vllm_plugin import SERVED, Checks, check
 from tests.hf.models import LONGEST, MIXED, exported, small_config, tokens, trained
 from tests.serving import vllm_double
 from tests.serving.vllm_double import Attention, Ranks
@@ -120,11 +121,15 @@ def test_flat_batches_give_our_logits(variants: tuple[str, ...], changes: dict[s
     assert_same(Engine(model, tmp_path / "out"), model)
 
 
-@pytest.mark.parametrize("tp_size", [2, 4])
-def test_tensor_parallel_ranks(tp_size: int, tmp_path: Path) -> None:
-    """With two key/value heads: one a rank, then two ranks with the same one."""
-    model = trained(small_config(*MIXED, hidden_size=48, num_key_value_heads=2))
-    assert_same(Engine(model, tmp_path / "out", tp_size=tp_size), model)
+@pytest.mark.parametrize(("tp_size", "width"), [(2, 32), (4, 32), (2, 33)])
+def test_tensor_parallel_ranks(tp_size: int, width: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With two key/value heads: one a rank, then two ranks with the same one; and mlp layers that cannot be cut."""
+    model = trained(small_config(*MIXED, hidden_size={32: 48, 33: 32}[width], num_key_value_heads=2))
+    assert matched_width(model.config) == width
+    engine = Engine(model, tmp_path / "out", tp_size=tp_size)
+    assert_same(engine, model)
+    Checks.verify_and_update_config(engine.config)
+    assert ("do not divide the width 33" in caplog.text) == (width == 33)
 
 
 @pytest.mark.parametrize("changes", [{}, GROUPED], ids=["untied", "tied"])
@@ -201,7 +206,6 @@ def test_an_export_without_its_fixed_stream_is_refused(variant: str, name: str, 
         (("nonapproximate",), {}, r"'nonapproximate' cannot be served by vLLM"),
         (("runningmean",), {}, r"'runningmean' cannot be served by vLLM"),
         (("standard",), {"quantization": "fp8"}, r"--quantization fp8 is not supported"),
-        (("mlp", "standard"), {"tp_size": 3}, r"--tensor-parallel-size 3 does not divide the width 44"),
         (("rndemb",), {"max_model_len": LONGEST + 1}, rf"--max-model-len {LONGEST + 1} is beyond .* {LONGEST}"),
         (("fixedseq",), {"max_model_len": LONGEST + 1}, r"fixedseq reads"),
         (("mlp", "rndemb"), {"stages": 2}, r"--pipeline-parallel-size 2: .*rndemb"),

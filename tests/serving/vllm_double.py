@@ -140,8 +140,17 @@ class _Sharded(nn.Module):
 
 
 class MergedColumnParallelLinear(_Sharded):
-    def __init__(self, input_size: int, output_sizes: list[int], bias: bool = True, *, prefix: str = "") -> None:
-        tp_size = get_tensor_model_parallel_world_size()
+    def __init__(
+        self,
+        input_size: int,
+        output_sizes: list[int],
+        bias: bool = True,
+        *,
+        prefix: str = "",
+        disable_tp: bool = False,
+    ) -> None:
+        tp_size = 1 if disable_tp else get_tensor_model_parallel_world_size()
+        self.rank = 0 if disable_tp else _here.tp_rank
         assert not any(size % tp_size for size in output_sizes), f"{output_sizes} is not divisible by {tp_size}"
         self.widths = [size // tp_size for size in output_sizes]
         super().__init__(input_size, sum(self.widths), bias)
@@ -149,7 +158,7 @@ class MergedColumnParallelLinear(_Sharded):
     def weight_loader(self, param: Tensor, loaded_weight: Tensor, loaded_shard_id: int) -> None:
         width = self.widths[loaded_shard_id]
         mine = param.data.narrow(0, sum(self.widths[:loaded_shard_id]), width)
-        mine.copy_(loaded_weight.narrow(0, _here.tp_rank * width, width))
+        mine.copy_(loaded_weight.narrow(0, self.rank * width, width))
 
 
 class QKVParallelLinear(_Sharded):
@@ -183,15 +192,21 @@ class QKVParallelLinear(_Sharded):
 
 
 class RowParallelLinear(_Sharded):
-    def __init__(self, input_size: int, output_size: int, bias: bool = True, *, prefix: str = "") -> None:
-        self.width = input_size // get_tensor_model_parallel_world_size()
+    def __init__(
+        self, input_size: int, output_size: int, bias: bool = True, *, prefix: str = "", disable_tp: bool = False
+    ) -> None:
+        self.whole, self.rank = disable_tp, 0 if disable_tp else _here.tp_rank
+        self.width = input_size if disable_tp else input_size // get_tensor_model_parallel_world_size()
         super().__init__(self.width, output_size, bias)
 
     def weight_loader(self, param: Tensor, loaded_weight: Tensor) -> None:
-        param.data.copy_(loaded_weight.narrow(1, _here.tp_rank * self.width, self.width))
+        mine = loaded_weight.narrow(1, self.rank * self.width, self.width)
+        assert param.shape == mine.shape
+        param.data.copy_(mine)
 
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:
-        return _here.ranks.sum(super().forward(input_)[0]), None
+        part = super().forward(input_)[0]
+        return part if self.whole else _here.ranks.sum(part), None
 
 
 class VocabParallelEmbedding(nn.Module):

@@ -135,7 +135,7 @@ def page(known: dict[str, Any]) -> str:
     columns = ["asked for", *SHOWN, "Python", "passed", "skipped", "failed", "date", "commit"]
     missing = [f"`{row[0]}`" for row in ROWS if row[0] not in known]
     return (
-        "# Versions\n\nMade by `python benchmarks/versions.py`: the tests of `.ci/quick` with the versions asked for, and "
+        "# Versions\n\nMade by `python benchmarks/versions.py`: the tests of `.ci/quick` with what was asked for, and "
         "the newest releases of everything else.\n\n"
         + markdown_table(columns, rows)
         + (f"\nNot measured yet: {', '.join(missing)}.\n" if missing else "")

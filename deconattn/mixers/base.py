@@ -36,7 +36,7 @@ _DECODING = (
 """The methods of a mixer that belong to one way of decoding."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MixerContext:
     """What a layer may know of the batch beside the hidden states.
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
+from deconattn.hf.modeling_deconattn import CACHE, DeconAttnForCausalLM
 from tests.hf.models import exported, small_config, tokens, trained
 from tests.hf.test_modeling import VARIANTS, build
 
@@ -52,7 +52,7 @@ def test_onnx_leaves_the_length_open(variant: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     model, out = build(variant, "standard"), tmp_path / "model.onnx"
-    torch.onnx.export(Logits(model), (tokens(2, 17),), out, dynamic_shapes=LENGTHS, dynamo=True, verbose=False)
+    torch.onnx.export(Logits(model), (tokens(2, 17),), out, dynamic_shapes=LENGTHS, dynamo=True)
     session = runtime.InferenceSession(out)
     for length in (2, 33, 80):
         ids = tokens(3, length, length)
@@ -94,38 +94,40 @@ def _assert_cached(model: Any) -> None:
 
 
 def test_prompt_tuning() -> None:
-    peft = pytest.importorskip("peft")
-    ids = tokens(2, 12)
-    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    model = peft.get_peft_model(build(*VARIANTS), config)
+    model, ids = _with_a_prompt(), tokens(2, 12)
     model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
     assert model.prompt_encoder["default"].embedding.weight.grad.abs().min() > 0
-    model.eval()
+
+
+@pytest.mark.skipif(CACHE == "cache", reason="peft 0.21 puts the prompt before every token of any model since 5.24")
+def test_generation_after_a_prompt_that_was_tuned() -> None:
+    model, ids = _with_a_prompt(), tokens(2, 12)
     expected = ids  # peft's own generation without a cache leaves the prompt out after the first token
     for _ in range(6):
         expected = torch.cat([expected, model(input_ids=expected).logits[:, -1:].argmax(dim=-1)], dim=1)
     assert model.generate(input_ids=ids, **GREEDY).tolist() == expected.tolist()
 
 
+def _with_a_prompt() -> Any:
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    return peft.get_peft_model(build(*VARIANTS), config).eval()
+
+
+@pytest.mark.parametrize("hidden_size", [32, 512], ids=["small", "of a size for which products go to oneDNN"])
 @torch.no_grad()
-def test_int8_weights() -> None:
+def test_int8_weights(hidden_size: int) -> None:
     torchao = pytest.importorskip("torchao.quantization")
-    model, ids = build(*VARIANTS), tokens(2, 12)
-    before = model(ids).logits
+    sizes = {"hidden_size": hidden_size, "head_dim": hidden_size // 4, "intermediate_size": 4 * hidden_size}
+    model, plain, ids = build(*VARIANTS, **sizes), build(*VARIANTS, **sizes), tokens(2, 40)
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
-    torch.testing.assert_close(model(ids).logits, before, atol=0.3, rtol=0.1)
-    assert not torch.equal(model(ids).logits, before)
+    for module, quantized in zip(plain.modules(), model.modules(), strict=True):
+        if isinstance(module, torch.nn.Linear):
+            assert not torch.equal(module.weight, quantized.weight.dequantize())
+            module.weight.copy_(quantized.weight.dequantize())
+    expected = plain(ids).logits
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
     _assert_cached(model)
-
-
-@torch.no_grad()
-def test_int8_weights_of_a_size_for_which_products_go_to_onednn() -> None:
-    torchao = pytest.importorskip("torchao.quantization")
-    model = build("standard", "mlp", hidden_size=512, head_dim=128, intermediate_size=2048)
-    ids = tokens(2, 40)
-    before = model(ids).logits
-    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
-    assert (model(ids).logits - before).abs().max() < 0.05 * before.abs().max()
 
 
 @pytest.fixture(scope="module")

@@ -36,13 +36,22 @@ def parse(
         UserError: a flag that is not known or cannot be read.
     """
     flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes)
-    words = sys.argv[1:] if arguments is None else arguments
-    if program is not None and any(word.startswith("--tyro-") for word in words):
-        program = program.rpartition("/")[2]  # a shell's completion belongs to a file's name, wherever it lies
+    if program is not None:
+        program = completed_name(program, sys.argv[1:] if arguments is None else arguments)
     with complaints_in_one_line():
         if default is None:
             return tyro.cli(flat(config), args=arguments, prog=program)
         return tyro.cli(flat(config), args=arguments, default=default, prog=program)
+
+
+def completed_name(program: str, words: Sequence[str]) -> str:
+    """What tyro is to call a program: as it is spelt, but a shell's completion belongs to a file's name."""
+    return program.rpartition("/")[2] if asks_for_completion(words) else program
+
+
+def asks_for_completion(words: Sequence[str]) -> bool:
+    """Whether a command line is `--tyro-print-completion SHELL` or `--tyro-write-completion SHELL FILE`."""
+    return bool(words) and words[0].replace("_", "-").startswith("--tyro-")
 
 
 @contextmanager

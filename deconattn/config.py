@@ -1,7 +1,8 @@
 """What a run is: one dataclass a concern, the single source of flags, of help texts and of `config.json`.
 
 The defaults depend on `--size`: :mod:`deconattn.presets` gives them, and :mod:`deconattn.train.command_line` reads
-the size first, so that every default in `--help` is a real value.
+the size first, so that every default in `--help` is a real value. The variants, and PyTorch with them, are imported
+where flags are checked: `--help` does not wait for them.
 """
 
 import math
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from deconattn.errors import UserError
-from deconattn.mixers import mixer_class, variant_names
-from deconattn.mixers.plugins import load_plugins
 from deconattn.model.config import ModelConfig
 from deconattn.pattern import layer_variants
 
@@ -116,8 +115,9 @@ class OptimizationFlags:
 class EngineFlags:
     """How it runs."""
 
-    precision: Literal["bf16", "fp32"] = "fp32"
-    """Weights and activations; the optimiser's master weights are always fp32."""
+    precision: Literal["bf16", "fp32"] | None = None
+    """Weights and activations; the optimiser's master weights are always fp32. By default bf16 where there are GPUs,
+    else fp32."""
     zero: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage: what data-parallel ranks share out (1 optimiser, 2 and gradients, 3 and weights). By
     default 1 in bf16, which needs it, and 0 in fp32, where it is fastest."""
@@ -164,6 +164,8 @@ class EngineFlags:
         Raises:
             UserError: what does not divide or does not go together, and the remedy.
         """
+        from deconattn.mixers import mixer_class
+
         heads, key_value_heads = model.num_attention_heads, model.num_key_value_heads
         if heads % self.tp:
             divisors = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
@@ -204,6 +206,8 @@ class RunFlags:
 
     save: Path | None = None
     """Run folder: config.json, metrics.jsonl, checkpoints/step-N. By default a new one under runs/."""
+    config: Path | None = None
+    """YAML or JSON file of flags, by their names, or a run's config.json; flags of the command line come before its."""
     save_every: int = 0
     """Steps between checkpoints (one is always written at the end)."""
     keep: int = 3
@@ -301,6 +305,8 @@ class TrainingFlags:
         for path in (self.engine.deepspeed_config, self.data.fixed_text, *self.model.plugin):
             if path is not None and not path.is_file():
                 raise UserError(f"no such file: {path}")
+        from deconattn.mixers.plugins import load_plugins
+
         load_plugins(self.model.plugin)
         model = model_config(self.model, 1, self.data.seq_len)  # the tokenizer is not known yet
         self.engine.check(model, self.data.seq_len)
@@ -332,6 +338,8 @@ def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embe
     Raises:
         UserError: unknown variant or pattern, impossible dimensions, a vocabulary smaller than the tokenizer's.
     """
+    from deconattn.mixers import variant_names
+
     vocab_size = flags.vocab_size or math.ceil(tokenizer_vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if flags.vocab_size and flags.vocab_size < tokenizer_vocab_size:
         raise UserError(

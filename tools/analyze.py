@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`deconattn analyze` in a clone: python tools/analyze.py MODEL... --out DIR"""
 
 import sys

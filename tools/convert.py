@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`deconattn convert` in a clone: python tools/convert.py SOURCE OUT"""
 
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`deconattn evaluate` in a clone: python tools/evaluate.py MODEL..."""
 
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`deconattn export` in a clone: python tools/export_hf.py RUN_OR_CHECKPOINT OUT"""
 
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`deconattn generate` in a clone: python tools/generate.py MODEL --prompt TEXT"""
 
 import sys

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`deconattn pack` in a clone: python tools/pack.py INPUT... --tokenizer T --out DIR"""
 
 import sys

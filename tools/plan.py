@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`deconattn plan` in a clone: python tools/plan.py --size 500m"""
 
 import sys

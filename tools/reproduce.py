@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`deconattn reproduce` in a clone: python tools/reproduce.py --table 1 --out DIR"""
 
 import sys

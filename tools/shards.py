@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`deconattn shards` in a clone: python tools/shards.py info|verify|decode|merge|split|convert ..."""
 
 import sys

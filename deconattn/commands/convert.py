@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from deconattn.cli import complaints_in_one_line
+from deconattn.cli import asks_for_completion, complaints_in_one_line, completed_name
 from deconattn.errors import UserError
 from deconattn.program import command, quoted
 
@@ -33,10 +33,13 @@ class Arguments:
 
 def main(words: Sequence[str]) -> None:
     """Find out what is to be converted, do it, and say what became of it."""
-    if not {"-h", "--help"} & set(words) and any(word.startswith("-") for word in words[:2]):
+    informs = {"-h", "--help"} & set(words) or asks_for_completion(words)
+    if not informs and any(word.startswith("-") for word in words[:2]):
         raise UserError(f"{words[0]}: SOURCE and OUT come first, then the flags")
     with complaints_in_one_line():
-        arguments, others = tyro.cli(Arguments, prog=command("convert"), args=words, return_unknown_args=True)
+        arguments, others = tyro.cli(
+            Arguments, prog=completed_name(command("convert"), words), args=words, return_unknown_args=True
+        )
     from deconattn.convert.source import kind_of
 
     if kind_of(arguments.source) == "checkpoint":

@@ -21,13 +21,7 @@ from rich.table import Table
 
 from deconattn.cli import parse, show
 from deconattn.config import DataFlags, EngineFlags, ModelFlags, OptimizationFlags, TrainingFlags, model_config
-from deconattn.cost.job import Job
-from deconattn.cost.parameters import count_parameters
-from deconattn.cost.recommend import recommend
-from deconattn.cost.report import advice, per_rank, summary
-from deconattn.cost.tables import cost_tables
 from deconattn.errors import UserError
-from deconattn.mixers import variant_names
 from deconattn.model.config import ModelConfig
 from deconattn.pattern import STANDARD
 from deconattn.presets import size_defaults
@@ -90,6 +84,10 @@ def plan_job(flags: Plan) -> None:
     Raises:
         UserError: figures below zero, a topology that cannot be, or nothing that fits.
     """
+    from deconattn.cost.job import Job  # here and below: they bring PyTorch, for which --help does not wait
+    from deconattn.cost.recommend import recommend
+    from deconattn.cost.report import advice, per_rank, summary
+
     if flags.gpus < 0 or flags.gpu_memory <= 0:
         raise UserError(f"--gpus {flags.gpus} with --gpu-memory {flags.gpu_memory:g}: both must be above zero")
     training, model = flags.training(), flags.config(flags.model.variant)
@@ -103,6 +101,8 @@ def plan_job(flags: Plan) -> None:
 
 def count_variants(flags: Plan) -> None:
     """Print the parameter counts of all variants."""
+    from deconattn.cost.parameters import count_parameters
+
     models = {variant: flags.config(variant) for variant in variants()}
     counts = {variant: count_parameters(config) for variant, config in models.items()}
     vocabulary = models[STANDARD].vocab_size
@@ -119,6 +119,9 @@ def count_variants(flags: Plan) -> None:
 
 def compare_costs(flags: Plan) -> None:
     """Print what a layer's mixer and the model cost in every variant, on one GPU."""
+    from deconattn.cost.job import Job
+    from deconattn.cost.tables import cost_tables
+
     jobs = {
         variant: Job(
             model=flags.config(variant),
@@ -136,4 +139,6 @@ def compare_costs(flags: Plan) -> None:
 
 def variants() -> list[str]:
     """Those registered, the standard one first."""
+    from deconattn.mixers import variant_names
+
     return sorted(variant_names(), key=lambda variant: variant != STANDARD)

@@ -24,7 +24,7 @@ import tyro
 from rich.bar import Bar
 from rich.table import Table
 
-from deconattn.cli import complaints_in_one_line, show
+from deconattn.cli import complaints_in_one_line, completed_name, show
 from deconattn.errors import UserError
 from deconattn.program import command as spelled
 
@@ -139,7 +139,7 @@ def main(words: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     with complaints_in_one_line():
         config = (tyro.conf.OmitArgPrefixes,)
-        command: object = tyro.cli(Command, prog=spelled("shards"), args=words, config=config)
+        command: object = tyro.cli(Command, prog=completed_name(spelled("shards"), words), args=words, config=config)
     match command:
         case Info():
             info(command)

@@ -43,6 +43,7 @@ class _Decisive:
     size: str | None = None
     variant: str | None = None
     pattern: str | None = None
+    config: Path | None = None
     save: Path | None = None
     resume: bool = False
 
@@ -61,6 +62,8 @@ def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> Tr
     if given.save is not None or given.resume:
         flag = "--resume" if given.resume else "--save"
         raise UserError(f"{flag} has no place here, OUT is the new run's folder: leave it out")
+    if given.config is not None:
+        raise UserError("--config has no place here, the model decides most of what it may say: give flags instead")
     values: dict[str, Any] = {name: getattr(config, NAMES.get(name, name)) for name in DIMENSIONS}
     ours = [word for name, value in values.items() for word in _flag(name, value)]
     if given.size is None:

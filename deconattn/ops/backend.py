@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deconattn.errors import UserError
+from deconattn.ops.compiling import constant_in_graphs
 
 Backend = Literal["reference", "torch", "triton"]
 VARIABLE = "DECONATTN_BACKEND"
@@ -52,7 +53,7 @@ def backend_for(values: Tensor) -> str:
     return _constant_backend(values.device.type, values.dtype, values.shape[-1])
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _constant_backend(device: str, dtype: torch.dtype, head_dim: int) -> str:
     backend = _choice(device, dtype, head_dim).backend
     if backend == "triton":

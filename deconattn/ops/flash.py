@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deconattn.ops.backend import installed
+from deconattn.ops.compiling import constant_in_graphs
 
 PACKAGES = {
     "flash-attn 2": ("flash_attn_2_cuda", "flash_attn", 8),
@@ -29,13 +30,13 @@ def package(queries: Tensor) -> str | None:
     return _package(queries.device.index or 0)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def generation(device: int) -> int:
     """The major compute capability of a GPU."""
     return torch.cuda.get_device_capability(device)[0]
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _package(device: int) -> str | None:
     major = generation(device)
     for name in _PREFERENCE.get(major, _NEWER):

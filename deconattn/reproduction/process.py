@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from deconattn.train.ranks import without_rank
+
 SECONDS_BETWEEN_LOOKS = 0.1
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -39,7 +41,8 @@ def run_command(
 ) -> tuple[int, float]:
     """Run a command to its end, what it prints appended to `log`.
 
-    The child is in a session of its own, so that a Ctrl-C at the terminal does not reach it beside our own signal; it
+    The child takes no part in what may have started this process as one of several (srun, mpirun): it starts ranks of
+    its own. It is in a session of its own, so that a Ctrl-C at the terminal does not reach it beside our own signal; it
     gets SIGTERM when a stop is asked for, and when this process dies.
 
     Args:
@@ -64,6 +67,7 @@ def run_command(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=without_rank(os.environ),
             start_new_session=True,
             pass_fds=[lock],
             preexec_fn=before_exec,  # safe: there is one thread here

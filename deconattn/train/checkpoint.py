@@ -82,7 +82,7 @@ class Checkpoint:
 
     @property
     def precision(self) -> str:
-        return self.flags.engine.precision
+        return self.flags.engine.precision or "fp32"
 
     @property
     def plugins(self) -> tuple[Path, ...]:

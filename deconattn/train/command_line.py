@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
-from pydantic import TypeAdapter, ValidationError
 
-from deconattn.cli import complaints_in_one_line, parse
+from deconattn.cli import asks_for_completion, complaints_in_one_line, parse
 from deconattn.config import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.presets import size_defaults
 from deconattn.program import command
+from deconattn.train.config_file import ConfigFile, read_config_file
 
 RUN_CONFIG = "config.json"
 """Resolved configuration, in the run folder and in every checkpoint."""
@@ -23,47 +22,78 @@ RUN_CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class _Decisive:
-    """The flags on which other flags' defaults depend."""
+    """The flags on which other flags' defaults depend; None where they are not given."""
 
-    size: str = "tiny"
+    size: str | None = None
+    config: Path | None = None
     resume: bool = False
     save: Path | None = None
 
 
 def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
-    """Parse and check.
+    """Parse and check: the command line comes before the file of `--config`, and that before the defaults of the size.
+
+    With `--resume` the run's flags stand in the defaults' place.
 
     Raises:
         UserError: anything wrong with the flags that can be known before a process starts, a run that cannot be
             resumed, or flags that contradict the run.
     """
+    # tyro would answer a request for a shell's completion with the few flags that decide.
+    decisive = [] if asks_for_completion(arguments) else arguments
     with complaints_in_one_line():
-        first, _ = tyro.cli(_Decisive, args=arguments, return_unknown_args=True, add_help=False)
-    if first.resume:
-        saved = saved_flags(first.save)
-        flags = parse(TrainingFlags, arguments, default=saved, program=command("train"))
-        for name, before, now in _contradictions(saved, flags):
-            raise UserError(
-                f"--resume: the run has {name} {before} but the flags say {now}; "
-                f"leave {name} out, or start a new run with another --save"
-            )
-    else:
-        defaults = size_defaults(first.size)
-        if torch.cuda.is_available():
-            defaults = _with(defaults, "engine", precision="bf16")
-        flags = parse(TrainingFlags, arguments, default=defaults, program=command("train"))
+        first, _ = tyro.cli(_Decisive, args=decisive, return_unknown_args=True, add_help=False)
+    file = None if first.config is None else read_config_file(first.config)
+    saved = saved_flags(_save(first, file)) if first.resume else None
+    defaults = saved or size_defaults(_size(first, file))
+    flags = parse(TrainingFlags, arguments, default=file.on(defaults) if file else defaults, program=command("train"))
+    # Only now, since --help has left: PyTorch takes a second to import.
+    flags = _with_precision(flags)
+    for name, before, now in _contradictions(saved, flags) if saved else ():
+        given = f"{first.config} and the flags" if file else "the flags"
+        raise UserError(
+            f"--resume: the run has {name} {before} but {given} say {now}; "
+            f"leave {name} out, or start a new run with another --save"
+        )
     flags.check()
     return flags
 
 
+def _size(first: _Decisive, file: ConfigFile | None) -> str:
+    of_file = file.values.get("size") if file else None
+    if file and first.size and of_file not in (None, first.size) and "hidden_size" in file.values:
+        raise UserError(
+            f"--size {first.size}: {file.path} has the dimensions of size {of_file} one by one, and they would stay: "
+            "leave --size out, or give a file without them"
+        )
+    return first.size or str(of_file or TrainingFlags().model.size)
+
+
+def _save(first: _Decisive, file: ConfigFile | None) -> Path | None:
+    of_file = file.values.get("save") if file else None
+    return first.save or (Path(str(of_file)) if of_file else None)
+
+
+def _with_precision(flags: TrainingFlags) -> TrainingFlags:
+    if flags.engine.precision is not None:
+        return flags
+    import torch
+
+    return _with(flags, "engine", precision="bf16" if torch.cuda.is_available() else "fp32")
+
+
 def to_json(flags: TrainingFlags) -> dict[str, Any]:
-    """Plain values, paths made absolute; `--resume` is an act, not a property of the run."""
-    run = dataclasses.replace(flags.run, resume=False, save=None)
+    """Plain values, paths made absolute; `--resume` and `--config` are acts, not properties of the run."""
+    from pydantic import TypeAdapter
+
+    run = dataclasses.replace(flags.run, resume=False, save=None, config=None)
     return TypeAdapter(TrainingFlags).dump_python(_absolute(dataclasses.replace(flags, run=run)), mode="json")
 
 
 def from_json(values: dict[str, Any]) -> TrainingFlags:
-    """The inverse of :func:`to_json` (pydantic.ValidationError if it is not one)."""
+    """The inverse of :func:`to_json` (pydantic.ValidationError, a ValueError, if it is not one)."""
+    from pydantic import TypeAdapter
+
     return TypeAdapter(TrainingFlags).validate_python(values)
 
 
@@ -80,7 +110,7 @@ def saved_flags(save: Path | None) -> TrainingFlags:
         flags = from_json(json.loads(path.read_text())["flags"])
     except FileNotFoundError:
         raise UserError(f"--resume: {save} holds no run ({RUN_CONFIG} is missing); check --save") from None
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--resume: cannot read {path} ({str(error).splitlines()[0]}); restore it") from error
     return _with(flags, "run", save=save)
 

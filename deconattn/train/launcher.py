@@ -1,6 +1,6 @@
 """From one command to all ranks: check the flags, start DeepSpeed's launcher, and again where a rank dies.
 
-    python -m deconattn.train.launcher LAUNCH_SH FLAGS...
+    python -m deconattn.train.launcher [LAUNCH_SH] FLAGS...
 
 is the shell half of `launch.sh`, which is then the ranks' program; `deconattn train` needs no file outside the package.
 
@@ -10,7 +10,6 @@ as `--hostfile hosts --num_gpus 4`.
 """
 
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -24,23 +23,21 @@ import psutil
 
 from deconattn.cli import run
 from deconattn.errors import UserError
-from deconattn.train.command_line import RUN_CONFIG
-from deconattn.train.preflight import checked_flags
-from deconattn.train.run_folder import make_run_folder
-from deconattn.train.runtime import free_port, quiet_accelerator
+from deconattn.train.command_line import RUN_CONFIG, parse_training_flags
+from deconattn.train.ranks import is_rank
 
 USER_ERROR = 2
 MEETING_SECONDS = 10.0
 """Launchers of other machines wait as long before a restart, or their ranks might meet the dying ones."""
-
-
 WORKER = ("--module", "deconattn.train.worker")
 """The program of each rank, as DeepSpeed's launcher takes it."""
 
 
 def main() -> int:
-    script, *arguments = sys.argv[1:]
-    return launch(arguments, [script])
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0].startswith("-"):  # without a script
+        return launch(arguments)
+    return launch(arguments[1:], arguments[:1])
 
 
 def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
@@ -53,17 +50,29 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
     Raises:
         UserError: whatever can be known to be wrong before a rank starts.
     """
-    quiet_accelerator()
-    from deconattn.train.world import world_size  # only now: DeepSpeed looks for an accelerator when it is imported
-
     options = shlex.split(os.environ.get("DEEPSPEED_ARGS", ""))
-    flags = checked_flags(arguments, world_size(options))
+    if is_rank(os.environ, options):
+        from deconattn.train.worker import main as be_a_rank
+
+        be_a_rank(arguments)
+        return 0
+    flags = parse_training_flags(arguments)
+    # Only now, since --help has left: these, and DeepSpeed, take seconds to import.
+    from deconattn.train.preflight import check_flags
+    from deconattn.train.run_folder import make_run_folder
+    from deconattn.train.runtime import quiet_accelerator
+
+    quiet_accelerator()
+    from deconattn.train.world import world_size  # after that: DeepSpeed looks for an accelerator when it is imported
+
+    check_flags(flags, world_size(options))
     folder, restarts = flags.run.save, flags.run.max_restarts
     if restarts:
         if folder is None and "--no_ssh" in options:
             raise UserError("--max-restarts on several machines needs --save DIR, the same folder on all")
         folder = folder or make_run_folder(flags)  # a restart must know where the run is
-        arguments = [*_without_max_restarts(arguments), "--save", str(folder)]  # the last --save counts
+        # The last of a flag counts, and comes before a file's. The workers refuse to restart by themselves.
+        arguments = [*arguments, "--max-restarts", "0", "--save", str(folder)]
     job, code = Job(), 0
     for attempt in range(restarts + 1):
         begun = folder is not None and (folder / RUN_CONFIG).is_file()
@@ -95,6 +104,8 @@ class Job:
 
     def run(self, program: Sequence[str], options: Sequence[str]) -> int:
         """Run a program, with its arguments, as ranks; returns an exit code as a shell would."""
+        from deconattn.train.runtime import free_port
+
         command = [sys.executable, "-m", "deepspeed.launcher.runner", *options]
         if not any(option.startswith(("--master_port", "--hostfile", "-H")) for option in options):
             command += ["--master_port", str(free_port())]  # two runs side by side must not share the default
@@ -123,18 +134,6 @@ def _reason(code: int) -> str:
     if 128 < code < 128 + signal.NSIG:
         return f"a rank was killed by signal {code - 128} ({signal.strsignal(code - 128)})"
     return f"the ranks ended with exit code {code}"
-
-
-def _without_max_restarts(arguments: Sequence[str]) -> list[str]:
-    """The workers' command line: they refuse the flag, since DeepSpeed's launcher alone would not restart them."""
-    kept: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if re.fullmatch("--max[-_]restarts", argument):
-            next(rest)
-        elif not re.match("--max[-_]restarts=", argument):
-            kept.append(argument)
-    return kept
 
 
 def _ranks_below(pid: int) -> list[psutil.Process]:

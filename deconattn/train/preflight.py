@@ -10,7 +10,14 @@ from deconattn.train.run_folder import check_run_folder
 
 
 def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> TrainingFlags:
-    """Parse a training command line and check it against the disk; touches nothing.
+    """Parse a training command line and check it, see :func:`parse_training_flags` and :func:`check_flags`."""
+    flags = parse_training_flags(arguments)
+    check_flags(flags, world_size)
+    return flags
+
+
+def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
+    """Check flags against the disk; touches nothing.
 
     Args:
         world_size: number of ranks, where it is known already.
@@ -18,7 +25,6 @@ def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> Tr
     Raises:
         UserError: the first thing that is wrong.
     """
-    flags = parse_training_flags(arguments)
     check_run_folder(flags)
     accumulation_steps = 1
     if world_size is not None:
@@ -31,4 +37,3 @@ def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> Tr
     if flags.data.data:
         vocab_size = TrainingData(flags.data.data, flags).vocab_size
         model_config(flags.model, vocab_size, flags.data.seq_len)
-    return flags

@@ -13,20 +13,7 @@ import psutil
 import torch
 from torch.distributed import distributed_c10d
 
-from deconattn.errors import UserError
-from deconattn.program import command
-
-LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What every launcher sets for each rank."""
-
-
-def rank() -> int:
-    """This process's rank as its launcher set it, before any process group exists."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+from deconattn.train.ranks import world_size
 
 
 def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.device:
@@ -73,32 +60,6 @@ def wait_for_rank_0(what: str) -> None:
         store.set(what, "")
     else:
         store.wait([what], timedelta(days=7))
-
-
-def check_launcher_variables() -> None:
-    """Raises UserError if what the launcher set for this rank is incomplete, contradictory or beyond this machine."""
-    given = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
-    numbers = [name for name in given if name != "MASTER_ADDR"]
-    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(given):
-        return  # no launcher; clusters set MASTER_ADDR for any job
-    if missing := [name for name in LAUNCHER_VARIABLES if name not in given]:
-        raise UserError(
-            f"{numbers[0]} is set but {', '.join(missing)} not: start with {command('train')}, or set them all"
-        )
-    for name in numbers:
-        if not given[name].isdecimal():
-            raise UserError(f"{name} is {given[name]!r}: it must be a number")
-    if int(given["RANK"]) >= int(given["WORLD_SIZE"]):
-        raise UserError(
-            f"RANK is {given['RANK']} but WORLD_SIZE is {given['WORLD_SIZE']}: ranks count from 0; "
-            f"start with {command('train')}, or correct them"
-        )
-    gpus = torch.cuda.device_count()
-    if gpus and int(given["LOCAL_RANK"]) >= gpus:
-        raise UserError(
-            f"LOCAL_RANK is {given['LOCAL_RANK']} but {socket.gethostname()} shows {gpus} GPUs: "
-            "lower its slots in the hostfile (or --num_gpus)"
-        )
 
 
 def quiet_accelerator() -> None:

@@ -24,9 +24,10 @@ from deconattn.train.engine import Engine, StepResult
 from deconattn.train.inputs import CorpusIdentity, TrainingData, check_identities
 from deconattn.train.interrupt import StopRequest
 from deconattn.train.metrics import Metrics
+from deconattn.train.ranks import world_size
 from deconattn.train.resolved_config import resolved_config
 from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments
-from deconattn.train.runtime import memory_gib, wait_for_rank_0, world_size
+from deconattn.train.runtime import memory_gib, wait_for_rank_0
 from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
 from deconattn.train.schedule import learning_rate
 

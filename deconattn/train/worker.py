@@ -2,40 +2,56 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
-
-import torch.distributed
 
 from deconattn.errors import UserError
 from deconattn.program import command, quoted
-from deconattn.train import runtime
+from deconattn.train import ranks
+from deconattn.train.command_line import parse_training_flags
 from deconattn.train.interrupt import StopRequest
-from deconattn.train.preflight import checked_flags
 
 
-def main() -> None:
-    """Train, and exit 0; exit 2 with one line on standard error where the user can mend the cause, else 1."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, and exit 0; exit 2 with one line on standard error where the user can mend the cause, else 1.
+
+    Args:
+        arguments: the flags; by default the process's.
+    """
     stop = StopRequest()
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    given = sys.argv[1:] if arguments is None else arguments
+    given = [argument for argument in given if not argument.startswith("--local_rank")]
     try:
-        runtime.check_launcher_variables()
+        ranks.join(os.environ)
+        ranks.check(os.environ)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     try:
-        flags = checked_flags(arguments, runtime.world_size())
+        flags = parse_training_flags(given)
+        from deconattn.train.preflight import check_flags  # only now: --help has left, and waits for no import
+
+        check_flags(flags, ranks.world_size())
         if flags.run.max_restarts:
-            raise UserError(f"--max-restarts needs our own launcher: use {command('train')} in place of deepspeed")
+            raise UserError(
+                "--max-restarts needs our own launcher, which did not start this rank: use "
+                f"{command('train')} without deepspeed, torchrun, srun or mpirun, or leave the flag out"
+            )
     except UserError as error:
-        if runtime.rank() == 0:  # all ranks found the same
+        if ranks.rank() == 0:  # all ranks found the same
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+    import torch.distributed
+
+    from deconattn.train import runtime
+
     try:
         runtime.start_distributed(timedelta(minutes=flags.engine.distributed_timeout_minutes))
     except RuntimeError as error:
         meeting = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = next(iter(str(error).splitlines()), "")
-        print(f"error: rank {runtime.rank()} did not meet the other ranks at {meeting}: {reason}", file=sys.stderr)
+        print(f"error: rank {ranks.rank()} did not meet the other ranks at {meeting}: {reason}", file=sys.stderr)
         sys.exit(1)
 
     from deconattn.train.faults import Watch

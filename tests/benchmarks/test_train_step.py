@@ -20,7 +20,7 @@ from benchmarks.train_process import TrainingProcess
 from benchmarks.train_worker import measure
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
-from deconattn.train.runtime import LAUNCHER_VARIABLES
+from deconattn.train.ranks import VARIABLES
 from tests.train.conftest import ROOT, environment
 
 TOY = Workload("tiny", 16, 2, 64, layers=2, warmup_steps=1, samples=2, steps_a_sample=2)
@@ -41,7 +41,7 @@ def trained(contestant: Contestant, workload: Workload) -> dict[str, Any]:
 
 def trained_alone(contestant: Contestant, workload: Workload) -> dict[str, Any]:
     """In a world of its own, not in the one that earlier tests may have opened in the parent process."""
-    for name in LAUNCHER_VARIABLES:
+    for name in VARIABLES:
         os.environ.pop(name, None)
     return trained(contestant, workload)
 

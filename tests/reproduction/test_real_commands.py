@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deconattn.train import runtime
+from deconattn.train import ranks
 from tests.evaluation.documents import write_documents
 from tests.reproduction.conftest import data_of
 
@@ -27,7 +27,7 @@ def test_killed_and_carried_on(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "tools/reproduce.py"), *flags, TRAIN]
     command += ["--datasets", str(documents), "--limit", "2", "--out", str(out)]
-    ours = {*runtime.LAUNCHER_VARIABLES, "LOCAL_SIZE"}
+    ours = {*ranks.VARIABLES, "LOCAL_SIZE"}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     killed = subprocess.Popen(command, env=environment)
     while not list(out.glob("runs/*/checkpoints/step-20")):

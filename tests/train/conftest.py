@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from deconattn.train import runtime
+from deconattn.train import ranks, runtime
 from deconattn.train.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +26,13 @@ def process_group() -> Iterator[None]:
     runtime.start_distributed()
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what looks into this process's environment: as if nobody had made it a rank."""
+    for name in ranks.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -52,7 +59,7 @@ def undisturbed(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 def environment() -> dict[str, str]:
     """For a process that is not a rank of ours: without this process's world, with the checkout importable."""
-    ours = {*runtime.LAUNCHER_VARIABLES, "LOCAL_SIZE"}
+    ours = {*ranks.VARIABLES, "LOCAL_SIZE"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     kept["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return kept | {"TORCHDYNAMO_DISABLE": "1"}

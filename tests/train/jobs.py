@@ -7,7 +7,7 @@ is NaN in steps N to M, from 0).
 from typing import Any
 
 from deconattn.errors import UserError
-from deconattn.train import runtime
+from deconattn.train import ranks
 from deconattn.train.command_line import parse_training_flags
 from deconattn.train.run_folder import check_run_folder
 from deconattn.train.trainer import Trainer
@@ -31,7 +31,7 @@ def run_job(arguments: list[str]) -> Trainer:
         special[name], arguments = int(value), arguments[1:]
     flags = parse_training_flags(arguments)
     check_run_folder(flags)
-    stop = Stop(special.get("stop") if runtime.rank() == 0 else None)  # one rank's wish is all ranks' command
+    stop = Stop(special.get("stop") if ranks.rank() == 0 else None)  # one rank's wish is all ranks' command
     trainer = Trainer(flags, stop)
     stop.trainer = trainer
     if "poison" in special:

@@ -1,5 +1,6 @@
 """A rank that dies, hangs or fails ends the job everywhere, is named, and the run goes on from its checkpoint."""
 
+import os
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from deconattn.errors import UserError
-from deconattn.train import runtime
+from deconattn.train import ranks, runtime
 from deconattn.train.checkpoint import steps_in
 from tests.train.conftest import losses, validation_losses
 from tests.train.jobs import run_job
@@ -153,7 +154,7 @@ def test_later_groups_have_the_timeout_too() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"MASTER_PORT": None}, "RANK is set but MASTER_PORT not: start with ./launch.sh, or set them all"),
+        ({"MASTER_PORT": None}, "RANK is set but MASTER_PORT not: set them all, or unset RANK, LOCAL_RANK, WORLD_SIZE"),
         ({"RANK": None}, "LOCAL_RANK is set but RANK not"),
         ({"RANK": "2"}, "RANK is 2 but WORLD_SIZE is 2"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two': it must be a number"),
@@ -168,10 +169,10 @@ def test_launcher_variables_that_make_no_sense(
         if value is not None:
             monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
-        runtime.check_launcher_variables()
+        ranks.check(os.environ)
     for name, value in good.items():
         monkeypatch.setenv(name, value)
-    runtime.check_launcher_variables()
+    ranks.check(os.environ)
 
 
 def test_a_local_rank_beyond_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,4 +181,4 @@ def test_a_local_rank_beyond_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(UserError, match="LOCAL_RANK is 1 but .* shows 1 GPUs: lower its slots in the hostfile"):
-        runtime.check_launcher_variables()
+        ranks.check(os.environ)

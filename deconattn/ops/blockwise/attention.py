@@ -16,6 +16,7 @@ from deconattn.ops.blockwise.heads import (
     row_groups,
 )
 from deconattn.ops.blockwise.tiles import Visibility
+from deconattn.ops.compiling import outside_graphs
 from deconattn.ops.precision import at_least_fp32
 
 
@@ -39,13 +40,13 @@ class Map(Protocol):
         """Gradients of queries, keys and values; `centre` is grad . mixed, [N, L]."""
 
 
-@torch.compiler.disable
+@outside_graphs
 def softmax_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """:func:`deconattn.ops.softmax_attention.causal_attention`."""
     return _Attention.apply(softmax, queries, keys, values, document_ids)
 
 
-@torch.compiler.disable
+@outside_graphs
 def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """:func:`deconattn.ops.taylor_attention.taylor_attention`, quadratic in L."""
     return _Attention.apply(taylor, queries, keys, values, document_ids)

@@ -13,10 +13,11 @@ from torch.autograd.function import once_differentiable
 from deconattn.ops.blockwise import softmax
 from deconattn.ops.blockwise.heads import accumulate, empty_gradient, empty_heads, head_groups, inner_products
 from deconattn.ops.blockwise.tiles import Visibility
+from deconattn.ops.compiling import outside_graphs
 from deconattn.ops.precision import at_least_fp32
 
 
-@torch.compiler.disable
+@outside_graphs
 def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """:func:`deconattn.ops.fixed_map.fixed_map_attention`."""
     return _FixedMap.apply(queries, keys, values)

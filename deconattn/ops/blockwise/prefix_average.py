@@ -22,18 +22,19 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, silu
 
 from deconattn.ops.blockwise.heads import empty_heads, per_query_head, row_groups, summed_per_key_head
+from deconattn.ops.compiling import outside_graphs
 from deconattn.ops.precision import at_least_fp32
 
 CHUNK = 32
 
 
-@torch.compiler.disable
+@outside_graphs
 def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """:func:`deconattn.ops.prefix_average.prefix_attention`."""
     return prefix_average(_TokenScores.apply(queries, keys), values, document_ids)
 
 
-@torch.compiler.disable
+@outside_graphs
 def prefix_average(scores: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """:func:`deconattn.ops.prefix_average.prefix_average`."""
     return _PrefixAverage.apply(scores, values, document_ids)

@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from deconattn.ops.blockwise.tiles import Visibility
+from deconattn.ops.compiling import outside_graphs
 from deconattn.ops.precision import at_least_fp32
 
 CHUNK = 256
@@ -37,7 +38,7 @@ BLOCK = 16
 """Dimensions multiplied together: 2560 products at head_dim 64, where the fewest would be 2080."""
 
 
-@torch.compiler.disable
+@outside_graphs
 def taylor_states_attention(
     queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None
 ) -> Tensor:

@@ -24,6 +24,8 @@ class Arguments:
     """What the weights are stored in; by default what the run computed in."""
     tokenizer: bool = True
     """Carry the tokenizer along."""
+    gguf: bool = False
+    """Write model.gguf for llama.cpp too: models that are standard throughout, with a byte-level BPE."""
     overwrite: bool = False
     """Replace an earlier export."""
 
@@ -33,20 +35,28 @@ def export_checkpoint(arguments: Arguments) -> None:
     import torch
 
     from deconattn.hf.export import export
+    from deconattn.hf.gguf_file import gguf_vocabulary, require_gguf
     from deconattn.train.checkpoint import open_checkpoint
 
+    if arguments.gguf:
+        require_gguf()
     checkpoint = open_checkpoint(arguments.source)
     precision = arguments.dtype or checkpoint.precision
+    tokenizer_folder = checkpoint.tokenizer_folder if arguments.tokenizer else None
+    vocabulary = gguf_vocabulary(checkpoint.model_config, tokenizer_folder) if arguments.gguf else None
     export(
         checkpoint.weights(),
         checkpoint.model_config,
         arguments.out,
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        tokenizer_folder=checkpoint.tokenizer_folder if arguments.tokenizer else None,
+        tokenizer_folder=tokenizer_folder,
         plugins=checkpoint.plugins,
         step=checkpoint.step,
         overwrite=arguments.overwrite,
+        gguf=vocabulary,
     )
+    for note in vocabulary.notes if vocabulary else ():
+        print(f"note: model.gguf: {note}", file=sys.stderr)
     print(f"step {checkpoint.step} of {checkpoint.folder} -> {arguments.out} ({precision})")
 
 

@@ -26,7 +26,14 @@ _NAMES = {
     ((_LLAMA3,), True): "llama-bpe",
     ((_QWEN2,), False): "qwen2",
 }
-"""By the patterns that are applied one after the other, and whether a word that is a token is not merged up to."""
+"""By the patterns that are applied one after the other, and whether a word that is a token is not merged up to.
+
+Compared over all of Unicode, they cut as the patterns do but for letters and digits that came with Unicode 16, and for
+the long s: where case is ignored it is an s to the pattern, in "'\u017f" before a letter, and not to llama.cpp.
+"""
+
+_NEVER_IN_UTF8 = "".join(map(chr, (0xC0, 0xC1, *range(0xF5, 0x100))))
+"""As a byte-level alphabet spells these bytes: like the characters of Latin-1."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def _check_model(model: dict[str, Any]) -> None:
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise _NoCounterpart(f"{option} of a BPE")
-    if missing := set(ByteLevel.alphabet()) - set(model["vocab"]):
+    if missing := set(ByteLevel.alphabet()) - set(_NEVER_IN_UTF8) - set(model["vocab"]):
         raise _NoCounterpart(f"BPE without tokens for all bytes ({len(missing)} are missing)")
 
 

@@ -1,5 +1,6 @@
 """model.gguf: what was trained, in llama.cpp's terms, or a refusal in one line."""
 
+import ctypes
 import json
 import random
 import unicodedata
@@ -443,31 +444,68 @@ class TestLlamaCpp:
         _assert_same_tokens(load, source, config, tmp_path / "out")
 
     @pytest.mark.parametrize("name", PRE_TOKENIZERS)
-    def test_every_way_of_cutting_is_the_same(
-        self, name: str, load: Callable[..., Any], documents: list[str], tmp_path: Path
-    ) -> None:
-        pre_tokenizer, ignore_merges = PRE_TOKENIZERS[name]
-        _byte_pairs(documents, pre_tokenizer, ignore_merges=ignore_merges).save(str(tmp_path / "tokenizer.json"))
-        _assert_same_tokens(load, tmp_path, CONFIGS["qwen2"], tmp_path / "out")
+    def test_every_way_of_cutting_is_the_same(self, name: str, load: Callable[..., Any], tmp_path: Path) -> None:
+        tokenizer = _gluing(*PRE_TOKENIZERS[name])
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        config = small_config("standard", vocab_size=tokenizer.get_vocab_size())
+        _assert_same_tokens(load, tmp_path, config, tmp_path / "out")
+
+
+def _gluing(pre_tokenizer: pre_tokenizers.PreTokenizer, ignore_merges: bool) -> Tokenizer:
+    """Merges a letter, digit, mark or space with the first or last byte of any character, within a word: cuts show."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    glue = [byte_level().pre_tokenize_str(character)[0][0] for character in "a1.'sT \n"]
+    merges = [(one, byte) for one in glue for byte in alphabet] + [(byte, one) for byte in alphabet for one in glue]
+    vocabulary = list(dict.fromkeys(["<|endoftext|>", *alphabet, *("".join(merge) for merge in merges)]))
+    numbered = {token: index for index, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.BPE(vocab=numbered, merges=list(dict.fromkeys(merges)), ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer
 
 
 def _assert_same_tokens(load: Callable[..., Any], source: Path, config: ModelConfig, out: Path) -> None:
     vocabulary = gguf_vocabulary(config, source)
     llama = load(_write(trained(config), out, source), vocab_only=True)
     tokenizer = load_tokenizer(source)
-    texts = [*_SAMPLES, *AWKWARD_TEXTS, *with_added_tokens(tokenizer.added_tokens()), *_random_texts(600)]
+    keeps_spaces = vocabulary.pre not in ("llama-bpe", "smaug-bpe")  # it has no name for theirs that does
+    texts = [
+        "Or not , he said ; who 's there ? I ' ll see .",
+        *_SAMPLES,
+        *AWKWARD_TEXTS,
+        *with_added_tokens(tokenizer.added_tokens()),
+        *_random_texts(600),
+    ]
     if vocabulary.notes:  # NFC is the caller's part there
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     for text, expected in zip(texts, tokenizer.encode_batch(texts), strict=True):
         ids = llama.tokenize(text.encode(), add_bos=False, special=True)
         assert ids == expected.tolist(), repr(text[:200])
-        assert llama.detokenize(ids, special=True) == text.encode()
+        if keeps_spaces:
+            assert _text(llama, ids) == text.encode()
+
+
+def _text(llama: Any, ids: list[int]) -> bytes:
+    """By llama.cpp's own function: the binding's leaves out tokens of more than 32 bytes."""
+    import llama_cpp
+
+    array, buffer = (llama_cpp.llama_token * len(ids))(*ids), ctypes.create_string_buffer(200 * len(ids) + 1)
+    vocabulary = llama_cpp.llama_model_get_vocab(llama.model)
+    length = llama_cpp.llama_detokenize(vocabulary, array, len(ids), buffer, len(buffer), False, True)
+    return buffer.raw[:length]
 
 
 def _random_texts(count: int) -> list[str]:
-    """Words, spaces and marks of all scripts in any order."""
+    """Words, spaces and marks of all scripts in any order.
+
+    Not in them: characters that came later than llama.cpp's Unicode tables, and the long s, which alone is an s to a
+    pattern that ignores case and not to llama.cpp ("'\u017f").
+    """
     generator = random.Random(0)
-    assigned = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co")]
+    old = unicodedata.ucd_3_2_0
+    assigned = [chr(code) for code in range(0x110000) if old.category(chr(code)) not in ("Cn", "Cs", "Co")]
+    assigned.remove("\u017f")
     pools = [
         list(" \n\r\t'"),
         list("abcdestrvmlESTLD"),

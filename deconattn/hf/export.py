@@ -5,6 +5,7 @@
         model.safetensors               (or model-00001-of-N.safetensors and model.safetensors.index.json)
         tokenizer.json  tokenizer_config.json
         modeling_deconattn.py  ...      the model's own code, unless stock Qwen2 or Qwen3 is what was trained
+        model.gguf                      for llama.cpp, where asked for
 
 The same weights give the same bytes.
 """
@@ -24,6 +25,8 @@ from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
 from deconattn.hf.config_files import config_json, generation_config_json, stock_model_type
+from deconattn.hf.gguf_file import FILE_NAME, write_gguf
+from deconattn.hf.gguf_tokenizer import Vocabulary
 from deconattn.hf.model_card import Provenance, model_card
 from deconattn.hf.source import exported_source
 from deconattn.hf.tokenizer_files import check_tokenizer, write_tokenizer
@@ -44,6 +47,7 @@ def export(
     plugins: Sequence[Path] = (),
     provenance: Provenance = UNKNOWN,
     overwrite: bool = False,
+    gguf: Vocabulary | None = None,
 ) -> None:
     """Write `out`, whole or not at all.
 
@@ -54,6 +58,7 @@ def export(
         plugins: files of third-party variants; they are carried along and must be loaded in this process.
         provenance: for the model card.
         overwrite: replace an earlier export at `out`.
+        gguf: what :func:`deconattn.hf.gguf_file.gguf_vocabulary` made of the tokenizer, to write `model.gguf` too.
 
     Raises:
         UserError: `out` is in use, the weights are not the configuration's, or the tokenizer cannot be expressed.
@@ -75,6 +80,8 @@ def export(
             write_tokenizer(tokenizer_folder, folder, stock or "deconattn", config.max_position_embeddings)
             check_tokenizer(tokenizer_folder, folder)
         _write_weights(tensors, dtype, folder)
+        if gguf is not None:
+            write_gguf(folder / FILE_NAME, tensors, config, dtype, gguf)
 
 
 def _checked(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from deconattn.mixers import mixer_class
 
 AUTO_MAP = {
     "AutoConfig": "DeconAttnConfig",
-    #    "AutoModel": "DeconAttnModel",
+    "AutoModel": "DeconAttnModel",
     "AutoModelForCausalLM": "DeconAttnForCausalLM",
 }
 """What transformers' auto classes find in the file."""

@@ -27,8 +27,8 @@ def check_plugin_code(exported: Mapping[str, str]) -> None:
     for variant, digest in exported.items():
         if variant in variant_names() and plugin_code([variant]).get(variant) != digest:
             raise UserError(
-                f"variant {variant!r} is loaded from {inspect.getfile(mixer_class(variant))}, which is not the code that "
-                "this model was exported with: load that file, or the model where deconattn is not imported"
+                f"variant {variant!r} is loaded from {inspect.getfile(mixer_class(variant))}, which is not the code "
+                "that this model was exported with: load that file, or the model where deconattn is not imported"
             )
 
 

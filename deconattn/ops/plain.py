@@ -49,6 +49,7 @@ def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
     Returns:
         [R, heads, L, head_dim].
     """
+    keys, values = (_in_a_graph_per_query_head(shared, queries.shape[1]) for shared in (keys, values))
 
     def rows(start: int, stop: int) -> Tensor:
         visible = _visible(start, stop, queries.device, document_ids)
@@ -70,6 +71,7 @@ def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor
     Returns:
         [R, heads, L, head_dim].
     """
+    keys, values = (_in_a_graph_per_query_head(shared, len(queries)) for shared in (keys, values))
 
     def rows(start: int, stop: int) -> Tensor:
         visible = _visible(start, stop, queries.device)
@@ -105,6 +107,7 @@ def prefix_average(scores: Tensor, values: Tensor, document_ids: Tensor | None =
     Returns:
         [R, heads, L, head_dim] in the values' dtype.
     """
+    values = _in_a_graph_per_query_head(values, scores.shape[1])
 
     def rows(start: int, stop: int) -> Tensor:
         hidden = ~_visible(start, stop, scores.device, document_ids)[:, None]
@@ -128,6 +131,15 @@ def _some_rows_at_a_time(rows: Callable[[int, int], Tensor], length: int) -> Ten
         else:
             parts.append(rows(start, stop))
     return torch.cat(parts, dim=2)
+
+
+def _in_a_graph_per_query_head(shared: Tensor, heads: int) -> Tensor:
+    """Keys or values [.., key_value_heads, L, x], in a graph beside the queries they serve: [.., heads, L, x].
+
+    How queries that share a key can be put behind one another depends on the length; a graph is for all lengths.
+    """
+    group = heads // shared.shape[-3]
+    return shared.repeat_interleave(group, dim=-3) if group > 1 and torch.compiler.is_compiling() else shared
 
 
 def _visible(start: int, stop: int, device: torch.device, document_ids: Tensor | None = None) -> Tensor:

@@ -64,12 +64,14 @@ for name in sys.argv[3].split():
         torch.testing.assert_close(base(ids).last_hidden_state, models[name].model(ids).last_hidden_state)
 for name, model in models.items():
     found = {}
-    for kind, inputs in {"plain": {}, "padded": {"attention_mask": mask}, "packed": {"position_ids": positions}}.items():
+    kinds = {"plain": {}, "padded": {"attention_mask": mask}, "packed": {"position_ids": positions}}
+    for kind, inputs in kinds.items():
         model.zero_grad()
         output = model(ids, labels=ids, **inputs)
         output.loss.backward()
         found |= {f"{kind} logits": output.logits.detach(), f"{kind} loss": output.loss.detach()}
-        found |= {f"{kind} {weight}": value.grad for weight, value in model.named_parameters() if value.grad is not None}
+        gradients = {weight: value.grad for weight, value in model.named_parameters() if value.grad is not None}
+        found |= {f"{kind} {weight}": gradient for weight, gradient in gradients.items()}
     options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
     found["generated"] = model.generate(ids, **options)
     assert torch.equal(model.generate(ids, use_cache=False, **options), found["generated"]), name

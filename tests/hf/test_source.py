@@ -159,7 +159,9 @@ def test_what_is_carried(variants: tuple[str, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["all", "mlp", "plugin", "awkward"])
-def test_a_linter_and_a_formatter_have_nothing_to_say(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_linter_and_a_formatter_have_nothing_to_say(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     if kind == "plugin":
         text = modeling_source(["runningmean"], [load_plugin(tmp_path)])
     elif kind == "awkward":
@@ -175,6 +177,28 @@ def test_a_linter_and_a_formatter_have_nothing_to_say(kind: str, tmp_path: Path,
     for command in commands:
         done = subprocess.run([*ruff, *command, "--isolated", str(path)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_one_graph_serves_every_length(tmp_path: Path) -> None:
+    module = run(modeling_source(VARIANTS), tmp_path)
+    config = small_config(*VARIANTS, num_key_value_heads=2)
+    model = module.DeconAttnForCausalLM(module.DeconAttnConfig(**vars(config))).eval()
+    model.load_state_dict(trained(config).state_dict())
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids).logits
+
+    length = torch.export.Dim("length", min=2, max=config.max_position_embeddings)
+    graph = torch.export.export(Logits(), (tokens(2, 30),), dynamic_shapes={"input_ids": {1: length}}).module()
+    for count in (3, 70):
+        ids = tokens(2, count)
+        with torch.no_grad():
+            torch.testing.assert_close(graph(ids), model(ids).logits, atol=2e-5, rtol=0)
 
 
 def test_comments_and_sections_and_header(tmp_path: Path) -> None:

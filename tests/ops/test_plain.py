@@ -69,15 +69,16 @@ def test_training_keeps_no_map(operation: Callable[..., Tensor]) -> None:
     assert kept(1024) <= 2.1 * kept(512)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS.keys())
-def test_one_graph_serves_every_length(operation: Callable[..., Tensor]) -> None:
+def test_one_graph_serves_every_length(operation: Callable[..., Tensor], groups: int) -> None:
     class Module(torch.nn.Module):
         def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             return operation(queries, keys, values)
 
     length = torch.export.Dim("length", min=2, max=4096)
     shapes = {name: {2: length} for name in ("queries", "keys", "values")}
-    inputs = [drawn(2, 4, 100, 4, seed=seed).detach() for seed in range(3)]
+    inputs = [drawn(2, heads, 100, 4, seed=heads).detach() for heads in (2 * groups, 2, 2)]
     exported = torch.export.export(Module(), tuple(inputs), dynamic_shapes=shapes).module()
     for tokens in (3, 40, 100):
         shorter = [tensor[:, :, :tokens].contiguous() for tensor in inputs]

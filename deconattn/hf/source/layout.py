@@ -68,7 +68,7 @@ def _statements(tree: ast.Module) -> Iterator[tuple[int, int, bool]]:
 
 
 def _fitted(lines: list[str], is_definition: bool) -> list[str]:
-    while lines and not lines[-1].strip():  # between the head of a class and its first method
+    if not lines[-1].strip():  # between the head of a class and its first method
         return [*_fitted(lines[:-1], is_definition), lines[-1]]
     joined = _joined(lines)
     if joined is None or (len(lines) == 1 and len(joined) <= WIDTH):
@@ -76,7 +76,7 @@ def _fitted(lines: list[str], is_definition: bool) -> list[str]:
     if len(joined) <= WIDTH:
         return [f"{joined}\n"]
     brackets = _outer_brackets(joined)
-    if len(lines) > 1 and max(len(line.rstrip()) for line in lines) <= WIDTH or not brackets:
+    if (len(lines) > 1 and max(len(line.rstrip()) for line in lines) <= WIDTH) or not brackets:
         return lines
     start, stop = brackets[0] if is_definition else brackets[-1]
     margin = " " * (len(joined) - len(joined.lstrip()))

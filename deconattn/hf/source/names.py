@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
@@ -75,7 +76,8 @@ class Names(ast.NodeVisitor):
 
     def span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
         """Where a node is."""
-        assert node.end_lineno is not None and node.end_col_offset is not None
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
         return self.place(node.lineno, node.col_offset), self.place(node.end_lineno, node.end_col_offset)
 
     def visit_Name(self, node: ast.Name) -> None:
@@ -261,7 +263,7 @@ def _arguments(arguments: ast.arguments) -> list[ast.arg]:
     return [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *several]
 
 
-def _type_parameters(node: _Function | ast.ClassDef) -> list:  # type: ignore[type-arg]  # since Python 3.12
+def _type_parameters(node: _Function | ast.ClassDef) -> list[Any]:  # since Python 3.12
     return getattr(node, "type_params", [])
 
 

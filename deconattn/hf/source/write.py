@@ -69,9 +69,10 @@ class _Writer:
         """The modules that have something to carry, each after those that its top level needs."""
         needs: dict[Module, set[Module]] = {module: set() for module in self._reached.pieces.values()}
         for module, use, target, _ in self._uses:
-            if isinstance(target, Definition) and target.module is not module and use.imported is None:
-                if not module.imports[use.name][0].for_types:
-                    needs[module].add(target.module)
+            if not isinstance(target, Definition) or target.module is module or use.imported is not None:
+                continue
+            if not module.imports[use.name][0].for_types:
+                needs[module].add(target.module)
         ordered: dict[Module, None] = {}
 
         def visit(module: Module) -> None:
@@ -116,9 +117,9 @@ class _Writer:
 
     def _to_rename(self, targets: Sequence[Definition | External]) -> set[Definition | External]:
         """Of several with one name those that get another: a plugin's, else all that are ours, else not the first."""
-        ours = {target for target in targets if isinstance(target, Definition)}
-        plugins = {target for target in ours if isinstance(target, Definition) and not is_ours(target.module.name)}
-        return plugins if plugins and plugins != set(targets) else ours or set(targets[1:])
+        modules = {target: target.module.name for target in targets if isinstance(target, Definition)}
+        plugins = {target for target, name in modules.items() if not is_ours(name)}
+        return set(plugins if 0 < len(plugins) < len(targets) else modules or targets[1:])
 
     def _longer(self, target: Definition | External) -> str:
         """A name with its module's before it."""

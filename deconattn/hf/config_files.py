@@ -2,10 +2,13 @@
 
 import dataclasses
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from deconattn.hf.plugin_code import plugin_code
+from deconattn.hf.source import AUTO_MAP, FILE_NAME
 from deconattn.model.config import ModelConfig
 
 _SHARED = (
@@ -47,11 +50,10 @@ def config_json(config: ModelConfig, dtype: torch.dtype, eos_token_id: int | Non
     if stock is None:
         return {
             "architectures": ["DeconAttnForCausalLM"],
-            "auto_map": {
-                "AutoConfig": "configuration_deconattn.DeconAttnConfig",
-                "AutoModelForCausalLM": "modeling_deconattn.DeconAttnForCausalLM",
-            },
+            "auto_map": {auto: f"{Path(FILE_NAME).stem}.{name}" for auto, name in AUTO_MAP.items()},
+            "deconattn_version": version("deconattn"),
             "model_type": "deconattn",
+            "plugin_code": plugin_code(config.layer_variants),
             **dataclasses.asdict(config),
             **common,
         }

@@ -1,6 +1,7 @@
 """`config.json` and `generation_config.json` of an export: Qwen's where Qwen is what was trained, else our own."""
 
 import dataclasses
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,8 @@ def config_json(config: ModelConfig, dtype: torch.dtype, eos_token_id: int | Non
     if stock is None:
         return {
             "architectures": ["DeconAttnForCausalLM"],
-            "auto_map": {auto: f"{Path(FILE_NAME).stem}.{name}" for auto, name in AUTO_MAP.items()},
-            "deconattn_version": version("deconattn"),
             "model_type": "deconattn",
-            "plugin_code": plugin_code(config.layer_variants),
+            **code_fields(config.layer_variants),
             **dataclasses.asdict(config),
             **common,
         }
@@ -74,6 +73,15 @@ def config_json(config: ModelConfig, dtype: torch.dtype, eos_token_id: int | Non
         "use_sliding_window": False,
         **common,
         "torch_dtype": dtype_name,
+    }
+
+
+def code_fields(variants: Sequence[str]) -> dict[str, Any]:
+    """What config.json says of the code beside it, for a model whose layers have these variants."""
+    return {
+        "auto_map": {auto: f"{Path(FILE_NAME).stem}.{name}" for auto, name in AUTO_MAP.items()},
+        "deconattn_version": version("deconattn"),
+        "plugin_code": plugin_code(variants),
     }
 
 

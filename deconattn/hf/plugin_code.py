@@ -17,9 +17,14 @@ from deconattn.mixers import mixer_class, variant_names
 
 def plugin_code(variants: Iterable[str]) -> dict[str, str]:
     """Of those variants that are not this package's: a digest of the file that registers it."""
-    files = {variant: Path(inspect.getfile(mixer_class(variant))) for variant in variants}
+    return {variant: _digest(file) for variant, file in plugin_files(variants).items()}
+
+
+def plugin_files(variants: Iterable[str]) -> dict[str, Path]:
+    """Of those variants that are not this package's: the file that registers it."""
+    files = {variant: Path(inspect.getfile(mixer_class(variant))).resolve() for variant in sorted(variants)}
     ours = Path(__file__).resolve().parents[1]
-    return {variant: _digest(file) for variant, file in sorted(files.items()) if ours not in file.resolve().parents}
+    return {variant: file for variant, file in files.items() if ours not in file.parents}
 
 
 def check_plugin_code(exported: Mapping[str, str]) -> None:

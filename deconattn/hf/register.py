@@ -61,6 +61,14 @@ def _register_config(auto: ModuleType) -> None:
         return object.__new__(cls)
 
     DeconAttnConfig.__new__ = new  # type: ignore[method-assign, assignment]
+    plain = DeconAttnConfig.save_pretrained
+
+    def save_pretrained(self: DeconAttnConfig, *arguments: object, **options: object) -> None:
+        from deconattn.hf.saved_code import with_code  # not before: every import of ours would pay for it
+
+        with_code(plain)(self, *arguments, **options)
+
+    DeconAttnConfig.save_pretrained = save_pretrained
 
 
 @cache

@@ -8,6 +8,7 @@ from deconattn.program import installation
 MODULES = {
     "eval": ("lm_eval", "accelerate", "zstandard"),
     "fast": ("gigatoken",),
+    "gguf": ("gguf",),
     "plot": ("matplotlib", "jinja2", "markupsafe"),
     "remote": ("fsspec",),
 }

@@ -1,5 +1,6 @@
 """Write a run or a checkpoint as a Hugging Face folder: export RUN_OR_CHECKPOINT OUT."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from deconattn.cli import parse
+from deconattn.extras import require
 from deconattn.program import command
 
 
@@ -23,6 +25,12 @@ class Arguments:
     """What the weights are stored in; by default what the run computed in."""
     tokenizer: bool = True
     """Carry the tokenizer along."""
+    gguf: bool = False
+    """Write model.gguf for llama.cpp too: models that are standard throughout, with a byte-level BPE."""
+    license: str | None = None
+    """The weights' licence as the Hub names it (apache-2.0, mit, ...), for the card."""
+    language: tuple[str, ...] = ()
+    """Languages of the text by their codes (en, cs, ...), for the card."""
     overwrite: bool = False
     """Replace an earlier export."""
 
@@ -37,18 +45,29 @@ def export_checkpoint(arguments: Arguments) -> None:
     import torch
 
     from deconattn.hf.export import export
+    from deconattn.hf.gguf_file import gguf_vocabulary
+    from deconattn.hf.model_card import Provenance
     from deconattn.train.checkpoint import open_checkpoint
 
+    if arguments.gguf:
+        require("gguf", "--gguf")
     checkpoint = open_checkpoint(arguments.source)
     precision = arguments.dtype or checkpoint.precision
+    tokenizer_folder = checkpoint.tokenizer_folder if arguments.tokenizer else None
+    vocabulary = gguf_vocabulary(checkpoint.model_config, tokenizer_folder) if arguments.gguf else None
     export(
         checkpoint.weights(),
         checkpoint.model_config,
         arguments.out,
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        tokenizer_folder=checkpoint.tokenizer_folder if arguments.tokenizer else None,
+        tokenizer_folder=tokenizer_folder,
         plugins=checkpoint.plugins,
-        step=checkpoint.step,
+        provenance=Provenance(
+            checkpoint.step, checkpoint.datasets, checkpoint.base_model, arguments.license, arguments.language
+        ),
         overwrite=arguments.overwrite,
+        gguf=vocabulary,
     )
+    for note in vocabulary.notes if vocabulary else ():
+        print(f"note: model.gguf: {note}", file=sys.stderr)
     print(f"step {checkpoint.step} of {checkpoint.folder} -> {arguments.out} ({precision})")

@@ -58,7 +58,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     origins = graft(model, weights, keep=given_text)
     with durable.staged_folder(out, _check_free) as folder:
         try:
-            _fill(folder, model, flags, data)
+            _fill(folder, model, flags, data, source)
         except SafetensorError as error:  # what it makes of a full disk
             raise UserError(f"{out} cannot be written ({error}): free space or give another folder") from error
     lines = [
@@ -69,8 +69,8 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingData) -> None:
-    content = resolved_config(flags, model.config, data.identities)
+def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingData, source: Path) -> None:
+    content = resolved_config(flags, model.config, data.identities, source.resolve().name)
     step = folder / CHECKPOINTS / "step-0"
     (step / "tokenizer").mkdir(parents=True)
     shutil.copy(data.tokenizer_path, step / "tokenizer")

@@ -1,10 +1,15 @@
 """`config.json` and `generation_config.json` of an export: Qwen's where Qwen is what was trained, else our own."""
 
 import dataclasses
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from deconattn.hf.plugin_code import plugin_code
+from deconattn.hf.source import AUTO_MAP, FILE_NAME
 from deconattn.model.config import ModelConfig
 
 _SHARED = (
@@ -40,16 +45,14 @@ def config_json(config: ModelConfig, dtype: torch.dtype, eos_token_id: int | Non
         "eos_token_id": eos_token_id,
         "pad_token_id": eos_token_id,
         "dtype": dtype_name,
+        "transformers_version": version("transformers"),
     }
     stock = stock_model_type(config)
     if stock is None:
         return {
             "architectures": ["DeconAttnForCausalLM"],
-            "auto_map": {
-                "AutoConfig": "configuration_deconattn.DeconAttnConfig",
-                "AutoModelForCausalLM": "modeling_deconattn.DeconAttnForCausalLM",
-            },
             "model_type": "deconattn",
+            **code_fields(config.layer_variants),
             **dataclasses.asdict(config),
             **common,
         }
@@ -70,6 +73,15 @@ def config_json(config: ModelConfig, dtype: torch.dtype, eos_token_id: int | Non
         "use_sliding_window": False,
         **common,
         "torch_dtype": dtype_name,
+    }
+
+
+def code_fields(variants: Sequence[str]) -> dict[str, Any]:
+    """What config.json says of the code beside it, for a model whose layers have these variants."""
+    return {
+        "auto_map": {auto: f"{Path(FILE_NAME).stem}.{name}" for auto, name in AUTO_MAP.items()},
+        "deconattn_version": version("deconattn"),
+        "plugin_code": plugin_code(variants),
     }
 
 

@@ -4,7 +4,8 @@
         config.json  generation_config.json  README.md
         model.safetensors               (or model-00001-of-N.safetensors and model.safetensors.index.json)
         tokenizer.json  tokenizer_config.json
-        modeling_deconattn.py  ...      the model's own code, unless stock Qwen2 or Qwen3 is what was trained
+        modeling_deconattn.py           the model's own code, unless stock Qwen2 or Qwen3 is what was trained
+        model.gguf                      for llama.cpp, where asked for
 
 The same weights give the same bytes.
 """
@@ -24,13 +25,17 @@ from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
 from deconattn.hf.config_files import config_json, generation_config_json, stock_model_type
-from deconattn.hf.model_card import model_card
-from deconattn.hf.source import exported_source
+from deconattn.hf.gguf_file import FILE_NAME as GGUF_NAME
+from deconattn.hf.gguf_file import write_gguf
+from deconattn.hf.gguf_tokenizer import Vocabulary
+from deconattn.hf.model_card import Provenance, model_card
+from deconattn.hf.source import FILE_NAME, modeling_source
 from deconattn.hf.tokenizer_files import check_tokenizer, write_tokenizer
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.config import ModelConfig
 
 MAX_SHARD_SIZE = "5GB"
+UNKNOWN = Provenance()
 
 
 def export(
@@ -41,8 +46,9 @@ def export(
     dtype: torch.dtype,
     tokenizer_folder: Path | None,
     plugins: Sequence[Path] = (),
-    step: int | None = None,
+    provenance: Provenance = UNKNOWN,
     overwrite: bool = False,
+    gguf: Vocabulary | None = None,
 ) -> None:
     """Write `out`, whole or not at all.
 
@@ -51,8 +57,9 @@ def export(
         dtype: what floating-point tensors are stored in.
         tokenizer_folder: holds a tokenizer.json or a SentencePiece tokenizer.model; None leaves it out.
         plugins: files of third-party variants; they are carried along and must be loaded in this process.
-        step: training steps, for the model card.
+        provenance: for the model card.
         overwrite: replace an earlier export at `out`.
+        gguf: what :func:`deconattn.hf.gguf_file.gguf_vocabulary` made of the tokenizer, to write `model.gguf` too.
 
     Raises:
         UserError: `out` is in use, the weights are not the configuration's, or the tokenizer cannot be expressed.
@@ -61,19 +68,21 @@ def export(
     _check_free(out, overwrite)  # before the weights are looked at
     tensors = _checked(weights, config)
     stock = stock_model_type(config)
+    source = "" if stock else modeling_source(config.layer_variants, plugins)
     eos = None if tokenizer_folder is None else load_tokenizer(tokenizer_folder).eos_token_id
     parameters = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("model.fixed_"))
     with staged_folder(out, lambda out: _check_free(out, overwrite)) as folder:
         _write_json(folder / "config.json", config_json(config, dtype, eos))
         _write_json(folder / "generation_config.json", generation_config_json(eos))
-        (folder / "README.md").write_text(model_card(config, dtype, parameters, step), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(config, dtype, parameters, provenance), encoding="utf-8")
         if stock is None:
-            for name, text in exported_source(plugins).items():
-                (folder / name).write_text(text, encoding="utf-8")
+            (folder / FILE_NAME).write_text(source, encoding="utf-8")
         if tokenizer_folder is not None:
             write_tokenizer(tokenizer_folder, folder, stock or "deconattn", config.max_position_embeddings)
             check_tokenizer(tokenizer_folder, folder)
         _write_weights(tensors, dtype, folder)
+        if gguf is not None:
+            write_gguf(folder / GGUF_NAME, tensors, config, dtype, gguf)
 
 
 def _checked(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -1,5 +1,8 @@
-"""The README.md of an export."""
+"""The README.md of an export: the Hub's metadata, what the model is, and how to use it."""
 
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import groupby
 
 import torch
@@ -8,8 +11,27 @@ from deconattn.hf.config_files import stock_model_type
 from deconattn.model.config import ModelConfig
 
 
-def model_card(config: ModelConfig, dtype: torch.dtype, parameters: int, step: int | None) -> str:
-    """Markdown: what the model is, layer by layer, and how to load it."""
+@dataclass(frozen=True)
+class Provenance:
+    """What weights do not say of themselves; None, and empty, where it is not known.
+
+    Attributes:
+        step: training steps.
+        datasets: names of the corpora that the model was trained on.
+        base_model: what the weights were converted from.
+        license: the Hub's identifier of the weights' licence.
+        language: languages by their ISO 639-1 codes.
+    """
+
+    step: int | None = None
+    datasets: tuple[str, ...] = ()
+    base_model: str | None = None
+    license: str | None = None
+    language: tuple[str, ...] = ()
+
+
+def model_card(config: ModelConfig, dtype: torch.dtype, parameters: int, provenance: Provenance) -> str:
+    """Markdown: what the model is, layer by layer, how to load it and how to fine-tune it."""
     stock = stock_model_type(config)
     trust = "" if stock else ", trust_remote_code=True"
     note = (
@@ -26,15 +48,17 @@ def model_card(config: ModelConfig, dtype: torch.dtype, parameters: int, step: i
         "vocabulary": f"{config.vocab_size:,}{' (tied)' if config.tie_word_embeddings else ''}",
         "weights": str(dtype).removeprefix("torch."),
     }
-    if step is not None:
-        rows["training steps"] = f"{step:,}"
+    if provenance.step is not None:
+        rows["training steps"] = f"{provenance.step:,}"
+    if provenance.datasets:
+        rows["trained on"] = ", ".join(provenance.datasets)
+    if provenance.base_model:
+        rows["started from"] = provenance.base_model
+    rows["written with"] = ", ".join(f"{name} {version(name)}" for name in ("deconattn", "torch", "transformers"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     layers = "\n".join(f"| {span} | `{variant}` |" for span, variant in _spans(config.layer_variants))
     return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- deconattn
+{_metadata(provenance)}
 ---
 
 # A language model trained with DeconAttn
@@ -55,7 +79,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH"{trust})
 tokenizer = AutoTokenizer.from_pretrained("PATH"{trust})
 ```
+
+Every linear layer takes LoRA, under whatever names the variants give theirs:
+
+```python
+from peft import LoraConfig, get_peft_model
+
+model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+```
 """
+
+
+def _metadata(provenance: Provenance) -> str:
+    """The card's YAML: what is not known is left out, for whoever publishes the model to say."""
+    known: dict[str, object] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["deconattn"],
+        "license": provenance.license,
+        "language": list(provenance.language),
+        "datasets": list(provenance.datasets),
+        "base_model": provenance.base_model,
+    }
+    # A JSON string is a YAML string, whatever is in it.
+    return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in known.items() if value)
 
 
 def _spans(variants: tuple[str, ...]) -> list[tuple[str, str]]:

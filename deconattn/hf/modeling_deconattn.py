@@ -91,6 +91,10 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | Tensor | None = None,
+        max_length_k: int | Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, L, hidden_size] after the final norm.
 
@@ -107,6 +111,11 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
             output_attentions: return each layer's map [B, heads, L, L], None of a layer that mixes nothing. The whole
                 map is computed by its formula, beside the model's own way.
             output_hidden_states: return the embeddings and what each layer makes of them, the last one normed.
+            cu_seq_lens_q: int32 [documents + 1], where the documents of a batch of one row begin, and the end: another
+                way to say what position_ids say, which are believed where both are given.
+            cu_seq_lens_k: the same again, as collators for flash attention give it with the longest document's length.
+            max_length_q: that length, which nothing here needs.
+            max_length_k: the same again.
 
         Raises:
             UserError: the sequence is beyond the fixed stream or the cache.
@@ -114,13 +123,15 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
                 one for tokens that are not the first, or one for rows of several documents.
         """
         cache = _one_cache(cache, past_key_values)
+        if position_ids is None and cu_seq_lens_q is not None:
+            position_ids = _positions(cu_seq_lens_q)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if cache is None and use_cache:
             cache = DeconAttnCache(self)
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         watched = _Watched(
-            len(hidden),
+            hidden.shape[0],
             _asked(output_hidden_states, self.config.output_hidden_states),
             _asked(output_attentions, self.config.output_attentions),
         )
@@ -200,6 +211,10 @@ class DeconAttnForCausalLM(DeconAttnPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | Tensor | None = None,
+        max_length_k: int | Tensor | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits [B, kept, vocab_size] and, with labels, the mean loss; else as :meth:`DeconAttnModel.forward`.
 
@@ -218,6 +233,7 @@ class DeconAttnForCausalLM(DeconAttnPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            cu_seq_lens_q=cu_seq_lens_q,
             return_dict=True,
         )
         hidden = outputs.last_hidden_state
@@ -320,6 +336,13 @@ def _new_columns(mask: Tensor, hidden: Tensor, cache: DeconAttnCache | None) -> 
     if mask.ndim != 2 or mask.shape[0] != rows or mask.shape[1] not in lengths:
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}: give one of the tokens' {(rows, tokens)}")
     return mask[:, -tokens:].bool()
+
+
+def _positions(offsets: Tensor) -> Tensor:
+    """int64 [1, tokens] from where documents begin, and the end, [documents + 1]."""
+    lengths = offsets.diff().long()
+    tokens = torch.arange(int(offsets[-1]), device=offsets.device)
+    return (tokens - offsets[:-1].long().repeat_interleave(lengths))[None]
 
 
 def _document_starts(position_ids: Tensor | None, padding: Padding | None) -> Tensor | None:

@@ -6,7 +6,7 @@
 
 import importlib.abc
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -15,7 +15,7 @@ _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
 def register() -> None:
-    """Register `deconattn` with AutoConfig and AutoModelForCausalLM: at once if they are loaded, else when they are."""
+    """Register `deconattn` with the auto classes: at once if they are loaded, else when they are."""
     auto = sys.modules.get(_AUTO_CONFIG)
     if auto is not None and hasattr(auto, "AutoConfig"):
         _register_config(auto)
@@ -52,18 +52,31 @@ def _register_config(auto: ModuleType) -> None:
 
     # Every way to a model starts at a configuration, so the model class follows with the first of them. Importing
     # it here would be slower, and circular: transformers is still being imported.
-    def new(cls: type, *args: object, **kwargs: object) -> object:
+    def new(cls: type, *args: object, plugin_code: Mapping[str, str] | None = None, **kwargs: object) -> object:
         _register_model()
+        if plugin_code:
+            from deconattn.hf.plugin_code import check_plugin_code
+
+            check_plugin_code(plugin_code)
         return object.__new__(cls)
 
     DeconAttnConfig.__new__ = new  # type: ignore[method-assign, assignment]
+    plain = DeconAttnConfig.save_pretrained
+
+    def save_pretrained(self: DeconAttnConfig, *arguments: object, **options: object) -> None:
+        from deconattn.hf.saved_code import with_code  # not before: every import of ours would pay for it
+
+        with_code(plain)(self, *arguments, **options)
+
+    DeconAttnConfig.save_pretrained = save_pretrained
 
 
 @cache
 def _register_model() -> None:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
     from deconattn.hf.configuration_deconattn import DeconAttnConfig
-    from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
+    from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM, DeconAttnModel
 
+    AutoModel.register(DeconAttnConfig, DeconAttnModel, exist_ok=True)
     AutoModelForCausalLM.register(DeconAttnConfig, DeconAttnForCausalLM, exist_ok=True)

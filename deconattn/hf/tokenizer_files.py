@@ -8,7 +8,14 @@ from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 from deconattn.hf import sentencepiece_json
 
-_STOCK_TYPES_WITH_OWN_TOKENIZER = ("qwen2", "qwen3")
+_WITH_A_TOKENIZER_OF_ITS_OWN = "qwen2"
+"""The model type for which AutoTokenizer passes over what tokenizer_config.json says, unless an auto_map is there.
+
+The file that the auto_map names is read with `trust_remote_code=True` only; without, the tokenizer.json is taken as it
+is, which the file says, too. A tokenizer that was loaded without and is saved again keeps the auto_map but not the
+file, so that its copy loads without `trust_remote_code` and says with it which file it misses; leaving the auto_map out
+would make it split texts Qwen's way without a word. No other key of the two files leads past Qwen's class.
+"""
 _MODULE = "tokenization_deconattn"
 _CLASS = "DeconAttnTokenizer"
 _SOURCE = f'''"""The tokenizer.json beside this file, exactly as it is."""
@@ -61,7 +68,7 @@ def write_tokenizer(source: Path, out: Path, model_type: str, max_length: int) -
         # SentencePiece never reads a control piece from a text; a tokenizer.json does.
         "split_special_tokens": from_sentencepiece,
     }
-    if model_type in _STOCK_TYPES_WITH_OWN_TOKENIZER:
+    if model_type == _WITH_A_TOKENIZER_OF_ITS_OWN:
         config["auto_map"] = {"AutoTokenizer": [None, f"{_MODULE}.{_CLASS}"]}
         (out / f"{_MODULE}.py").write_text(_SOURCE, encoding="utf-8")
     (out / "tokenizer_config.json").write_text(

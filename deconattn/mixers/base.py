@@ -23,20 +23,23 @@ from deconattn.model.splits import Split, column, row
 from deconattn.ops.documents import Documents
 
 FixedStream = Literal["random", "text"]
-_DECODING = (
-    "new_cache",
-    "extend",
-    "fixed_part",
-    "prefill_flops",
-    "decode_flops",
-    "cache_bytes",
-    "fixed_bytes",
-    "fixed_flops",
-)
-"""The methods of a mixer that belong to one way of decoding."""
+_TOGETHER = {
+    "attention_map": ("map_blocks",),
+    "forward": (
+        "extend",
+        "new_cache",
+        "fixed_part",
+        "prefill_flops",
+        "decode_flops",
+        "cache_bytes",
+        "fixed_bytes",
+        "fixed_flops",
+    ),
+}
+"""Methods of a mixer, and those that belong to one way of doing what they do, the one that does it first."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MixerContext:
     """What a layer may know of the batch beside the hidden states.
 
@@ -85,12 +88,11 @@ class Mixer(nn.Module, ABC):
         Nor has one with a map of its own the blocks of another's.
         """
         super().__init_subclass__(**kwargs)
-        if "attention_map" in vars(cls) and "map_blocks" not in vars(cls):
-            cls.map_blocks = Mixer.map_blocks  # type: ignore[method-assign]
-        if "forward" in vars(cls) and "extend" not in vars(cls):
-            for name in _DECODING:
-                if name not in vars(cls):
-                    setattr(cls, name, vars(Mixer)[name])
+        for method, (first, *others) in _TOGETHER.items():
+            if method in vars(cls) and first not in vars(cls):
+                for name in (first, *others):
+                    if name in vars(Mixer) and name not in vars(cls):  # an export carries fewer methods
+                        setattr(cls, name, vars(Mixer)[name])
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor
 from deconattn.model.rotary import Rotary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """Where a cached pass stands: T new tokens a row, in the slots after those that the row has filled.
 

@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         static = hidden if self.last_static_layer >= 0 else None
         context = self.context(length, hidden, position_ids, document_ids)
         hidden, _ = self.run(hidden, static, context, observe)
-        return self.norm(hidden[: len(embeddings)])
+        return self.norm(hidden[: embeddings.shape[0]])
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[B, L] -> [R, L, d]: the token embeddings, and the fixed streams' rows after them."""
@@ -207,7 +207,7 @@ class Decoder(nn.Module):
         """Through the layers of the span: hidden states and static embeddings, without rows that nobody reads."""
         for index in self.span:
             layer: Block = self.layers[index]  # type: ignore[assignment]
-            batch = len(hidden) - len(context.fixed_rows)
+            batch = hidden.shape[0] - len(context.fixed_rows)  # len of a tensor would be a constant to torch.export
             if index == self.last_fixed_layer:  # nobody reads what the streams' rows would become
                 context = replace(context, output_rows=batch)
             if observe is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Padding:
     """Rows with their real tokens first and the padding behind them, where causal mixing never sees it.
 

@@ -8,7 +8,9 @@ from torch import Tensor
 from deconattn.model.config import ModelConfig
 
 
-@dataclass(frozen=True)
+# Objects of tensors compare and hash by identity: == of tensors has no truth value, and the compiler of torch 2.11 and
+# 2.12 takes the hash of an object that is called before it has set the object's fields.
+@dataclass(frozen=True, eq=False)
 class Rotary:
     """Cosines and sines of every row's positions.
 

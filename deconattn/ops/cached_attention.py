@@ -50,7 +50,7 @@ def fixed_map_attention(
         keys: [key_value_heads, L, head_dim], L at least N.
         visible: bool [1, T, N] or None.
     """
-    if tokens > CHUNK:
+    if not torch.compiler.is_compiling() and tokens > CHUNK:
         parts = []
         for start in range(first, first + tokens, CHUNK):
             stop = min(start + CHUNK, first + tokens)

@@ -89,6 +89,17 @@ class Checkpoint:
         return self.flags.model.plugin
 
     @property
+    def base_model(self) -> str | None:
+        """What the run was converted from, if it was."""
+        name: str | None = self.config.get("base_model")
+        return name
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the corpora that the run read."""
+        return tuple(Path(corpus["path"]).name for corpus in self.config["data"])
+
+    @property
     def tokenizer_folder(self) -> Path | None:
         folder = self.folder / "tokenizer"
         return folder if folder.is_dir() else None

@@ -11,9 +11,16 @@ from deconattn.train.inputs import CorpusIdentity
 from deconattn.train.runtime import environment
 
 
-def resolved_config(flags: TrainingFlags, model: ModelConfig, data: Sequence[CorpusIdentity]) -> dict[str, Any]:
-    """Plain values: the resolved flags, the model, the data's identities, the schedule, versions and machine."""
-    return {
+def resolved_config(
+    flags: TrainingFlags, model: ModelConfig, data: Sequence[CorpusIdentity], base_model: str | None = None
+) -> dict[str, Any]:
+    """Plain values: the resolved flags, the model, the data's identities, the schedule, versions and machine.
+
+    Args:
+        base_model: what the weights were converted from, if they were.
+    """
+    converted = {} if base_model is None else {"base_model": base_model}
+    return converted | {
         "flags": to_json(flags),
         "model": dataclasses.asdict(model),
         "data": [dataclasses.asdict(identity) for identity in data],

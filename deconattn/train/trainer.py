@@ -56,7 +56,8 @@ class Trainer:
         self._saved_step = self.progress.step if checkpoint else -1
         self._val_loss: float | None = None
         self._validated_step = -1
-        self.config = resolved_config(flags, self.model_config, self.data.identities)
+        base_model = None if checkpoint is None else checkpoint.base_model
+        self.config = resolved_config(flags, self.model_config, self.data.identities, base_model)
         self.metrics: Metrics | None = None
         self._benchmarks: InLoopEvaluation | None = None
         if self.engine.rank == 0:

@@ -25,6 +25,8 @@ def test_the_runs_own_precision_by_default(
         model_config=model.config,
         precision=precision,
         plugins=(),
+        datasets=("web",),
+        base_model=None,
         tokenizer_folder=None,
         weights=model.state_dict,
     )

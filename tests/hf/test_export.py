@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from deconattn.errors import UserError
 from deconattn.hf import export as export_module
+from deconattn.hf.model_card import Provenance
 from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
 from deconattn.mixers import variant_names
 from deconattn.model.config import ModelConfig
@@ -83,7 +86,8 @@ def test_bf16(variants: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
-    first, second = (exported(trained(small_config(*MIXED)), tmp_path / name, step=3) for name in ("a", "b"))
+    model, known = trained(small_config(*MIXED)), Provenance(step=3)
+    first, second = (exported(model, tmp_path / name, provenance=known) for name in ("a", "b"))
     names = sorted(path.name for path in first.iterdir())
     assert names == sorted(path.name for path in second.iterdir())
     assert {"model.safetensors", "modeling_deconattn.py", "README.md", "config.json"} < set(names)
@@ -103,11 +107,31 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_card_names_every_layer(tmp_path: Path) -> None:
     model = trained(small_config("rndemb", "rndemb", "standard"))
-    card = (exported(model, tmp_path / "out", step=1234) / "README.md").read_text()
+    card = (exported(model, tmp_path / "out", provenance=Provenance(step=1234)) / "README.md").read_text()
     assert "| 1-2 | `rndemb` |" in card
     assert "| 3 | `standard` |" in card
     assert f"| parameters | {sum(p.numel() for p in model.parameters()):,} |" in card
     assert "| training steps | 1,234 |" in card
+
+
+def test_the_card_says_what_is_known(tmp_path: Path) -> None:
+    model = trained(small_config("rndemb", "standard"))
+    known = Provenance(7, ('web: "best"', "books"), "Qwen2-0.5B", "apache-2.0", ("en", "cs"))
+    metadata = ModelCard.load(exported(model, tmp_path / "known", provenance=known) / "README.md").data.to_dict()
+    assert metadata == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["deconattn"],
+        "license": "apache-2.0",
+        "language": ["en", "cs"],
+        "datasets": ['web: "best"', "books"],
+        "base_model": "Qwen2-0.5B",
+    }
+    bare = ModelCard.load(exported(model, tmp_path / "bare") / "README.md")
+    assert not {"license", "language", "datasets", "base_model"} & set(bare.data.to_dict())
+    assert f"transformers {transformers.__version__}" in bare.text and "all-linear" in bare.text
+    config = json.loads((tmp_path / "bare" / "config.json").read_text())
+    assert config["transformers_version"] == transformers.__version__
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
@@ -159,7 +183,7 @@ def test_an_export_that_cannot_be_put_in_place_leaves_the_old_one(
 
     monkeypatch.setattr(Path, "replace", failing)
     with pytest.raises(UserError, match="Stale"):
-        exported(model, out, overwrite=True, step=5)
+        exported(model, out, overwrite=True, provenance=Provenance(step=5))
     assert (out / "README.md").read_bytes() == before
     assert list(tmp_path.iterdir()) == [out]
 

@@ -1,0 +1,151 @@
+"""The mixing operations in plain PyTorch, without a backward pass of their own: what an exported model carries.
+
+Any device, any dtype, torch.compile and torch.export; the formulas are those of text generation
+(:mod:`deconattn.ops.cached_attention`), applied to some rows of the map at a time. In training a block of rows is made
+again for its gradients, so that memory is linear in the length. Time is quadratic, for `nonapproximate`, too.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.utils.checkpoint import checkpoint
+
+from deconattn.ops import cached_attention, reference
+from deconattn.ops.documents import Documents
+from deconattn.ops.precision import at_least_fp32
+
+ROWS = 256
+"""Rows of a map that are held at once."""
+
+
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None = None) -> Tensor:
+    """softmax(Q K^T / sqrt(head_dim)) V with a causal (and document) mask, by PyTorch's fused kernels.
+
+    Args:
+        queries: [R, heads, L, head_dim].
+        keys, values: [R, key_value_heads, L, head_dim]; each serves heads / key_value_heads query heads.
+
+    Returns:
+        [R, heads, L, head_dim].
+    """
+    group = queries.shape[1] // keys.shape[1]
+    if documents is None:
+        return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=group > 1)
+    if group > 1:  # fused kernels take a mask or groups, not both
+        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+    return scaled_dot_product_attention(queries, keys, values, attn_mask=documents.causal_mask)
+
+
+def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """o_i = sum_{j<=i} w_ij v_j / sum_{j<=i} w_ij with w = 1 + s + s^2/2, s = q.k / sqrt(head_dim).
+
+    Args:
+        queries: [R, heads, L, head_dim].
+        keys, values: [R, key_value_heads, L, head_dim].
+        document_ids: int64 [R, L] or None; mixing stays within a document.
+
+    Returns:
+        [R, heads, L, head_dim].
+    """
+    keys, values = (_in_a_graph_per_query_head(shared, queries.shape[1]) for shared in (keys, values))
+
+    def rows(start: int, stop: int) -> Tensor:
+        visible = _visible(start, stop, queries.device, document_ids)
+        return cached_attention.taylor_attention(
+            queries[:, :, start:stop], keys[:, :, :stop], values[:, :, :stop], visible
+        )
+
+    return _some_rows_at_a_time(rows, queries.shape[2])
+
+
+def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(head_dim)) V, the map shared by all rows of the batch.
+
+    Args:
+        queries: [heads, L, head_dim], of the fixed stream.
+        keys: [key_value_heads, L, head_dim], of the fixed stream.
+        values: [R, key_value_heads, L, head_dim], of every row.
+
+    Returns:
+        [R, heads, L, head_dim].
+    """
+    keys, values = (_in_a_graph_per_query_head(shared, len(queries)) for shared in (keys, values))
+
+    def rows(start: int, stop: int) -> Tensor:
+        visible = _visible(start, stop, queries.device)
+        return cached_attention.fixed_map_attention(queries, keys, values[:, :, :stop], start, stop - start, visible)
+
+    return _some_rows_at_a_time(rows, queries.shape[1])
+
+
+def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """o_i = sum_{j<=i} exp(s_j) v_j / sum_{j<=i} exp(s_j) with s_j = sum(silu(q_j) * k_j) / sqrt(head_dim).
+
+    Args:
+        queries: [R, heads, L, head_dim], before SiLU.
+        keys, values: [R, key_value_heads, L, head_dim].
+        document_ids: int64 [R, L] or None; the average restarts with each document.
+
+    Returns:
+        [R, heads, L, head_dim] in the values' dtype. Scores and statistics are at least fp32.
+    """
+    group = queries.shape[1] // keys.shape[1]
+    keys = at_least_fp32(keys.repeat_interleave(group, dim=1))
+    return prefix_average(reference.token_scores(silu(at_least_fp32(queries)), keys), values, document_ids)
+
+
+def prefix_average(scores: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """Average of the values so far, weighted by exp(score).
+
+    Args:
+        scores: [R, heads, L].
+        values: [R, key_value_heads, L, head_dim].
+        document_ids: int64 [R, L] or None; the average restarts with each document.
+
+    Returns:
+        [R, heads, L, head_dim] in the values' dtype.
+    """
+    values = _in_a_graph_per_query_head(values, scores.shape[1])
+
+    def rows(start: int, stop: int) -> Tensor:
+        hidden = ~_visible(start, stop, scores.device, document_ids)[:, None]
+        weights = at_least_fp32(scores[:, :, None, :stop]).masked_fill(hidden, -torch.inf).softmax(dim=-1)
+        served = cached_attention.by_key_head(weights, values.shape[1])
+        mixed = served @ at_least_fp32(values[:, :, :stop])
+        return mixed.to(values.dtype).reshape(*weights.shape[:3], values.shape[3])
+
+    return _some_rows_at_a_time(rows, scores.shape[2])
+
+
+def _some_rows_at_a_time(rows: Callable[[int, int], Tensor], length: int) -> Tensor:
+    """[R, heads, L, x] from `rows`(start, stop), its part [R, heads, stop - start, x]."""
+    if torch.compiler.is_compiling() or length <= ROWS:  # one graph for all lengths
+        return rows(0, length)
+    parts = []
+    for start in range(0, length, ROWS):
+        stop = min(start + ROWS, length)
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(rows, start, stop, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(rows(start, stop))
+    return torch.cat(parts, dim=2)
+
+
+def _in_a_graph_per_query_head(shared: Tensor, heads: int) -> Tensor:
+    """Keys or values [.., key_value_heads, L, x], in a graph beside the queries they serve: [.., heads, L, x].
+
+    How queries that share a key can be put behind one another depends on the length; a graph is for all lengths.
+    """
+    group = heads // shared.shape[-3]
+    return shared.repeat_interleave(group, dim=-3) if group > 1 and torch.compiler.is_compiling() else shared
+
+
+def _visible(start: int, stop: int, device: torch.device, document_ids: Tensor | None = None) -> Tensor:
+    """bool [R or 1, stop - start, stop]: the tokens up to `stop` that each from `start` on sees."""
+    tokens = torch.arange(stop, device=device)
+    causal = (tokens <= tokens[start:, None])[None]
+    if document_ids is None:
+        return causal
+    return causal & (document_ids[:, start:stop, None] == document_ids[:, None, :stop])

@@ -11,6 +11,7 @@ import torch
 from benchmarks.ranks import Ranks
 from deconattn.data import PackConfig
 from deconattn.data.packing.pack import pack
+from deconattn.train.ranks import VARIABLES
 
 # Tensors this small gain nothing from more threads and lose much where tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -38,6 +39,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = folder / "packed"
     pack(PackConfig(inputs=(str(text),), tokenizer="train:512", out=out, workers=1, val_fraction=0.05))
     return out
+
+
+@pytest.fixture
+def no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what looks into this process's environment: as if no earlier test had made it a rank."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

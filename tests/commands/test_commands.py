@@ -139,6 +139,7 @@ def test_extras_are_the_packages_own() -> None:
     assert not needed & {module for modules in extras.MODULES.values() for module in modules}
 
 
+@pytest.mark.usefixtures("no_rank")
 @pytest.mark.parametrize(
     ("words", "package", "extra"),
     [

@@ -29,13 +29,6 @@ def process_group() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what looks into this process's environment: as if nobody had made it a rank."""
-    for name in ranks.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
 def small(corpus: Path) -> list[str]:
     """Flags of a training that takes a second."""
     return ["--data", str(corpus), *SMALL]

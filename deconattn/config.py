@@ -221,7 +221,7 @@ class RunFlags:
     log_every: int = 1
     """Steps between rows of metrics.jsonl."""
     max_restarts: int = 0
-    """Start again from the newest good checkpoint when a rank dies, at most so often. Not for `deepspeed launch.sh`."""
+    """Start again from the newest good checkpoint when a rank dies, at most so often. Only with our own launcher."""
     wandb_project: str | None = None
     """Weights & Biases project; offline where there is no key."""
 

@@ -95,6 +95,7 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
         cu_seq_lens_k: Tensor | None = None,
         max_length_q: int | Tensor | None = None,
         max_length_k: int | Tensor | None = None,
+        seq_idx: Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, L, hidden_size] after the final norm.
 
@@ -116,6 +117,7 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
             cu_seq_lens_k: the same again, as collators for flash attention give it with the longest document's length.
             max_length_q: that length, which nothing here needs.
             max_length_k: the same again.
+            seq_idx: int [B, L], the number of each token's document: a third way.
 
         Raises:
             UserError: the sequence is beyond the fixed stream or the cache.
@@ -123,8 +125,8 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
                 one for tokens that are not the first, or one for rows of several documents.
         """
         cache = _one_cache(cache, past_key_values)
-        if position_ids is None and cu_seq_lens_q is not None:
-            position_ids = _positions(cu_seq_lens_q)
+        if position_ids is None:
+            position_ids = _positions(cu_seq_lens_q, seq_idx)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if cache is None and use_cache:
@@ -215,6 +217,7 @@ class DeconAttnForCausalLM(DeconAttnPreTrainedModel, GenerationMixin):
         cu_seq_lens_k: Tensor | None = None,
         max_length_q: int | Tensor | None = None,
         max_length_k: int | Tensor | None = None,
+        seq_idx: Tensor | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits [B, kept, vocab_size] and, with labels, the mean loss; else as :meth:`DeconAttnModel.forward`.
 
@@ -234,6 +237,7 @@ class DeconAttnForCausalLM(DeconAttnPreTrainedModel, GenerationMixin):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             cu_seq_lens_q=cu_seq_lens_q,
+            seq_idx=seq_idx,
             return_dict=True,
         )
         hidden = outputs.last_hidden_state
@@ -338,11 +342,16 @@ def _new_columns(mask: Tensor, hidden: Tensor, cache: DeconAttnCache | None) -> 
     return mask[:, -tokens:].bool()
 
 
-def _positions(offsets: Tensor) -> Tensor:
-    """int64 [1, tokens] from where documents begin, and the end, [documents + 1]."""
-    lengths = offsets.diff().long()
-    tokens = torch.arange(int(offsets[-1]), device=offsets.device)
-    return (tokens - offsets[:-1].long().repeat_interleave(lengths))[None]
+def _positions(offsets: Tensor | None, documents: Tensor | None) -> Tensor | None:
+    """int64 [B, L], where one of the two says it: where documents begin, and the end, or each token's document."""
+    if offsets is not None:
+        documents = torch.arange(len(offsets) - 1, device=offsets.device).repeat_interleave(offsets.diff())[None]
+    if documents is None:
+        return None
+    tokens = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    begins = torch.zeros_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents.diff(dim=1) != 0
+    return tokens - (tokens * begins).cummax(dim=1).values
 
 
 def _document_starts(position_ids: Tensor | None, padding: Padding | None) -> Tensor | None:

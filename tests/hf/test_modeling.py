@@ -75,8 +75,10 @@ def test_positions_that_restart_are_packed_documents() -> None:
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
     offsets = torch.tensor([0, 11, 31], dtype=torch.int32)
     flattened = {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": 20, "max_length_k": 20}
-    logits = model(torch.cat([first, second], dim=1), **flattened).logits
-    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
+    numbered = {"seq_idx": torch.tensor([[0] * 11 + [1] * 20], dtype=torch.int32)}
+    for told in (flattened, numbered):
+        logits = model(torch.cat([first, second], dim=1), **told).logits
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
 
 
 def test_masks_that_cannot_be_are_refused() -> None:

@@ -27,6 +27,7 @@ NEEDED = {"reproduce": ["pydantic"]}
 """Its plan is read before its flags are."""
 
 
+@pytest.mark.usefixtures("no_rank")  # a rank asks how many GPUs there are
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: Path(way[-1]).name)
 def test_help_imports_nothing_heavy(way: list[str]) -> None:
     done = subprocess.run(

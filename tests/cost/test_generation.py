@@ -82,7 +82,7 @@ def build_model(variants: tuple[str, ...], key_value_heads: int, dtype: torch.dt
 def test_caches_hold_what_the_formulas_say(variants: tuple[str, ...], heads: str, dtype: torch.dtype):
     for name, case in CASES.items():
         decoder = build_model(variants, HEADS[heads], dtype).model  # a model keeps the longest stream that it ran
-        config, size = decoder.config, dtype.itemsize
+        config, size = decoder.model_config, dtype.itemsize
         cache = DecodingCache(decoder, case.limit, case.static)
         for tokens in case.passes:
             decoder.extend(torch.zeros(3, tokens, dtype=torch.long), cache)

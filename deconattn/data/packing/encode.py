@@ -104,7 +104,7 @@ def encode_blocks(
                 first, result = waiting.popleft()
                 size -= len(first.payload)
                 yield first, result.result()
-            waiting.append((block, pool.submit(_encode, block)))
+            waiting.append((block, _submitted(pool, block)))
             size += len(block.payload)
         while waiting:
             first, result = waiting.popleft()
@@ -113,6 +113,13 @@ def encode_blocks(
         raise UserError("a tokenizing worker died, most likely for want of memory; lower --workers") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submitted(pool: Executor, block: Block) -> Future[Encoded]:
+    try:
+        return pool.submit(_encode, block)
+    except OSError as error:  # the pool broke while it was starting a process, whose pipes are closed by then
+        raise BrokenProcessPool(str(error)) from error
 
 
 _own = threading.local()

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from benchmarks.ranks import Ranks
 from deconattn.hf.export import export
+from deconattn.hf.model_card import Provenance
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.checkpoint import open_checkpoint
 from deconattn.train.command_line import parse_training_flags
@@ -46,7 +47,7 @@ def exported(run: Path, out: Path) -> dict[str, bytes]:
         out,
         dtype=torch.float32,
         tokenizer_folder=checkpoint.tokenizer_folder,
-        step=checkpoint.step,
+        provenance=Provenance(checkpoint.step),
     )
     return {path.name: path.read_bytes() for path in out.iterdir()}
 

@@ -179,6 +179,7 @@ def test_a_linter_and_a_formatter_have_nothing_to_say(
         assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.slow
 def test_one_graph_serves_every_length(tmp_path: Path) -> None:
     module = run(modeling_source(VARIANTS), tmp_path)
     config = small_config(*VARIANTS, num_key_value_heads=2)

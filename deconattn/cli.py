@@ -1,10 +1,12 @@
 """The frame around every command line: flags from a dataclass, errors in one line."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
+from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 import tyro
@@ -77,6 +79,17 @@ def show(table: "Table") -> None:
     natural = console.measure(table, options=console.options.update(width=10_000)).maximum
     console.width = max(console.width, natural)
     console.print(table)
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Hands signals to `handler`, and to what had them before once this is left: a notebook goes on after us."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
 def run(command: Callable[[], int | None]) -> None:

@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from deconattn.cli import parse
+from deconattn.cli import handled, parse
 from deconattn.program import command
 
 
@@ -13,12 +13,12 @@ def main(words: Sequence[str]) -> int:
     # Imported here because every worker process imports this file anew, and pack's own once --help has left.
     from deconattn.data.packing.config import PackConfig
 
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        config = parse(PackConfig, words, program=command("pack"))
-        from deconattn.data.packing.pack import pack
+        with handled(_interrupt, signal.SIGTERM):
+            config = parse(PackConfig, words, program=command("pack"))
+            from deconattn.data.packing.pack import pack
 
-        print(pack(config))
+            print(pack(config))
     except KeyboardInterrupt as interrupt:
         print("interrupted; the same command goes on from the last shard that was finished", file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)

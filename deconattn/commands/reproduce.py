@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from deconattn.cli import parse, show
+from deconattn.cli import handled, parse, show
 from deconattn.errors import UserError
 from deconattn.extras import require
 from deconattn.program import command
@@ -94,7 +94,10 @@ def _reproduce(arguments: Arguments, again: str) -> int:
 
 def _work(layout: Layout, stored: Stored, jobs: list[Job], again: str) -> int:
     stop = Stop()
-    with _ReportingProgress(layout, stored, jobs) as view:
+    with (
+        handled(stop.ask, signal.SIGINT, signal.SIGTERM),
+        _ReportingProgress(layout, stored, jobs) as view,
+    ):
         Runner(layout, stored, jobs, view, stop).run()
     page = _write_report(layout, stored)
     if stop.signal is not None:

@@ -20,18 +20,16 @@ _libc = ctypes.CDLL(None)
 
 
 class Stop:
-    """A request to stop: SIGINT or SIGTERM; a second one does not wait for the child's checkpoint."""
+    """A request to stop by signals, handed to :meth:`ask`; a second does not wait for the child's checkpoint."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.hurry = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._asked)
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    def _asked(self, number: int, frame: object) -> None:
+    def ask(self, number: int, frame: object) -> None:
         self.hurry = self.signal is not None
         self.signal = number
 

@@ -1,7 +1,6 @@
 """Knowing when to stop: SIGTERM, SIGINT, or a launcher that was killed over our heads."""
 
 import os
-import signal
 from types import FrameType
 
 import psutil
@@ -14,6 +13,7 @@ class StopRequest:
 
     DeepSpeed's launcher is two processes deep, and a signal to the outer one ends it without a word to the
     ranks. They would train on as orphans, so a change of the launcher's parent counts as a request too.
+    :meth:`ask` is the signals' handler.
     """
 
     def __init__(self) -> None:
@@ -21,13 +21,11 @@ class StopRequest:
         parent = psutil.Process(os.getppid())
         self._launcher = parent if LAUNCHER in parent.cmdline() else None
         self._grandparent = parent.ppid()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
 
     def __bool__(self) -> bool:
         return self._asked or self._orphaned()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
     def _orphaned(self) -> bool:

@@ -21,7 +21,7 @@ from types import FrameType
 
 import psutil
 
-from deconattn.cli import run
+from deconattn.cli import handled, run
 from deconattn.errors import UserError
 from deconattn.train.command_line import RUN_CONFIG, parse_training_flags
 from deconattn.train.ranks import is_rank
@@ -74,29 +74,28 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
         # The last of a flag counts, and comes before a file's. The workers refuse to restart by themselves.
         arguments = [*arguments, "--max-restarts", "0", "--save", str(folder)]
     job, code = Job(), 0
-    for attempt in range(restarts + 1):
-        begun = folder is not None and (folder / RUN_CONFIG).is_file()
-        if attempt:
-            where = "the newest good checkpoint" if begun else "the start"
-            print(f"restart {attempt} of {restarts} from {where}: {_reason(code)}", file=sys.stderr, flush=True)
-            if "--no_ssh" in options and job.stop_asked(MEETING_SECONDS):
+    with handled(job.pass_on, signal.SIGTERM, signal.SIGINT):
+        for attempt in range(restarts + 1):
+            begun = folder is not None and (folder / RUN_CONFIG).is_file()
+            if attempt:
+                where = "the newest good checkpoint" if begun else "the start"
+                print(f"restart {attempt} of {restarts} from {where}: {_reason(code)}", file=sys.stderr, flush=True)
+                if "--no_ssh" in options and job.stop_asked(MEETING_SECONDS):
+                    return code
+            resume = ["--resume"] if attempt and begun and not flags.run.resume else []
+            code = job.run([*program, *arguments, *resume], options)
+            if code in (0, USER_ERROR) or job.stop_asked():
                 return code
-        resume = ["--resume"] if attempt and begun and not flags.run.resume else []
-        code = job.run([*program, *arguments, *resume], options)
-        if code in (0, USER_ERROR) or job.stop_asked():
-            return code
     print(f"error: {_reason(code)}", file=sys.stderr)
     return code
 
 
 class Job:
-    """DeepSpeed's launcher as a child process, once or again; signals to this process stop it in order."""
+    """DeepSpeed's launcher as a child process, once or again; signals, handed to :meth:`pass_on`, stop it in order."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
-        signal.signal(signal.SIGTERM, self._pass_on)
-        signal.signal(signal.SIGINT, self._pass_on)
 
     def stop_asked(self, within: float = 0.0) -> bool:
         """Whether a signal has come, or comes within some seconds."""
@@ -118,7 +117,7 @@ class Job:
         number = -code if code < 0 else 256 - code
         return 128 + number if 0 < number < signal.NSIG else code
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
         self._stop.set()
         if self._process is None:
             sys.exit(128 + number)

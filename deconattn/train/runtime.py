@@ -3,11 +3,14 @@
 import logging
 import os
 import platform
+import random
 import socket
 import sys
 import warnings
+from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 
 import psutil
 import torch
@@ -69,10 +72,19 @@ def quiet_accelerator() -> None:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A TCP port of this machine that nobody listens on, and none that the system gives to outgoing connections.
+
+    One of those could be taken in the seconds until a rank listens on it.
+    """
+    ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    end = int(ephemeral.read_text().split()[0]) if ephemeral.is_file() else 32768
+    random_source = random.SystemRandom()  # the global one is the training's
+    choices = [random_source.randrange(10_000, end) for _ in range(100)] if end > 10_000 else []
+    for port in (*choices, 0):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return listener.getsockname()[1]
+    raise OSError("this machine has no free TCP port")
 
 
 def environment() -> dict[str, str]:

@@ -1,10 +1,12 @@
 """One rank's way in: the Python half of `launch.sh`, and by itself what `deconattn train` starts."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
 
+from deconattn.cli import handled
 from deconattn.errors import UserError
 from deconattn.program import command, quoted
 from deconattn.train import ranks
@@ -19,6 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the flags; by default the process's.
     """
     stop = StopRequest()
+    with handled(stop.ask, signal.SIGTERM, signal.SIGINT):
+        _train(arguments, stop)
+
+
+def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     given = [argument for argument in given if not argument.startswith("--local_rank")]
     try:

@@ -3,11 +3,15 @@
 Entering with a whole input and leaving with a sum are each other's transposes, and so are the two forms of
 sequence parallelism (Shoeybi et al. 2019, figure 4; Korthikanti et al. 2023, section 4.2.2). The sequence is
 dimension 1 of [R, L, d].
+
+torch.compile follows functional collectives only. Run eagerly each of those costs about a millisecond of Python, more
+than the exchange itself in small layers, so that the plain ones stand in for them there.
 """
 
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as collectives
@@ -17,21 +21,36 @@ SEQUENCE = 1
 # torch 2.13 renamed them and warns of the old names
 _all_gather = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
 _reduce_scatter = getattr(collectives, "reduce_scatter_single", None) or collectives.reduce_scatter_tensor
+_eager_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_eager_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def sum_over(group: ProcessGroup, tensor: Tensor) -> Tensor:
     """All-reduce into a new tensor; not differentiable."""
-    return collectives.wait_tensor(collectives.all_reduce(tensor.contiguous(), "sum", group))
+    if torch.compiler.is_compiling():
+        return collectives.wait_tensor(collectives.all_reduce(tensor.contiguous(), "sum", group))
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
 
 
 def gather(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
     """All ranks' equal parts side by side along `dim`; not differentiable."""
-    return collectives.wait_tensor(_all_gather(tensor.contiguous(), dim, group))
+    if torch.compiler.is_compiling():
+        return collectives.wait_tensor(_all_gather(tensor.contiguous(), dim, group))
+    parts = tensor.new_empty(group.size(), *tensor.shape)
+    _eager_all_gather(parts.view(-1), tensor.reshape(-1), group=group)
+    return parts.movedim(0, dim).flatten(dim, dim + 1)
 
 
 def sum_and_scatter(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
     """This rank's equal part along `dim` of the sum over ranks; not differentiable."""
-    return collectives.wait_tensor(_reduce_scatter(tensor.contiguous(), "sum", dim, group))
+    if torch.compiler.is_compiling():
+        return collectives.wait_tensor(_reduce_scatter(tensor.contiguous(), "sum", dim, group))
+    parts = tensor.unflatten(dim, (group.size(), -1)).movedim(dim, 0).contiguous()
+    own = torch.empty_like(parts[0])
+    _eager_reduce_scatter(own.view(-1), parts.view(-1), group=group)
+    return own
 
 
 def enter(hidden: Tensor, group: ProcessGroup, sequence_parallel: bool) -> Tensor:

@@ -52,6 +52,7 @@ def trained_apart(workload: Workload, *libraries: str) -> list[dict[str, Any]]:
         return [pool.submit(trained_alone, Contestant(name, compile=False), workload).result() for name in libraries]
 
 
+@pytest.mark.slow
 def test_ours_and_transformers_do_the_same_work():
     """The same first loss from the same weights, and both learn; bf16 throughout."""
     ours, theirs = trained_apart(TOY, "deconattn", "transformers")

@@ -26,7 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported(trained(small_config("mlp", "standard")), tmp_path_factory.mktemp("registered") / "out")
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "order", ["ours first", "ours last", pytest.param("through the layers", marks=pytest.mark.slow)]
+)
 def test_any_order_of_imports(order: str, folder: Path) -> None:
     _run(f"import sys; {ORDERS[order]}\n{LOAD}", str(folder))
 

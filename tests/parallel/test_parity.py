@@ -22,15 +22,22 @@ def check(ranks: Callable[[int], Ranks], topology: Topology, model: str) -> None
     assert errors.gradient < (GRADIENT_BF16 if bf16 else GRADIENT), f"{topology.name}: {errors}"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case in MIXED else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_fp32(ranks: Callable[[int], Ranks], case: str) -> None:
     for topology in TOPOLOGIES:
         check(ranks, topology, CASES[case])
 
 
 @pytest.mark.parametrize("case", MIXED)
-def test_bf16_of_all_variants_in_two_models(ranks: Callable[[int], Ranks], case: str) -> None:
-    for topology in BF16:
+@pytest.mark.parametrize(
+    "topologies", [pytest.param(BF16[:1], id="TP2"), pytest.param(BF16[1:], id="the others", marks=pytest.mark.slow)]
+)
+def test_bf16_of_all_variants_in_two_models(
+    ranks: Callable[[int], Ranks], topologies: tuple[Topology, ...], case: str
+) -> None:
+    for topology in topologies:
         check(ranks, topology, CASES[case])
 
 
@@ -41,7 +48,9 @@ def test_heavier_combinations_of_all_variants_in_two_models(ranks: Callable[[int
         check(ranks, topology, CASES[case])
 
 
-@pytest.mark.parametrize("flags", [HEAVIER[1].flags, HEAVIER[-2].flags, HEAVIER[-1].flags])
+@pytest.mark.parametrize(
+    "flags", [pytest.param(HEAVIER[1].flags, marks=pytest.mark.slow), HEAVIER[-2].flags, HEAVIER[-1].flags]
+)
 def test_all_together(ranks: Callable[[int], Ranks], flags: str) -> None:
     topology = next(topology for topology in HEAVIER if topology.flags == flags)
     check(ranks, topology, next(iter(MIXED.values())))

@@ -127,7 +127,7 @@ def test_restarts_of_a_file_do_not_reach_the_workers(
 ) -> None:
     given: list[list[str]] = []
 
-    class Job:
+    class Job(launcher.Job):
         def run(self, program: list[str], options: list[str]) -> int:
             given.append(program)
             return 0

@@ -50,10 +50,10 @@ def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
 
 @pytest.fixture(scope="module")
 def long_flags(corpus: Path) -> list[str]:
-    """A training of 400 quick steps with many checkpoints: time enough to kill it anywhere."""
+    """A training of 160 quick steps with many checkpoints: time enough to kill it anywhere."""
     from tests.train.conftest import SMALL
 
-    return ["--data", str(corpus), *SMALL, "--steps", "400", "--save-every", "20", "--keep", "30"]
+    return ["--data", str(corpus), *SMALL, "--steps", "160", "--save-every", "20", "--keep", "30"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def assert_same_as(run: Path, undisturbed: Path) -> None:
     assert validation_losses(run) == validation_losses(undisturbed)
 
 
-@pytest.mark.parametrize("how", ["deepspeed", "bash", "sh", "./"])
+@pytest.mark.parametrize(
+    "how", ["deepspeed", *(pytest.param(how, marks=pytest.mark.slow) for how in ("./", "bash", "sh"))]
+)
 def test_every_way_to_start(how: str, small: list[str], tmp_path: Path) -> None:
     command = {
         "deepspeed": ["deepspeed", "--master_port", "29731", SCRIPT],
@@ -85,7 +87,7 @@ def test_every_way_to_start(how: str, small: list[str], tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "run").model_config.layer_variants == ("fixedseq", "fixedseq")
 
 
-@pytest.mark.parametrize("how", ["deepspeed", "./"])
+@pytest.mark.parametrize("how", [pytest.param("deepspeed", marks=pytest.mark.slow), "./"])
 def test_a_wrong_flag_is_one_line_and_exit_code_2(how: str, tmp_path: Path) -> None:
     command = ["deepspeed", "--master_port", "29732", SCRIPT] if how == "deepspeed" else [SCRIPT]
     done = launch([*command, "--variant", "fixdseq"], tmp_path)
@@ -136,7 +138,7 @@ def test_kill_9_while_a_checkpoint_is_written(long_flags: list[str], undisturbed
     assert not list((run / "checkpoints").glob(".step-*.partial"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_the_worker_saves_and_exits_0(
     number: signal.Signals, long_flags: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -152,7 +154,7 @@ def test_a_signal_to_the_worker_saves_and_exits_0(
     assert_same_as(run, undisturbed)
 
 
-@pytest.mark.parametrize("how", ["deepspeed", "./"])
+@pytest.mark.parametrize("how", [pytest.param("deepspeed", marks=pytest.mark.slow), "./"])
 def test_a_signal_to_the_launcher_saves(how: str, long_flags: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["deepspeed", "--master_port", "29733", SCRIPT] if how == "deepspeed" else [SCRIPT]

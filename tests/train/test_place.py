@@ -196,7 +196,11 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(
+    "start",
+    ["mpirun launch.sh", "srun python -m"]
+    + [pytest.param(start, marks=pytest.mark.slow) for start in ("mpirun python launch.sh", "srun launch.sh")],
+)
 def test_two_processes_are_one_run(start: str, small: list[str], tmp_path: Path) -> None:
     command, variables = STARTS[start]
     job = str(free_port())  # a port of its own for each test
@@ -217,6 +221,7 @@ def test_two_processes_are_one_run(start: str, small: list[str], tmp_path: Path)
     assert "validation loss" in outputs[0] and "validation loss" not in outputs[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--no-python"]])
 def test_torchrun(options: list[str], small: list[str], tmp_path: Path) -> None:
     torchrun = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port()), *options]

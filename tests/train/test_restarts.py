@@ -40,6 +40,7 @@ def kill_a_rank(job: subprocess.Popen[str], run: Path, local_rank: int, step: in
     rank_process(job, local_rank).kill()
 
 
+@pytest.mark.slow
 def test_kill_9_of_a_rank_ends_the_job(flags: list[str], undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = start([*flags, "--save", str(run)], tmp_path)
@@ -54,6 +55,7 @@ def test_kill_9_of_a_rank_ends_the_job(flags: list[str], undisturbed: Path, tmp_
     assert_same_as(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_max_restarts_completes_the_run(flags: list[str], undisturbed: Path, tmp_path: Path) -> None:
     job = start([*flags, "--max-restarts", "1"], tmp_path)
     run = tmp_path / "runs/tiny-standard-uniform"
@@ -90,7 +92,7 @@ def test_when_the_launcher_starts_again(
     """Not after success, nor after an error that is the user's to mend."""
     given: list[list[str]] = []
 
-    class Job:
+    class Job(launcher.Job):
         def run(self, program: list[str], options: list[str]) -> int:
             script, *arguments = program
             assert script == SCRIPT

@@ -118,7 +118,7 @@ def encode_blocks(
 def _submitted(pool: Executor, block: Block) -> Future[Encoded]:
     try:
         return pool.submit(_encode, block)
-    except OSError as error:  # the pool broke while it was starting a process, whose pipes are closed by then
+    except (OSError, ValueError) as error:  # the pool broke while it started a process: its pipes are closed by then
         raise BrokenProcessPool(str(error)) from error
 
 

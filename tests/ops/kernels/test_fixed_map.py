@@ -68,7 +68,7 @@ def errors(ours: list[Tensor], inputs: list[Tensor], upstream: Tensor) -> list[f
     [
         (3, 2, 2, 1, 64),
         (1, 2, 1, BLOCK - 1, 64),
-        (3, 2, 2, BLOCK, 40),
+        pytest.param(3, 2, 2, BLOCK, 40, marks=pytest.mark.slow),
         (5, 2, 1, BLOCK + 1, 32),
         (2, 2, 1, 67, 10),
         (2, 1, 1, 70, 96),
@@ -105,6 +105,7 @@ def test_several_strips(monkeypatch: pytest.MonkeyPatch):
     assert max(errors(gradients(kernel.fixed_map_attention, inputs, upstream), inputs, upstream)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_several_groups_of_panels():
     """12 heads of 3 blocks of columns, more than the 32 that are worked on side by side."""
     inputs, upstream = problem(9, 12, 12, 70, 16)

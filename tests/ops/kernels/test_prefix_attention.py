@@ -154,7 +154,7 @@ def test_equal_inputs_give_equal_bits():
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_operators(masked: bool):
     queries, keys, values = drawn(1, 2, 17, 16, seed=1), drawn(1, 1, 17, 16, seed=2), drawn(1, 1, 17, 16, seed=3)
     ids = document_ids(1, 17) if masked else None

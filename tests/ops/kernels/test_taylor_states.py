@@ -73,7 +73,9 @@ def errors(inputs: list[Tensor], ids: Tensor | None = None, upstream: Tensor | N
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("length", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+@pytest.mark.parametrize(
+    "length", [1, CHUNK - 1, CHUNK, CHUNK + 1, pytest.param(3 * CHUNK + 5, marks=pytest.mark.slow)]
+)
 def test_follows_the_formula(length: int):
     assert max(errors(attended(1, 1, 1, length, 16))) < 1e-5
 

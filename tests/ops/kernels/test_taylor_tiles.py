@@ -101,6 +101,7 @@ def test_half_precision(dtype: torch.dtype, heads: int, key_value_heads: int, le
     assert max(errors(inputs, upstream, document_ids(1, length) if masked else None)) < 1e-2
 
 
+@pytest.mark.slow
 def test_every_candidate_gives_the_same():
     length = 4 * BLOCK + 3
     inputs = attended(1, 2, 1, length, 64, torch.bfloat16)

@@ -4,20 +4,18 @@
 plugin file registered. Two files that register one name are two models, so an export notes what its own said.
 """
 
-import hashlib
 import inspect
-import io
-import tokenize
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from deconattn.errors import UserError
 from deconattn.mixers import mixer_class, variant_names
+from deconattn.mixers.plugins import mixer_digest
 
 
 def plugin_code(variants: Iterable[str]) -> dict[str, str]:
     """Of those variants that are not this package's: a digest of the file that registers it."""
-    return {variant: _digest(file) for variant, file in plugin_files(variants).items()}
+    return {variant: mixer_digest(variant) for variant in plugin_files(variants)}
 
 
 def plugin_files(variants: Iterable[str]) -> dict[str, Path]:
@@ -35,15 +33,3 @@ def check_plugin_code(exported: Mapping[str, str]) -> None:
                 f"variant {variant!r} is loaded from {inspect.getfile(mixer_class(variant))}, which is not the code "
                 "that this model was exported with: load that file, or the model where deconattn is not imported"
             )
-
-
-def _digest(file: Path) -> str:
-    """Of a Python file without its comments and empty lines."""
-    text = file.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    kept = "\n".join(line.rstrip() for line in lines if line.strip())
-    return hashlib.sha256(kept.encode()).hexdigest()[:16]

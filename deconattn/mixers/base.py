@@ -83,13 +83,14 @@ class Mixer(nn.Module, ABC):
     """The cut of each linear layer under tensor parallelism, by its name here; None: it cannot be cut."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A class with a forward of its own does not decode by another's: it has what this class has, or its own.
+        """A class does not decode by another forward's methods than its own: it has what this class has, or its own.
 
-        Nor has one with a map of its own the blocks of another's.
+        Nor has one with a map of its own the blocks of another's. What counts is where each method comes from in the
+        end, from the class, a parent or a mixin.
         """
         super().__init_subclass__(**kwargs)
         for method, (first, *others) in _TOGETHER.items():
-            if method in vars(cls) and first not in vars(cls):
+            if _origin(cls, method) not in _origin(cls, first).__mro__:  # ABC knows no issubclass yet
                 for name in (first, *others):
                     if name in vars(Mixer) and name not in vars(cls):  # an export carries fewer methods
                         setattr(cls, name, vars(Mixer)[name])
@@ -222,6 +223,11 @@ class Mixer(nn.Module, ABC):
         if cls.fixed_stream is None:
             return 0
         return length * config.hidden_size * bytes_per_element * (1 + cls.needs_static_embeddings)
+
+
+def _origin(cls: type, method: str) -> type:
+    """The class of the inheritance in which a method is found."""
+    return next((base for base in cls.__mro__ if method in vars(base)), object)
 
 
 class ProjectedMixer(Mixer):

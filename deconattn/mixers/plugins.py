@@ -1,31 +1,73 @@
 """Third-party variants: Python files that register mixers of their own."""
 
+import hashlib
 import importlib.util
+import inspect
+import io
 import sys
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 
 from deconattn.errors import UserError
+from deconattn.mixers import registry
+
+_DIGEST = "__deconattn_digest__"
+"""What a plugin's module knows of its file as it was when it ran."""
 
 
 def load_plugins(files: Sequence[Path]) -> None:
     """Run each file once; what it registers is then known like our own variants.
 
+    A copy of a file that has run, in the folder of another run say, does not run again.
+
     Raises:
-        UserError: a file that is missing or fails, with its reason.
+        UserError: a file that is missing or fails, or that registers a name which another file has, with its reason.
     """
     for file in files:
-        name = f"deconattn_plugin_{file.stem}"
-        loaded = sys.modules.get(name)
-        if loaded is not None and Path(str(loaded.__file__)) == file.resolve():
-            continue
-        spec = importlib.util.spec_from_file_location(name, file.resolve())
-        if spec is None or spec.loader is None:
-            raise UserError(f"--plugin {file}: not a Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            _load(file.resolve())
         except Exception as error:
-            del sys.modules[name]
             raise UserError(f"--plugin {file}: {type(error).__name__}: {error}") from error
+
+
+def _load(path: Path) -> None:
+    digest = code_digest(path)
+    if any(vars(module).get(_DIGEST) == digest for module in list(sys.modules.values())):
+        return
+    name = f"deconattn_plugin_{path.stem}"
+    if name in sys.modules:  # a namesake in another folder, or the file before it was changed
+        name += f"_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    vars(module)[_DIGEST] = digest
+    sys.modules[name] = module
+    before = dict(registry._REGISTRY)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        registry._REGISTRY.clear()
+        registry._REGISTRY.update(before)
+        raise
+
+
+def mixer_digest(name: str) -> str:
+    """:func:`code_digest` of the file that registered a variant, as it was then."""
+    mixer = registry.mixer_class(name)
+    found: str | None = vars(sys.modules.get(mixer.__module__, mixer)).get(_DIGEST)
+    return found or code_digest(Path(inspect.getfile(mixer)))
+
+
+def code_digest(file: Path) -> str:
+    """Of a Python file without its comments and empty lines."""
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    kept = "\n".join(line.rstrip() for line in lines if line.strip())
+    return hashlib.sha256(kept.encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Variants by name."""
 
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,18 +13,30 @@ _REGISTRY: dict[str, type[Mixer]] = {}
 def register(name: str) -> Callable[[MixerClass], MixerClass]:
     """Class decorator: make a mixer known as `name`, the variant's name on the command line and in exports.
 
+    A module may register its class again. A class of another module is another variant, whatever it is called: models
+    of the one would silently run the other's code.
+
     Raises:
         ValueError: the name is taken by another class.
     """
 
     def add(mixer: MixerClass) -> MixerClass:
         known = _REGISTRY.get(name)
-        if known is not None and known.__qualname__ != mixer.__qualname__:
-            raise ValueError(f"variant {name!r} is already registered by {known.__module__}.{known.__qualname__}")
+        if known is not None and _place(known) != _place(mixer):
+            raise ValueError(
+                f"variant {name!r} is already registered by {_place(known)}, and {_place(mixer)} is another: give it "
+                "another name, or use the two in processes of their own"
+            )
         _REGISTRY[name] = mixer
         return mixer
 
     return add
+
+
+def _place(mixer: type[Mixer]) -> str:
+    """File and name of a class."""
+    file = getattr(sys.modules.get(mixer.__module__), "__file__", None)
+    return f"{mixer.__qualname__} in {file or mixer.__module__}"
 
 
 def mixer_class(name: str) -> type[Mixer]:

@@ -1,13 +1,16 @@
 """What every mixer promises, over every registered variant and one of a third party."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from deconattn.mixers import Mixer, MixerContext, ProjectedMixer, mixer_class, register, variant_names
+from deconattn.errors import UserError
+from deconattn.mixers import Mixer, MixerContext, ProjectedMixer, mixer_class, register, registry, variant_names
+from deconattn.mixers.plugins import load_plugins
 from deconattn.model.config import ModelConfig
 from deconattn.model.rotary import Rotary
 from deconattn.ops import reference
@@ -335,3 +338,36 @@ def test_packed_documents_get_what_each_gets_alone(variants: tuple[str, ...]):
     separate = torch.autograd.grad(total, list(model.parameters()), allow_unused=True, materialize_grads=True)
     for (name, _), ours, theirs in zip(model.named_parameters(), gradients, separate, strict=True):
         assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+MINE = """
+from deconattn.mixers import Standard, register
+
+
+@register("mine")
+class Mine(Standard):
+    def forward(self, hidden, static, context):
+        return {factor} * super().forward(hidden, static, context)
+"""
+
+
+def test_one_name_is_one_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else what is opened with the first file's variant would run the second's."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    files = [tmp_path / folder / "mine.py" for folder in ("first", "second", "copy")]
+    for file, factor in zip(files, (2, 3, 2), strict=True):
+        file.parent.mkdir()
+        file.write_text(MINE.format(factor=factor))
+    first, second, copy = files
+    load_plugins([first])
+    mine = mixer_class("mine")
+    with pytest.raises(UserError, match=f"'mine' is already registered by Mine in {first}, and Mine in {second} is an"):
+        load_plugins([second])
+    assert mixer_class("mine") is mine
+    load_plugins([first, copy])
+    assert mixer_class("mine")(BASE)(torch.ones(1, 1, 32), None, build_context(BASE, 1, 1, False, torch.float)).shape
+    failing = tmp_path / "failing.py"
+    failing.write_text(MINE.replace('"mine"', '"half"').format(factor=1) + "\n1 / 0\n")
+    with pytest.raises(UserError, match="failing.py: ZeroDivisionError"):
+        load_plugins([failing])
+    assert "half" not in variant_names()

@@ -83,13 +83,30 @@ def test_steps_in_fp32_are_the_whole_pass_in_fp32(variant: str, heads: str):
 
 
 @pytest.mark.parametrize("parent", VARIANTS)
-def test_a_forward_of_its_own_is_decoded_by_itself(parent: str, monkeypatch: pytest.MonkeyPatch):
-    """A subclass that only mixes otherwise: its parent's caches are not for it."""
+@pytest.mark.parametrize("way", ["subclass", "mixin", "mixin of a parent", "grandchild"])
+def test_a_forward_of_its_own_is_decoded_by_itself(parent: str, way: str, monkeypatch: pytest.MonkeyPatch):
+    """A class that only mixes otherwise, wherever it has that from: its parent's caches are not for it."""
 
-    class Backwards(mixer_class(parent)):  # type: ignore[misc]
+    class Negated:
+        def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+            return -super().forward(hidden, static, context)  # type: ignore[misc]
+
+    class Itself(mixer_class(parent)):  # type: ignore[misc]
         def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
             return -super().forward(hidden, static, context)
 
+    class Mixed(Negated, mixer_class(parent)):  # type: ignore[misc]
+        pass
+
+    class Intermediate(mixer_class(parent)):  # type: ignore[misc]
+        pass
+
+    Backwards = {
+        "subclass": Itself,
+        "mixin": Mixed,
+        "mixin of a parent": type("Late", (Negated, Intermediate), {}),
+        "grandchild": type("Grandchild", (Mixed,), {}),
+    }[way]
     monkeypatch.setattr(registry, "_REGISTRY", registry._REGISTRY | {"backwards": Backwards})
     model, tokens = build_model(("backwards", "standard")), random_tokens(2, 40)
     cache = DecodingCache(model.model)

@@ -12,6 +12,7 @@ from deconattn.errors import UserError
 from deconattn.hf.source.module import PACKAGE, Module, Piece, is_ours
 from deconattn.hf.source.names import Imported, Use, imports_of
 from deconattn.mixers import mixer_class
+from deconattn.mixers.plugins import code_digest, mixer_digest
 
 AUTO_MAP = {
     "AutoConfig": "DeconAttnConfig",
@@ -78,7 +79,7 @@ class Reached:
             mixer = mixer_class(variant)
             if is_ours(mixer.__module__):
                 self._carry(Definition(_module(mixer.__module__), mixer.__name__))
-            elif Path(inspect.getfile(mixer)).resolve() not in {path.resolve() for path in plugins}:
+            elif mixer_digest(variant) not in {code_digest(path) for path in plugins}:
                 raise UserError(f"variant {variant!r} is of {inspect.getfile(mixer)}: give that file as a plugin")
         for plugin in self.plugins:
             for piece in plugin.pieces:

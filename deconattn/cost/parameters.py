@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from deconattn.cost.parts import largest_part
 from deconattn.mixers import mixer_class
@@ -72,8 +73,9 @@ def _layer(config: ModelConfig, variant: str, shards: int) -> tuple[int, int]:
     counts = {id(parameter): parameter.numel() for parameter in block.parameters()}
     for module in block.modules():
         for name, split in (getattr(module, "splits", None) or {}).items():
-            for parameter in getattr(module, name).parameters():
-                if split.dim < parameter.ndim:
+            declared = getattr(module, name)
+            for parameter in [declared] if isinstance(declared, Tensor) else declared.parameters():
+                if id(parameter) in counts and split.dim < parameter.ndim:
                     size = parameter.shape[split.dim]
                     pieces = getattr(config, split.pieces) if split.pieces else size
                     counts[id(parameter)] = parameter.numel() // size * largest_part(size, pieces, shards)

@@ -80,7 +80,10 @@ class Mixer(nn.Module, ABC):
     needs_static_embeddings: ClassVar[bool] = False
     """Whether the layer reads the token embeddings (through its own input norm)."""
     splits: ClassVar[Mapping[str, Split] | None] = None
-    """The cut of each linear layer under tensor parallelism, by its name here; None: it cannot be cut."""
+    """The cut of each linear layer under tensor parallelism, by its name here; None: it cannot be cut.
+
+    A parameter or buffer that belongs to some heads, such as a slope a head, is named too.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A class does not decode by another forward's methods than its own: it has what this class has, or its own.

@@ -1,4 +1,4 @@
-"""How tensor parallelism cuts a module's linear layers, declared beside them (Megatron's column and row cuts).
+"""How tensor parallelism cuts a module's tensors, declared beside them (Megatron's column and row cuts).
 
 A module that declares `splits` takes whole inputs and, computed with the cut layers of one rank, gives a part of
 its output: the parts of all ranks sum to the whole. What it does not name is held by every rank.
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Split:
-    """The cut of one linear layer.
+    """The cut of one linear layer, or of a parameter or buffer of the module itself.
 
     Attributes:
-        dim: dimension of the weight [out, in] that is cut; a bias is cut with dimension 0.
+        dim: dimension of the weight [out, in], or of the tensor, that is cut; a bias is cut with dimension 0.
         pieces: field of ModelConfig with the number of pieces that must stay whole (heads); None is no such pieces.
             Where there are fewer pieces than ranks, neighbouring ranks hold the same one.
     """

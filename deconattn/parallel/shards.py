@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+_BUFFERS = "buffer_shards"
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -72,6 +74,20 @@ def mark(parameter: nn.Parameter, shard: Shard) -> None:
     """Note on a parameter what it is a part of, for us and (`model_parallel`) for DeepSpeed's gradient norm."""
     parameter.shard = shard  # type: ignore[attr-defined]
     parameter.model_parallel = shard.is_first_copy  # type: ignore[attr-defined]
+
+
+def mark_buffer(owner: nn.Module, name: str, shard: Shard) -> None:
+    """The same for a buffer, noted on its module: a change of device or type makes another tensor of it."""
+    vars(owner).setdefault(_BUFFERS, {})[name] = shard
+
+
+def buffer_shards(model: nn.Module) -> dict[str, Shard]:
+    """The buffers that are a part of a whole."""
+    return {
+        f"{path}.{name}": shard
+        for path, module in model.named_modules()
+        for name, shard in vars(module).get(_BUFFERS, {}).items()
+    }
 
 
 def shard_of(parameter: Tensor) -> Shard | None:

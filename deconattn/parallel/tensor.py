@@ -10,7 +10,7 @@ from deconattn.model.causal_lm import CausalLM
 from deconattn.model.config import ModelConfig
 from deconattn.model.splits import Split
 from deconattn.parallel.collectives import enter, leave, sum_over
-from deconattn.parallel.shards import Shard, mark, shard_of
+from deconattn.parallel.shards import Shard, mark, mark_buffer, shard_of
 from deconattn.parallel.topology import Topology
 from deconattn.parallel.vocabulary import VocabularyEmbedding, VocabularyHead
 
@@ -32,7 +32,7 @@ class TensorParallel:
         """Replace whole layers by this rank's parts and put the exchanges around them."""
         model, config = self._model, self._model.config
         for module in self._cut_modules:
-            self._shards += cut_linears(module, config, self._topology.tensor_rank, self._topology.tensor_size)
+            self._shards += cut_tensors(module, config, self._topology.tensor_rank, self._topology.tensor_size)
             module.register_forward_pre_hook(self._enter)
             module.register_forward_hook(self._leave)
         vocabulary = Shard.of(
@@ -56,7 +56,10 @@ class TensorParallel:
     def finish(self) -> None:
         """Mark the parts, and complete the gradients of what several ranks hold and each uses in part."""
         for owner, name, shard in self._shards:
-            mark(getattr(owner, name), shard)
+            if isinstance(tensor := getattr(owner, name), nn.Parameter):
+                mark(tensor, shard)
+            else:
+                mark_buffer(owner, name, shard)
         inside = {id(parameter) for module in self._cut_modules for parameter in module.parameters()}
         for parameter in self._model.parameters():
             part = shard_of(parameter)
@@ -80,25 +83,33 @@ class TensorParallel:
         return whole.chunk(self._topology.tensor_size, dim=1)[self._topology.tensor_rank]
 
 
-def cut_linears(module: nn.Module, config: ModelConfig, rank: int, ranks: int) -> list[tuple[nn.Module, str, Shard]]:
-    """Give a module that declares `splits` the linear layers of one rank, not filled.
+def cut_tensors(module: nn.Module, config: ModelConfig, rank: int, ranks: int) -> list[tuple[nn.Module, str, Shard]]:
+    """Give a module that declares `splits` the linear layers, parameters and buffers of one rank, not filled.
 
     Returns:
-        (layer, name, shard) of every parameter that was cut.
+        (owner, name, shard) of every tensor that was cut.
     """
     shards: list[tuple[nn.Module, str, Shard]] = []
     splits: Mapping[str, Split] = module.splits  # type: ignore[assignment]
-    for layer, split in splits.items():
-        linear = getattr(module, layer)
-        if split.dim == 1 and linear.bias is not None:
-            raise ValueError(f"{layer} is cut by rows and has a bias, which every rank would add: build it without")
-        size = linear.weight.shape[split.dim]
-        pieces = size if split.pieces is None else getattr(config, split.pieces)
-        for name, parameter in list(linear.named_parameters(recurse=False)):
-            shard = Shard.of(tuple(parameter.shape), split.dim, pieces, rank, ranks)
-            setattr(linear, name, nn.Parameter(parameter.new_empty(shard.local_shape)))
-            shards.append((linear, name, shard))
-        linear.out_features, linear.in_features = linear.weight.shape
+
+    def cut(owner: nn.Module, name: str, split: Split) -> None:
+        tensor: Tensor = getattr(owner, name)
+        pieces = tensor.shape[split.dim] if split.pieces is None else getattr(config, split.pieces)
+        shard = Shard.of(tuple(tensor.shape), split.dim, pieces, rank, ranks)
+        part = tensor.new_empty(shard.local_shape)
+        setattr(owner, name, nn.Parameter(part) if isinstance(tensor, nn.Parameter) else part)
+        shards.append((owner, name, shard))
+
+    for name, split in splits.items():
+        declared = getattr(module, name)
+        if isinstance(declared, Tensor):
+            cut(module, name, split)
+            continue
+        if split.dim == 1 and declared.bias is not None:
+            raise ValueError(f"{name} is cut by rows and has a bias, which every rank would add: build it without")
+        for parameter, _ in list(declared.named_parameters(recurse=False)):
+            cut(declared, parameter, split)
+        declared.out_features, declared.in_features = declared.weight.shape
     return shards
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from deconattn import durable
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM
-from deconattn.parallel import shard_of
+from deconattn.parallel.shards import buffer_shards, shard_of
 from deconattn.train.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
@@ -56,11 +56,13 @@ def save_checkpoint(
         for name, tensor in engine.state.tensors(kind):
             if writes:
                 writer(partial(files.add, name, tensor))
-        if writes and kind == "weights":
+        if kind == "weights":
+            shards = buffer_shards(engine.model)
             for name, buffer in engine.model.named_buffers():
                 # bf16 training keeps the fixed stream in bf16, where fp32 holds it exactly
-                value = buffer.float() if buffer.is_floating_point() else buffer
-                writer(partial(files.add, name, value))
+                value = engine.state.whole(buffer.float() if buffer.is_floating_point() else buffer, shards.get(name))
+                if writes:
+                    writer(partial(files.add, name, value))
         writer(files.flush)
         written += files.paths
     known = _flush_and_describe(written, writer)
@@ -88,9 +90,10 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
         if expected.get(name) != found.get(name):
             raise UserError(f"{checkpoint.folder} does not fit the model ({name}): start a new run")
     targets = {**model.canonical_parameters(), **dict(model.named_buffers())}
+    shards = buffer_shards(model)
     with torch.no_grad():
         for name, tensor in checkpoint.tensors("weights", targets):
-            shard = shard_of(targets[name])
+            shard = shard_of(targets[name]) or shards.get(name)
             targets[name].copy_(shard.take(tensor) if shard else tensor)
 
 

@@ -20,7 +20,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from deconattn.model.causal_lm import CausalLM
-from deconattn.parallel.shards import shard_of
+from deconattn.parallel.shards import Shard, shard_of
 from deconattn.parallel.topology import Topology
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -62,7 +62,7 @@ class ZeroState:
         """
         for name, parameter in self._parameters.items():
             if not getattr(parameter, "ds_pipe_replicated", False):
-                yield name, self._whole(parameter, self._get(parameter, kind)).to("cpu", torch.float32)
+                yield name, self.whole(self._get(parameter, kind), shard_of(parameter)).to("cpu", torch.float32)
 
     def load(self, kind: str, name: str, value: Tensor) -> None:
         """Put a whole tensor back; the inverse of :meth:`tensors`, parameter by parameter, on every rank."""
@@ -77,8 +77,8 @@ class ZeroState:
         else:
             safe_set_full_optimizer_state(parameter, value, kind)
 
-    def _whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor:
-        shard = shard_of(parameter)
+    def whole(self, part: Tensor, shard: Shard | None) -> Tensor:
+        """A tensor of which this rank holds `part`; a collective call if the others hold other parts."""
         if shard is None:
             return part
         # Parts may differ in size; the collective wants equal ones.

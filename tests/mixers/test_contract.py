@@ -15,7 +15,7 @@ from deconattn.model.config import ModelConfig
 from deconattn.model.rotary import Rotary
 from deconattn.ops import reference
 from deconattn.ops.documents import Documents
-from deconattn.parallel.tensor import cut_linears
+from deconattn.parallel.tensor import cut_tensors
 from tests.mixers.models import (
     BASE,
     HEADS,
@@ -207,7 +207,7 @@ def test_tensor_parallel_parts_sum_to_the_whole(variant: str, heads: str, ranks:
         for rank in range(ranks):
             part = build_mixer(variant, **HEADS[heads])
             with torch.no_grad():
-                for layer, name, shard in cut_linears(part, mixer.config, rank, ranks):
+                for layer, name, shard in cut_tensors(part, mixer.config, rank, ranks):
                     path = next(path for path, module in part.named_modules() if module is layer)
                     getattr(layer, name).copy_(shard.take(whole[f"{path}.{name}"]))
                 total += part(hidden, static, context)

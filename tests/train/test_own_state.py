@@ -1,0 +1,160 @@
+"""What a third party's mixer makes in its `__init__` arrives in training, on every topology, and in what it saves."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from benchmarks.ranks import Ranks
+from deconattn.errors import UserError
+from deconattn.hf.export import export
+from deconattn.mixers import mixer_class, registry
+from deconattn.mixers.plugins import load_plugins
+from deconattn.model.causal_lm import CausalLM
+from deconattn.train.checkpoint import open_checkpoint
+from deconattn.train.preflight import checked_flags
+from tests.train.conftest import losses
+from tests.train.jobs import run_job, train
+
+BIASED = '''"""Standard attention with a bias by distance, a convolution of the values and a gate."""
+
+import torch
+from torch import nn
+
+from deconattn.mixers import ProjectedMixer, register
+from deconattn.mixers.base import attention_parameters
+from deconattn.model.splits import column
+
+
+@register("biased")
+class Biased(ProjectedMixer):
+    splits = ProjectedMixer.splits | {"slopes": column("num_attention_heads"), "decay": column("num_attention_heads")}
+
+    def __init__(self, config):
+        super().__init__(config)
+        heads = config.num_attention_heads
+        self.register_buffer("slopes", 0.1 * 2.0 ** -torch.arange(1, heads + 1))
+        self.decay = nn.Parameter(torch.linspace(0.5, 2.0, heads))
+        self.kernel = nn.Conv1d(1, 1, 3)
+        self.scale = nn.Parameter(torch.rand(1) + 1)
+        nn.init.constant_(self.o_proj.weight, 0.01)
+
+    def weights(self, hidden, context):
+        queries, keys = self.queries_keys(hidden)
+        positions = torch.arange(hidden.shape[1])
+        distance = (positions[:, None] - positions).float()
+        scores = queries @ self.per_query_head(keys).transpose(-1, -2) / self.config.head_dim**0.5
+        scores = scores - (self.slopes * self.decay)[:, None, None] * distance
+        return scores.masked_fill(distance < 0, -torch.inf).softmax(-1).to(hidden.dtype)
+
+    def forward(self, hidden, static, context):
+        values = self.per_query_head(self.values(hidden))
+        padded = nn.functional.pad(values.transpose(-1, -2), (2, 0)).flatten(0, 2)[:, None]
+        values = self.kernel(padded)[:, 0].unflatten(0, values.transpose(-1, -2).shape[:3]).transpose(-1, -2)
+        return self.output(self.scale * (self.weights(hidden, context) @ values))
+
+    def attention_map(self, hidden, static, context):
+        return self.weights(hidden, context)
+
+    @classmethod
+    def num_parameters(cls, config):
+        return attention_parameters(config) + config.num_attention_heads + 5
+
+    @classmethod
+    def forward_flops(cls, config, rows, length):
+        return cls.projection_flops(config, rows, length) + 2 * rows * length**2 * config.query_size
+'''
+PARTS = ("slopes", "decay", "kernel.weight", "kernel.bias", "scale", "o_proj.weight")
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    before = dict(registry._REGISTRY)
+    path = tmp_path_factory.mktemp("plugin") / "biased.py"
+    path.write_text(BIASED)
+    load_plugins([path])
+    yield path
+    registry._REGISTRY.clear()
+    registry._REGISTRY.update(before)
+
+
+@pytest.fixture
+def biased(small: list[str], plugin: Path) -> list[str]:
+    return [*small, "--plugin", str(plugin), "--pattern", "biased,standard"]
+
+
+def test_it_is_kept_saved_and_exported(biased: list[str], plugin: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start = {
+        name: tensor.clone()
+        for name, tensor in run_job(["stop=1", *biased, "--lr", "1e-30", "--save", str(run)])
+        .engine.model.state_dict()
+        .items()
+    }
+    own = mixer_class("biased")(open_checkpoint(run).model_config)
+    prefix = "model.layers.0.self_attn"
+    for name in ("slopes", "decay"):
+        assert_close(start[f"{prefix}.{name}"], own.state_dict()[name], rtol=1e-6, atol=0)
+    assert (start[f"{prefix}.o_proj.weight"] == 0.01).all()
+    assert 1 <= start[f"{prefix}.scale"] <= 2
+    assert start[f"{prefix}.kernel.weight"].abs().max() > 0.1
+    checkpoint = open_checkpoint(run)
+    weights = checkpoint.weights()
+    assert all(torch.equal(weights[f"{prefix}.{name}"], start[f"{prefix}.{name}"]) for name in PARTS)
+    export(
+        weights, checkpoint.model_config, tmp_path / "out", dtype=torch.float32, tokenizer_folder=None, plugins=[plugin]
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    ours = CausalLM(checkpoint.model_config)
+    ours.load_state_dict(weights)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert_close(theirs(ids).logits, ours.logits(ids), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--tp 2 --sequence-parallel",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("--tp 2", "--pp 2", "--zero 3")),
+    ],
+)
+def test_every_topology_trains_alike(
+    biased: list[str], flags: str, tmp_path: Path, ranks: Callable[[int], Ranks]
+) -> None:
+    run_job([*biased, "--save", str(tmp_path / "one")])
+    assert ranks(2)(train, arguments=[*biased, *flags.split(), "--save", str(tmp_path / "two")]) is None
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, two = (open_checkpoint(tmp_path / name).weights() for name in ("one", "two"))
+    for name in PARTS:
+        name = f"model.layers.0.self_attn.{name}"
+        # AdamW divides by the root of a second moment of a few steps: the last bits of that are a share of a step
+        assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "flags", "said"),
+    [
+        (', "decay": column("num_attention_heads")', "", "--tp 2", "cannot be cut as its class declares in `splits`: "),
+        (
+            "return self.output(",
+            "return 1 + self.output(",
+            "--tp 2",
+            "the sum of its 2 parts is not the whole",
+        ),
+        ("torch.rand(1) + 1", "torch.rand(())", "--tp 1", "'scale' of Biased is a scalar"),
+        ("1, heads + 1))", "1, heads + 1), persistent=False)", "--tp 1", "'slopes' of Biased is lost in checkpoints"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_rank_starts(
+    old: str, new: str, flags: str, said: str, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert BIASED.count(old) == 1
+    other = tmp_path / "other.py"
+    other.write_text(BIASED.replace(old, new).replace('"biased"', '"other"'))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    with pytest.raises(UserError, match=said):
+        checked_flags([*small, "--plugin", str(other), "--variant", "other", "--pattern", "uniform", *flags.split()])

@@ -3,6 +3,7 @@
 `deconattn NAME ...` reaches them all through :func:`main`; in a clone tools/NAME.py does, and launch.sh trains.
 """
 
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -23,6 +24,10 @@ COMMANDS = {
     "reproduce": "Make the paper's tables and figures.",
 }
 """Each command and what it does. Its body is the module of that name: `main(words)` returns an exit code or None."""
+
+if sys.argv[0] == "-m":  # python -m deconattn.commands.pack, which would define what is in it and end
+    print(f"error: {sys.orig_argv[sys.orig_argv.index('-m') + 1]} is no program: {program()} NAME is", file=sys.stderr)
+    sys.exit(2)
 
 
 def main(words: Sequence[str]) -> int | None:

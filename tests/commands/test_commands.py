@@ -188,3 +188,10 @@ def test_packing_without_gigatoken(
     assert line.endswith(
         f"gigatoken is not installed ({installation('fast')}); going on with its own library, which is slower"
     )
+
+
+def test_a_body_alone_is_no_program() -> None:
+    command = [sys.executable, "-m", "deconattn.commands.plan", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: deconattn.commands.plan is no program: deconattn NAME is\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deconattn.train import runtime
+from deconattn.train import ranks
 from tests.conftest import ROOT
 from tests.train.test_launch import wait_for
 
@@ -47,7 +47,7 @@ class Shell:
     """Types commands in an empty directory."""
 
     def __init__(self, binaries: Path, folder: Path) -> None:
-        ours = {*runtime.LAUNCHER_VARIABLES, "LOCAL_SIZE", "PYTHONPATH"}
+        ours = {*ranks.VARIABLES, "LOCAL_SIZE", "PYTHONPATH"}
         self.environment = {name: value for name, value in os.environ.items() if name not in ours}
         self.environment |= {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "TORCHDYNAMO_DISABLE": "1"}
         self.folder = folder

@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = "deconattn"
 _FOLDER = Path(__file__).resolve().parent
 _CLONE = _FOLDER.parent if (_FOLDER.parent / "launch.sh").is_file() else None
-_FILES = {"train": "launch.sh", "export": "tools/export_hf.py"}
+_FILES = {"train": "launch.sh", "export": "tools/export_hf.py", "check-variant": "tools/check_variant.py"}
 
 
 def command(name: str) -> str:

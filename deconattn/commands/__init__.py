@@ -17,13 +17,17 @@ COMMANDS = {
     "plan": "Count parameters, and plan what a job costs on how many GPUs.",
     "train": "Train, on all GPUs of this machine or of several.",
     "export": "Write a run or a checkpoint as a Hugging Face folder.",
-    "convert": "Make one file of a checkpoint, or a run of a Hugging Face model.",
+    "convert": "Make a checkpoint one file, or a Hugging Face model a run.",
     "generate": "Continue a text with a trained model.",
     "evaluate": "Score trained models on the paper's nine benchmarks.",
     "analyze": "Look inside trained models: indicators, activations, maps.",
+    "check-variant": "Try a variant of your own on what a variant promises.",
     "reproduce": "Make the paper's tables and figures.",
 }
-"""Each command and what it does. Its body is the module of that name: `main(words)` returns an exit code or None."""
+"""Each command and what it does.
+
+Its body is the module of that name, with `_` for `-`: `main(words)` returns an exit code or None.
+"""
 
 if sys.argv[0] == "-m":  # python -m deconattn.commands.pack, which would define what is in it and end
     print(f"error: {sys.orig_argv[sys.orig_argv.index('-m') + 1]} is no program: {program()} NAME is", file=sys.stderr)
@@ -42,7 +46,7 @@ def main(words: Sequence[str]) -> int | None:
     name, *others = words
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}{nearest(name, COMMANDS)}; {program()} --help lists them")
-    body: int | None = import_module(f"{__name__}.{name}").main(others)
+    body: int | None = import_module(f"{__name__}.{name.replace('-', '_')}").main(others)
     return body
 
 

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 from deconattn.config import TrainingFlags, model_config
 from deconattn.hf.plugin_code import plugin_files
-from deconattn.mixers import mixer_class
-from deconattn.model.init import own_names
-from deconattn.parallel.trial import check_cut
+from deconattn.parallel.trial import Trial
 from deconattn.train.command_line import parse_training_flags
 from deconattn.train.deepspeed_config import deepspeed_config
 from deconattn.train.inputs import TrainingData
@@ -42,6 +40,4 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
         vocab_size = TrainingData(flags.data.data, flags).vocab_size
         model = model_config(flags.model, vocab_size, flags.data.seq_len)
         for variant in plugin_files(set(model.layer_variants)):
-            own_names(mixer_class(variant), model)
-            if flags.engine.tp > 1:
-                check_cut(variant, model, flags.engine.tp)
+            Trial(variant, model, flags.engine.tp).run()

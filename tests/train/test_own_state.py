@@ -138,12 +138,17 @@ def test_every_topology_trains_alike(
 @pytest.mark.parametrize(
     ("old", "new", "flags", "said"),
     [
-        (', "decay": column("num_attention_heads")', "", "--tp 2", "cannot be cut as its class declares in `splits`: "),
+        (
+            ', "decay": column("num_attention_heads")',
+            "",
+            "--tp 2",
+            "cannot be cut for --tp 2 .*: name in `splits`",
+        ),
         (
             "return self.output(",
             "return 1 + self.output(",
             "--tp 2",
-            "the sum of its 2 parts is not the whole",
+            "the parts of --tp 2 do not sum to the whole",
         ),
         ("torch.rand(1) + 1", "torch.rand(())", "--tp 1", "'scale' of Biased is a scalar"),
         ("1, heads + 1))", "1, heads + 1), persistent=False)", "--tp 1", "'slopes' of Biased is lost in checkpoints"),

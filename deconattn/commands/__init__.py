@@ -13,7 +13,7 @@ from deconattn.program import program
 
 COMMANDS = {
     "pack": "Pack text into Arrow shards.",
-    "shards": "Look after packed corpora: info, verify, decode, merge, and more.",
+    "shards": "Look after packed corpora: info, verify, decode, merge, more.",
     "plan": "Count parameters, and plan what a job costs on how many GPUs.",
     "train": "Train, on all GPUs of this machine or of several.",
     "export": "Write a run or a checkpoint as a Hugging Face folder.",

@@ -16,57 +16,12 @@ from deconattn.mixers.plugins import load_plugins
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.checkpoint import open_checkpoint
 from deconattn.train.preflight import checked_flags
+from tests.conftest import ROOT
 from tests.train.conftest import losses
 from tests.train.jobs import run_job, train
 
-BIASED = '''"""Standard attention with a bias by distance, a convolution of the values and a gate."""
-
-import torch
-from torch import nn
-
-from deconattn.mixers import ProjectedMixer, register
-from deconattn.mixers.base import attention_parameters
-from deconattn.model.splits import column
-
-
-@register("biased")
-class Biased(ProjectedMixer):
-    splits = ProjectedMixer.splits | {"slopes": column("num_attention_heads"), "decay": column("num_attention_heads")}
-
-    def __init__(self, config):
-        super().__init__(config)
-        heads = config.num_attention_heads
-        self.register_buffer("slopes", 0.1 * 2.0 ** -torch.arange(1, heads + 1))
-        self.decay = nn.Parameter(torch.linspace(0.5, 2.0, heads))
-        self.kernel = nn.Conv1d(1, 1, 3)
-        self.scale = nn.Parameter(torch.rand(1) + 1)
-        nn.init.constant_(self.o_proj.weight, 0.01)
-
-    def weights(self, hidden, context):
-        queries, keys = self.queries_keys(hidden)
-        positions = torch.arange(hidden.shape[1])
-        distance = (positions[:, None] - positions).float()
-        scores = queries @ self.per_query_head(keys).transpose(-1, -2) / self.config.head_dim**0.5
-        scores = scores - (self.slopes * self.decay)[:, None, None] * distance
-        return scores.masked_fill(distance < 0, -torch.inf).softmax(-1).to(hidden.dtype)
-
-    def forward(self, hidden, static, context):
-        values = self.per_query_head(self.values(hidden))
-        padded = nn.functional.pad(values.transpose(-1, -2), (2, 0)).flatten(0, 2)[:, None]
-        values = self.kernel(padded)[:, 0].unflatten(0, values.transpose(-1, -2).shape[:3]).transpose(-1, -2)
-        return self.output(self.scale * (self.weights(hidden, context) @ values))
-
-    def attention_map(self, hidden, static, context):
-        return self.weights(hidden, context)
-
-    @classmethod
-    def num_parameters(cls, config):
-        return attention_parameters(config) + config.num_attention_heads + 5
-
-    @classmethod
-    def forward_flops(cls, config, rows, length):
-        return cls.projection_flops(config, rows, length) + 2 * rows * length**2 * config.query_size
-'''
+BIASED = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+"""The documentation's example."""
 PARTS = ("slopes", "decay", "kernel.weight", "kernel.bias", "scale", "o_proj.weight")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from deconattn.errors import UserError
 from deconattn.mixers import registry
 
-_DIGEST = "__deconattn_digest__"
-"""What a plugin's module knows of its file as it was when it ran."""
+_DIGEST, _VARIANTS = "__deconattn_digest__", "__deconattn_variants__"
+"""What a plugin's module knows: its file as it was when it ran, and what it has registered."""
 
 
 def load_plugins(files: Sequence[Path]) -> None:
@@ -33,7 +33,11 @@ def load_plugins(files: Sequence[Path]) -> None:
 
 def _load(path: Path) -> None:
     digest = code_digest(path)
-    if any(vars(module).get(_DIGEST) == digest for module in list(sys.modules.values())):
+    copies = [module for module in map(vars, list(sys.modules.values())) if module.get(_DIGEST) == digest]
+    if copies:
+        if not any(module[_VARIANTS].items() <= registry._REGISTRY.items() for module in copies):
+            for variant, mixer in copies[0][_VARIANTS].items():
+                registry.register(variant)(mixer)
         return
     name = f"deconattn_plugin_{path.stem}"
     if name in sys.modules:  # a namesake in another folder, or the file before it was changed
@@ -52,6 +56,8 @@ def _load(path: Path) -> None:
         registry._REGISTRY.clear()
         registry._REGISTRY.update(before)
         raise
+    known = registry._REGISTRY.items()
+    vars(module)[_VARIANTS] = {variant: mixer for variant, mixer in known if before.get(variant) is not mixer}
 
 
 def mixer_digest(name: str) -> str:

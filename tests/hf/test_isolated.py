@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
-from deconattn.mixers import registry
+from deconattn.mixers import mixer_class, registry
 from deconattn.mixers.plugins import load_plugins
 from deconattn.model.causal_lm import CausalLM
 from tests.hf.models import PLUGIN, exported, load_plugin, small_config, tokens, trained
@@ -102,12 +102,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, models: dict[str, CausalLM]
     folder = tmp_path_factory.mktemp("isolated")
     for name, model in models.items():
         exported(model, folder / name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-        # Two files that register one name: models of one configuration, in folders of one name.
-        ablation = folder / "ablation.py"
-        ablation.write_text(ABLATION)
-        for name in ("plugin", "ablation"):
+    # Two files that register one name: models of one configuration, in folders of one name.
+    ablation = folder / "ablation.py"
+    ablation.write_text(ABLATION)
+    for name in ("plugin", "ablation"):
+        with pytest.MonkeyPatch.context() as patch:  # as in processes of their own
+            ours = {variant: mixer_class(variant) for variant in (*VARIANTS, "standard")}
+            patch.setattr(registry, "_REGISTRY", ours)
             file = load_plugin(folder) if name == "plugin" else ablation
             load_plugins([file])
             models[f"{name}/model"] = trained(small_config("runningmean", "standard"))

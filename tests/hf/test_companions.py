@@ -165,7 +165,7 @@ def loading(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def test_trainer_checkpoints_load_again_where_the_package_is_not(folder: Path, tmp_path: Path) -> None:
     """Two steps, a checkpoint, and its text in an interpreter without the package."""
-    pytest.importorskip("accelerate")  # which the Trainer needs, and nothing of ours
+    pytest.importorskip("accelerate", minversion="1.1")  # which the Trainer needs, and nothing of ours
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert type(model) is DeconAttnForCausalLM
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from deconattn.config import TrainingFlags, model_config
 from deconattn.hf.plugin_code import plugin_files
-from deconattn.parallel.trial import Trial
 from deconattn.train.command_line import parse_training_flags
 from deconattn.train.deepspeed_config import deepspeed_config
 from deconattn.train.inputs import TrainingData
@@ -40,4 +39,6 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
         vocab_size = TrainingData(flags.data.data, flags).vocab_size
         model = model_config(flags.model, vocab_size, flags.data.seq_len)
         for variant in plugin_files(set(model.layer_variants)):
+            from deconattn.parallel.trial import Trial  # brings DeepSpeed, which has its say when it is imported
+
             Trial(variant, model, flags.engine.tp).run()

@@ -21,6 +21,7 @@ from deconattn.model.linear import Linear
 from deconattn.model.rotary import Rotary
 from deconattn.model.splits import Split, column, row
 from deconattn.ops.documents import Documents
+from deconattn.ops.reference import per_query_head
 
 FixedStream = Literal["random", "text"]
 _TOGETHER = {
@@ -276,7 +277,7 @@ class ProjectedMixer(Mixer):
     def per_query_head(self, shared: Tensor) -> Tensor:
         """[.., key_value_heads, L, x] -> [.., heads, L, x]: each key or value head beside the queries it serves."""
         group = self.q_proj.out_features // self.k_proj.out_features
-        return shared if group == 1 else torch.repeat_interleave(shared, group, dim=-3)
+        return per_query_head(shared, shared.shape[-3] * group)
 
     @classmethod
     def num_parameters(cls, config: ModelConfig) -> int:

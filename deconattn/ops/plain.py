@@ -34,7 +34,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
     if documents is None:
         return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=group > 1)
     if group > 1:  # fused kernels take a mask or groups, not both
-        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        keys, values = (reference.per_query_head(shared, queries.shape[1]) for shared in (keys, values))
     return scaled_dot_product_attention(queries, keys, values, attn_mask=documents.causal_mask)
 
 
@@ -91,8 +91,7 @@ def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
     Returns:
         [R, heads, L, head_dim] in the values' dtype. Scores and statistics are at least fp32.
     """
-    group = queries.shape[1] // keys.shape[1]
-    keys = at_least_fp32(keys.repeat_interleave(group, dim=1))
+    keys = at_least_fp32(reference.per_query_head(keys, queries.shape[1]))
     return prefix_average(reference.token_scores(silu(at_least_fp32(queries)), keys), values, document_ids)
 
 
@@ -138,8 +137,7 @@ def _in_a_graph_per_query_head(shared: Tensor, heads: int) -> Tensor:
 
     How queries that share a key can be put behind one another depends on the length; a graph is for all lengths.
     """
-    group = heads // shared.shape[-3]
-    return shared.repeat_interleave(group, dim=-3) if group > 1 and torch.compiler.is_compiling() else shared
+    return reference.per_query_head(shared, heads) if torch.compiler.is_compiling() else shared
 
 
 def _visible(start: int, stop: int, device: torch.device, document_ids: Tensor | None = None) -> Tensor:

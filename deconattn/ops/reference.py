@@ -93,9 +93,17 @@ def _mix(weights: Tensor, values: Tensor) -> Tensor:
 
 def _precise(tensor: Tensor, heads: int = 0) -> Tensor:
     """In at least fp32, and with `heads` heads where it has fewer: each beside the queries that it serves."""
-    group = heads // tensor.shape[-3] if heads else 1
-    tensor = at_least_fp32(tensor)
-    return tensor if group == 1 else tensor.repeat_interleave(group, dim=-3)
+    return per_query_head(at_least_fp32(tensor), heads or tensor.shape[-3])
+
+
+def per_query_head(shared: Tensor, heads: int) -> Tensor:
+    """[.., key_value_heads, L, x] -> [.., heads, L, x]: each key or value head beside the queries that it serves."""
+    group = heads // shared.shape[-3]
+    if group == 1:
+        return shared
+    if torch.compiler.is_compiling():  # after repeat_interleave torch 2.11 guards on the length
+        return shared.index_select(-3, torch.arange(heads, device=shared.device) // group)
+    return shared.repeat_interleave(group, dim=-3)
 
 
 def _per_head(document_ids: Tensor | None) -> Tensor | None:

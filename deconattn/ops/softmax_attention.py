@@ -60,5 +60,5 @@ def _within_documents(
         return blockwise.softmax_attention(queries, keys, values, documents.ids)
     group = queries.shape[1] // keys.shape[1]
     if group > 1:  # SDPA's fused kernels take a mask or groups, not both
-        keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        keys, values = (reference.per_query_head(shared, queries.shape[1]) for shared in (keys, values))
     return scaled_dot_product_attention(queries, keys, values, attn_mask=documents.causal_mask)

@@ -76,14 +76,8 @@ def inner_products(grad: Tensor, mixed: Tensor) -> Tensor:
     return products
 
 
-def per_query_head(shared: Tensor, heads: int) -> Tensor:
-    """[R, key_value_heads, L, x] -> [R, heads, L, x]: each key or value head beside the queries that it serves."""
-    group = heads // shared.shape[1]
-    return shared if group == 1 else shared.repeat_interleave(group, dim=1)
-
-
 def summed_per_key_head(gradient: Tensor, key_value_heads: int) -> Tensor:
-    """The transpose of :func:`per_query_head`."""
+    """The transpose of :func:`deconattn.ops.reference.per_query_head`."""
     if gradient.shape[1] == key_value_heads:
         return gradient
     return gradient.unflatten(1, (key_value_heads, -1)).sum(dim=2)

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, silu
 
-from deconattn.ops.blockwise.heads import empty_heads, per_query_head, row_groups, summed_per_key_head
+from deconattn.ops.blockwise.heads import empty_heads, row_groups, summed_per_key_head
 from deconattn.ops.compiling import outside_graphs
 from deconattn.ops.precision import at_least_fp32
+from deconattn.ops.reference import per_query_head
 
 CHUNK = 32
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.train_contestants import qwen2_config
-from deconattn.config import TrainingFlags, model_config
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.data import Batch
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
-from deconattn.train.command_line import parse_training_flags
-from deconattn.train.runtime import start_distributed
+from deconattn.parallel.process_group import start_distributed
 
 PEER = "Qwen2 (transformers)"
 LEARNING_RATE = 4e-4

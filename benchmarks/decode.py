@@ -45,9 +45,9 @@ from benchmarks.machine import RESULTS, describe, write_result
 from benchmarks.train_summary import device_slug
 from benchmarks.train_worker import synchronize
 from deconattn.cli import parse, run
+from deconattn.config.presets import size_defaults
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
-from deconattn.presets import size_defaults
 
 Made = TypeVar("Made")
 SMALLEST = "tiny"

@@ -16,12 +16,12 @@ from torch import Tensor
 from benchmarks.contestant import PEER
 from benchmarks.kernel_clock import release
 from benchmarks.train_contestants import qwen2_config
-from deconattn.config import model_config
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.flags import model_config
 from deconattn.cost.parameters import count_parameters
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers import mixer_class
-from deconattn.model.config import ModelConfig
-from deconattn.train.command_line import parse_training_flags
 
 Precision = Literal["fp32", "bf16"]
 Call = Callable[[], Any]

@@ -25,13 +25,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import ROOT, command, describe, markdown_table, write_result
+from deconattn.checkpoint.format import steps_in
 from deconattn.cli import parse, run
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.pattern import STANDARD
 from deconattn.data import TokenCorpus
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
-from deconattn.pattern import STANDARD
-from deconattn.train.checkpoint import steps_in
-from deconattn.train.command_line import parse_training_flags
 from deconattn.train.metrics import METRICS
 
 LOG = ROOT / "benchmarks" / "LOG.md"

@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import RESULTS, ROOT, describe, markdown_table, write_result
 from deconattn.cli import parse, run
-from deconattn.config import TrainingFlags, model_config
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.cost.job import Job
 from deconattn.cost.memory import Moment, peak
-from deconattn.train.command_line import parse_training_flags
-from deconattn.train.runtime import free_port
+from deconattn.launch.ranks import free_port
 
 TOLERANCE = 0.15
 """Largest deviation of the prediction, relative."""
@@ -147,9 +147,10 @@ def measure_here(order: dict[str, Any]) -> None:
 
     from deconattn.data import Batch
     from deconattn.model.init import initialize
-    from deconattn.parallel import Topology, build_model
+    from deconattn.parallel.build import build_model
+    from deconattn.parallel.process_group import start_distributed
+    from deconattn.parallel.topology import Topology
     from deconattn.train.engine import Engine
-    from deconattn.train.runtime import start_distributed
 
     flags = parse_training_flags(order["flags"])
     start_distributed()

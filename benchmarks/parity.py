@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.ranks import Ranks
 from deconattn.cli import parse, run
-from deconattn.config import TrainingFlags, model_config
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.data import Batch
 from deconattn.durable import write_text
 from deconattn.mixers import variant_names
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
-from deconattn.train.command_line import parse_training_flags
 
 STEPS = 5
 LEARNING_RATE = 1e-3
@@ -149,13 +149,14 @@ def single_process(model_flags: str) -> dict[str, Any]:
 
 def train_case(arguments: list[str], reference: dict[str, Any]) -> dict[str, Any]:
     """On every rank: five steps through the engine; how far they are from the reference."""
-    from deconattn import parallel
+    from deconattn.parallel.build import build_model
+    from deconattn.parallel.topology import Topology
     from deconattn.train.engine import Engine
 
     flags = parse_training_flags(arguments)
     config = model_config(flags.model, VOCABULARY, flags.data.seq_len)
-    topology = parallel.Topology.create(flags.engine.tp, flags.engine.pp)
-    model = parallel.build_model(config, topology, flags.engine.sequence_parallel)
+    topology = Topology.create(flags.engine.tp, flags.engine.pp)
+    model = build_model(config, topology, flags.engine.sequence_parallel)
     initialize(model, flags.optimization.seed, _fixed_ids(flags))
     engine = Engine(model, flags, topology)
     losses, norms, worst = [], [], (0.0, "")

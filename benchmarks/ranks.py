@@ -22,7 +22,7 @@ class Ranks:
     """
 
     def __init__(self, world_size: int, compiling: bool = False) -> None:
-        from deconattn.train.runtime import free_port
+        from deconattn.launch.ranks import free_port
 
         context = multiprocessing.get_context("spawn")
         port = free_port()
@@ -79,10 +79,10 @@ def _serve(connection: Connection, rank: int, world_size: int, port: int, compil
     import deepspeed.comm
     import torch
 
-    from deconattn.train import runtime
+    from deconattn.parallel import process_group
 
     torch.set_num_threads(1)
-    runtime.start_distributed()
+    process_group.start_distributed()
     lasting = set(_groups())
     while True:
         function, arguments = connection.recv()

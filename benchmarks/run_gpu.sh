@@ -133,7 +133,7 @@ fi
 part imports "$imports_limit" python3 -c '
 import shutil
 import deepspeed, torch, transformers, triton, tyro
-import deconattn.train.command_line, deconattn.train.engine
+import deconattn.config.command_line, deconattn.train.engine
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 compiler = shutil.which("gcc") or shutil.which("cc") or shutil.which("clang") or "NO C COMPILER: Triton needs one"
 print("torch", torch.__version__, "triton", triton.__version__, "deepspeed", deepspeed.__version__, end=", ")

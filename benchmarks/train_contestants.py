@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from deconattn.config import TrainingFlags, model_config
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.data import Batch
+from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 from deconattn.model.init import initialize
-from deconattn.train.command_line import parse_training_flags
 
 LEARNING_RATE = 4e-4
 Step = Callable[[Batch], tuple[Tensor | float, bool]]

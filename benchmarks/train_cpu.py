@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.contestant import PEER, Spec
 from benchmarks.machine import RESULTS, ROOT, describe, write_result
 from deconattn.cli import parse, run
-from deconattn.config import model_config
+from deconattn.config.flags import model_config
 from deconattn.cost.parameters import count_parameters
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names

@@ -84,14 +84,15 @@ class Arguments:
 
 def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     """Train in this process until the steps are done or the time is up, without validation and checkpoints."""
-    from deconattn.config import model_config
+    from deconattn.config.command_line import parse_training_flags
+    from deconattn.config.flags import model_config
     from deconattn.mixers import mixer_class
     from deconattn.model.causal_lm import CausalLM
     from deconattn.model.init import initialize
-    from deconattn.train import runtime
-    from deconattn.train.command_line import parse_training_flags
+    from deconattn.parallel import process_group
     from deconattn.train.engine import Engine
     from deconattn.train.inputs import TrainingData
+    from deconattn.train.metrics import memory_gib
     from deconattn.train.schedule import learning_rate
 
     flags = parse_training_flags(arguments.training(variant, arguments.steps))
@@ -102,7 +103,7 @@ def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     initialize(model, flags.optimization.seed, data.fixed_ids() if text else None)
     wait_for_turn()
     start = time.perf_counter()
-    runtime.start_distributed()
+    process_group.start_distributed()
     engine = Engine(model, flags)
     losses: list[float] = []
     norms: list[float] = []
@@ -124,7 +125,7 @@ def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     return {
         "losses": losses, "grad_norms": norms, "skipped_steps": skipped, "startup_seconds": started,
         "tokens_per_second": arguments.batch_size * arguments.seq_len / statistics.median(times[3:] or times),
-        "memory_gib": runtime.memory_gib(), "parameters": sum(p.numel() for p in model.parameters()),
+        "memory_gib": memory_gib(), "parameters": sum(p.numel() for p in model.parameters()),
     }  # fmt: skip
 
 

@@ -27,10 +27,10 @@ from benchmarks.train_contestants import Contestant, Workload
 from benchmarks.train_process import TrainingProcess
 from benchmarks.train_summary import device_slug, markdown, summarize
 from deconattn.cli import parse, run
+from deconattn.config.presets import SIZES
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 from deconattn.ops import backend
-from deconattn.presets import SIZES
 
 REFERENCE = Contestant("transformers")
 FIRST = ("fixedseq", "nonapproximate", "approximate")

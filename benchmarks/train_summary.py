@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.machine import markdown_table
 from benchmarks.train_contestants import Contestant, Workload
-from deconattn.cost.flops import training_flops
 from deconattn.cost.hardware import peak_flops
+from deconattn.model.flops import training_flops
 
 
 def device_slug() -> str:

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.train_contestants import Contestant, Place, Step, Workload, adamw
 from deconattn.data import Batch
 from deconattn.errors import UserError
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
 
 LLAMA = "torchtitan.models.llama3"
 NOT_NEEDED = ("torchtitan.components", "torchtitan.config", "torchtitan.distributed")

@@ -16,7 +16,8 @@ from benchmarks.train_contestants import Contestant, Place, Workload, prepare
 from benchmarks.train_process import output_file, wait_for_turn
 from deconattn.data import Batch
 from deconattn.ops.backend import choose
-from deconattn.train import runtime
+from deconattn.parallel import process_group
+from deconattn.train.metrics import memory_gib
 
 BATCHES = 4
 """Different batches that the steps go round; random, so that no step is easier than another."""
@@ -25,7 +26,7 @@ BATCHES = 4
 def main() -> None:
     """Prepare, wait, measure, write."""
     contestant, workload = Contestant(**json.loads(sys.argv[1])), Workload(**json.loads(sys.argv[2]))
-    runtime.quiet_accelerator()
+    process_group.quiet_accelerator()
     importlib.import_module("deepspeed")  # starting torch.distributed would import it in our turn
     place = prepare(contestant, workload)
     wait_for_turn()
@@ -39,7 +40,7 @@ def main() -> None:
 def measure(place: Place, workload: Workload) -> dict[str, Any]:
     """Seconds an optimiser step, a sample each; losses (nats), skipped steps, peak memory (GiB) and start-up times."""
     start = time.perf_counter()
-    device = runtime.start_distributed()
+    device = process_group.start_distributed()
     step = place(device)
     batches = random_batches(workload, pinned=device.type == "cuda")
     placed = time.perf_counter()
@@ -63,7 +64,7 @@ def measure(place: Place, workload: Workload) -> dict[str, Any]:
         "seconds_a_step": seconds,
         "losses": losses,
         "skipped_steps": skipped,
-        "memory_gib": runtime.memory_gib(),
+        "memory_gib": memory_gib(),
         "placing_seconds": placed - start,
         "warmup_seconds": warm - placed,
         "backend": dataclasses.asdict(choose(torch.empty(1, head_dim, dtype=torch.bfloat16, device=device))),

@@ -53,7 +53,7 @@ def quoted(path: Path) -> str:
 def _is_called_by_name() -> bool:
     called = Path(sys.argv[0])
     # The worker's file runs in the ranks that `deconattn train` starts; launch.sh's ranks run launch.sh.
-    ours = (_FOLDER / "__main__.py", _FOLDER / "train" / "worker.py")
+    ours = (_FOLDER / "__main__.py", _FOLDER / "launch" / "worker.py")
     return called.name == PACKAGE or called.resolve() in ours
 
 

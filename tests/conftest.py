@@ -11,7 +11,7 @@ import torch
 from benchmarks.ranks import Ranks
 from deconattn.data import PackConfig
 from deconattn.data.packing.pack import pack
-from deconattn.train.ranks import VARIABLES
+from deconattn.launch.ranks import VARIABLES
 
 # Tensors this small gain nothing from more threads and lose much where tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,6 +28,12 @@ ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / "tools"
 DEMO = ROOT / "deconattn" / "data" / "demo" / "shakespeare.jsonl"
 
+SMALL = (
+    "--hidden-size 32 --intermediate-size 64 --num-hidden-layers 2 --num-attention-heads 2 --seq-len 32 "
+    "--global-batch-size 4 --micro-batch-size 2 --steps 6 --eval-every 100 --eval-sequences 8 --save-every 100 "
+    "--precision fp32"
+).split()
+
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -39,6 +45,38 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = folder / "packed"
     pack(PackConfig(inputs=(str(text),), tokenizer="train:512", out=out, workers=1, val_fraction=0.05))
     return out
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """A world of one, so that trainings can run in this process."""
+    from deconattn.parallel.process_group import start_distributed
+
+    start_distributed()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def small(corpus: Path) -> list[str]:
+    """Flags of a training that takes a second."""
+    return ["--data", str(corpus), *SMALL]
+
+
+@pytest.fixture(scope="module")
+def flags(corpus: Path) -> list[str]:
+    """Flags of a training of 100 quick steps with a checkpoint every 20: time enough for something to happen."""
+    return ["--data", str(corpus), *SMALL, "--steps", "100", "--save-every", "20", "--keep", "30"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of those flags to which nothing happens."""
+    from tests.train.jobs import run_job
+
+    run = tmp_path_factory.mktemp("undisturbed")
+    run_job([*flags, "--save", str(run)])
+    return run
 
 
 @pytest.fixture

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.flag_table import with_table
 from deconattn.mixers import mixer_class, variant_names
 from deconattn.mixers.plugins import load_plugins
-from deconattn.train.command_line import parse_training_flags
-from deconattn.train.flag_table import with_table
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_table_of_flags_is_up_to_date() -> None:
     text = README.read_text(encoding="utf-8")
-    assert text == with_table(text), "run: python -m deconattn.train.flag_table README.md"
+    assert text == with_table(text), "run: python -m deconattn.config.flag_table README.md"
 
 
 def test_the_table_of_variants_is_complete() -> None:

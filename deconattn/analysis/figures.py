@@ -15,8 +15,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.projections.polar import PolarAxes
 
 from deconattn.analysis.indicators import NAMES
+from deconattn.analysis.palette import INK, STYLE, colour_of
 from deconattn.analysis.tables import Row
-from deconattn.palette import INK, STYLE, colour_of
 
 Look = dict[str, Any]
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))

@@ -17,10 +17,10 @@ from deconattn.analysis import figures, tables
 from deconattn.analysis.activations import bin_edges
 from deconattn.analysis.findings import ModelFindings, Scale, by_run, newest
 from deconattn.analysis.indicators import NAMES
+from deconattn.analysis.palette import STYLE
 from deconattn.analysis.tables import Row
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
-from deconattn.palette import STYLE
 
 SUMMARY = "analysis.json"
 

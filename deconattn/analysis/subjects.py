@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deconattn.convert.hf_config import MODEL_TYPES, read_model_config
-from deconattn.convert.source import kind_of
+from deconattn.checkpoint.format import CHECKPOINTS, steps_in
+from deconattn.checkpoint.hf_config import MODEL_TYPES, read_model_config
+from deconattn.checkpoint.kinds import kind_of
+from deconattn.checkpoint.stored_model import StoredModel, open_model
 from deconattn.errors import UserError
-from deconattn.generation.stored_model import StoredModel, open_model
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
 from deconattn.model.decoder import Decoder
-from deconattn.train.checkpoint import CHECKPOINTS, steps_in
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def open_subjects(paths: Sequence[Path], all_steps: bool = False, plugins: Seque
         all_steps: open every checkpoint of a run folder, first ones first, and not only the newest good one.
 
     Raises:
-        UserError: see :func:`~deconattn.generation.stored_model.open_model`; a model that mixes in ways that are not
+        UserError: see :func:`~deconattn.checkpoint.stored_model.open_model`; a model that mixes in ways that are not
             ours, a folder given twice, or `all_steps` of what is no run.
     """
     if not paths:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from deconattn.config.pattern import nearest
 from deconattn.errors import UserError
-from deconattn.pattern import nearest
 from deconattn.program import program
 
 COMMANDS = {

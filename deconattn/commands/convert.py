@@ -40,11 +40,11 @@ def main(words: Sequence[str]) -> None:
         arguments, others = tyro.cli(
             Arguments, prog=completed_name(command("convert"), words), args=words, return_unknown_args=True
         )
-    from deconattn.convert.source import kind_of
+    from deconattn.checkpoint.kinds import kind_of
 
     if kind_of(arguments.source) == "checkpoint":
+        from deconattn.checkpoint.format import open_checkpoint
         from deconattn.convert.state_dict import write_state_dict
-        from deconattn.train.checkpoint import open_checkpoint
 
         if others:
             raise UserError(f"{others[0]}: a checkpoint takes no flag but --optimizer; leave it out")

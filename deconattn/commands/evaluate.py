@@ -196,7 +196,7 @@ def _out(arguments: Arguments) -> Path:
         raise UserError("several models make one table: say with --out which folder it goes to")
     out = arguments.out or arguments.models[0] / "evaluation"
     if arguments.out is None and not arguments.models[0].is_dir():
-        from deconattn.convert.source import kind_of
+        from deconattn.checkpoint.kinds import kind_of
 
         kind_of(arguments.models[0])  # says what is wrong with it
     return out.resolve()

@@ -44,10 +44,10 @@ def export_checkpoint(arguments: Arguments) -> None:
     """Open, export, and say where it is."""
     import torch
 
+    from deconattn.checkpoint.format import open_checkpoint
     from deconattn.hf.export import export
     from deconattn.hf.gguf_file import gguf_vocabulary
     from deconattn.hf.model_card import Provenance
-    from deconattn.train.checkpoint import open_checkpoint
 
     if arguments.gguf:
         require("gguf", "--gguf")

@@ -60,8 +60,8 @@ def generate(arguments: Arguments) -> int | None:
 def _generate(arguments: Arguments, prompt: str) -> None:
     from transformers.utils.logging import disable_progress_bar
 
+    from deconattn.checkpoint.stored_model import open_model
     from deconattn.generation.continuation import continue_text, encode, room
-    from deconattn.generation.stored_model import open_model
     from deconattn.generation.streaming import TextStream
 
     disable_progress_bar()

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from deconattn.cli import parse, show
-from deconattn.config import DataFlags, EngineFlags, ModelFlags, OptimizationFlags, TrainingFlags, model_config
+from deconattn.config.flags import DataFlags, EngineFlags, ModelFlags, OptimizationFlags, TrainingFlags, model_config
+from deconattn.config.pattern import STANDARD
+from deconattn.config.presets import size_defaults
 from deconattn.errors import UserError
-from deconattn.model.config import ModelConfig
-from deconattn.pattern import STANDARD
-from deconattn.presets import size_defaults
+from deconattn.layers.config import ModelConfig
 from deconattn.program import command
 
 PYTHIA_VOCABULARY = 50277

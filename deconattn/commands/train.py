@@ -5,6 +5,6 @@ from collections.abc import Sequence
 
 def main(words: Sequence[str]) -> int:
     """Check the flags, start the ranks, and wait for them; their exit code."""
-    from deconattn.train.launcher import launch
+    from deconattn.launch.launcher import launch
 
     return launch(words)

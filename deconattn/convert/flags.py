@@ -8,13 +8,13 @@ from typing import Any
 
 import tyro
 
+from deconattn.checkpoint.kinds import HF_CONFIG
 from deconattn.cli import complaints_in_one_line
-from deconattn.config import TrainingFlags
-from deconattn.convert.source import HF_CONFIG
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.flags import TrainingFlags
+from deconattn.config.presets import SIZES, Size
 from deconattn.errors import UserError
-from deconattn.model.config import ModelConfig
-from deconattn.presets import SIZES, Size
-from deconattn.train.command_line import parse_training_flags
+from deconattn.layers.config import ModelConfig
 
 NAMES = {"tie_embeddings": "tie_word_embeddings"}
 """Where a flag's field is not called as in :class:`ModelConfig`."""

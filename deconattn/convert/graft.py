@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from deconattn.convert.hf_weights import HFWeights
+from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM
 

@@ -13,19 +13,19 @@ import torch
 from safetensors import SafetensorError
 
 from deconattn import durable
-from deconattn.config import TrainingFlags, model_config
+from deconattn.checkpoint.format import CHECKPOINTS, Progress, TensorFiles, write_manifest
+from deconattn.checkpoint.hf_config import read_model_config
+from deconattn.checkpoint.hf_weights import HFWeights
+from deconattn.config.command_line import RUN_CONFIG
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.convert.flags import run_flags
 from deconattn.convert.graft import FIXED_TEXT, graft
-from deconattn.convert.hf_config import read_model_config
-from deconattn.convert.hf_weights import HFWeights
 from deconattn.convert.summary import summary
 from deconattn.convert.vocabulary import check_vocabulary
 from deconattn.errors import UserError
+from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 from deconattn.model.init import initialize
-from deconattn.train.checkpoint import CHECKPOINTS, Progress, TensorFiles, write_manifest
-from deconattn.train.command_line import RUN_CONFIG
 from deconattn.train.inputs import TrainingData
 from deconattn.train.resolved_config import resolved_config
 

@@ -7,9 +7,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from deconattn.checkpoint.format import Checkpoint
 from deconattn.durable import sync_folder
 from deconattn.errors import UserError
-from deconattn.train.checkpoint import Checkpoint
 
 SUFFIX = ".safetensors"
 PREFIX = "optimizer"

@@ -1,7 +1,6 @@
-"""What a model costs: parameters, FLOPs, memory and communication, summed over its mixers' own accounts.
+"""What a model costs: parameters, memory, communication and generation, summed over its mixers' own accounts.
 
-:mod:`parameters`, :mod:`flops` and :mod:`generation` are of a model; :mod:`stages` cuts it for a pipeline. A
-:mod:`job` is a model on a topology: :mod:`memory` (from :mod:`activations` and :mod:`zero`), :mod:`communication`,
-:mod:`recommend`, and :mod:`report`, which prints them; :mod:`tables` compares variants. The formulas, and where the
-paper prints others: docs/costs.md.
+A :mod:`.job` is a model on a topology: :mod:`.memory` (from :mod:`.activations` and :mod:`.zero`),
+:mod:`.communication`, :mod:`.recommend`, and :mod:`.report`, which prints them; :mod:`.tables` compares variants. FLOPs
+are the model's (:mod:`deconattn.model.flops`). The formulas, and where the paper prints others: docs/costs.md.
 """

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from deconattn.cost.job import Job
-from deconattn.cost.norms import rms_norm_bytes
-from deconattn.cost.parts import largest_part
-from deconattn.cost.rows import layer_output_rows, layer_rows
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.shards import largest_part
 from deconattn.mixers import mixer_class
-from deconattn.model.config import ModelConfig
+from deconattn.mixers.costs import rms_norm_bytes
+from deconattn.model.streams import layer_output_rows, layer_rows
 from deconattn.ops.cross_entropy import LOGITS_AT_ONCE
 
 

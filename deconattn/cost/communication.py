@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from deconattn.cost.activations import hop_bytes
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import rank_parameters
-from deconattn.cost.parts import largest_part
-from deconattn.cost.rows import layer_rows
 from deconattn.cost.zero import LIVE
+from deconattn.layers.shards import largest_part
 from deconattn.mixers import mixer_class
+from deconattn.model.streams import layer_rows
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """What generating text costs a model: FLOPs of a prompt and of a token after it, and the bytes held in between.
 
-Model FLOPs, as in :mod:`deconattn.cost.flops`. The batch carries no fixed streams: what decoding needs of them is
+Model FLOPs, as in :mod:`deconattn.model.flops`. The batch carries no fixed streams: what decoding needs of them is
 computed and held once per model (`fixed_flops`, `fixed_bytes`), for all batches.
 """
 
-from deconattn.cost.flops import feed_forward_flops, head_forward_flops
-from deconattn.cost.rows import fixed_streams
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers import mixer_class
-from deconattn.model.config import ModelConfig
 from deconattn.model.decoding import fixed_length
+from deconattn.model.flops import feed_forward_flops, head_forward_flops
+from deconattn.model.streams import fixed_streams
 
 
 def prefill_flops(config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:

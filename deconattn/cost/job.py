@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from deconattn.config import TrainingFlags
-from deconattn.cost.stages import stage_spans
+from deconattn.config.deepspeed import deepspeed_config
+from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
-from deconattn.model.config import ModelConfig
-from deconattn.train.deepspeed_config import deepspeed_config
+from deconattn.layers.config import ModelConfig
+from deconattn.parallel.stages import stage_spans
 
 BUCKET = 500_000_000
 """DeepSpeed 0.19.8's `reduce_bucket_size`, elements, where the configuration sets none."""

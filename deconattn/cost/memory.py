@@ -18,13 +18,7 @@ With several micro-batches a step, every moment also comes with the gradients of
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from deconattn.cost.activations import (
-    final_norm_bytes,
-    hop_bytes,
-    layer_activations,
-    loss_bytes,
-    static_bytes,
-)
+from deconattn.cost.activations import final_norm_bytes, hop_bytes, layer_activations, loss_bytes, static_bytes
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import RankParameters, rank_parameters
 from deconattn.cost.zero import Memory, ZeroMemory, gather_bytes, zero_memory

@@ -6,10 +6,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from deconattn.cost.parts import largest_part
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.shards import largest_part
 from deconattn.mixers import mixer_class
 from deconattn.model.block import Block
-from deconattn.model.config import ModelConfig
 
 
 @dataclass(frozen=True)

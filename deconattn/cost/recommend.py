@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from deconattn.config import TrainingFlags
+from deconattn.config.flags import TrainingFlags
 from deconattn.cost.job import Job
 from deconattn.cost.memory import Moment, peak
 from deconattn.errors import UserError
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
 
 HEADROOM = 0.1
 """Share of the GPU kept free: CUDA's context, NCCL's and cuBLAS's workspaces, and gaps between tensors."""

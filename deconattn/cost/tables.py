@@ -7,9 +7,9 @@ from rich.table import Table
 
 from deconattn.cost import generation
 from deconattn.cost.activations import feed_forward_bytes, final_norm_bytes, layer_activations, static_bytes
-from deconattn.cost.flops import feed_forward_flops, training_flops
 from deconattn.cost.job import Job
 from deconattn.mixers import mixer_class
+from deconattn.model.flops import feed_forward_flops, training_flops
 
 COLUMNS = {
     "training": "training\na token",

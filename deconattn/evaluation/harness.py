@@ -121,7 +121,7 @@ def _task_manager() -> Any:
 
 def _quiet() -> None:
     """Of the harness's many notes, errors only; and none of DeepSpeed's, which the harness's wrapper imports."""
-    from deconattn.train.runtime import quiet_accelerator
+    from deconattn.parallel.process_group import quiet_accelerator
 
     quiet_accelerator()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

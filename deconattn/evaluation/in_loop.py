@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from deconattn.config import EvaluationFlags
+from deconattn.config.flags import EvaluationFlags
 from deconattn.evaluation import harness
 from deconattn.evaluation.datasets import data_files
 from deconattn.evaluation.results import Row, as_numbers, row_of
@@ -22,6 +22,11 @@ def check_evaluation(flags: EvaluationFlags) -> None:
     require("eval", "--eval-tasks")
     if flags.eval_datasets is not None:
         data_files(flags.eval_datasets, chosen)
+
+
+def scorer(flags: EvaluationFlags) -> Callable[[Path, Callable[[], bool]], dict[str, float]] | None:
+    """What a trainer scores its checkpoints with; None where no benchmark is asked for."""
+    return InLoopEvaluation(flags).score if flags.eval_tasks else None
 
 
 class InLoopEvaluation:
@@ -47,7 +52,7 @@ class InLoopEvaluation:
         Raises:
             UserError: documents that cannot be had, or an answer longer than the context.
         """
-        from deconattn.generation.stored_model import open_model
+        from deconattn.checkpoint.stored_model import open_model
 
         if not self._tasks:
             files = None

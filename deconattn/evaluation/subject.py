@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from deconattn.convert.source import kind_of
+from deconattn.checkpoint.format import open_checkpoint
+from deconattn.checkpoint.kinds import kind_of
+from deconattn.checkpoint.stored_model import Precision, StoredModel, open_model
 from deconattn.errors import UserError
 from deconattn.evaluation.skip import check_skip, variant_layers, without_layers
-from deconattn.generation.stored_model import Precision, StoredModel, open_model
-from deconattn.train.checkpoint import open_checkpoint
 
 
 @dataclass(frozen=True)

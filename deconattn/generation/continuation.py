@@ -5,9 +5,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from deconattn.checkpoint.stored_model import StoredModel
 from deconattn.errors import UserError
 from deconattn.generation.sampling import Sampling
-from deconattn.generation.stored_model import StoredModel
 
 
 def encode(stored: StoredModel, prompt: str) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from deconattn.hf.plugin_code import plugin_code
 from deconattn.hf.source import AUTO_MAP, FILE_NAME
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
 
 _SHARED = (
     "vocab_size",

@@ -4,7 +4,7 @@ import dataclasses
 
 from transformers import PreTrainedConfig
 
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
 
 
 class DeconAttnConfig(PreTrainedConfig):

@@ -31,8 +31,8 @@ from deconattn.hf.gguf_tokenizer import Vocabulary
 from deconattn.hf.model_card import Provenance, model_card
 from deconattn.hf.source import FILE_NAME, modeling_source
 from deconattn.hf.tokenizer_files import check_tokenizer, write_tokenizer
+from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 
 MAX_SHARD_SIZE = "5GB"
 UNKNOWN = Provenance()

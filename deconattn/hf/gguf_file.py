@@ -13,7 +13,7 @@ from deconattn.errors import UserError
 from deconattn.extras import require
 from deconattn.hf.config_files import stock_model_type
 from deconattn.hf.gguf_tokenizer import Vocabulary, read_vocabulary
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
 
 FILE_NAME = "model.gguf"
 

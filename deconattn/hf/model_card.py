@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 
 from deconattn.hf.config_files import stock_model_type
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
 
 
 @dataclass(frozen=True)

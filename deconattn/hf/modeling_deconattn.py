@@ -13,11 +13,11 @@ from transformers.utils import can_return_tuple
 from deconattn.errors import UserError
 from deconattn.hf.cache_deconattn import DeconAttnCache
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
+from deconattn.layers.linear import Linear
 from deconattn.mixers import MixerContext, variant_names
 from deconattn.model.block import Block
 from deconattn.model.decoder import Decoder
 from deconattn.model.decoding import check_length
-from deconattn.model.linear import Linear
 from deconattn.model.padding import Padding
 
 CACHE = (

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.map_blocks import MapBlock, taylor_blocks
 from deconattn.mixers.registry import register
-from deconattn.model.config import ModelConfig
 from deconattn.ops import cached_attention, reference, taylor_state
 from deconattn.ops.taylor_attention import taylor_attention
 

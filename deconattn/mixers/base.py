@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from deconattn.cost.norms import rms_norm_bytes
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.linear import Linear
+from deconattn.layers.rotary import Rotary
+from deconattn.layers.splits import Split, column, row
 from deconattn.mixers.cache import LayerCache, Step, new_tokens_of
+from deconattn.mixers.costs import rms_norm_bytes
 from deconattn.mixers.map_blocks import MapBlock, cut
-from deconattn.model.config import ModelConfig
-from deconattn.model.linear import Linear
-from deconattn.model.rotary import Rotary
-from deconattn.model.splits import Split, column, row
 from deconattn.ops.documents import Documents
 from deconattn.ops.reference import per_query_head
 
@@ -198,7 +198,7 @@ class Mixer(nn.Module, ABC):
         Args:
             rows: sequences, the fixed streams' rows among them.
             shards: tensor-parallel ranks; the bytes are those of one. Its input is whole on each.
-            fused_norms: query/key norms run in one kernel (:func:`deconattn.cost.norms.rms_norm_bytes`).
+            fused_norms: query/key norms run in one kernel (:func:`deconattn.mixers.costs.rms_norm_bytes`).
         """
 
     @classmethod

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deconattn.model.rotary import Rotary
+from deconattn.layers.rotary import Rotary
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.map_blocks import MapBlock, softmax_blocks
-from deconattn.model.config import ModelConfig
 from deconattn.ops import cached_attention, reference
 from deconattn.ops.fixed_map import fixed_map_attention
 from deconattn.ops.softmax_attention import causal_attention

@@ -6,12 +6,12 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import silu
 
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.linear import Linear
+from deconattn.layers.splits import Split, column, row
 from deconattn.mixers.base import Mixer, MixerContext, attention_parameters
 from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.registry import register
-from deconattn.model.config import ModelConfig
-from deconattn.model.linear import Linear
-from deconattn.model.splits import Split, column, row
 
 
 @register("mlp")

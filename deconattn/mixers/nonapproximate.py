@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.nn.functional import silu
 
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.cache import LayerCache, Step, SumCache
 from deconattn.mixers.map_blocks import MapBlock, prefix_blocks
 from deconattn.mixers.registry import register
-from deconattn.model.config import ModelConfig
 from deconattn.ops import prefix_state, reference
 from deconattn.ops.precision import at_least_fp32
 from deconattn.ops.prefix_average import prefix_attention

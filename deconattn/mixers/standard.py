@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.map_blocks import MapBlock, softmax_blocks
 from deconattn.mixers.registry import register
-from deconattn.model.config import ModelConfig
 from deconattn.ops import cached_attention, reference
 from deconattn.ops.softmax_attention import causal_attention
 

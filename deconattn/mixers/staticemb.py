@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers.registry import register
 from deconattn.mixers.standard import Standard
-from deconattn.model.config import ModelConfig
 
 
 @register("staticemb")

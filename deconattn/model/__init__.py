@@ -1,4 +1,4 @@
-"""The model: configuration, rotary embedding, block, decoder, head and loss, initial weights.
+"""The model: block, decoder, head and loss, initial weights, its streams and its FLOPs.
 
 Knows nothing of variants beyond the contract of :mod:`deconattn.mixers`, and nothing of training.
 """

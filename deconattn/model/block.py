@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.linear import Linear
+from deconattn.layers.splits import Split, column, row
 from deconattn.mixers import LayerCache, MixerContext, Step, mixer_class
-from deconattn.model.config import ModelConfig
-from deconattn.model.linear import Linear
-from deconattn.model.splits import Split, column, row
 
 
 class FeedForward(nn.Module):

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.linear import Linear
 from deconattn.model.decoder import Decoder
-from deconattn.model.linear import Linear
 from deconattn.ops.cross_entropy import IGNORED, linear_cross_entropy
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.linear import Linear
+from deconattn.layers.rotary import Rotary
 from deconattn.mixers import FixedStream, Mixer, MixerContext, mixer_class
 from deconattn.model.block import Block, FeedForward
-from deconattn.model.config import ModelConfig
 from deconattn.model.decoding import DecodingCache, check_length, fixed_length
-from deconattn.model.linear import Linear
-from deconattn.model.rotary import Rotary
 from deconattn.ops.documents import Documents
 
 Observer = Callable[[Block, Tensor, Tensor | None, MixerContext | None], None]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from deconattn.errors import UserError
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.rotary import Rotary
 from deconattn.mixers import LayerCache, Step
-from deconattn.model.config import ModelConfig
-from deconattn.model.rotary import Rotary
 
 if TYPE_CHECKING:
     from deconattn.model.decoder import Decoder

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from deconattn.errors import UserError
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.shards import buffer_shards, shard_of
 from deconattn.mixers import Mixer
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
-from deconattn.parallel.shards import buffer_shards, shard_of
 
 FIXED_EMBEDDINGS_SIGMA = 0.02
 """Standard deviation of the random fixed stream; the initialiser's range (the paper leaves it open)."""

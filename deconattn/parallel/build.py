@@ -2,9 +2,9 @@
 
 import torch
 
-from deconattn.cost.stages import stage_spans
+from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
+from deconattn.parallel.stages import stage_spans
 from deconattn.parallel.tensor import TensorParallel
 from deconattn.parallel.topology import Topology
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deconattn.parallel.shards import shard_of
+from deconattn.layers.shards import shard_of
 from deconattn.parallel.topology import Topology
 
 

@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.shards import Shard, mark, mark_buffer, shard_of
+from deconattn.layers.splits import Split
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
-from deconattn.model.splits import Split
 from deconattn.parallel.collectives import enter, leave, sum_over
-from deconattn.parallel.shards import Shard, mark, mark_buffer, shard_of
 from deconattn.parallel.topology import Topology
 from deconattn.parallel.vocabulary import VocabularyEmbedding, VocabularyHead
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch.distributed import ProcessGroup
 
-from deconattn.config import EngineFlags
+from deconattn.config.flags import EngineFlags
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from deconattn.errors import UserError
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.rotary import Rotary
 from deconattn.mixers import Mixer, MixerContext, mixer_class
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 from deconattn.model.decoding import DecodingCache
 from deconattn.model.init import initialize, own_names
-from deconattn.model.rotary import Rotary
 from deconattn.parallel.tensor import cut_tensors
 
 LENGTH, VOCABULARY = 16, 64

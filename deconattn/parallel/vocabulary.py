@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from deconattn.layers.shards import Shard
 from deconattn.model.causal_lm import Head
 from deconattn.ops.cross_entropy import linear_cross_entropy
 from deconattn.parallel.collectives import enter, gather, leave, sum_over
-from deconattn.parallel.shards import Shard
 
 
 class VocabularyEmbedding(nn.Embedding):

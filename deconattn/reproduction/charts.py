@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from deconattn.palette import COLOURS, INK, PLUGIN_COLOUR
+from deconattn.analysis.palette import COLOURS, INK, PLUGIN_COLOUR
 from deconattn.reproduction.axes import Axis, labels
 
 WIDTH, HEIGHT = 420, 300

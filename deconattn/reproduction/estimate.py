@@ -33,11 +33,11 @@ def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
         UserError: flags, corpora or a folder of documents that training or evaluation would refuse.
     """
     # Late, because they load PyTorch, and a plan that has been made is carried on without.
-    from deconattn.config import model_config
-    from deconattn.cost.flops import training_flops
+    from deconattn.config.flags import model_config
     from deconattn.cost.parameters import count_parameters
     from deconattn.evaluation.datasets import MAKE
-    from deconattn.train.preflight import checked_flags
+    from deconattn.launch.preflight import checked_flags
+    from deconattn.model.flops import training_flops
 
     if request.datasets is not None and not request.datasets.is_dir():
         raise UserError(f"--datasets {request.datasets}: no such folder; {MAKE}")

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deconattn import durable
-from deconattn.palette import INK
+from deconattn.analysis.palette import INK
 from deconattn.reproduction import paper
 from deconattn.reproduction.charts import colour
 from deconattn.reproduction.pictures import loss_pictures, radar_pictures, table_pictures

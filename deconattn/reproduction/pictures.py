@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from deconattn.pattern import STANDARD
+from deconattn.config.pattern import STANDARD
 from deconattn.reproduction.charts import Dot, Line, dot_chart, key, line_chart, thinned
 from deconattn.reproduction.plans import UNIFORM
 from deconattn.reproduction.radar import Shape, radar_chart

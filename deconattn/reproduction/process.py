@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from deconattn.train.ranks import without_rank
+from deconattn.launch.ranks import without_rank
 
 SECONDS_BETWEEN_LOOKS = 0.1
 _PR_SET_PDEATHSIG = 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from deconattn.pattern import STANDARD
+from deconattn.config.pattern import STANDARD
 from deconattn.reproduction.plans import UNIFORM
 from deconattn.reproduction.progress import NOTHING
 from deconattn.reproduction.scores import PERPLEXITIES

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from deconattn.pattern import STANDARD
+from deconattn.config.pattern import STANDARD
 from deconattn.reproduction.plans import UNIFORM
 from deconattn.reproduction.tables import size_name
 

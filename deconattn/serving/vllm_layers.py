@@ -21,9 +21,9 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers import FixedStream, mixer_class
 from deconattn.mixers.mlp import matched_width
-from deconattn.model.config import ModelConfig
 
 Stacked = Mapping[str, tuple[str, str | int]]
 """Of a layer of our checkpoints, the layer of vLLM's that holds it, and which part of it."""

@@ -1,1 +1,1 @@
-"""Training: the DeepSpeed engine behind one door, the loop, checkpoints, metrics, and the way in from a shell."""
+"""Training: the DeepSpeed engine behind one door, the loop, saving and resuming, metrics."""

@@ -13,14 +13,14 @@ from deepspeed.runtime.pipe.topology import PipelineParallelGrid
 from deepspeed.utils import groups
 from torch import Tensor
 
-from deconattn.config import TrainingFlags
+from deconattn.config.deepspeed import deepspeed_config
+from deconattn.config.flags import TrainingFlags
 from deconattn.data import Batch
 from deconattn.model.causal_lm import CausalLM, LossSum
 from deconattn.ops.cross_entropy import IGNORED
 from deconattn.parallel.gradients import clip_gradients
 from deconattn.parallel.pipeline import Pipeline, microbatch
 from deconattn.parallel.topology import Topology
-from deconattn.train.deepspeed_config import deepspeed_config
 from deconattn.train.zero_state import ZeroState
 
 

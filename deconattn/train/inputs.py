@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deconattn.config import TrainingFlags
+from deconattn.config.flags import TrainingFlags
 from deconattn.data import Batch, SampleStream, TokenCorpus, load_tokenizer, parse_data_argument
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.loader import Loader, open_loader

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -165,3 +167,10 @@ def _summary(row: dict[str, Any]) -> str:
         parts.append(f"MFU {row['mfu']:.1%}")
     parts.append(f"{row['memory_gib']:.1f} GiB")
     return "  ".join(parts)
+
+
+def memory_gib() -> float:
+    """Peak allocated on the GPU, or what the process holds now on a CPU, GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return psutil.Process().memory_info().rss / 2**30

@@ -1,14 +1,18 @@
 """What a run's `config.json` says."""
 
 import dataclasses
+import platform
+import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
-from deconattn.config import TrainingFlags
-from deconattn.model.config import ModelConfig
-from deconattn.train.command_line import to_json
+import torch
+
+from deconattn.config.command_line import to_json
+from deconattn.config.flags import TrainingFlags
+from deconattn.layers.config import ModelConfig
 from deconattn.train.inputs import CorpusIdentity
-from deconattn.train.runtime import environment
 
 
 def resolved_config(
@@ -28,3 +32,11 @@ def resolved_config(
         "warmup_steps": flags.warmup_steps,
         "environment": environment(),
     }
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the run's configuration."""
+    packages = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"python": sys.version.split()[0], **packages, "device": device, "world_size": str(ranks)}

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch.distributed
 
-from deconattn.config import TrainingFlags
+from deconattn.checkpoint.format import steps_in
+from deconattn.config.command_line import RUN_CONFIG
+from deconattn.config.flags import TrainingFlags
 from deconattn.cost.parameters import count_parameters
 from deconattn.data import pack_demo, read_manifest
 from deconattn.errors import UserError
-from deconattn.model.config import ModelConfig
-from deconattn.train.checkpoint import steps_in
-from deconattn.train.command_line import RUN_CONFIG
+from deconattn.layers.config import ModelConfig
 
 BYTES_A_PARAMETER = 12
 """A checkpoint's fp32 weight and two moments."""

@@ -12,10 +12,7 @@ import torch.distributed
 from safetensors.torch import load_file, save_file
 
 from deconattn import durable
-from deconattn.errors import UserError
-from deconattn.model.causal_lm import CausalLM
-from deconattn.parallel.shards import buffer_shards, shard_of
-from deconattn.train.checkpoint import (
+from deconattn.checkpoint.format import (
     CHECKPOINTS,
     Checkpoint,
     Progress,
@@ -24,7 +21,10 @@ from deconattn.train.checkpoint import (
     steps_in,
     write_manifest,
 )
-from deconattn.train.command_line import RUN_CONFIG
+from deconattn.config.command_line import RUN_CONFIG
+from deconattn.errors import UserError
+from deconattn.layers.shards import buffer_shards, shard_of
+from deconattn.model.causal_lm import CausalLM
 from deconattn.train.engine import Engine
 from deconattn.train.zero_state import MOMENTS
 

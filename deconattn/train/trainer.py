@@ -1,46 +1,58 @@
 """The training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from deconattn import durable
-from deconattn.config import TrainingFlags, model_config
-from deconattn.cost.flops import training_flops
+from deconattn.checkpoint.format import Checkpoint, Progress, newest_good
+from deconattn.config.command_line import RUN_CONFIG
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.cost.hardware import peak_flops
 from deconattn.errors import UserError
-from deconattn.evaluation.in_loop import InLoopEvaluation
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers import mixer_class
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
+from deconattn.model.flops import training_flops
 from deconattn.model.init import initialize
-from deconattn.parallel import Topology, build_model
+from deconattn.parallel.build import build_model
+from deconattn.parallel.process_group import wait_for_rank_0
+from deconattn.parallel.topology import Topology
 from deconattn.program import command, quoted
-from deconattn.train.checkpoint import Checkpoint, Progress, newest_good
-from deconattn.train.command_line import RUN_CONFIG
 from deconattn.train.engine import Engine, StepResult
 from deconattn.train.inputs import CorpusIdentity, TrainingData, check_identities
-from deconattn.train.interrupt import StopRequest
-from deconattn.train.metrics import Metrics
-from deconattn.train.ranks import world_size
+from deconattn.train.metrics import Metrics, memory_gib
 from deconattn.train.resolved_config import resolved_config
 from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments
-from deconattn.train.runtime import memory_gib, wait_for_rank_0
 from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
 from deconattn.train.schedule import learning_rate
+
+Scorer = Callable[[Path, Callable[[], bool]], dict[str, float]]
+"""Benchmark scores by name of a step-N folder; the second argument asks whether to leave the other tasks out."""
+
+
+class SupportsBool(Protocol):
+    """True once the run is asked to stop."""
+
+    def __bool__(self) -> bool: ...
 
 
 class Trainer:
     """One run, from flags to its last checkpoint; made and run on every rank.
 
+    Args:
+        stop: read between steps.
+        scorer: scores the checkpoints, on rank 0; None where the flags ask for no benchmark.
+
     Raises:
         UserError: whatever is wrong with data, folder or checkpoint, before the first step.
     """
 
-    def __init__(self, flags: TrainingFlags, stop: StopRequest) -> None:
-        self.flags, self.stop = flags, stop
+    def __init__(self, flags: TrainingFlags, stop: SupportsBool, scorer: Scorer | None = None) -> None:
+        self.flags, self.stop, self._scorer = flags, stop, scorer
         self.run_folder = claim_run_folder(flags)
         self.data = TrainingData(data_arguments(flags, self.run_folder), flags)
         self.model_config = model_config(flags.model, self.data.vocab_size, flags.data.seq_len)
@@ -59,10 +71,7 @@ class Trainer:
         base_model = None if checkpoint is None else checkpoint.base_model
         self.config = resolved_config(flags, self.model_config, self.data.identities, base_model)
         self.metrics: Metrics | None = None
-        self._benchmarks: InLoopEvaluation | None = None
         if self.engine.rank == 0:
-            if flags.evaluation.eval_tasks:
-                self._benchmarks = InLoopEvaluation(flags.evaluation)
             durable.write_json(self.run_folder / RUN_CONFIG, self.config)
             self.metrics = Metrics(
                 self.run_folder, self.config, flags.run.wandb_project, flags.total_steps, self.progress.step
@@ -163,11 +172,11 @@ class Trainer:
 
     def _score(self, checkpoint: Path) -> None:
         """Benchmarks on rank 0, while the others wait without a collective, which would time out."""
-        if not self.flags.evaluation.eval_tasks:
+        if self._scorer is None:
             return
-        if self._benchmarks is not None and self.metrics is not None:
+        if self.metrics is not None:
             try:
-                scores = self._benchmarks.score(checkpoint, lambda: bool(self.stop))
+                scores = self._scorer(checkpoint, lambda: bool(self.stop))
                 if scores:
                     self.metrics.scores(self.progress.step, scores)
             except Exception as error:  # what was trained matters more, and the checkpoint can be scored later
@@ -219,7 +228,7 @@ class _Clock:
         forward_passes = flags.optimization.global_batch_size // micro
         self._flops_a_step = forward_passes * training_flops(config, micro, flags.data.seq_len)
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        self._peak = peak * world_size() if peak else None
+        self._peak = peak * torch.distributed.get_world_size() if peak else None
         self._steps = 0
         self._since: float | None = None
 

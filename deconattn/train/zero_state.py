@@ -19,8 +19,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from deconattn.layers.shards import Shard, shard_of
 from deconattn.model.causal_lm import CausalLM
-from deconattn.parallel.shards import Shard, shard_of
 from deconattn.parallel.topology import Topology
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

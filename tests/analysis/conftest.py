@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from deconattn.checkpoint.stored_model import StoredModel
 from deconattn.cli import run
 from deconattn.commands import analyze as tool
-from deconattn.generation.stored_model import StoredModel
 from tests.generation.conftest import byte_level  # noqa: F401  (a fixture)
 
 Call = Callable[..., tuple[int, str, str]]

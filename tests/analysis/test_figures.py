@@ -14,7 +14,7 @@ from deconattn.analysis.activations import ActivationSums
 from deconattn.analysis.collect import LayerFindings
 from deconattn.analysis.findings import ModelFindings, Scale, by_run, newest
 from deconattn.analysis.indicators import NAMES, define
-from deconattn.palette import COLOURS, PLUGIN_COLOUR
+from deconattn.analysis.palette import COLOURS, PLUGIN_COLOUR
 
 LENGTH = 12
 

@@ -25,7 +25,8 @@ from benchmarks.kernel_options import DTYPES, Options, Precision, filled
 from benchmarks.kernel_report import add_shares, line, measurements, tunings
 from benchmarks.kernel_tuning import MODULES, tune
 from benchmarks.kernel_worker import Worker
-from tests.train.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.train.conftest import environment
 
 SMALL = {"heads": 2, "head_dim": 8, "vocab_size": 50, "check_rows": 2, "check_length": 37, "lengths": (24,)}
 TOY = filled(Options(device="cpu", rows=2, repeats=2, copy_mib=1, matmul_size=16, **SMALL))  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ from benchmarks import contestant, losses, machine, train_cpu
 from deconattn.data import TokenCorpus
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
-from tests.train.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.train.conftest import environment
 
 TOY = contestant.Spec(contestant.PEER, "tiny", seq_len=16, batch_size=2, vocab_size=64, layers=2)
 

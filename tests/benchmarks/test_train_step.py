@@ -19,9 +19,10 @@ from benchmarks.train_contestants import Contestant, Workload, prepare
 from benchmarks.train_process import TrainingProcess
 from benchmarks.train_worker import measure
 from deconattn.errors import UserError
+from deconattn.launch.ranks import VARIABLES
 from deconattn.mixers import variant_names
-from deconattn.train.ranks import VARIABLES
-from tests.train.conftest import ROOT, environment
+from tests.conftest import ROOT
+from tests.train.conftest import environment
 
 TOY = Workload("tiny", 16, 2, 64, layers=2, warmup_steps=1, samples=2, steps_a_sample=2)
 REFERENCE = train_step.REFERENCE

@@ -18,8 +18,8 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True) if kind == "-
 """  # noqa: E501
 WAYS = [
     *(["-m", "deconattn", name] for name in COMMANDS),
-    ["-m", "deconattn.train.launcher", str(ROOT / "launch.sh")],
-    ["-m", "deconattn.train.worker"],
+    ["-m", "deconattn.launch.launcher", str(ROOT / "launch.sh")],
+    ["-m", "deconattn.launch.worker"],
     ["file", str(ROOT / "launch.sh")],
     ["file", str(ROOT / "tools/pack.py")],
 ]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deconattn.train import ranks
+from deconattn.launch import ranks
 from tests.conftest import ROOT
-from tests.train.test_launch import wait_for
+from tests.launch.test_launch import wait_for
 
 pytestmark = pytest.mark.slow
 SMALL = (

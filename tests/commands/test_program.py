@@ -47,7 +47,7 @@ def test_every_file_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     [
         ("/venv/bin/deconattn", "deconattn pack"),
         (f"{ROOT}/deconattn/__main__.py", "python -m deconattn pack"),
-        (f"{ROOT}/deconattn/train/worker.py", "deconattn pack"),
+        (f"{ROOT}/deconattn/launch/worker.py", "deconattn pack"),
     ],
 )
 def test_as_it_was_called(called: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:

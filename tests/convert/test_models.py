@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from deconattn.checkpoint.format import Checkpoint, open_checkpoint
 from deconattn.convert.flags import nearest_size
 from deconattn.hf.export import export
 from deconattn.model.causal_lm import CausalLM
-from deconattn.train.checkpoint import Checkpoint, open_checkpoint
 from tests.convert.conftest import SEQUENCE, MakeModel, edit
 from tests.hf.models import small_config
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deconattn.checkpoint.format import Progress, TensorFiles, open_checkpoint, write_manifest
 from deconattn.errors import UserError
-from deconattn.train.checkpoint import Progress, TensorFiles, open_checkpoint, write_manifest
 from tests.convert.conftest import TOOL, MakeModel
 
 

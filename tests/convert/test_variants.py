@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deconattn.checkpoint.format import open_checkpoint
 from deconattn.data import TokenCorpus
 from deconattn.hf.export import export
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
 from deconattn.program import command
-from deconattn.train.checkpoint import open_checkpoint
 from tests.convert.conftest import SEQUENCE, MakeModel
 from tests.hf.models import load_plugin, small_config, trained
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from deconattn.cost import generation
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers import register, registry, variant_names
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 from deconattn.model.decoding import DecodingCache
 from deconattn.model.init import initialize
 from deconattn.ops import taylor_state

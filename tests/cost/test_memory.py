@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from deconattn.config import model_config
+from deconattn.config.flags import model_config
+from deconattn.config.presets import size_defaults
 from deconattn.cost.activations import hop_bytes, layer_activations, loss_bytes, static_bytes
 from deconattn.cost.job import Job
 from deconattn.cost.memory import peak, stage_moments
 from deconattn.cost.zero import zero_memory
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers import variant_names
-from deconattn.model.config import ModelConfig
 from deconattn.model.decoder import Decoder
-from deconattn.presets import size_defaults
 
 SMALL = ModelConfig(
     vocab_size=256,

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from deconattn.cost.parameters import count_parameters, rank_parameters
-from deconattn.cost.parts import largest_part
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.shards import largest_part
 from deconattn.mixers import variant_names
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 
 BASE = ModelConfig(
     vocab_size=200,

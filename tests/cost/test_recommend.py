@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from deconattn.config import EngineFlags, TrainingFlags, model_config
+from deconattn.config.flags import EngineFlags, TrainingFlags, model_config
+from deconattn.config.presets import size_defaults
 from deconattn.cost.job import Job
 from deconattn.cost.memory import peak
 from deconattn.cost.recommend import Recommendation, fits, recommend
 from deconattn.errors import UserError
-from deconattn.presets import size_defaults
 
 
 def advise(size: str, ranks: int, gib: float, **engine: object) -> tuple[TrainingFlags, Recommendation]:

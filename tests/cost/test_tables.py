@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from deconattn.cost.flops import head_forward_flops
 from deconattn.cost.tables import binary, cost_tables, feed_forward_costs, flop, mixer_costs, model_costs
 from deconattn.mixers import mixer_class, variant_names
+from deconattn.model.flops import head_forward_flops
 from tests.cost.test_memory import SMALL, build_job
 
 

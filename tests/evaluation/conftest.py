@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from deconattn.checkpoint.stored_model import StoredModel
 from deconattn.cli import run
 from deconattn.commands import evaluate as tool
 from deconattn.evaluation import harness
-from deconattn.generation.stored_model import StoredModel
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
 from tests.evaluation.documents import write_documents
 from tests.generation.conftest import byte_level, write_run
 from tests.hf.models import exported, small_config, trained

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deconattn.generation.stored_model import open_model
+from deconattn.checkpoint.stored_model import open_model
 from tests.evaluation.documents import DOCUMENTS
 from tests.hf.models import VOCAB
 

@@ -10,11 +10,12 @@ import torch
 from benchmarks.ranks import Ranks
 from deconattn.errors import UserError
 from deconattn.evaluation.in_loop import InLoopEvaluation
-from deconattn.train import runtime
+from deconattn.launch.preflight import checked_flags
+from deconattn.parallel.process_group import start_distributed
 from deconattn.train.metrics import METRICS
-from deconattn.train.preflight import checked_flags
+from tests.conftest import SMALL
 from tests.evaluation.conftest import Evaluate
-from tests.train.conftest import SMALL, rows
+from tests.train.conftest import rows
 from tests.train.jobs import run_job, train
 
 TASKS = "copa,lambada_openai"
@@ -26,7 +27,7 @@ def process_group() -> Iterator[None]:
     """A world of one, unless another test's is still there."""
     ours = not torch.distributed.is_initialized()
     if ours:
-        runtime.start_distributed()
+        start_distributed()
     yield
     if ours:
         torch.distributed.destroy_process_group()

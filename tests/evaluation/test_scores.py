@@ -12,11 +12,11 @@ import pytest
 import yaml
 from lm_eval.tasks import TaskManager
 
+from deconattn.checkpoint.stored_model import open_model
 from deconattn.evaluation import harness
 from deconattn.evaluation.datasets import data_files
 from deconattn.evaluation.harness import definition_of
 from deconattn.evaluation.tasks import BENCHMARKS, COLUMNS, benchmarks
-from deconattn.generation.stored_model import open_model
 from tests.evaluation.conftest import CONTEXT, RESAMPLES
 from tests.evaluation.independent import Scorer
 from tests.hf.models import VOCAB, exported, small_config, trained

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from deconattn.checkpoint.stored_model import open_model
 from deconattn.errors import UserError
 from deconattn.evaluation.skip import check_skip, layer_numbers, variant_layers, without_layers
-from deconattn.generation.stored_model import open_model
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
 from tests.hf.models import MIXED, exported, small_config, tokens, trained
 
 

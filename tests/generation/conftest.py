@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from deconattn.checkpoint.format import CHECKPOINTS, Progress, TensorFiles, write_manifest
+from deconattn.checkpoint.stored_model import StoredModel
 from deconattn.cli import run
 from deconattn.commands import generate as tool
-from deconattn.generation.stored_model import StoredModel
+from deconattn.config.command_line import RUN_CONFIG, parse_training_flags, to_json
 from deconattn.model.causal_lm import CausalLM
-from deconattn.train.checkpoint import CHECKPOINTS, Progress, TensorFiles, write_manifest
-from deconattn.train.command_line import RUN_CONFIG, parse_training_flags, to_json
 from tests.conftest import DEMO
 from tests.hf.models import VOCAB
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from deconattn.checkpoint.stored_model import open_model
 from deconattn.generation.continuation import continue_text
 from deconattn.generation.output import TextOutput
 from deconattn.generation.sampling import Sampling
-from deconattn.generation.stored_model import open_model
 from deconattn.generation.streaming import TextStream
 from tests.conftest import TOOLS
 from tests.generation.conftest import Call, write_run

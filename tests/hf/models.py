@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from deconattn.hf.export import export
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers.plugins import load_plugins
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 from deconattn.model.init import initialize
 
 VOCAB = 300

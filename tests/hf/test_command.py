@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from deconattn.checkpoint import format as checkpoint
 from deconattn.commands import export
-from deconattn.train import checkpoint
 from tests.hf.models import small_config, trained
 
 

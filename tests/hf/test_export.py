@@ -14,8 +14,8 @@ from deconattn.errors import UserError
 from deconattn.hf import export as export_module
 from deconattn.hf.model_card import Provenance
 from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers import variant_names
-from deconattn.model.config import ModelConfig
 from tests.hf.models import MIXED, exported, small_config, tokens, trained
 
 OURS = {

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoModelForCausalLM
 
 from deconattn import extras
+from deconattn.checkpoint import format as checkpoint
 from deconattn.cli import parse
 from deconattn.commands import export as tool
 from deconattn.data.tokenizing.awkward_texts import AWKWARD_TEXTS, with_added_tokens
@@ -24,8 +25,7 @@ from deconattn.errors import UserError
 from deconattn.hf.gguf_file import gguf_vocabulary
 from deconattn.hf.gguf_tokenizer import read_vocabulary
 from deconattn.hf.tokenizer_files import _SAMPLES
-from deconattn.model.config import ModelConfig
-from deconattn.train import checkpoint
+from deconattn.layers.config import ModelConfig
 from tests.hf.models import exported, small_config, tokens, trained
 
 gguf = pytest.importorskip("gguf")

@@ -11,7 +11,7 @@ from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.data.tokenizing.training import Training, train_tokenizer
 from deconattn.errors import UserError
 from deconattn.hf import sentencepiece_json
-from deconattn.model.config import ModelConfig
+from deconattn.layers.config import ModelConfig
 from tests.hf.models import exported, small_config, trained
 
 DEMO = Path(__file__).parents[2] / "deconattn" / "data" / "demo" / "shakespeare.jsonl"

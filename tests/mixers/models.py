@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers import MixerContext, ProjectedMixer, variant_names
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 from deconattn.model.init import initialize
 from deconattn.ops import reference
 

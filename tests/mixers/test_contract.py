@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from deconattn.errors import UserError
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.rotary import Rotary
 from deconattn.mixers import Mixer, MixerContext, ProjectedMixer, mixer_class, register, registry, variant_names
 from deconattn.mixers.plugins import load_plugins
-from deconattn.model.config import ModelConfig
-from deconattn.model.rotary import Rotary
 from deconattn.ops import reference
 from deconattn.ops.documents import Documents
 from deconattn.parallel.tensor import cut_tensors

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 from deconattn.model.init import initialize
 
 WORDS, LENGTH = 61, 150

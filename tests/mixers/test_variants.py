@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.rotary import Rotary
 from deconattn.mixers import MixerContext, mixer_class
 from deconattn.mixers.mlp import matched_width
-from deconattn.model.config import ModelConfig
-from deconattn.model.rotary import Rotary
 
 SIZES = {  # table 10, with the biases and norms of the base models
     "70m": ModelConfig(50304, 512, 2048, 6, 8, 8, 64, 2048, ("mlp",) * 6),

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 from deconattn.model.init import initialize
 
 

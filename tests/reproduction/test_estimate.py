@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from deconattn.config import model_config
-from deconattn.cost.flops import training_flops
+from deconattn.config.flags import model_config
+from deconattn.config.presets import size_defaults
 from deconattn.errors import UserError
-from deconattn.presets import size_defaults
+from deconattn.model.flops import training_flops
 from deconattn.reproduction.estimate import estimate_runs
 from deconattn.reproduction.plans import Request, make_plan
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deconattn.palette import COLOURS
+from deconattn.analysis.palette import COLOURS
 from deconattn.reproduction.axes import Axis, labels, short
 from deconattn.reproduction.charts import Dot, Line, dot_chart, line_chart, thinned
 from deconattn.reproduction.pages import html, markdown

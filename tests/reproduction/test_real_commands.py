@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deconattn.train import ranks
+from deconattn.launch import ranks
 from tests.evaluation.documents import write_documents
 from tests.reproduction.conftest import data_of
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from deconattn.errors import UserError
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
+from deconattn.layers.config import ModelConfig
 from deconattn.mixers.mlp import matched_width
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.config import ModelConfig
 from deconattn.serving.vllm_plugin import SERVED, Checks, check
 from tests.hf.models import LONGEST, MIXED, exported, small_config, tokens, trained
 from tests.serving import vllm_double

@@ -1,53 +1,20 @@
-"""Fixtures for trainings: in this process, in two ranks, or through a shell."""
+"""What tests read of a training, and what a shell needs to start one."""
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from deconattn.train import ranks, runtime
+from deconattn.launch import ranks
 from deconattn.train.metrics import METRICS
-
-ROOT = Path(__file__).parents[2]
-SMALL = (
-    "--hidden-size 32 --intermediate-size 64 --num-hidden-layers 2 --num-attention-heads 2 --seq-len 32 "
-    "--global-batch-size 4 --micro-batch-size 2 --steps 6 --eval-every 100 --eval-sequences 8 --save-every 100 "
-    "--precision fp32"
-).split()
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="session", autouse=True)
-def process_group() -> Iterator[None]:
-    """A world of one, so that trainings can run in this process."""
-    runtime.start_distributed()
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture
-def small(corpus: Path) -> list[str]:
-    """Flags of a training that takes a second."""
-    return ["--data", str(corpus), *SMALL]
-
-
-@pytest.fixture(scope="module")
-def flags(corpus: Path) -> list[str]:
-    """Flags of a training of 100 quick steps with a checkpoint every 20: time enough for something to happen."""
-    return ["--data", str(corpus), *SMALL, "--steps", "100", "--save-every", "20", "--keep", "30"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of those flags to which nothing happens."""
-    from tests.train.jobs import run_job
-
-    run = tmp_path_factory.mktemp("undisturbed")
-    run_job([*flags, "--save", str(run)])
-    return run
+def world_of_one(process_group: None) -> None:
+    """Every test here may train in its own process."""
 
 
 def environment() -> dict[str, str]:

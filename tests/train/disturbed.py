@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 
-from deconattn.train import peers, run_folder, saving, worker
+from deconattn.launch import peers, worker
+from deconattn.train import run_folder, saving
 from deconattn.train.engine import Engine
 
 AT_STEP = 25

@@ -6,9 +6,10 @@ is NaN in steps N to M, from 0).
 
 from typing import Any
 
+from deconattn.config.command_line import parse_training_flags
 from deconattn.errors import UserError
-from deconattn.train import ranks
-from deconattn.train.command_line import parse_training_flags
+from deconattn.evaluation.in_loop import scorer
+from deconattn.launch import ranks
 from deconattn.train.run_folder import check_run_folder
 from deconattn.train.trainer import Trainer
 
@@ -32,7 +33,7 @@ def run_job(arguments: list[str]) -> Trainer:
     flags = parse_training_flags(arguments)
     check_run_folder(flags)
     stop = Stop(special.get("stop") if ranks.rank() == 0 else None)  # one rank's wish is all ranks' command
-    trainer = Trainer(flags, stop)
+    trainer = Trainer(flags, stop, scorer(flags.evaluation))
     stop.trainer = trainer
     if "poison" in special:
         _poison(trainer, special["poison"], special.get("until", 10**9))

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from deconattn.checkpoint.format import open_checkpoint
 from deconattn.convert.new_run import write_run
 from deconattn.convert.state_dict import write_state_dict
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM
-from deconattn.train.checkpoint import open_checkpoint
 from deconattn.train.inputs import TrainingData
 from tests.train.conftest import losses
 from tests.train.jobs import run_job

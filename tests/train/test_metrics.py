@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from deconattn.cost.flops import training_flops
+from deconattn.checkpoint.format import open_checkpoint
 from deconattn.cost.hardware import peak_flops
-from deconattn.train.checkpoint import open_checkpoint
+from deconattn.model.flops import training_flops
 from tests.train.conftest import rows
 from tests.train.jobs import run_job
 

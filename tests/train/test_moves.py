@@ -9,14 +9,15 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks.ranks import Ranks
+from deconattn.checkpoint.format import open_checkpoint
+from deconattn.config.command_line import parse_training_flags
 from deconattn.hf.export import export
 from deconattn.hf.model_card import Provenance
 from deconattn.model.causal_lm import CausalLM
-from deconattn.train.checkpoint import open_checkpoint
-from deconattn.train.command_line import parse_training_flags
 from deconattn.train.saving import save_checkpoint
 from deconattn.train.trainer import Trainer
-from tests.train.conftest import SMALL, rows
+from tests.conftest import SMALL
+from tests.train.conftest import rows
 from tests.train.jobs import Stop, run_job, train
 from tests.train.test_ranks import assert_same_run
 from tests.train.test_resume import same_state

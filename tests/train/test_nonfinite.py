@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from deconattn.checkpoint.format import open_checkpoint, steps_in
 from deconattn.errors import UserError
-from deconattn.train.checkpoint import open_checkpoint, steps_in
 from tests.train.conftest import rows
 from tests.train.jobs import run_job
 

@@ -9,13 +9,13 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from benchmarks.ranks import Ranks
+from deconattn.checkpoint.format import open_checkpoint
 from deconattn.errors import UserError
 from deconattn.hf.export import export
+from deconattn.launch.preflight import checked_flags
 from deconattn.mixers import mixer_class, registry
 from deconattn.mixers.plugins import load_plugins
 from deconattn.model.causal_lm import CausalLM
-from deconattn.train.checkpoint import open_checkpoint
-from deconattn.train.preflight import checked_flags
 from tests.conftest import ROOT
 from tests.train.conftest import losses
 from tests.train.jobs import run_job, train

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.ranks import Ranks
+from deconattn.checkpoint.format import open_checkpoint
 from deconattn.mixers import variant_names
-from deconattn.train.checkpoint import open_checkpoint
 from tests.train.conftest import losses, rows, validation_losses
 from tests.train.jobs import run_job, train
 
@@ -19,7 +19,7 @@ VARIANTS = ["--variant", "fixedseq", "--pattern", "1:1"]
 @pytest.fixture(scope="module")
 def single(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in one process, without ZeRO."""
-    from tests.train.conftest import SMALL
+    from tests.conftest import SMALL
 
     run = tmp_path_factory.mktemp("single")
     run_job(["--data", str(corpus), *SMALL, *VARIANTS, "--zero", "0", "--save", str(run)])

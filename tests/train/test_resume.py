@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from deconattn.checkpoint.format import newest_good, open_checkpoint, read_checkpoint, steps_in
 from deconattn.errors import UserError
-from deconattn.train.checkpoint import newest_good, open_checkpoint, read_checkpoint, steps_in
-from tests.train.conftest import ROOT, losses, rows, validation_losses
+from tests.conftest import ROOT
+from tests.train.conftest import losses, rows, validation_losses
 from tests.train.jobs import run_job
 
 
@@ -146,7 +147,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_job(["stop=2", *small, "--save", str(tmp_path)])
-    from deconattn.train import checkpoint as module
+    from deconattn.checkpoint import format as module
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")

@@ -21,7 +21,7 @@ AUTO_MAP = {
 }
 """What transformers' auto classes find in the file."""
 STAND_INS = {
-    "deconattn.model.linear.Linear": "torch.nn.Linear",
+    "deconattn.layers.linear.Linear": "torch.nn.Linear",
     "deconattn.ops.fixed_map.fixed_map_attention": "deconattn.ops.plain.fixed_map_attention",
     "deconattn.ops.prefix_average.prefix_attention": "deconattn.ops.plain.prefix_attention",
     "deconattn.ops.prefix_average.prefix_average": "deconattn.ops.plain.prefix_average",

@@ -1,0 +1,99 @@
+"""The tensors of a Hugging Face folder: safetensors, in one file or several."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from deconattn.errors import UserError
+from deconattn.layers.config import ModelConfig
+from deconattn.mixers import variant_names
+from deconattn.model.causal_lm import CausalLM
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class HFWeights:
+    """A folder's tensors by name; one at a time is read.
+
+    Raises:
+        UserError: no safetensors, or a damaged one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, str] = {}
+        self._homes: dict[str, Path] = {}
+        for path in _files(folder):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for name in file.keys():  # noqa: SIM118 (not a mapping)
+                        stored = file.get_slice(name)
+                        self._shapes[name] = tuple(stored.get_shape())
+                        self._dtypes[name] = stored.get_dtype()
+                        self._homes[name] = path
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{path} cannot be read ({error}): restore it") from error
+        self.folder = folder
+
+    def check(self, config: ModelConfig) -> None:
+        """Compare with what a model of this configuration has; its variants must be registered.
+
+        Raises:
+            UserError: the first tensor that is missing, surplus, of another shape or quantized.
+        """
+        for variant in config.layer_variants:
+            if variant not in variant_names():
+                raise UserError(f"{self.folder} has layers of variant {variant!r}: give its file with --plugin")
+        with torch.device("meta"):
+            expected = {name: tuple(tensor.shape) for name, tensor in CausalLM(config).state_dict().items()}
+        optional = {HEAD} if config.tie_word_embeddings else set()
+        for name in sorted((expected.keys() - optional) ^ (self._shapes.keys() - optional)):
+            lacks = "lacks" if name in expected else "has, beside what its config.json describes,"
+            raise UserError(f"{self.folder} {lacks} {name}: give a whole model and its own config.json")
+        for name, shape in self._shapes.items():
+            if shape != expected[name]:
+                raise UserError(f"{self.folder}: {name} is {shape}, by config.json {expected[name]}: correct either")
+            if self._dtypes[name] not in FLOATS and name != "model.fixed_ids":
+                raise UserError(f"{self.folder}: {name} is quantized ({self._dtypes[name]}): give the original model")
+        if config.tie_word_embeddings and HEAD in self._shapes and not self.read(HEAD).equal(self.read(EMBEDDING)):
+            raise UserError(
+                f"{self.folder}: {HEAD} differs from {EMBEDDING} though config.json ties them: "
+                "set tie_word_embeddings to false there"
+            )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, as it is stored."""
+        with safe_open(self._homes[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if index.is_file():
+        try:
+            paths = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} cannot be read ({error}): restore it") from error
+        for path in paths:
+            if not path.is_file():
+                raise UserError(f"{path} is missing: restore it")
+        return paths
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    if pickles:
+        raise UserError(
+            f"{folder} keeps its weights as pickles ({pickles[0]}), which can run code and are not read: save it as "
+            "safetensors (from_pretrained, then save_pretrained, of a transformers that you trust it with)"
+        )
+    raise UserError(f"{folder} has no {WEIGHTS} or {INDEX}: give a whole model")

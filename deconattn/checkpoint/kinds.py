@@ -1,0 +1,46 @@
+"""What a folder that is to be converted is."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from deconattn.checkpoint.format import CHECKPOINTS, MANIFEST
+from deconattn.errors import UserError
+
+HF_CONFIG = "config.json"
+Kind = Literal["checkpoint", "hugging face"]
+
+
+def kind_of(path: Path) -> Kind:
+    """`checkpoint` (a run folder or a `step-N` folder) or `hugging face`.
+
+    Raises:
+        UserError: neither.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is {'a file' if path.exists() else 'not there'}: give the folder of a run or a model")
+    if (path / CHECKPOINTS).is_dir() or (path / MANIFEST).is_file():
+        return "checkpoint"
+    config = read_config(path) if (path / HF_CONFIG).is_file() else {}
+    if "model_type" in config:
+        return "hugging face"
+    if re.fullmatch(r"step-\d+", path.name):  # a damaged one, which opening it will say
+        return "checkpoint"
+    if "flags" in config:
+        raise UserError(f"{path} is a run without a checkpoint yet: train it first")
+    raise UserError(
+        f"{path} is neither a run folder ({CHECKPOINTS}/), nor a checkpoint (step-N), nor a Hugging Face model "
+        f"({HF_CONFIG} with a model_type): give one of these"
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a Hugging Face folder's config.json (UserError if it is damaged)."""
+    try:
+        config = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / HF_CONFIG} cannot be read ({error}): restore it") from None
+    return config

@@ -1,0 +1,189 @@
+"""Any trained model as Hugging Face runs it: an export, a stock model, a run or one of its checkpoints."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from deconattn.checkpoint.format import Checkpoint, open_checkpoint
+from deconattn.checkpoint.hf_weights import HFWeights
+from deconattn.checkpoint.kinds import HF_CONFIG, kind_of, read_config
+from deconattn.errors import UserError
+from deconattn.hf.configuration_deconattn import DeconAttnConfig
+from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
+from deconattn.hf.tokenizer_files import check_tokenizer, write_tokenizer
+from deconattn.mixers import mixer_class, variant_names
+from deconattn.mixers.plugins import load_plugins
+
+Precision = Literal["fp32", "bf16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model of which all is known but its weights.
+
+    Attributes:
+        config: Hugging Face's configuration; of a run, what its export would have.
+        tokenizer: Hugging Face's; of our models it gives the ids that they were trained on, and adds none.
+    """
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    _read: Callable[[torch.dtype | None], PreTrainedModel]
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a sequence can have: as many as the fixed stream; None where nothing sets an end."""
+        if not isinstance(self.config, DeconAttnConfig):
+            return None
+        fixed = any(mixer_class(variant).fixed_stream for variant in self.config.layer_variants or ())
+        return self.config.max_position_embeddings if fixed else None
+
+    def load(self, precision: Precision | None = None) -> PreTrainedModel:
+        """Read the weights: the model in evaluation mode, on the GPU where there is one.
+
+        Args:
+            precision: of the weights; by default what an export stores and what a run computed in.
+
+        Raises:
+            UserError: weights that are not this configuration's.
+        """
+        model = self._read(None if precision is None else _DTYPES[precision])
+        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def open_model(path: Path, plugins: Sequence[Path] = ()) -> StoredModel:
+    """Find out what `path` is, check it, and read all but the weights.
+
+    No code that lies beside a model is run: exports of ours run on this package.
+
+    Args:
+        path: a Hugging Face folder (an export of ours, or any causal model that transformers has), a run folder
+            (its newest good checkpoint), or one of its step-N folders.
+        plugins: files that register the variants of third parties; of a run, in place of those it was trained with.
+
+    Raises:
+        UserError: neither, damaged, without its tokenizer, or in need of code that is not here.
+    """
+    kind = kind_of(path)
+    load_plugins(plugins)
+    return _in_checkpoint(path, plugins) if kind == "checkpoint" else _in_folder(path)
+
+
+def _in_checkpoint(path: Path, plugins: Sequence[Path]) -> StoredModel:
+    checkpoint = open_checkpoint(path)
+    if plugins:
+        flags = checkpoint.config["flags"]
+        model = flags["model"] | {"plugin": [str(plugin) for plugin in plugins]}
+        checkpoint = replace(checkpoint, config=checkpoint.config | {"flags": flags | {"model": model}})
+    if checkpoint.tokenizer_folder is None:
+        raise UserError(f"{checkpoint.folder} has no tokenizer/: put the tokenizer of its corpus there")
+    tokenizer = _exported_tokenizer(checkpoint.tokenizer_folder, checkpoint.model_config.max_position_embeddings)
+    eos = tokenizer.eos_token_id
+    config = DeconAttnConfig.of(
+        checkpoint.model_config, eos_token_id=eos, pad_token_id=eos, dtype=_DTYPES[checkpoint.precision]
+    )
+    return StoredModel(config, tokenizer, lambda dtype: _read_checkpoint(checkpoint, config, dtype))
+
+
+def _exported_tokenizer(source: Path, longest: int) -> PreTrainedTokenizerBase:
+    """The tokenizer that an export would carry."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(source, Path(folder), DeconAttnConfig.model_type, longest)
+        check_tokenizer(source, Path(folder))
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _read_checkpoint(checkpoint: Checkpoint, config: DeconAttnConfig, dtype: torch.dtype | None) -> PreTrainedModel:
+    dtype = dtype or config.dtype
+    with torch.device("meta"):
+        model = DeconAttnForCausalLM(config)
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in checkpoint.tensors("weights")
+    }
+    model.load_state_dict(weights, strict=not config.tie_word_embeddings, assign=True)
+    model.tie_weights()
+    return model
+
+
+def _in_folder(folder: Path) -> StoredModel:
+    path = folder / HF_CONFIG
+    model_type = read_config(folder)["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(
+            f"{path}: transformers has no model_type {model_type!r}, and code that lies beside a model is not run: "
+            "give another model"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        variants = config.to_model_config().layer_variants if isinstance(config, DeconAttnConfig) else ()
+    except (StrictDataclassError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no configuration of {model_type} ({_last_line(error)}): correct it") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{path}: a {model_type} is no causal language model: give one")
+    for variant in variants:
+        if variant not in variant_names():
+            raise UserError(f"{folder} has layers of variant {variant!r}: give its file with --plugin")
+    HFWeights(folder)  # raises where there is no weight to read
+    return StoredModel(config, _tokenizer_in(folder), lambda dtype: _read_folder(folder, config, dtype))
+
+
+def _tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
+    remedy = "copy its tokenizer there, or export with --tokenizer"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        if any(folder.glob("tokenizer*")):
+            raise UserError(f"{folder}: its tokenizer cannot be read ({_last_line(error)}): {remedy}") from error
+        raise UserError(f"{folder} has no tokenizer: {remedy}") from None
+    # Without any file, transformers gives some models a tokenizer that knows no word.
+    if not any((folder / name).is_file() for name in tokenizer.vocab_files_names.values()):
+        raise UserError(f"{folder} has no tokenizer: {remedy}")
+    return tokenizer
+
+
+def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would list what does not fit over many lines
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype="auto" if dtype is None else dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"{folder} cannot be loaded ({_last_line(error)}): give another model") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    for name, stored, expected in sorted(found["mismatched_keys"]):
+        raise UserError(f"{folder}: {name} is {tuple(stored)}, by config.json {tuple(expected)}: correct either")
+    for kind, says in (("missing_keys", "lacks"), ("unexpected_keys", "has, beside what its config.json describes,")):
+        for name in sorted(found[kind]):
+            raise UserError(f"{folder} {says} {name}: give a whole model and its own config.json")
+    return model
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

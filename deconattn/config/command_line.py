@@ -1,0 +1,161 @@
+"""From a command line to :class:`~deconattn.config.flags.TrainingFlags`, fresh or on top of a run to resume."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from deconattn.cli import asks_for_completion, complaints_in_one_line, parse
+from deconattn.config.flag_file import ConfigFile, read_config_file
+from deconattn.config.flags import TrainingFlags
+from deconattn.config.presets import size_defaults
+from deconattn.errors import UserError
+from deconattn.program import command
+
+RUN_CONFIG = "config.json"
+"""Resolved configuration, in the run folder and in every checkpoint."""
+
+
+@dataclass(frozen=True)
+class _Decisive:
+    """The flags on which other flags' defaults depend; None where they are not given."""
+
+    size: str | None = None
+    config: Path | None = None
+    resume: bool = False
+    save: Path | None = None
+
+
+def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
+    """Parse and check: the command line comes before the file of `--config`, and that before the defaults of the size.
+
+    With `--resume` the run's flags stand in the defaults' place.
+
+    Raises:
+        UserError: anything wrong with the flags that can be known before a process starts, a run that cannot be
+            resumed, or flags that contradict the run.
+    """
+    # tyro would answer a request for a shell's completion with the few flags that decide.
+    decisive = [] if asks_for_completion(arguments) else arguments
+    with complaints_in_one_line():
+        first, _ = tyro.cli(_Decisive, args=decisive, return_unknown_args=True, add_help=False)
+    file = None if first.config is None else read_config_file(first.config)
+    saved = saved_flags(_save(first, file)) if first.resume else None
+    defaults = saved or size_defaults(_size(first, file))
+    flags = parse(TrainingFlags, arguments, default=file.on(defaults) if file else defaults, program=command("train"))
+    # Only now, since --help has left: PyTorch takes a second to import.
+    flags = _with_precision(flags)
+    for name, before, now in _contradictions(saved, flags) if saved else ():
+        given = f"{first.config} and the flags" if file else "the flags"
+        raise UserError(
+            f"--resume: the run has {name} {before} but {given} say {now}; "
+            f"leave {name} out, or start a new run with another --save"
+        )
+    flags.check()
+    return flags
+
+
+def _size(first: _Decisive, file: ConfigFile | None) -> str:
+    of_file = file.values.get("size") if file else None
+    if file and first.size and of_file not in (None, first.size) and "hidden_size" in file.values:
+        raise UserError(
+            f"--size {first.size}: {file.path} has the dimensions of size {of_file} one by one, and they would stay: "
+            "leave --size out, or give a file without them"
+        )
+    return first.size or str(of_file or TrainingFlags().model.size)
+
+
+def _save(first: _Decisive, file: ConfigFile | None) -> Path | None:
+    of_file = file.values.get("save") if file else None
+    return first.save or (Path(str(of_file)) if of_file else None)
+
+
+def _with_precision(flags: TrainingFlags) -> TrainingFlags:
+    if flags.engine.precision is not None:
+        return flags
+    import torch
+
+    return _with(flags, "engine", precision="bf16" if torch.cuda.is_available() else "fp32")
+
+
+def to_json(flags: TrainingFlags) -> dict[str, Any]:
+    """Plain values, paths made absolute; `--resume` and `--config` are acts, not properties of the run."""
+    from pydantic import TypeAdapter
+
+    run = dataclasses.replace(flags.run, resume=False, save=None, config=None)
+    return TypeAdapter(TrainingFlags).dump_python(_absolute(dataclasses.replace(flags, run=run)), mode="json")
+
+
+def from_json(values: dict[str, Any]) -> TrainingFlags:
+    """The inverse of :func:`to_json` (pydantic.ValidationError, a ValueError, if it is not one)."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(TrainingFlags).validate_python(values)
+
+
+def saved_flags(save: Path | None) -> TrainingFlags:
+    """The flags of the run in folder `save`.
+
+    Raises:
+        UserError: no folder, no run in it, or an unreadable configuration.
+    """
+    if save is None:
+        raise UserError("--resume needs --save DIR, the run folder")
+    path = save / RUN_CONFIG
+    try:
+        flags = from_json(json.loads(path.read_text())["flags"])
+    except FileNotFoundError:
+        raise UserError(f"--resume: {save} holds no run ({RUN_CONFIG} is missing); check --save") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--resume: cannot read {path} ({str(error).splitlines()[0]}); restore it") from error
+    return _with(flags, "run", save=save)
+
+
+def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tuple[str, Any, Any]]:
+    """What defines the model, the data order or the arithmetic must not change within a run.
+
+    Steps, learning rate, evaluation, ZeRO stage, micro-batch and the like may; the data are compared by content.
+    """
+    saved, given = _absolute(saved), _absolute(given)
+    pairs = [
+        (saved.model, given.model, [f.name for f in dataclasses.fields(saved.model) if f.name != "plugin"]),
+        (saved.data, given.data, ["seq_len", "doc_mask", "fixed_text", "packing"]),
+        (saved.optimization, given.optimization, ["global_batch_size", "seed"]),
+        (saved.engine, given.engine, ["precision"]),
+    ]
+    for before, now, names in pairs:
+        for name in names:
+            if getattr(before, name) != getattr(now, name):
+                yield "--" + name.replace("_", "-"), getattr(before, name), getattr(now, name)
+
+
+def _absolute(flags: TrainingFlags) -> TrainingFlags:
+    model, data, engine, evaluation = flags.model, flags.data, flags.engine, flags.evaluation
+    return dataclasses.replace(
+        flags,
+        model=dataclasses.replace(model, plugin=tuple(path.resolve() for path in model.plugin)),
+        data=dataclasses.replace(
+            data,
+            data=tuple(_absolute_data(argument) for argument in data.data),
+            fixed_text=data.fixed_text and data.fixed_text.resolve(),
+        ),
+        engine=dataclasses.replace(
+            engine, deepspeed_config=engine.deepspeed_config and engine.deepspeed_config.resolve()
+        ),
+        evaluation=dataclasses.replace(
+            evaluation, eval_datasets=evaluation.eval_datasets and evaluation.eval_datasets.resolve()
+        ),
+    )
+
+
+def _absolute_data(argument: str) -> str:
+    folder, colon, weight = argument.partition(":")
+    return f"{Path(folder).resolve()}{colon}{weight}"
+
+
+def _with(flags: TrainingFlags, part: str, **changes: Any) -> TrainingFlags:
+    return dataclasses.replace(flags, **{part: dataclasses.replace(getattr(flags, part), **changes)})

@@ -1,0 +1,73 @@
+"""The DeepSpeed side of the configuration: a file of ds_configs/ and what our flags add to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deconattn.config.flags import TrainingFlags
+from deconattn.errors import UserError
+from deconattn.program import quoted
+
+OURS = {
+    "train_batch_size": "--global-batch-size",
+    "train_micro_batch_size_per_gpu": "--micro-batch-size",
+    "gradient_accumulation_steps": "--global-batch-size and --micro-batch-size",
+    "gradient_clipping": "--clip-grad",
+    "bf16": "--precision",
+    "fp16": "--precision",
+    "optimizer": "--lr, --adam-beta1, ...",
+    "scheduler": "--lr, --warmup-steps and --steps",
+    "pipeline": "--pp",
+}
+"""Keys that a DeepSpeed file may not set, and the flag that does."""
+
+
+def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets.
+
+    Raises:
+        UserError: `--deepspeed-config` is not JSON, sets what a flag of ours sets, or asks for a ZeRO stage that
+            does not go with bf16 or with a pipeline.
+    """
+    path = flags.engine.deepspeed_config or _configs_folder() / f"zero{flags.engine.zero_stage}.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--deepspeed-config {path}: {error}; give JSON such as {_example()}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--deepspeed-config {path}: not a JSON object; give a file such as {_example()}")
+    for key, flag in OURS.items():
+        if key in config:
+            raise UserError(f"--deepspeed-config {path} sets {key}: remove it there and use {flag}")
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    bf16 = flags.engine.precision == "bf16"
+    if bf16 and stage == 0:
+        raise UserError(f"{path}: --precision bf16 needs ZeRO stage 1 or higher; raise it or use --precision fp32")
+    if stage > 1 and flags.engine.pp > 1:
+        raise UserError(f"{path}: ZeRO stage {stage} does not go with --pp {flags.engine.pp}; use stage 1, or --pp 1")
+    # DeepSpeed clips for itself under ZeRO; without, it hides the norm, so the engine does it there.
+    config |= {
+        "train_micro_batch_size_per_gpu": flags.optimization.micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": flags.optimization.clip_grad if stage else 0.0,
+    }
+    config.setdefault("steps_per_print", 10**9)
+    config.setdefault("zero_allow_untested_optimizer", True)
+    config.setdefault("zero_force_ds_cpu_optimizer", False)
+    if flags.engine.pp > 1:
+        # Hops whole, and not the reentrant form of activation checkpointing, which wants inputs with gradients.
+        config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False, "use_reentrant": False}
+    if bf16:
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        config.setdefault("data_types", {})["grad_accum_dtype"] = "fp32"
+    return config
+
+
+def _configs_folder() -> Path:
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "ds_configs"  # in an installed wheel
+    return inside if inside.is_dir() else package.parent / "ds_configs"
+
+
+def _example() -> str:
+    return quoted(_configs_folder() / "zero1.json")

@@ -1,0 +1,44 @@
+"""Everything wrong with a command line that can be known before a rank starts."""
+
+from collections.abc import Sequence
+
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.deepspeed import deepspeed_config
+from deconattn.config.flags import TrainingFlags, model_config
+from deconattn.hf.plugin_code import plugin_files
+from deconattn.train.inputs import TrainingData
+from deconattn.train.run_folder import check_run_folder
+
+
+def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> TrainingFlags:
+    """Parse a training command line and check it, see :func:`parse_training_flags` and :func:`check_flags`."""
+    flags = parse_training_flags(arguments)
+    check_flags(flags, world_size)
+    return flags
+
+
+def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
+    """Check flags against the disk; touches nothing.
+
+    Args:
+        world_size: number of ranks, where it is known already.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    check_run_folder(flags)
+    accumulation_steps = 1
+    if world_size is not None:
+        accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
+    deepspeed_config(flags, accumulation_steps)
+    if flags.evaluation.eval_tasks:
+        from deconattn.evaluation.in_loop import check_evaluation
+
+        check_evaluation(flags.evaluation)
+    if flags.data.data:
+        vocab_size = TrainingData(flags.data.data, flags).vocab_size
+        model = model_config(flags.model, vocab_size, flags.data.seq_len)
+        for variant in plugin_files(set(model.layer_variants)):
+            from deconattn.parallel.trial import Trial  # brings DeepSpeed, which has its say when it is imported
+
+            Trial(variant, model, flags.engine.tp).run()

@@ -1,0 +1,100 @@
+"""A parameter that is one rank's part of a whole: its whole shape, where the cuts lie, and how to take and join."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+_BUFFERS = "buffer_shards"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a whole tensor that one tensor-parallel rank holds.
+
+    Attributes:
+        shape: of the whole.
+        dim: the dimension that is cut.
+        bounds: (start, stop) along `dim`, one a rank; neighbours may hold the same part.
+        rank: this rank's index into `bounds`.
+    """
+
+    shape: tuple[int, ...]
+    dim: int
+    bounds: tuple[tuple[int, int], ...]
+    rank: int
+
+    @classmethod
+    def of(cls, shape: Sequence[int], dim: int, pieces: int, rank: int, ranks: int) -> "Shard":
+        """`pieces` equal pieces that stay whole, dealt to `ranks` in order, as evenly as it goes.
+
+        Fewer pieces than ranks: each piece is held by ranks / pieces neighbours.
+        """
+        size = shape[dim]
+        assert size % pieces == 0
+        width = size // pieces
+        if pieces >= ranks:
+            cuts = [pieces * index // ranks * width for index in range(ranks + 1)]
+            bounds = list(pairwise(cuts))
+        else:
+            assert ranks % pieces == 0
+            first = [index * pieces // ranks * width for index in range(ranks)]
+            bounds = [(start, start + width) for start in first]
+        return cls(tuple(shape), dim, tuple(bounds), rank)
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        start, stop = self.bounds[self.rank]
+        return (*self.shape[: self.dim], stop - start, *self.shape[self.dim + 1 :])
+
+    @property
+    def copies(self) -> int:
+        """How many ranks hold this part."""
+        return self.bounds.count(self.bounds[self.rank])
+
+    @property
+    def is_first_copy(self) -> bool:
+        """Whether this rank answers for the part where each must be counted once."""
+        return self.bounds.index(self.bounds[self.rank]) == self.rank
+
+    def take(self, whole: Tensor) -> Tensor:
+        """This rank's part, a view."""
+        start, stop = self.bounds[self.rank]
+        return whole.narrow(self.dim, start, stop - start)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The whole from all ranks' parts."""
+        distinct = [part for index, part in enumerate(parts) if self.bounds.index(self.bounds[index]) == index]
+        return torch.cat(distinct, dim=self.dim)
+
+
+def largest_part(size: int, pieces: int, ranks: int) -> int:
+    """Of `size` elements in `pieces` pieces that stay whole, those of the rank that holds most."""
+    return size // pieces * max(1, -(-pieces // ranks))
+
+
+def mark(parameter: nn.Parameter, shard: Shard) -> None:
+    """Note on a parameter what it is a part of, for us and (`model_parallel`) for DeepSpeed's gradient norm."""
+    parameter.shard = shard  # type: ignore[attr-defined]
+    parameter.model_parallel = shard.is_first_copy  # type: ignore[attr-defined]
+
+
+def mark_buffer(owner: nn.Module, name: str, shard: Shard) -> None:
+    """The same for a buffer, noted on its module: a change of device or type makes another tensor of it."""
+    vars(owner).setdefault(_BUFFERS, {})[name] = shard
+
+
+def buffer_shards(model: nn.Module) -> dict[str, Shard]:
+    """The buffers that are a part of a whole."""
+    return {
+        f"{path}.{name}": shard
+        for path, module in model.named_modules()
+        for name, shard in vars(module).get(_BUFFERS, {}).items()
+    }
+
+
+def shard_of(parameter: Tensor) -> Shard | None:
+    """What a parameter is a part of; None if every tensor-parallel rank holds all of it."""
+    return getattr(parameter, "shard", None)

@@ -1,0 +1,61 @@
+"""Joining the process group: devices, threads, timeouts, and a wait that is no collective."""
+
+import logging
+import os
+import warnings
+from datetime import timedelta
+
+import torch
+from torch.distributed import distributed_c10d
+
+
+def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.device:
+    """Join the process group; returns this rank's device.
+
+    Args:
+        timeout: a collective that waits longer for a rank fails (gloo: an exception; NCCL: its watchdog ends the
+            process, which is PyTorch's default). Groups made later, DeepSpeed's own included, have it too.
+
+    Raises:
+        RuntimeError: not all ranks came within the timeout.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+        ranks_here = int(os.environ.get("LOCAL_SIZE", os.environ.get("WORLD_SIZE", "1")))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    if "RANK" not in os.environ:  # started without a launcher: a world of one
+        # Port 0: the store takes a free one itself, so that none can be lost between finding and opening it.
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+
+    quiet_accelerator()
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch 2.13 is renaming, on every rank.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # Compiled for inference only, half a minute on the first start; nothing in training uses it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    # A new group has the module's default, not the default group's timeout, and DeepSpeed has no way to say another.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    return device
+
+
+def wait_for_rank_0(what: str) -> None:
+    """Return once rank 0 has called this with the same words: not a collective, so that no timeout runs."""
+    store = distributed_c10d._get_default_store()
+    if torch.distributed.get_rank() == 0:
+        store.set(what, "")
+    else:
+        store.wait([what], timedelta(days=7))
+
+
+def quiet_accelerator() -> None:
+    """Tell DeepSpeed, here and in child processes, that there is no GPU before it warns of finding none."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,0 +1,178 @@
+"""A rank that dies, hangs or fails ends the job everywhere, is named, and the run goes on from its checkpoint."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+import torch.distributed as dist
+
+from deconattn.checkpoint.format import steps_in
+from deconattn.errors import UserError
+from deconattn.launch import ranks
+from tests.launch.test_launch import shell_environment
+from tests.train.conftest import losses, validation_losses
+from tests.train.jobs import run_job
+
+DISTURBED = Path(__file__).with_name("disturbed.py")
+
+
+def assert_same_as(run: Path, undisturbed: Path) -> None:
+    for series in (losses, validation_losses):
+        assert series(run) == pytest.approx(series(undisturbed), rel=1e-5)
+
+
+def two_ranks(flags: list[str], *disturbances: str, only: list[list[str]] | None = None) -> list[tuple[int, str]]:
+    """Exit code and output of two ranks without a launcher; what was stopped is killed once the other has ended.
+
+    Args:
+        disturbances: of rank 0 and rank 1, see disturbed.py.
+        only: flags that one rank alone gets.
+    """
+    port = str(ranks.free_port())
+    world = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-u", str(DISTURBED), disturbances[rank], *flags, *(only[rank] if only else [])],
+            env=shell_environment() | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + 180
+    while len(codes) < 2 and time.monotonic() < deadline:
+        codes |= {rank: code for rank, process in enumerate(processes) if (code := process.poll()) is not None}
+        if codes:  # the other ends by itself within seconds, or is stopped
+            for rank, process in enumerate(processes):
+                if rank not in codes and psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
+                    process.kill()
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+    outputs = [process.communicate()[0] for process in processes]
+    assert len(codes) == 2, outputs
+    return [(codes[rank], outputs[rank]) for rank in range(2)]
+
+
+def errors(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_while_it_saves_leaves_no_checkpoint(
+    flags: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    (code, output), (killed, silent) = two_ranks([*flags, "--save", str(tmp_path)], "", "die_in_a_checkpoint")
+    assert (code, killed, errors(silent)) == (1, -signal.SIGKILL, [])
+    [line] = errors(output)
+    assert re.match(r"error: rank 1 \(pid \d+ on \S+\) died; rank 0 ends( \(.*\))?, after step 40; to go on: ", line)
+    assert line.endswith(f"./launch.sh --save {tmp_path} --resume")
+    assert "Traceback" not in output
+    assert [folder.name for folder in steps_in(tmp_path)] == ["step-20"]
+    run_job(["--save", str(tmp_path), "--resume"])
+    assert_same_as(tmp_path, undisturbed)
+
+
+def test_a_rank_that_hangs_ends_the_job_after_the_timeout(flags: list[str], tmp_path: Path) -> None:
+    begun = time.monotonic()
+    (_, _), (code, output) = two_ranks(
+        [*flags, "--save", str(tmp_path), "--distributed-timeout-minutes", "0.1"], "freeze", ""
+    )
+    assert time.monotonic() - begun < 120, "starting included"
+    assert code == 1
+    [line] = errors(output)
+    assert re.match(r"error: rank 0 \(pid \d+ on \S+\) is stopped; rank 1 ends \(Timed out waiting 6000ms", line)
+    assert f"after step 25; to go on: ./launch.sh --save {tmp_path} --resume" in line
+
+
+def test_a_rank_that_fails_is_the_culprit_and_the_other_is_not(flags: list[str], tmp_path: Path) -> None:
+    (code, output), (other, silent) = two_ranks([*flags, "--save", str(tmp_path)], "fail", "")
+    assert (code, other) == (1, 1)
+    assert "Traceback" in output and 'raise ValueError("a bug")' in output
+    assert errors(output)[0].startswith("error: rank 0: ValueError: a bug, after step 25; to go on: ")
+    assert errors(silent) == [] and "Traceback" not in silent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("disturbances", "said"),
+    [
+        (("apart,die", "apart"), r"rank 0 \(pid \d+ on \S+\) does not answer; rank 1 ends( \(.*\))?, after step 25"),
+        (("apart", "apart,die"), r"rank 1 \(pid \d+ on \S+\) does not answer; rank 0 ends( \(.*\))?, after step 25"),
+        (("apart", "apart,fail"), r"rank 1 \(pid \d+ on \S+\) failed: ValueError: a bug"),
+        (("apart,fail", "apart"), r"rank 0 \(pid \d+ on \S+\) failed: ValueError: a bug"),
+    ],
+)
+def test_what_happens_on_another_machine_is_told_on_this_one(
+    disturbances: tuple[str, str], said: str, flags: list[str], tmp_path: Path
+) -> None:
+    ends = two_ranks([*flags, "--save", str(tmp_path)], *disturbances)
+    code, output = ends[disturbances.index("apart")]
+    assert code == 1
+    [line] = errors(output)
+    assert re.match(f"error: {said}", line)
+
+
+def test_ranks_that_were_not_started_alike_are_refused(flags: list[str], tmp_path: Path) -> None:
+    ends = two_ranks([*flags, "--save", str(tmp_path / "run")], "", "", only=[[], ["--lr", "0.5"]])
+    assert [code for code, _ in ends] == [2, 2]
+    [line] = [line for _, output in ends for line in errors(output)]
+    assert re.match(r"error: rank 1 \(pid \d+ on \S+\) has --lr 0.5 but rank 0 has 0.002: start the same command", line)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_shared_is_refused(flags: list[str], tmp_path: Path) -> None:
+    ends = two_ranks([*flags, "--save", str(tmp_path)], "", "blind")
+    assert [code for code, _ in ends] == [2, 2]
+    [line] = [line for _, output in ends for line in errors(output)]
+    assert re.match(rf"error: --save {tmp_path}: \S+ \(rank 1\) does not see what \S+ \(rank 0\) writes there", line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_later_groups_have_the_timeout_too() -> None:
+    import torch
+
+    group = dist.new_group([0])
+    assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(minutes=10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"MASTER_PORT": None}, "RANK is set but MASTER_PORT not: set them all, or unset RANK, LOCAL_RANK, WORLD_SIZE"),
+        ({"RANK": None}, "LOCAL_RANK is set but RANK not"),
+        ({"RANK": "2"}, "RANK is 2 but WORLD_SIZE is 2"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two': it must be a number"),
+    ],
+)
+def test_launcher_variables_that_make_no_sense(
+    changes: dict[str, str | None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in (good | changes).items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        ranks.check(os.environ)
+    for name, value in good.items():
+        monkeypatch.setenv(name, value)
+    ranks.check(os.environ)
+
+
+def test_a_local_rank_beyond_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(UserError, match="LOCAL_RANK is 1 but .* shows 1 GPUs: lower its slots in the hostfile"):
+        ranks.check(os.environ)

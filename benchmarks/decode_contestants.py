@@ -18,10 +18,10 @@ from benchmarks.kernel_clock import release
 from benchmarks.train_contestants import qwen2_config
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import model_config
+from deconattn.cost import generation as cost
 from deconattn.cost.parameters import count_parameters
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import mixer_class
 
 Precision = Literal["fp32", "bf16"]
 Call = Callable[[], Any]
@@ -77,9 +77,8 @@ class Setting:
     def nbytes(self, contestant: Contestant, rows: int) -> int:
         """Of weights and of a cache of so many of the longest sequences, about."""
         config, width = self.config(contestant), DTYPES[self.precision].itemsize
-        mixers = [mixer_class(variant) for variant in config.layer_variants]
-        held = sum(mixer.cache_bytes(config, rows, self.longest, width) for mixer in mixers)
-        held += sum(mixer.fixed_bytes(config, self.longest, width) for mixer in mixers)
+        held = cost.cache_bytes(config, rows, self.longest, width)
+        held += cost.fixed_bytes(config, self.longest, width)
         return count_parameters(config).total * width + held
 
     def tokens(self, rows: int, length: int) -> Tensor:

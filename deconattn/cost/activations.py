@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from deconattn.cost.job import Job
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.shards import largest_part
-from deconattn.mixers import mixer_class
+from deconattn.mixers import Workload, mixer_class
 from deconattn.mixers.costs import rms_norm_bytes
 from deconattn.model.streams import layer_output_rows, layer_rows
 from deconattn.ops.cross_entropy import LOGITS_AT_ONCE
@@ -60,7 +60,7 @@ def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivati
         norms += rms_norm_bytes(local_input, config.hidden_size, size, fused=job.gpu)
         if job.gpu or size == 4:  # all layers keep the same embeddings: see static_bytes
             norms -= size * local_input * config.hidden_size
-    mixed = mixer.activation_bytes(config, rows, job.length, size, job.tp, fused_norms=job.gpu)
+    mixed = mixer.activation_bytes(config, Workload(rows, job.length, size, job.tp, job.gpu))
     return LayerActivations(
         kept=mixed + norms + feed_forward,
         input=size * local_input * config.hidden_size,
@@ -68,12 +68,12 @@ def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivati
     )
 
 
-def feed_forward_bytes(config: ModelConfig, tokens: int, bytes_per_element: int, shards: int) -> int:
-    """What one layer's feed-forward block keeps on one of `shards` tensor-parallel ranks.
+def feed_forward_bytes(config: ModelConfig, tokens: int, bytes_per_element: int, tp_size: int) -> int:
+    """What one layer's feed-forward block keeps on one of `tp_size` tensor-parallel ranks.
 
     Its input is whole on every rank, with sequence parallelism as well: it was gathered.
     """
-    width = largest_part(config.intermediate_size, config.intermediate_size, shards)
+    width = largest_part(config.intermediate_size, config.intermediate_size, tp_size)
     return bytes_per_element * tokens * (config.hidden_size + 4 * width)
 
 

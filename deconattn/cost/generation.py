@@ -5,8 +5,8 @@ computed and held once per model (`fixed_flops`, `fixed_bytes`), for all batches
 """
 
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import mixer_class
-from deconattn.model.decoding import fixed_length
+from deconattn.mixers import Mixer, Workload, mixer_class
+from deconattn.model.decoding_cache import fixed_length
 from deconattn.model.flops import feed_forward_flops, head_forward_flops
 from deconattn.model.streams import fixed_streams
 
@@ -16,18 +16,16 @@ def prefill_flops(config: ModelConfig, rows: int, length: int, bytes_per_element
 
     Only the logits of a prompt's last token are read: the head counts for one position a row.
     """
-    layers = sum(
-        mixer_class(variant).prefill_flops(config, rows, length, bytes_per_element) for variant in config.layer_variants
-    )
+    work = Workload(rows, length, bytes_per_element)
+    layers = sum(mixer.decoding.prefill_flops(mixer, config, work) for mixer in _mixers(config))
     feed_forwards = config.num_hidden_layers * feed_forward_flops(config, rows, length)
     return layers + feed_forwards + head_forward_flops(config, rows, 1)
 
 
 def decode_flops(config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
     """FLOPs of one new token in each of `rows` sequences, the last of `length`, in a cache with room for as many."""
-    layers = sum(
-        mixer_class(variant).decode_flops(config, rows, length, bytes_per_element) for variant in config.layer_variants
-    )
+    work = Workload(rows, length, bytes_per_element)
+    layers = sum(mixer.decoding.decode_flops(mixer, config, work) for mixer in _mixers(config))
     feed_forwards = config.num_hidden_layers * feed_forward_flops(config, rows, 1)
     return layers + feed_forwards + head_forward_flops(config, rows, 1)
 
@@ -37,20 +35,23 @@ def fixed_flops(config: ModelConfig, length: int) -> int:
     streams, last = fixed_streams(config)
     if last < 0:
         return 0
-    *before, reader = (mixer_class(variant) for variant in config.layer_variants[: last + 1])
-    passed = sum(mixer.forward_flops(config, streams, length) for mixer in before)
+    *before, reader = _mixers(config)[: last + 1]
+    passed = sum(mixer.forward_flops(config, Workload(streams, length)) for mixer in before)
     feed_forwards = len(before) * feed_forward_flops(config, streams, length)
-    return passed + feed_forwards + reader.fixed_flops(config, length)
+    return passed + feed_forwards + reader.decoding.fixed_flops(reader, config, length)
 
 
 def cache_bytes(config: ModelConfig, rows: int, capacity: int, bytes_per_element: int) -> int:
     """Bytes that all layers hold for `rows` sequences with room for `capacity` tokens each."""
-    return sum(
-        mixer_class(variant).cache_bytes(config, rows, capacity, bytes_per_element) for variant in config.layer_variants
-    )
+    work = Workload(rows, capacity, bytes_per_element)
+    return sum(mixer.decoding.cache_bytes(mixer, config, work) for mixer in _mixers(config))
 
 
 def fixed_bytes(config: ModelConfig, capacity: int, bytes_per_element: int) -> int:
     """Bytes held once per model when its caches have room for `capacity` tokens a row at most."""
     length = fixed_length(config, capacity)
-    return sum(mixer_class(variant).fixed_bytes(config, length, bytes_per_element) for variant in config.layer_variants)
+    return sum(mixer.decoding.fixed_bytes(mixer, config, length, bytes_per_element) for mixer in _mixers(config))
+
+
+def _mixers(config: ModelConfig) -> tuple[type[Mixer], ...]:
+    return tuple(mixer_class(variant) for variant in config.layer_variants)

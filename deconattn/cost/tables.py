@@ -1,14 +1,14 @@
 """What variants cost, one a line: a layer's mixer alone, and whole models."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 
 from deconattn.cost import generation
 from deconattn.cost.activations import feed_forward_bytes, final_norm_bytes, layer_activations, static_bytes
 from deconattn.cost.job import Job
-from deconattn.mixers import mixer_class
+from deconattn.mixers import Workload, mixer_class
 from deconattn.model.flops import feed_forward_flops, training_flops
 
 COLUMNS = {
@@ -50,17 +50,18 @@ class Costs:
 
 def mixer_costs(job: Job, variant: str) -> Costs:
     """Of one layer's mixer in the job's dimensions; in training its fixed stream's row comes with the batch."""
-    config, rows, length, size = job.model, job.micro_batch, job.length, job.bytes_per_element
-    mixer = mixer_class(variant)
-    trained = rows + (mixer.fixed_stream is not None)
+    config, mixer = job.model, mixer_class(variant)
+    decoding = mixer.decoding
+    work = Workload(job.micro_batch, job.length, job.bytes_per_element, fused_norms=job.gpu)
+    trained = replace(work, rows=work.rows + (mixer.fixed_stream is not None))
     return Costs(
-        training=3 * mixer.forward_flops(config, trained, length) / (rows * length),
-        prefill=mixer.prefill_flops(config, rows, length, size),
-        decode=mixer.decode_flops(config, rows, length, size) / rows,
-        activations=mixer.activation_bytes(config, trained, length, size, shards=1, fused_norms=job.gpu),
-        cache=mixer.cache_bytes(config, rows, length, size),
-        fixed_flops=mixer.fixed_flops(config, length),
-        fixed_bytes=mixer.fixed_bytes(config, length, size),
+        training=3 * mixer.forward_flops(config, trained) / work.tokens,
+        prefill=decoding.prefill_flops(mixer, config, work),
+        decode=decoding.decode_flops(mixer, config, work) / work.rows,
+        activations=mixer.activation_bytes(config, trained),
+        cache=decoding.cache_bytes(mixer, config, work),
+        fixed_flops=decoding.fixed_flops(mixer, config, work.length),
+        fixed_bytes=decoding.fixed_bytes(mixer, config, work.length, work.bytes_per_element),
     )
 
 
@@ -72,7 +73,7 @@ def feed_forward_costs(job: Job) -> Costs:
         training=3 * forward / (rows * length),
         prefill=forward,
         decode=forward / (rows * length),
-        activations=feed_forward_bytes(config, rows * length, job.bytes_per_element, shards=1),
+        activations=feed_forward_bytes(config, rows * length, job.bytes_per_element, tp_size=1),
         cache=0,
         fixed_flops=0,
         fixed_bytes=0,

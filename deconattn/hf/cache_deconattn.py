@@ -7,11 +7,11 @@ from torch import Tensor
 from transformers import Cache
 
 from deconattn.model.decoder import Decoder
-from deconattn.model.decoding import DecodingCache
+from deconattn.model.decoding_cache import DecodingCache
 
 
 class DeconAttnCache(DecodingCache, Cache):
-    """:class:`deconattn.model.decoding.DecodingCache` under Hugging Face's method names.
+    """:class:`deconattn.model.decoding_cache.DecodingCache` under Hugging Face's method names.
 
     Each layer keeps what its variant needs, so there are no keys and values to be had at :meth:`update`, which
     Hugging Face's own attention layers call: a model of theirs cannot use it.

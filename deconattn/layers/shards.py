@@ -28,21 +28,8 @@ class Shard:
 
     @classmethod
     def of(cls, shape: Sequence[int], dim: int, pieces: int, rank: int, ranks: int) -> "Shard":
-        """`pieces` equal pieces that stay whole, dealt to `ranks` in order, as evenly as it goes.
-
-        Fewer pieces than ranks: each piece is held by ranks / pieces neighbours.
-        """
-        size = shape[dim]
-        assert size % pieces == 0
-        width = size // pieces
-        if pieces >= ranks:
-            cuts = [pieces * index // ranks * width for index in range(ranks + 1)]
-            bounds = list(pairwise(cuts))
-        else:
-            assert ranks % pieces == 0
-            first = [index * pieces // ranks * width for index in range(ranks)]
-            bounds = [(start, start + width) for start in first]
-        return cls(tuple(shape), dim, tuple(bounds), rank)
+        """The part of `rank` as :func:`part_bounds` deals them."""
+        return cls(tuple(shape), dim, part_bounds(shape[dim], pieces, ranks), rank)
 
     @property
     def local_shape(self) -> tuple[int, ...]:
@@ -70,9 +57,24 @@ class Shard:
         return torch.cat(distinct, dim=self.dim)
 
 
+def part_bounds(size: int, pieces: int, ranks: int) -> tuple[tuple[int, int], ...]:
+    """(start, stop) of each rank's part of `size` elements in `pieces` equal pieces that stay whole.
+
+    Pieces are dealt to `ranks` in order, as evenly as it goes. Fewer pieces than ranks: each is held by ranks / pieces
+    neighbours.
+    """
+    assert size % pieces == 0
+    width = size // pieces
+    if pieces >= ranks:
+        return tuple(pairwise(pieces * index // ranks * width for index in range(ranks + 1)))
+    assert ranks % pieces == 0
+    first = [index * pieces // ranks * width for index in range(ranks)]
+    return tuple((start, start + width) for start in first)
+
+
 def largest_part(size: int, pieces: int, ranks: int) -> int:
-    """Of `size` elements in `pieces` pieces that stay whole, those of the rank that holds most."""
-    return size // pieces * max(1, -(-pieces // ranks))
+    """Elements of the rank that holds most, of `size` in `pieces` pieces that stay whole."""
+    return max(stop - start for start, stop in part_bounds(size, pieces, ranks))
 
 
 def mark(parameter: nn.Parameter, shard: Shard) -> None:

@@ -1,12 +1,16 @@
 """The variants. One file each; importing this package registers the seven of the paper."""
 
 from deconattn.mixers.approximate import Approximate
-from deconattn.mixers.base import FixedStream, Mixer, MixerContext, ProjectedMixer
+from deconattn.mixers.base import Mixer
 from deconattn.mixers.cache import LayerCache, Step, SumCache
+from deconattn.mixers.context import FixedStream, MixerContext
+from deconattn.mixers.costs import Workload
+from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.fixedseq import FixedSeq
 from deconattn.mixers.map_blocks import MapBlock
 from deconattn.mixers.mlp import MLP
 from deconattn.mixers.nonapproximate import NonApproximate
+from deconattn.mixers.projected import ProjectedMixer
 from deconattn.mixers.registry import mixer_class, register, variant_names
 from deconattn.mixers.rndemb import RndEmb
 from deconattn.mixers.standard import Standard
@@ -15,6 +19,7 @@ from deconattn.mixers.staticemb import StaticEmb
 __all__ = [
     "MLP",
     "Approximate",
+    "Decoding",
     "FixedSeq",
     "FixedStream",
     "LayerCache",
@@ -28,6 +33,7 @@ __all__ = [
     "StaticEmb",
     "Step",
     "SumCache",
+    "Workload",
     "mixer_class",
     "register",
     "variant_names",

@@ -6,85 +6,15 @@ import torch
 from torch import Tensor
 
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers.base import MixerContext, ProjectedMixer
 from deconattn.mixers.cache import LayerCache, Step
+from deconattn.mixers.context import MixerContext
+from deconattn.mixers.costs import Workload
+from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.map_blocks import MapBlock, taylor_blocks
+from deconattn.mixers.projected import ProjectedMixer
 from deconattn.mixers.registry import register
-from deconattn.ops import cached_attention, reference, taylor_state
+from deconattn.ops import cached_attention, taylor_state
 from deconattn.ops.taylor_attention import taylor_attention
-
-
-@register("approximate")
-class Approximate(ProjectedMixer):
-    """A_ij = w_ij / sum_{m<=i} w_im with w = 1 + s + s^2/2 and s = q.k / sqrt(head_dim)."""
-
-    def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        queries, keys = context.rotary(*self.queries_keys(hidden))
-        return self.output(taylor_attention(queries, keys, self.values(hidden), context.document_ids))
-
-    def new_cache(self) -> LayerCache:
-        return TaylorCache()
-
-    def extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
-        assert isinstance(cache, TaylorCache)
-        queries, keys = step.rotary(*self.queries_keys(hidden))
-        values = self.values(hidden)
-        if not taylor_state.is_smaller(keys.shape[3], keys.element_size(), step.capacity):
-            held_keys, held_values = cache.append("keys", keys, step), cache.append("values", values, step)
-            if step.first:
-                return self.output(taylor_attention(queries, keys, values))
-            visible = step.visible(queries.shape[2])
-            return self.output(cached_attention.taylor_attention(queries, held_keys, held_values, visible))
-        if step.first:
-            taylor_state.add(cache.sums(keys, step), keys, values, step.real)
-            return self.output(taylor_attention(queries, keys, values))
-        if queries.shape[2] == 1:
-            return self.output(cache.step(queries, keys, values, step))
-        return self.output(taylor_state.extend(cache.sums(keys, step), queries, keys, values, step.real))
-
-    def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        queries, keys = context.rotary(*self.queries_keys(hidden))
-        documents = None if context.documents is None else context.documents.ids[:, None]
-        return reference.taylor_map(queries, self.per_query_head(keys), documents)
-
-    def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
-        queries, keys = context.rotary(*self.queries_keys(hidden))
-        documents = None if context.documents is None else context.documents.ids[:, None]
-        return taylor_blocks(queries, self.per_query_head(keys), documents, size)
-
-    @classmethod
-    def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
-        # Of two exact forms the cheaper: the map, or sums that each token is added to and each query reads.
-        sums = cls._sum_flops(config, config.num_key_value_heads) + cls._sum_flops(config, config.num_attention_heads)
-        a_token = min(2 * length * config.query_size, sums)
-        return cls.projection_flops(config, rows, length) + rows * length * a_token
-
-    @classmethod
-    def prefill_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
-        if not taylor_state.is_smaller(config.head_dim, bytes_per_element, length):
-            return cls.forward_flops(config, rows, length)
-        # The sums are wanted anyway; the outputs come from the map or from them.
-        read = min(2 * length * config.query_size, cls._sum_flops(config, config.num_attention_heads))
-        a_token = cls._sum_flops(config, config.num_key_value_heads) + read
-        return cls.projection_flops(config, rows, length) + rows * length * a_token
-
-    @classmethod
-    def decode_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
-        projections = cls.projection_flops(config, rows, 1)
-        if not taylor_state.is_smaller(config.head_dim, bytes_per_element, length):
-            return projections + 4 * rows * length * config.query_size
-        return projections + rows * cls._sum_flops(config, config.num_key_value_heads + config.num_attention_heads)
-
-    @classmethod
-    def _sum_flops(cls, config: ModelConfig, heads: int) -> int:
-        """Of adding a token to the sums of so many heads, or of reading them."""
-        return 2 * heads * taylor_state.num_features(config.head_dim) * (config.head_dim + 1)
-
-    @classmethod
-    def cache_bytes(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
-        if taylor_state.is_smaller(config.head_dim, bytes_per_element, length):
-            return rows * config.num_key_value_heads * taylor_state.state_bytes(config.head_dim, bytes_per_element)
-        return 2 * rows * length * config.key_value_size * bytes_per_element
 
 
 class TaylorCache(LayerCache):
@@ -139,3 +69,81 @@ class TaylorCache(LayerCache):
             for name in ("recent_keys", "recent_values"):
                 self.keep(name, keys.new_zeros(shape), step)
         return self.tensors["sums"]
+
+
+class TaylorDecoding(Decoding["Approximate"]):
+    """Sums of the tokens' features are kept, or their keys and values while those take fewer bytes."""
+
+    def new_cache(self) -> LayerCache:
+        return TaylorCache()
+
+    def extend(
+        self, mixer: "Approximate", hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache
+    ) -> Tensor:
+        assert isinstance(cache, TaylorCache)
+        queries, keys = step.rotary(*mixer.queries_keys(hidden))
+        values = mixer.values(hidden)
+        if not taylor_state.is_smaller(keys.shape[3], keys.element_size(), step.capacity):
+            held_keys, held_values = cache.append("keys", keys, step), cache.append("values", values, step)
+            if step.first:
+                return mixer.output(taylor_attention(queries, keys, values))
+            visible = step.visible(queries.shape[2])
+            return mixer.output(cached_attention.taylor_attention(queries, held_keys, held_values, visible))
+        if step.first:
+            taylor_state.add(cache.sums(keys, step), keys, values, step.real)
+            return mixer.output(taylor_attention(queries, keys, values))
+        if queries.shape[2] == 1:
+            return mixer.output(cache.step(queries, keys, values, step))
+        return mixer.output(taylor_state.extend(cache.sums(keys, step), queries, keys, values, step.real))
+
+    def prefill_flops(self, mixer: type["Approximate"], config: ModelConfig, work: Workload) -> int:
+        if not _keeps_sums(config, work):
+            return mixer.forward_flops(config, work)
+        # The sums are wanted anyway; the outputs come from the map or from them.
+        read = min(2 * work.length * config.query_size, _sum_flops(config, config.num_attention_heads))
+        a_token = _sum_flops(config, config.num_key_value_heads) + read
+        return mixer.projection_flops(config, work.tokens) + work.tokens * a_token
+
+    def decode_flops(self, mixer: type["Approximate"], config: ModelConfig, work: Workload) -> int:
+        projections = mixer.projection_flops(config, work.rows)
+        if not _keeps_sums(config, work):
+            return projections + 4 * work.tokens * config.query_size
+        return projections + work.rows * _sum_flops(config, config.num_key_value_heads + config.num_attention_heads)
+
+    def cache_bytes(self, mixer: type["Approximate"], config: ModelConfig, work: Workload) -> int:
+        if _keeps_sums(config, work):
+            a_head = taylor_state.state_bytes(config.head_dim, work.bytes_per_element)
+            return work.rows * config.num_key_value_heads * a_head
+        return 2 * work.tokens * config.key_value_size * work.bytes_per_element
+
+
+def _keeps_sums(config: ModelConfig, work: Workload) -> bool:
+    return taylor_state.is_smaller(config.head_dim, work.bytes_per_element, work.length)
+
+
+def _sum_flops(config: ModelConfig, heads: int) -> int:
+    """FLOPs of adding a token to the sums of so many heads, or of reading them."""
+    return 2 * heads * taylor_state.num_features(config.head_dim) * (config.head_dim + 1)
+
+
+@register("approximate")
+class Approximate(ProjectedMixer):
+    """A_ij = w_ij / sum_{m<=i} w_im with w = 1 + s + s^2/2 and s = q.k / sqrt(head_dim)."""
+
+    decoding = TaylorDecoding()
+
+    def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        queries, keys = context.rotary(*self.queries_keys(hidden))
+        return self.output(taylor_attention(queries, keys, self.values(hidden), context.document_ids))
+
+    def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
+        queries, keys = context.rotary(*self.queries_keys(hidden))
+        documents = None if context.documents is None else context.documents.ids[:, None]
+        return taylor_blocks(queries, self.per_query_head(keys), documents, size)
+
+    @classmethod
+    def forward_flops(cls, config: ModelConfig, work: Workload) -> int:
+        # Of two exact forms the cheaper: the map, or sums that each token is added to and each query reads.
+        sums = _sum_flops(config, config.num_key_value_heads) + _sum_flops(config, config.num_attention_heads)
+        a_token = min(2 * work.length * config.query_size, sums)
+        return cls.projection_flops(config, work.tokens) + work.tokens * a_token

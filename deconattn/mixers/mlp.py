@@ -1,6 +1,7 @@
 """MLP: no token mixing; a SwiGLU block with attention's parameter count in its place (paper, section 3.1)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -8,16 +9,34 @@ from torch.nn.functional import silu
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear
+from deconattn.layers.shards import largest_part
 from deconattn.layers.splits import Split, column, row
-from deconattn.mixers.base import Mixer, MixerContext, attention_parameters
+from deconattn.mixers.base import Mixer
 from deconattn.mixers.cache import LayerCache, Step
+from deconattn.mixers.context import MixerContext
+from deconattn.mixers.costs import Workload, attention_parameters
+from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.registry import register
+
+
+class TokenDecoding(Decoding["MLP"]):
+    """Nothing is kept: a token meets no other."""
+
+    def extend(self, mixer: "MLP", hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
+        return mixer.swiglu(hidden)
+
+    def decode_flops(self, mixer: type["MLP"], config: ModelConfig, work: Workload) -> int:
+        return mixer.forward_flops(config, replace(work, length=1))
+
+    def cache_bytes(self, mixer: type["MLP"], config: ModelConfig, work: Workload) -> int:
+        return 0
 
 
 @register("mlp")
 class MLP(Mixer):
     """O = Down(SiLU(Gate(H)) * Up(H)), no biases."""
 
+    decoding = TokenDecoding()
     splits: ClassVar[Mapping[str, Split] | None] = {"gate_proj": column(), "up_proj": column(), "down_proj": row()}
 
     def __init__(self, config: ModelConfig) -> None:
@@ -28,12 +47,10 @@ class MLP(Mixer):
         self.down_proj = Linear(width, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        return self._swiglu(hidden)
+        return self.swiglu(hidden)
 
-    def extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
-        return self._swiglu(hidden)
-
-    def _swiglu(self, hidden: Tensor) -> Tensor:
+    def swiglu(self, hidden: Tensor) -> Tensor:
+        """[.., hidden_size] -> [.., hidden_size], each token alone."""
         return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> None:
@@ -44,23 +61,14 @@ class MLP(Mixer):
         return 3 * config.hidden_size * matched_width(config)
 
     @classmethod
-    def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
-        return 2 * rows * length * cls.num_parameters(config)
+    def forward_flops(cls, config: ModelConfig, work: Workload) -> int:
+        return 2 * work.tokens * cls.num_parameters(config)
 
     @classmethod
-    def decode_flops(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
-        return cls.forward_flops(config, rows, 1)
-
-    @classmethod
-    def cache_bytes(cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
-        return 0
-
-    @classmethod
-    def activation_bytes(
-        cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int, shards: int, fused_norms: bool
-    ) -> int:
-        width = -(-matched_width(config) // shards)  # of the rank with the most
-        return bytes_per_element * rows * length * (config.hidden_size + 4 * width)
+    def activation_bytes(cls, config: ModelConfig, work: Workload) -> int:
+        width = matched_width(config)
+        local = largest_part(width, width, work.tp_size)
+        return work.bytes_per_element * work.tokens * (config.hidden_size + 4 * local)
 
 
 def matched_width(config: ModelConfig) -> int:

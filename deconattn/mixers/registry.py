@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from deconattn.mixers.base import Mixer
+from deconattn.mixers.contract import contract_faults
 
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])
 _REGISTRY: dict[str, type[Mixer]] = {}
@@ -18,7 +19,20 @@ def register(name: str) -> Callable[[MixerClass], MixerClass]:
 
     Raises:
         ValueError: the name is taken by another class.
+        TypeError: the class would decode by, or show the map of, another forward pass than its own.
     """
+
+    def add(mixer: MixerClass) -> MixerClass:
+        faults = contract_faults(mixer)
+        if faults:
+            raise TypeError(f"variant {name!r} ({mixer.__qualname__}): {'; and '.join(faults)}")
+        return known_as(name)(mixer)
+
+    return add
+
+
+def known_as(name: str) -> Callable[[MixerClass], MixerClass]:
+    """:func:`register` without a look at the class: what an export has of it."""
 
     def add(mixer: MixerClass) -> MixerClass:
         known = _REGISTRY.get(name)

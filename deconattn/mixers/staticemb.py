@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from deconattn.layers.config import ModelConfig
+from deconattn.mixers.costs import Workload
 from deconattn.mixers.registry import register
 from deconattn.mixers.standard import Standard
 
@@ -18,8 +19,5 @@ class StaticEmb(Standard):
         return static
 
     @classmethod
-    def activation_bytes(
-        cls, config: ModelConfig, rows: int, length: int, bytes_per_element: int, shards: int, fused_norms: bool
-    ) -> int:
-        kept = super().activation_bytes(config, rows, length, bytes_per_element, shards, fused_norms)
-        return kept + bytes_per_element * rows * length * config.hidden_size
+    def activation_bytes(cls, config: ModelConfig, work: Workload) -> int:
+        return super().activation_bytes(config, work) + work.bytes_per_element * work.tokens * config.hidden_size

@@ -49,11 +49,14 @@ class Block(nn.Module):
         inputs = self.mixer_inputs(hidden, static)
         if isinstance(context, Step):
             assert cache is not None
-            hidden = hidden + _with_hooks(self.self_attn, self.self_attn.extend)(*inputs, context, cache)
+            hidden = hidden + _with_hooks(self.self_attn, self._extend)(*inputs, context, cache)
         else:
             mixed = self.self_attn(*inputs, context)
             hidden = hidden[: context.output_rows] + mixed[: context.output_rows]
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    def _extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
+        return self.self_attn.decoding.extend(self.self_attn, hidden, static, step, cache)
 
     def mixer_inputs(self, hidden: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Both through the input norm, the static embeddings only where the mixer reads them."""

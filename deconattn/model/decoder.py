@@ -13,7 +13,7 @@ from deconattn.layers.linear import Linear
 from deconattn.layers.rotary import Rotary
 from deconattn.mixers import FixedStream, Mixer, MixerContext, mixer_class
 from deconattn.model.block import Block, FeedForward
-from deconattn.model.decoding import DecodingCache, check_length, fixed_length
+from deconattn.model.decoding_cache import DecodingCache, check_length, fixed_length
 from deconattn.ops.documents import Documents
 
 Observer = Callable[[Block, Tensor, Tensor | None, MixerContext | None], None]
@@ -196,7 +196,8 @@ class Decoder(nn.Module):
             if index > self.last_fixed_layer:
                 parts.append(())
                 continue
-            parts.append(layer.self_attn.fixed_part(*layer.mixer_inputs(hidden, static), context))
+            mixer, inputs = layer.self_attn, layer.mixer_inputs(hidden, static)
+            parts.append(mixer.decoding.fixed_part(mixer, *inputs, context))
             if index < self.last_fixed_layer:
                 hidden = layer(hidden, static, context)
         return parts

@@ -1,7 +1,7 @@
 """Model FLOPs: what the formulas ask for, not what an implementation spends (recomputation is not counted)."""
 
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import mixer_class
+from deconattn.mixers import Workload, mixer_class
 from deconattn.model.streams import layer_output_rows
 
 
@@ -15,9 +15,10 @@ def forward_flops(config: ModelConfig, rows: int, length: int) -> int:
 
 def layer_forward_flops(config: ModelConfig, rows: int, length: int) -> tuple[int, ...]:
     """The same of each layer."""
+    works = (Workload(written, length) for written in layer_output_rows(config, rows))
     return tuple(
-        mixer_class(variant).forward_flops(config, written, length) + feed_forward_flops(config, written, length)
-        for variant, written in zip(config.layer_variants, layer_output_rows(config, rows), strict=True)
+        mixer_class(variant).forward_flops(config, work) + feed_forward_flops(config, work.rows, length)
+        for variant, work in zip(config.layer_variants, works, strict=True)
     )
 
 

@@ -16,7 +16,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.rotary import Rotary
 from deconattn.mixers import Mixer, MixerContext, mixer_class
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.decoding import DecodingCache
+from deconattn.model.decoding_cache import DecodingCache
 from deconattn.model.init import initialize, own_names
 from deconattn.parallel.tensor import cut_tensors
 

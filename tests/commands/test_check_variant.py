@@ -48,8 +48,16 @@ def test_without_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ),
         (
             "    def forward(",
-            "    def extend(self, hidden, static, step, cache):\n        return hidden\n\n    def forward(",
+            "    from deconattn.mixers import Decoding\n\n    class Wrong(Decoding):\n"
+            "        def extend(self, mixer, hidden, static, step, cache):\n            return hidden\n\n"
+            "    decoding = Wrong()\n\n    def forward(",
             "tokens that are decoded with the cache get other logits",
+        ),
+        ("config, work)", "config, rows, length)", r"forward_flops takes \(config, work\), a Workload"),
+        (
+            "    def forward(",
+            "    def extend(self):\n        pass\n\n    def forward(",
+            "extend is no member of a mixer: .*Decoding",
         ),
         ("return self.output(", "return 1 + self.output(", "the parts of --tp 2 do not sum to the whole"),
         ('@register("biased")', "", "registers no variant"),

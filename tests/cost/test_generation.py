@@ -11,7 +11,7 @@ from deconattn.cost import generation
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import register, registry, variant_names
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.decoding import DecodingCache
+from deconattn.model.decoding_cache import DecodingCache
 from deconattn.model.init import initialize
 from deconattn.ops import taylor_state
 from tests.mixers.test_contract import ThirdParty

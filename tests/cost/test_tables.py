@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from deconattn.cost.tables import binary, cost_tables, feed_forward_costs, flop, mixer_costs, model_costs
-from deconattn.mixers import mixer_class, variant_names
+from deconattn.mixers import Workload, mixer_class, variant_names
 from deconattn.model.flops import head_forward_flops
 from tests.cost.test_memory import SMALL, build_job
 
@@ -22,7 +22,7 @@ def test_a_model_is_its_layers_and_the_head(variant: str):
     layers = 3 * (mixer.training + feed_forward.training)
     if mixer_class(variant).fixed_stream:  # the stream's row passes the feed-forward blocks of all layers but the last
         layers += 2 * feed_forward.training / 2
-        three, two = (mixer_class(variant).forward_flops(job.model, rows, 128) for rows in (3, 2))
+        three, two = (mixer_class(variant).forward_flops(job.model, Workload(rows, 128)) for rows in (3, 2))
         layers -= 3 * (three - two) / (2 * 128)  # and in that one it gives queries and keys alone
     assert model.training == layers + 3 * head_forward_flops(job.model, 1, 1)
 

@@ -27,7 +27,7 @@ from deconattn.ops import reference, prefix_average as averaging
 @register("runningmean")
 class RunningMean(ProjectedMixer):
     def forward(self, hidden, static, context):
-        from deconattn.mixers.base import MixerContext as Context
+        from deconattn.mixers.context import MixerContext as Context
 
         assert isinstance(context, Context)
         values = self.per_query_head(self.values(hidden))
@@ -37,8 +37,8 @@ class RunningMean(ProjectedMixer):
         return reference.prefix_map(torch.zeros(len(hidden), self.config.num_attention_heads, hidden.shape[1]))
 
     @classmethod
-    def forward_flops(cls, config, rows, length):
-        return cls.projection_flops(config, rows, length)
+    def forward_flops(cls, config, work):
+        return cls.projection_flops(config, work.tokens)
 '''
 
 

@@ -17,14 +17,14 @@ from deconattn.mixers.plugins import load_plugins
 from tests.hf.models import load_plugin, small_config, tokens, trained
 
 VARIANTS = ("standard", "staticemb", "rndemb", "fixedseq", "mlp", "approximate", "nonapproximate")
-LINES = {VARIANTS: 2450, ("mlp",): 1550}
-"""What a file may grow to: 2293 and 1470 when this was written."""
+LINES = {VARIANTS: 2600, ("mlp",): 1650}
+"""What a file may grow to: 2461 and 1572 when this was written."""
 AWKWARD = '''"""A plugin that gives things names that others have, and hides names from one another."""
 from __future__ import annotations
 import math, functools
 import torch
 from torch.nn import functional as F
-from deconattn.mixers import Mixer, ProjectedMixer, register, registry
+from deconattn.mixers import Decoding, Mixer, ProjectedMixer, register, registry
 from deconattn.mixers.standard import Standard as Base
 from deconattn.ops import reference as formulas, precision
 from deconattn.ops.precision import at_least_fp32 as linear
@@ -69,6 +69,8 @@ class Unused(ProjectedMixer):
 
 @register("left behind")
 class LeftBehind(Base):
+    decoding, attention_map, map_blocks = Decoding(), Base.attention_map, Base.map_blocks
+
     def forward(self, hidden, static, context):
         raise NotImplementedError
 
@@ -82,6 +84,8 @@ def softmax_map(size, /, *, scale: float = 1.0):
 @register("awkward")
 class Awkward(Base):
     fixed_names = {"mixed": "_mixed"}
+    decoding = Decoding()
+    map_blocks = Mixer.map_blocks
 
     def forward(self, hidden, static, context):
         reference_softmax_map = hidden  # what the function below could be called in the file
@@ -99,7 +103,7 @@ class Awkward(Base):
         return formulas.softmax_map(queries, self.per_query_head(keys))
 
     @classmethod
-    def forward_flops(cls, config, rows, length):
+    def forward_flops(cls, config, work):
         return 7
 '''
 
@@ -151,7 +155,7 @@ def test_what_is_carried(variants: tuple[str, ...], tmp_path: Path) -> None:
             assert not ast.unparse(decorator).startswith(("torch.compiler", "torch._dynamo"))
     for word in ("autograd.Function", "flops(", "activation_bytes", "num_parameters", "Split", "triton", "os.environ"):
         assert word not in text
-    assert not definitions(text) & {"map_blocks", "backward", "splits", "rank_widths", "shard_of"}
+    assert not definitions(text) & {"contract_faults", "backward", "splits", "rank_widths", "shard_of"}
     for name, variant in {"approximate": "Approximate", "rndemb": "RndEmb", "mlp": "MLP"}.items():
         assert (variant in definitions(text)) == (name in variants)
     if variants in LINES:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import MixerContext, ProjectedMixer, variant_names
+from deconattn.mixers import MixerContext, ProjectedMixer, Workload, variant_names
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
 from deconattn.ops import reference
@@ -67,8 +67,8 @@ class ThirdParty(ProjectedMixer):
         return reference.scores(queries, self.per_query_head(keys)), visible
 
     @classmethod
-    def forward_flops(cls, config: ModelConfig, rows: int, length: int) -> int:
-        return cls.projection_flops(config, rows, length) + 2 * rows * length**2 * config.query_size
+    def forward_flops(cls, config: ModelConfig, work: Workload) -> int:
+        return cls.projection_flops(config, work.tokens) + 2 * work.tokens * work.length * config.query_size
 
 
 def mixes(variant: str) -> bool:

@@ -11,7 +11,16 @@ from torch.testing import assert_close
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.rotary import Rotary
-from deconattn.mixers import Mixer, MixerContext, ProjectedMixer, mixer_class, register, registry, variant_names
+from deconattn.mixers import (
+    Mixer,
+    MixerContext,
+    ProjectedMixer,
+    Workload,
+    mixer_class,
+    register,
+    registry,
+    variant_names,
+)
 from deconattn.mixers.plugins import load_plugins
 from deconattn.ops import reference
 from deconattn.ops.documents import Documents
@@ -181,19 +190,6 @@ def test_the_map_is_made_of_the_scores(variant: str, masked: bool):
     assert_close(weights / weights.sum(dim=-1, keepdim=True), expected, rtol=1e-9, atol=1e-14)
 
 
-def test_a_map_of_ones_own_is_not_cut_into_anothers_blocks():
-    class Uniform(mixer_class("standard")):  # type: ignore[misc]
-        def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-            scores = hidden.new_zeros(len(hidden), self.config.num_attention_heads, hidden.shape[1])
-            return reference.prefix_map(scores)
-
-    mixer = Uniform(BASE).double()
-    hidden, static, _ = build_inputs(4, 9)
-    (block,) = mixer.map_blocks(hidden, static, build_context(BASE, 2, 9, False, torch.double), 9)
-    assert torch.equal(block.weights, mixer.attention_map(hidden, static, None))
-    assert block.scores is None
-
-
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -224,10 +220,10 @@ def test_num_parameters_is_the_modules(variant: str, heads: str):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_forward_flops_grow_by_the_same_amount_with_each_row(variant: str):
-    one, two, three = (mixer_class(variant).forward_flops(BASE, rows, 64) for rows in (1, 2, 3))
+    one, two, three = (mixer_class(variant).forward_flops(BASE, Workload(rows, 64)) for rows in (1, 2, 3))
     assert isinstance(one, int)
     assert 0 < two - one == three - two <= one
-    assert mixer_class(variant).forward_flops(BASE, 1, 128) >= 2 * one
+    assert mixer_class(variant).forward_flops(BASE, Workload(1, 128)) >= 2 * one
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -247,7 +243,7 @@ def test_activation_bytes_are_what_autograd_keeps(variant: str, dtype: torch.dty
         output = mixer(hidden, static, context)
     for tensor in (*mixer.parameters(), context.rotary.cos, context.rotary.sin):
         kept.pop(tensor.untyped_storage().data_ptr(), None)
-    expected = mixer_class(variant).activation_bytes(mixer.config, 4, 256, dtype.itemsize, 1, fused_norms=False)
+    expected = mixer_class(variant).activation_bytes(mixer.config, Workload(4, 256, dtype.itemsize))
     assert sum(kept.values()) == pytest.approx(expected, rel=0.02)
     del output
 
@@ -341,13 +337,17 @@ def test_packed_documents_get_what_each_gets_alone(variants: tuple[str, ...]):
 
 
 MINE = """
-from deconattn.mixers import Standard, register
+from deconattn.mixers import Decoding, Standard, register
 
 
 @register("mine")
 class Mine(Standard):
     def forward(self, hidden, static, context):
         return {factor} * super().forward(hidden, static, context)
+
+    decoding = Decoding()
+    attention_map = Standard.attention_map
+    map_blocks = Standard.map_blocks
 """
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from deconattn.errors import UserError
-from deconattn.mixers import MixerContext, mixer_class, registry
+from deconattn.mixers import Decoding, Mixer, MixerContext, Standard, Workload, mixer_class, register, registry
+from deconattn.mixers.standard import KeyValueDecoding
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.decoding import BLOCK, DecodingCache
+from deconattn.model.decoding_cache import BLOCK, DecodingCache
 from deconattn.model.padding import Padding
 from deconattn.ops import cached_attention, taylor_state
 from tests.mixers.models import HEADS, PATTERNS, VARIANTS, build_model, random_tokens
@@ -85,7 +86,7 @@ def test_steps_in_fp32_are_the_whole_pass_in_fp32(variant: str, heads: str):
 @pytest.mark.parametrize("parent", VARIANTS)
 @pytest.mark.parametrize("way", ["subclass", "mixin", "mixin of a parent", "grandchild"])
 def test_a_forward_of_its_own_is_decoded_by_itself(parent: str, way: str, monkeypatch: pytest.MonkeyPatch):
-    """A class that only mixes otherwise, wherever it has that from: its parent's caches are not for it."""
+    """A class that only mixes otherwise, wherever it has that from: its parent's caches and maps are not for it."""
 
     class Negated:
         def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
@@ -107,12 +108,33 @@ def test_a_forward_of_its_own_is_decoded_by_itself(parent: str, way: str, monkey
         "mixin of a parent": type("Late", (Negated, Intermediate), {}),
         "grandchild": type("Grandchild", (Mixed,), {}),
     }[way]
-    monkeypatch.setattr(registry, "_REGISTRY", registry._REGISTRY | {"backwards": Backwards})
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    faults = r"its map belongs to the forward of \w+: give"
+    if parent != "thirdparty":
+        faults = r"decoding belongs to the forward of \w+: name .*; and " + faults
+    with pytest.raises(TypeError, match=faults):
+        register("backwards")(Backwards)
+    Backwards.decoding = Decoding()
+    Backwards.attention_map, Backwards.map_blocks = mixer_class(parent).attention_map, mixer_class(parent).map_blocks
+    register("backwards")(Backwards)
     model, tokens = build_model(("backwards", "standard")), random_tokens(2, 40)
     cache = DecodingCache(model.model)
     with torch.no_grad():
         assert_close(decoded(model, tokens, [20, *[1] * 20], cache), model.logits(tokens), rtol=1e-9, atol=1e-9)
-    assert cache.layers[0].nbytes == Backwards.cache_bytes(model.config, 2, cache.capacity, 8)
+    work = Workload(2, cache.capacity, 8)
+    assert cache.layers[0].nbytes == Backwards.decoding.cache_bytes(Backwards, model.config, work)
+
+
+def test_maps_that_contradict_each_other_are_refused(monkeypatch: pytest.MonkeyPatch):
+    class Whole(Standard):
+        def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+            return super().attention_map(hidden, static, context)
+
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    with pytest.raises(TypeError, match=r"map_blocks = Mixer.map_blocks`, which follows from the other"):
+        register("whole")(Whole)
+    Whole.map_blocks = Mixer.map_blocks  # type: ignore[method-assign]
+    register("whole")(Whole)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -241,7 +263,9 @@ def test_memory_grows_in_blocks_and_never_beyond_the_limit():
         decoded(model, random_tokens(1, cut), [cut], limited)
         capacities.append((growing.capacity, limited.capacity))
         for cache in (growing, limited):
-            assert cache.nbytes == mixer_class("standard").cache_bytes(model.config, 1, cache.capacity, 8)
+            assert cache.nbytes == KeyValueDecoding().cache_bytes(
+                Standard, model.config, Workload(1, cache.capacity, 8)
+            )
     assert capacities == [(BLOCK, BLOCK), (BLOCK, BLOCK), (2 * BLOCK, 300), (2 * BLOCK, 300)]
     before = limited.layers[0].tensors["keys"].clone()
     with pytest.raises(UserError, match="301 tokens is beyond the cache's 300"):

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deconattn.cost import generation
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import mixer_class, variant_names
+from deconattn.mixers import Workload, mixer_class, variant_names
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.decoding import DecodingCache
+from deconattn.model.decoding_cache import DecodingCache
 from deconattn.model.flops import forward_flops
 from deconattn.model.init import initialize
 from deconattn.model.streams import fixed_streams, layer_output_rows
@@ -171,20 +171,23 @@ def test_the_fixed_streams(variants: tuple[str, ...], heads: str):
     more = 0
     for variant in variants[: max(last, 0)]:
         more += map_differs(config, variant, streams, LONGER)
-        more += mixer_class(variant).fixed_flops(config, LONGER)  # queries and keys are projected twice
+        more += mixer_class(variant).decoding.fixed_flops(
+            mixer_class(variant), config, LONGER
+        )  # queries and keys are projected twice
     assert count == generation.fixed_flops(config, LONGER) + more
     assert (count > 0) == any(variant in FIXED for variant in variants)
 
 
 def test_long_sequences_of_approximate_take_the_sums():
     mixer, short = mixer_class("approximate"), build_model(("approximate",), 2).config
-    a_step = mixer.decode_flops(short, 1, 10_000, 4)
-    assert a_step == mixer.decode_flops(short, 1, 20_000, 4)
+    a_step = mixer.decoding.decode_flops(mixer, short, Workload(1, 10_000))
+    assert a_step == mixer.decoding.decode_flops(mixer, short, Workload(1, 20_000))
     assert (
-        mixer.forward_flops(short, ROWS, 10_000)
-        == mixer.prefill_flops(short, ROWS, 10_000, 4)
+        mixer.forward_flops(short, Workload(ROWS, 10_000))
+        == mixer.decoding.prefill_flops(mixer, short, Workload(ROWS, 10_000))
         == (10_000 * ROWS * a_step)
     )
-    assert mixer.forward_flops(short, 1, 40) == mixer_class("standard").forward_flops(short, 1, 40)
-    wide = replace(short, head_dim=128)
-    assert mixer.forward_flops(wide, 1, 10_000) == mixer_class("standard").forward_flops(wide, 1, 10_000)
+    standard = mixer_class("standard")
+    assert mixer.forward_flops(short, Workload(1, 40)) == standard.forward_flops(short, Workload(1, 40))
+    wide, work = replace(short, head_dim=128), Workload(1, 10_000)
+    assert mixer.forward_flops(wide, work) == standard.forward_flops(wide, work)

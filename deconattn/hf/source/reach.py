@@ -22,16 +22,17 @@ AUTO_MAP = {
 """What transformers' auto classes find in the file."""
 STAND_INS = {
     "deconattn.layers.linear.Linear": "torch.nn.Linear",
+    "deconattn.mixers.registry.register": "deconattn.mixers.registry.known_as",
     "deconattn.ops.fixed_map.fixed_map_attention": "deconattn.ops.plain.fixed_map_attention",
     "deconattn.ops.prefix_average.prefix_attention": "deconattn.ops.plain.prefix_attention",
     "deconattn.ops.prefix_average.prefix_average": "deconattn.ops.plain.prefix_average",
     "deconattn.ops.softmax_attention.causal_attention": "deconattn.ops.plain.causal_attention",
     "deconattn.ops.taylor_attention.taylor_attention": "deconattn.ops.plain.taylor_attention",
 }
-"""What an export has in the place of what chooses the fastest way to compute something."""
+"""What an export has in the place of what chooses the fastest way to compute something, or checks a class."""
 _HUGGING_FACE = f"{PACKAGE}.hf."
 """Modules whose classes Hugging Face calls: these are carried whole."""
-_CONTRACT = f"{PACKAGE}.mixers.base"
+_CONTRACT = (f"{PACKAGE}.mixers.base", f"{PACKAGE}.mixers.projected", f"{PACKAGE}.mixers.decoding")
 _REGISTER = f"{PACKAGE}.mixers.registry.register"
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,9 +163,8 @@ class Reached:
 
     def _contract_names(self) -> set[str]:
         """Of a mixer: what the package, and not PyTorch, calls."""
-        base = _module(_CONTRACT)
-        classes = [piece for piece in base.pieces if piece.members and not _is_data(piece.node)]
-        return {name for piece in classes for member in self._optional(base, piece) for name in member.names}
+        homes = [(home, piece) for home in map(_module, _CONTRACT) for piece in home.pieces if piece.members]
+        return {name for home, piece in homes for member in self._optional(home, piece) for name in member.names}
 
     def _variant(self, plugin: Module, piece: Piece) -> str | None:
         """The name under which a piece registers a mixer, None where it does not."""
@@ -242,10 +242,6 @@ def _foreign_names(module: str, name: str) -> set[str]:
 def _is_field(node: ast.stmt) -> bool:
     """Whether it belongs to a class's constructor, as dataclasses make one."""
     return isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation)
-
-
-def _is_data(node: ast.stmt) -> bool:
-    return any("dataclass" in ast.unparse(decorator) for decorator in getattr(node, "decorator_list", []))
 
 
 def _is_magic(name: str) -> bool:

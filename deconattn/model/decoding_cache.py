@@ -39,7 +39,7 @@ class DecodingCache:
             raise ValueError("a static cache needs a limit: its memory is taken at once")
         if limit is not None:
             check_length(model, limit)
-        self.layers: list[LayerCache] = [layer.self_attn.new_cache() for layer in model.blocks]
+        self.layers: list[LayerCache] = [layer.self_attn.decoding.new_cache() for layer in model.blocks]
         self.limit = limit
         self.static = static
         self.reset()

@@ -1,0 +1,41 @@
+"""What a layer may know of the batch beside the hidden states."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from deconattn.layers.rotary import Rotary
+from deconattn.ops.documents import Documents
+
+FixedStream = Literal["random", "text"]
+
+
+@dataclass(frozen=True, eq=False)
+class MixerContext:
+    """The batch, as a layer sees it beside the hidden states.
+
+    Rows are the batch's sequences followed by the fixed streams, each a sequence like any other.
+
+    Attributes:
+        rotary: cosines and sines of every row's positions.
+        documents: boundaries in packed rows, or None where a row is one document.
+        fixed_rows: row of each fixed stream that the model carries, counted from the end (-1 is the last).
+        output_rows: how many rows of the result anyone reads, from the first; None is all. A mixer need not compute
+            the others, and may leave them out.
+    """
+
+    rotary: Rotary
+    documents: Documents | None
+    fixed_rows: dict[FixedStream, int]
+    output_rows: int | None = None
+
+    @property
+    def document_ids(self) -> Tensor | None:
+        """int64 [R, L] or None."""
+        return None if self.documents is None else self.documents.ids
+
+    def rows(self, count: int) -> "MixerContext":
+        """The same for the first `count` rows alone, once no later layer reads the fixed streams."""
+        documents = None if self.documents is None else self.documents.rows(count)
+        return MixerContext(self.rotary.rows(count), documents, {})

@@ -1,0 +1,93 @@
+"""The four projections of multi-head attention, which most variants share."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.linear import Linear
+from deconattn.layers.shards import largest_part
+from deconattn.layers.splits import Split, column, row
+from deconattn.mixers.base import Mixer
+from deconattn.mixers.costs import Workload, attention_parameters, rms_norm_bytes
+from deconattn.ops.reference import per_query_head
+
+
+class ProjectedMixer(Mixer):
+    """A mixer with multi-head attention's projections: q, k, v, o, and query/key norms where configured.
+
+    Heads do not meet before the output projection, so tensor parallelism gives each rank some of them: what a
+    subclass computes must not depend on how many heads it sees.
+    """
+
+    splits: ClassVar[Mapping[str, Split] | None] = {
+        "q_proj": column("num_attention_heads"),
+        "k_proj": column("num_key_value_heads"),
+        "v_proj": column("num_key_value_heads"),
+        "o_proj": row("num_attention_heads"),
+    }
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.q_proj = Linear(config.hidden_size, config.query_size, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, config.key_value_size, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, config.key_value_size, bias=config.attention_bias)
+        self.o_proj = Linear(config.query_size, config.hidden_size, bias=False)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+
+    def queries_keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, L, d] -> queries [R, heads, L, head_dim] and keys [R, key_value_heads, L, head_dim], not rotated."""
+        queries = self.q_proj(source).unflatten(-1, (-1, self.config.head_dim))
+        keys = self.k_proj(source).unflatten(-1, (-1, self.config.head_dim))
+        if self.config.qk_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        return queries.transpose(1, 2), keys.transpose(1, 2)
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """[R, L, d] -> [R, key_value_heads, L, head_dim]."""
+        return self.v_proj(hidden).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+
+    def output(self, mixed: Tensor) -> Tensor:
+        """[R, heads, L, head_dim] -> [R, L, d]."""
+        return self.o_proj(mixed.transpose(1, 2).flatten(-2))
+
+    def per_query_head(self, shared: Tensor) -> Tensor:
+        """[.., key_value_heads, L, x] -> [.., heads, L, x]: each key or value head beside the queries it serves."""
+        group = self.q_proj.out_features // self.k_proj.out_features
+        return per_query_head(shared, shared.shape[-3] * group)
+
+    @classmethod
+    def num_parameters(cls, config: ModelConfig) -> int:
+        return attention_parameters(config)
+
+    @classmethod
+    def projection_flops(cls, config: ModelConfig, tokens: int) -> int:
+        """FLOPs of the four projections."""
+        return 4 * tokens * config.hidden_size * (config.query_size + config.key_value_size)
+
+    @classmethod
+    def activation_bytes(cls, config: ModelConfig, work: Workload) -> int:
+        """Bytes that a fused kernel saves: input, queries, keys, values, mixed values, and an fp32 lse a query."""
+        queries, keys = cls.rank_widths(config, work.tp_size)
+        kept = work.bytes_per_element * work.tokens * (config.hidden_size + 2 * queries + 2 * keys)
+        kept += 4 * work.tokens * queries // config.head_dim
+        return kept + cls.query_key_norm_bytes(config, work)
+
+    @classmethod
+    def rank_widths(cls, config: ModelConfig, tp_size: int) -> tuple[int, int]:
+        """Widths of the queries and of the keys (or values) on the tensor-parallel rank that holds most."""
+        return (
+            largest_part(config.query_size, config.num_attention_heads, tp_size),
+            largest_part(config.key_value_size, config.num_key_value_heads, tp_size),
+        )
+
+    @classmethod
+    def query_key_norm_bytes(cls, config: ModelConfig, work: Workload) -> int:
+        """Bytes that the query/key norms save, 0 where there are none."""
+        if not config.qk_norm:
+            return 0
+        vectors = work.tokens * sum(cls.rank_widths(config, work.tp_size)) // config.head_dim
+        return rms_norm_bytes(vectors, config.head_dim, work.bytes_per_element, work.fused_norms)

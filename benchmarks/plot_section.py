@@ -8,7 +8,7 @@ from benchmarks.machine import markdown_table
 from benchmarks.plot_data import Decoding, Operations, Origin, Throughput
 from deconattn.errors import UserError
 
-BEGIN = "<!-- performance: made by python benchmarks/plot.py README.md -->"
+BEGIN = "<!-- performance: made by python benchmarks/plot.py docs/performance.md -->"
 END = "<!-- end of performance -->"
 
 

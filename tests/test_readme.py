@@ -1,4 +1,4 @@
-"""What the README says is what the code does."""
+"""What the README and docs/ say is what the code does."""
 
 import re
 from pathlib import Path
@@ -10,12 +10,19 @@ from deconattn.config.flag_table import with_table
 from deconattn.mixers import mixer_class, variant_names
 from deconattn.mixers.plugins import load_plugins
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [
+    command
+    for page in PAGES
+    for command in re.findall(r"launch\.sh (--size.*?)(?:\n[^ ]|\n\n)", page.read_text("utf-8"), re.DOTALL)
+]
 
 
 def test_the_table_of_flags_is_up_to_date() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert text == with_table(text), "run: python -m deconattn.config.flag_table README.md"
+    text = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
+    assert text == with_table(text), "run: python -m deconattn.config.flag_table docs/flags.md"
 
 
 def test_the_table_of_variants_is_complete() -> None:
@@ -23,11 +30,10 @@ def test_the_table_of_variants_is_complete() -> None:
     assert set(named) >= {name for name in variant_names() if mixer_class(name).__module__.startswith("deconattn.")}
 
 
-@pytest.mark.parametrize(
-    "command", re.findall(r"deepspeed launch\.sh (--size.*?)(?:\n[^ ]|\n\n)", README.read_text("utf-8"), re.DOTALL)
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_training_commands_parse(command: str) -> None:
-    assert parse_training_flags(command.replace("\\\n", " ").split()).total_steps > 0
+    words = re.sub(r"#.*", "", command).replace("\\\n", " ").split()
+    assert parse_training_flags(words).total_steps > 0
 
 
 def test_the_example_plugin_registers(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The README's table of flags, made from the dataclasses: `python -m deconattn.config.flag_table`."""
+"""The table of flags in docs/flags.md, made from the dataclasses: `python -m deconattn.config.flag_table`."""
 
 import ast
 import dataclasses
@@ -12,7 +12,7 @@ from deconattn.config import flags as config
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.presets import SIZES, size_defaults
 
-BEGIN, END = "<!-- flags: made by python -m deconattn.config.flag_table README.md -->", "<!-- end of flags -->"
+BEGIN, END = "<!-- flags: made by python -m deconattn.config.flag_table docs/flags.md -->", "<!-- end of flags -->"
 
 
 def flag_table() -> str:
@@ -32,10 +32,10 @@ def flag_table() -> str:
     return "\n\n".join(parts)
 
 
-def with_table(readme: str) -> str:
-    """The README with its table made anew (ValueError if the markers are missing)."""
-    before, after = readme.index(BEGIN) + len(BEGIN), readme.index(END)
-    return f"{readme[:before]}\n\n{flag_table()}\n\n{readme[after:]}"
+def with_table(page: str) -> str:
+    """The page with its table made anew (ValueError if the markers are missing)."""
+    before, after = page.index(BEGIN) + len(BEGIN), page.index(END)
+    return f"{page[:before]}\n\n{flag_table()}\n\n{page[after:]}"
 
 
 def _docstrings(name: str) -> dict[str, str]:

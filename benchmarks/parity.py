@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.ranks import Ranks
 from deconattn.cli import parse, run
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import TrainingFlags, model_config
@@ -30,6 +29,7 @@ from deconattn.durable import write_text
 from deconattn.mixers import variant_names
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
+from tests.ranks import Ranks
 
 STEPS = 5
 LEARNING_RATE = 1e-3

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can tell, in one call under nine minutes: the mixing operations against float64 and
 # against their peers, training throughput beside transformers and torchtitan, whether every variant learns, and
-# generation beside transformers (without decode.py's --static, which compiles for minutes). It needs one CUDA GPU, a
-# C compiler (Triton's), Python 3.12 with PyTorch, transformers and what they bring, and no network. What the machine
-# lacks comes as wheels, collected before on a machine with a network:
+# generation beside transformers (without decoding/decode.py's --static, which compiles for minutes). It needs one CUDA
+# GPU, a C compiler (Triton's), Python 3.12 with PyTorch, transformers and what they bring, and no network. What the
+# machine lacks comes as wheels, collected before on a machine with a network:
 #
 #   mkdir wheels
 #   DS_BUILD_OPS=0 pip wheel deepspeed==0.19.8 --no-deps --no-build-isolation --wheel-dir wheels
@@ -11,8 +11,8 @@
 #       --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest wheels \
 #       hjson pydantic==2.14.3 pydantic-core==2.50.4 annotated-types typing-inspection typing-extensions \
 #       orjson tyro docstring-parser typeguard pytest pluggy iniconfig pygments
-#   pip download --no-deps --dest wheels flash-linear-attention fla-core       # optional: peers of kernels.py
-#   git clone --depth 1 --branch v0.2.2 https://github.com/pytorch/torchtitan  # optional: a peer of train_step.py
+#   pip download --no-deps --dest wheels flash-linear-attention fla-core       # optional: peers of kernels/operations.py
+#   git clone --depth 1 --branch v0.2.2 https://github.com/pytorch/torchtitan  # optional: a peer of training/step.py
 #
 # (pip wheel needs torch and setuptools installed. A version of pydantic asks for exactly one of pydantic-core, which
 # `unzip -p wheels/pydantic-2*.whl '*/METADATA' | grep pydantic-core` tells. Also needed, and mostly there with
@@ -140,11 +140,11 @@ print("torch", torch.__version__, "triton", triton.__version__, "deepspeed", dee
 print("transformers", transformers.__version__, gpu, compiler, sep=", ")
 '
 
-benchmark kernels "$kernels_limit" benchmarks/kernels.py --device "$device" "${kernels[@]}"
+benchmark kernels "$kernels_limit" benchmarks/kernels/operations.py --device "$device" "${kernels[@]}"
 for folder in "$torchtitan" "$wheels/torchtitan" "$wheels/../torchtitan"; do
     [ -n "$folder" ] && [ -d "$folder" ] && train+=(--torchtitan "$folder") && break
 done
-benchmark train_step "$train_limit" benchmarks/train_step.py "${train[@]}"
+benchmark train_step "$train_limit" benchmarks/training/step.py "${train[@]}"
 
 # tests' own defaults ask for pytest-xdist, which need not be there.
 if python3 -c 'import pytest' 2> /dev/null; then
@@ -163,16 +163,16 @@ else
     part pack "$pack_limit" python3 "$root/tools/pack.py" "${data[@]}" --tokenizer "$tokenizer" --out "$corpus" \
         --val-fraction 0.05
 fi
-benchmark train_learn "$learn_limit" benchmarks/train_learn.py --data "$corpus" "${learn[@]}"
-benchmark decode "$decode_limit" benchmarks/decode.py --device "$device" "${decode[@]}"
+benchmark train_learn "$learn_limit" benchmarks/training/learn.py --data "$corpus" "${learn[@]}"
+benchmark decode "$decode_limit" benchmarks/decoding/decode.py --device "$device" "${decode[@]}"
 
 if [ "$rehearse" -eq 1 ]; then # the benchmark's Triton paths too, in the interpreter
     export TRITON_INTERPRET=1 DECONATTN_BACKEND=triton
     interpreted=(--rows 1 --lengths 32 --heads 1 --head-dim 16 --vocab-size 64 --repeats 1 --dtypes fp32)
     interpreted+=(--check-dtypes fp32 --check-rows 1 --check-length 40 --copy-mib 1 --matmul-size 64)
-    part interpreter 300 python3 benchmarks/kernels.py --device cpu "${interpreted[@]}" --out "$work/interpreted"
+    part interpreter 300 python3 benchmarks/kernels/operations.py --device cpu "${interpreted[@]}" --out "$work/interpreted"
 fi
-benchmark tune "$tune_limit" benchmarks/kernels.py --device "$device" --tune "${tune[@]}"
+benchmark tune "$tune_limit" benchmarks/kernels/operations.py --device "$device" --tune "${tune[@]}"
 
 echo "== $SECONDS s in all"
 cat "$out/gpu.md"

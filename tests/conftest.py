@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ranks import Ranks
 from deconattn.data import PackConfig
 from deconattn.data.packing.pack import pack
 from deconattn.launch.ranks import VARIABLES
+from tests.ranks import Ranks
 
 # Tensors this small gain nothing from more threads and lose much where tests run side by side.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -2,7 +2,7 @@
 
 P parameters on this rank in tensors of w bytes an element, D data-parallel ranks, B = `reduce_bucket_size`. Read in
 `runtime/zero/stage_1_and_2.py`, `stage3.py`, `runtime/bf16_optimizer.py` and `engine.py`, and checked by measurement
-(`benchmarks/memory.py`).
+(`benchmarks/training/memory.py`).
 
 * ZeRO-0 (fp32): weights 4P, moments 8P, gradients 4P. Reducing copies the gradients into flat buffers of up to
   5e8 elements, also where there is one rank.

@@ -1,4 +1,4 @@
-"""`decode.py` at toy dimensions: that it measures what it says, not how fast anything is."""
+"""`decoding/decode.py` at toy dimensions: that it measures what it says, not how fast anything is."""
 
 import json
 from collections.abc import Callable
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from benchmarks import decode, decode_contestants
-from benchmarks.decode_contestants import QWEN2, Contestant, Player, Setting, Steps, cache_bytes, copied, groups
-from benchmarks.decode_report import markdown, mebibytes, summarize, time_and_ratio
+from benchmarks.decoding import contestants as decode_contestants
+from benchmarks.decoding import decode
+from benchmarks.decoding.contestants import QWEN2, Contestant, Player, Setting, Steps, cache_bytes, copied, groups
+from benchmarks.decoding.report import markdown, mebibytes, summarize, time_and_ratio
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 

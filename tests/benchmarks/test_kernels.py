@@ -1,4 +1,4 @@
-"""benchmarks/kernels.py at toy dimensions: that it finds what is wrong and reports all, not how fast anything is."""
+"""`kernels/operations.py` at toy dimensions: that it finds what is wrong and reports all, not how fast anything is."""
 
 import importlib
 import json
@@ -16,15 +16,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import kernel_clock, kernel_contestants, kernel_measure, kernels
-from benchmarks.kernel_cases import BESIDE_FLA, CASES, Problem, bytes_moved
-from benchmarks.kernel_clock import race, ratio
-from benchmarks.kernel_contestants import Contestant, contestants, pytorch_attention
-from benchmarks.kernel_measure import check, time_case
-from benchmarks.kernel_options import DTYPES, Options, Precision, filled
-from benchmarks.kernel_report import add_shares, line, measurements, tunings
-from benchmarks.kernel_tuning import MODULES, tune
-from benchmarks.kernel_worker import Worker
+from benchmarks.kernels import clock as kernel_clock
+from benchmarks.kernels import contestants as kernel_contestants
+from benchmarks.kernels import measure as kernel_measure
+from benchmarks.kernels import operations
+from benchmarks.kernels.cases import BESIDE_FLA, CASES, Problem, bytes_moved
+from benchmarks.kernels.clock import race, ratio
+from benchmarks.kernels.contestants import Contestant, contestants, pytorch_attention
+from benchmarks.kernels.measure import check, time_case
+from benchmarks.kernels.options import DTYPES, Options, Precision, filled
+from benchmarks.kernels.report import add_shares, line, measurements, tunings
+from benchmarks.kernels.tuning import MODULES, tune
+from benchmarks.kernels.worker import Worker
 from tests.conftest import ROOT
 from tests.train.conftest import environment
 
@@ -227,7 +230,7 @@ def test_the_most_important_comes_first():
     options = filled(Options())
     assert options.lengths[:2] == (2048, 16384)
     assert [options.rows_at(length) for length in (512, 2048, 32768)] == [64, 16, 1]
-    jobs = [(job.of["kind"], job.of.get("precision"), job.of.get("length")) for job in kernels.plan(options)]
+    jobs = [(job.of["kind"], job.of.get("precision"), job.of.get("length")) for job in operations.plan(options)]
     order = list(dict.fromkeys(jobs))
     assert order[:4] == [
         ("ceilings", None, None),
@@ -237,20 +240,20 @@ def test_the_most_important_comes_first():
     ]
     assert order[4] == ("check", "fp32", 2100)
     assert len(order) == 10
-    losses = [job for job in kernels.plan(options) if job.of.get("case") == "cross-entropy"]
+    losses = [job for job in operations.plan(options) if job.of.get("case") == "cross-entropy"]
     assert len(losses) == 3  # two checks and one race
-    assert not any(job.of["kind"] == "check" for job in kernels.plan(replace(options, check=False)))
+    assert not any(job.of["kind"] == "check" for job in operations.plan(replace(options, check=False)))
 
 
 def test_what_is_not_done_in_time_is_skipped_and_what_hangs_has_failed():
-    job = kernels.Job({"kind": "check", "case": "softmax"}, dict)
+    job = operations.Job({"kind": "check", "case": "softmax"}, dict)
 
     def hangs(function, seconds):
         raise TimeoutError(f"stopped after {seconds:.0f} s")
 
-    assert "skipped" in kernels.perform(job, hangs, left=0, longest=10)
-    assert "skipped" in kernels.perform(job, hangs, left=5, longest=10)
-    failed = kernels.perform(job, hangs, left=50, longest=10)
+    assert "skipped" in operations.perform(job, hangs, left=0, longest=10)
+    assert "skipped" in operations.perform(job, hangs, left=5, longest=10)
+    failed = operations.perform(job, hangs, left=50, longest=10)
     assert failed["passed"] is False
     assert "stopped after 10 s" in line(failed)
     assert "stopped after 10 s" in measurements([failed], ["fp32"], [24])
@@ -281,9 +284,9 @@ def test_a_worker_that_is_lost_is_replaced():
 
 
 def test_end_to_end(tmp_path: Path):
-    script = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--device", "cpu", "--out", str(tmp_path)]
+    script = [sys.executable, str(ROOT / "benchmarks" / "kernels" / "operations.py"), "--out", str(tmp_path)]
     script += "--cases softmax prefix --rows 1 --lengths 24 --heads 2 --head-dim 8 --check-length 20".split()
-    script += "--repeats 1 --copy-mib 1 --matmul-size 16 --dtypes fp32".split()
+    script += "--device cpu --repeats 1 --copy-mib 1 --matmul-size 16 --dtypes fp32".split()
     subprocess.run(script, env=environment(), check=True, timeout=300)
     found = json.loads((tmp_path / "kernels-cpu.json").read_text())
     kinds = [(row["kind"], row.get("case"), row.get("precision")) for row in found["results"]]
@@ -303,9 +306,9 @@ def test_end_to_end(tmp_path: Path):
 @pytest.mark.parametrize("flags", [["--cases", "nosuch"], ["--device", "cuda"]])
 def test_what_cannot_be_run_is_named(flags: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["kernels.py", "--device", "cpu", *flags])
-    with pytest.raises(kernels.UserError, match="nosuch|no GPU"):
-        kernels.main()
+    monkeypatch.setattr(sys, "argv", ["operations.py", "--device", "cpu", *flags])
+    with pytest.raises(operations.UserError, match="nosuch|no GPU"):
+        operations.main()
 
 
 def test_every_precision_has_a_tolerance():

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import load, load_contestants, load_worker
-from benchmarks.load_contestants import CONTESTANTS, DIRECT, OURS, Spec
+from benchmarks.loading import contestants as load_contestants
+from benchmarks.loading import load
+from benchmarks.loading import worker as load_worker
+from benchmarks.loading.contestants import CONTESTANTS, DIRECT, OURS, Spec
 from deconattn.data import TokenCorpus
 from deconattn.errors import UserError
 

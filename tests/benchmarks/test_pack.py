@@ -1,4 +1,4 @@
-"""`pack.py`: that it measures and compares what it says, not how fast anything is."""
+"""`packing/pack.py`: that it measures and compares what it says, not how fast anything is."""
 
 import gzip
 import json
@@ -13,12 +13,14 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from benchmarks import pack, pack_contestants, pack_worker
-from benchmarks.pack_contestants import DATASETS, GIGATOKEN, MEGATRON, OURS, TOKENIZERS, WARM, Contestant, Task
-from benchmarks.pack_corpus import DEMO, Corpus, make_corpus, read_lines
-from benchmarks.pack_process import MeasuredProcess, measured
-from benchmarks.pack_report import cells, notes, summarize
-from benchmarks.pack_streams import (
+from benchmarks.packing import contestants as pack_contestants
+from benchmarks.packing import pack
+from benchmarks.packing import worker as pack_worker
+from benchmarks.packing.contestants import DATASETS, GIGATOKEN, MEGATRON, OURS, TOKENIZERS, WARM, Contestant, Task
+from benchmarks.packing.corpus import DEMO, Corpus, make_corpus, read_lines
+from benchmarks.packing.process import MeasuredProcess, measured
+from benchmarks.packing.report import cells, notes, summarize
+from benchmarks.packing.streams import (
     MEGATRON_MAGIC,
     TokenStream,
     first_difference,

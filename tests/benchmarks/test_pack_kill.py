@@ -1,4 +1,4 @@
-"""`pack_kill.py`: that it kills, resumes and compares as it says, with a packer of a few lines in place of ours."""
+"""`packing/kill.py`: that it kills, resumes and compares as it says, with a packer of a few lines in place of ours."""
 
 import json
 import sys
@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks import pack_kill
-from benchmarks.pack_corpus import DEMO
-from benchmarks.pack_kill import Arguments, differences, finished_shards, killed, moments, repeated_shards, unfinished
+from benchmarks.packing import kill as pack_kill
+from benchmarks.packing.corpus import DEMO
+from benchmarks.packing.kill import (
+    Arguments,
+    differences,
+    finished_shards,
+    killed,
+    moments,
+    repeated_shards,
+    unfinished,
+)
 from deconattn.errors import UserError
 
 PACKER = """
@@ -110,7 +118,7 @@ def test_differences(tmp_path: Path):
 def test_the_verdict(packer: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, behaviour: str, expected: int):
     monkeypatch.setattr(pack_kill, "moments", lambda kills, seconds, seed: [0.2] * kills)
     flags = ["--kills", "1", "--tokenizer", "t.json", "--flags", behaviour, "--out", str(tmp_path / "r")]
-    monkeypatch.setattr("sys.argv", ["pack_kill.py", "in", *flags, "--scratch", str(tmp_path), "--name", "test"])
+    monkeypatch.setattr("sys.argv", ["kill.py", "in", *flags, "--scratch", str(tmp_path), "--name", "test"])
     assert pack_kill.main() == expected
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
     result = json.loads((tmp_path / "r" / "pack_kill-test.json").read_text())
@@ -139,5 +147,5 @@ def test_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Our packer, killed three times."""
     flags = ["--kills", "3", "--tokenizer", "train:512", "--flags=--shard-tokens 50000 --val-fraction 0.1"]
     flags += ["--workers", "2", "--scratch", str(tmp_path), "--out", str(tmp_path / "r")]
-    monkeypatch.setattr("sys.argv", ["pack_kill.py", str(DEMO), *flags])
+    monkeypatch.setattr("sys.argv", ["kill.py", str(DEMO), *flags])
     assert pack_kill.main() == 0

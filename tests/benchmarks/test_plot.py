@@ -1,4 +1,4 @@
-"""`plot.py`: what is read from results, drawn, and written into a README."""
+"""`plots/plot.py`: what is read from results, drawn, and written into a README."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import plot
-from benchmarks.plot_data import Point, decodings, operations, throughputs
-from benchmarks.plot_section import BEGIN, END, performance_section, with_section
+from benchmarks.plots import plot
+from benchmarks.plots.data import MOVED, Point, decodings, operations, throughputs
+from benchmarks.plots.section import BEGIN, END, performance_section, with_section
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
+from tests.conftest import ROOT
 
 ORIGIN = {
     "date": "2026-01-02",
@@ -33,7 +34,7 @@ def timed(case: str, length: int, ratio: float) -> dict[str, Any]:
 
 
 def decoded(kind: str, batch: int, length: int, times: dict[str, float]) -> dict[str, Any]:
-    """A case of `decode.py`."""
+    """A case of `decoding/decode.py`."""
     rows = {name: {"ms_a_token": ms, "ratio": times["Qwen2"] / ms} for name, ms in times.items()}
     if kind == "step":
         for name, row in rows.items():
@@ -168,6 +169,16 @@ def test_section_of_a_readme(results: Path, tmp_path: Path):
     assert "2026-01-02, NVIDIA H100, torch 2.11.0: `python benchmarks/x.py`" in readme
     assert "![train_cpu" not in readme  # not drawn
     assert with_section(readme, section) == readme
+
+
+def test_commands_that_can_be_typed(results: Path):
+    """A script that has moved since a result was made is shown where it is."""
+    path = results / "train_cpu-70m-fp32.json"
+    made = json.loads(path.read_text()) | {"command": "OMP_NUM_THREADS=2 python benchmarks/train_cpu.py --size 70m"}
+    path.write_text(json.dumps(made))
+    commands = {found.key: found.origin.command for found in throughputs(results)}
+    assert commands["train_cpu-70m-fp32"] == "OMP_NUM_THREADS=2 python benchmarks/training/cpu.py --size 70m"
+    assert all((ROOT / script).is_file() for script in MOVED.values())
 
 
 def test_a_readme_without_markers():

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import contestant, losses, machine, train_cpu
+from benchmarks import machine
+from benchmarks.training import cpu, cpu_contestant, losses
 from deconattn.data import TokenCorpus
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 from tests.conftest import ROOT
 from tests.train.conftest import environment
 
-TOY = contestant.Spec(contestant.PEER, "tiny", seq_len=16, batch_size=2, vocab_size=64, layers=2)
+TOY = cpu_contestant.Spec(cpu_contestant.PEER, "tiny", seq_len=16, batch_size=2, vocab_size=64, layers=2)
 
 
 def row(seconds: float, loss: float = 1.0) -> dict[str, float]:
@@ -38,31 +39,31 @@ def test_markdown_table():
 def test_the_peer_does_the_same_work():
     """The first loss of transformers' model is that of ours, and it learns."""
     tokens = torch.randint(64, (2, 17), generator=torch.Generator().manual_seed(0))
-    total, labels = contestant._initialized(TOY)(tokens[:, :-1], tokens[:, 1:])
-    step = contestant.build(TOY)
-    first = contestant.timed(step, tokens)
+    total, labels = cpu_contestant._initialized(TOY)(tokens[:, :-1], tokens[:, 1:])
+    step = cpu_contestant.build(TOY)
+    first = cpu_contestant.timed(step, tokens)
     assert first["loss"] == pytest.approx(float(total.detach() / labels), rel=1e-5)
-    assert contestant.timed(step, tokens)["loss"] < first["loss"]
+    assert cpu_contestant.timed(step, tokens)["loss"] < first["loss"]
     assert first["peak_gib"] > 0
 
 
 def test_ratios_are_taken_within_rounds():
-    samples = {contestant.PEER: [row(1), row(3), row(1)], "standard": [row(0.5), row(1.5), row(2)]}
-    summary = train_cpu.summarize(samples, tokens=100)
+    samples = {cpu_contestant.PEER: [row(1), row(3), row(1)], "standard": [row(0.5), row(1.5), row(2)]}
+    summary = cpu.summarize(samples, tokens=100)
     assert summary["standard"]["ratio"] == 2
     assert summary["standard"]["tokens_per_second"] == pytest.approx(100 / 1.5)
-    assert summary[contestant.PEER]["ratio"] == 1
+    assert summary[cpu_contestant.PEER]["ratio"] == 1
 
 
 def test_every_group_has_the_peer():
-    peer = contestant.PEER
-    assert train_cpu.groups(["a", "b", "c"], 3) == [[peer, "a", "b"], [peer, "c"]]
-    assert train_cpu.groups(["a", "b"], 1) == [[peer, "a"], [peer, "b"]]
+    peer = cpu_contestant.PEER
+    assert cpu.groups(["a", "b", "c"], 3) == [[peer, "a", "b"], [peer, "c"]]
+    assert cpu.groups(["a", "b"], 1) == [[peer, "a"], [peer, "b"]]
 
 
 def test_unknown_variant():
     with pytest.raises(UserError, match="nosuch"):
-        train_cpu.Arguments(variants=("nosuch",))
+        cpu.Arguments(variants=("nosuch",))
 
 
 def test_thirteen_runs():
@@ -102,10 +103,10 @@ def test_finished_losses_are_not_trained_again(tmp_path: Path, corpus: Path):
 
 @pytest.mark.slow
 def test_train_cpu_end_to_end(tmp_path: Path):
-    script = [sys.executable, str(ROOT / "benchmarks" / "train_cpu.py"), "--size", "tiny", "--layers", "2"]
+    script = [sys.executable, str(ROOT / "benchmarks" / "training" / "cpu.py"), "--size", "tiny", "--layers", "2"]
     script += ["--seq-len", "32", "--vocab-size", "256", "--repeats", "2", "--threads", "1", "--out", str(tmp_path)]
     subprocess.run(script, env=environment(), check=True, timeout=300)
     found = json.loads((tmp_path / "train_cpu-tiny-fp32.json").read_text())
-    assert set(found["summary"]) == {contestant.PEER, *variant_names()}
-    ours, peer = (found["summary"][name]["last_loss"] for name in ("standard", contestant.PEER))
+    assert set(found["summary"]) == {cpu_contestant.PEER, *variant_names()}
+    ours, peer = (found["summary"][name]["last_loss"] for name in ("standard", cpu_contestant.PEER))
     assert ours == pytest.approx(peer, abs=1e-4)

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from benchmarks import synthetic_corpus
-from benchmarks.pack_corpus import DEMO, read_lines
-from benchmarks.synthetic_corpus import Arguments, cut, perturbed, write_files, write_text
+from benchmarks.packing import synthetic_corpus
+from benchmarks.packing.corpus import DEMO, read_lines
+from benchmarks.packing.synthetic_corpus import Arguments, cut, perturbed, write_files, write_text
 from deconattn.errors import UserError
 
 TEXTS = ["one two", 'quotes " and \\ and \n\t lines ' * 40, "naïve 日本語 🙂 " * 90, "word " * 400, "x" * 3000]

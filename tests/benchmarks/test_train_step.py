@@ -1,4 +1,4 @@
-"""`train_step.py`, `train_learn.py` and `run_gpu.sh` at toy dimensions: that they measure what they say."""
+"""`training/step.py`, `training/learn.py` and `run_gpu.sh` at toy dimensions: that they measure what they say."""
 
 import json
 import math
@@ -14,10 +14,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from benchmarks import train_learn, train_step, train_summary
-from benchmarks.train_contestants import Contestant, Workload, prepare
-from benchmarks.train_process import TrainingProcess
-from benchmarks.train_worker import measure
+from benchmarks.training import learn as train_learn
+from benchmarks.training import step as train_step
+from benchmarks.training import summary as train_summary
+from benchmarks.training.contestants import Contestant, Workload, prepare
+from benchmarks.training.process import TrainingProcess
+from benchmarks.training.worker import measure
 from deconattn.errors import UserError
 from deconattn.launch.ranks import VARIABLES
 from deconattn.mixers import variant_names
@@ -250,7 +252,7 @@ def test_turns_end_in_time(monkeypatch: pytest.MonkeyPatch):
 
 WORKER = """
 import os, sys, time
-from benchmarks.train_process import output_file, wait_for_turn
+from benchmarks.training.process import output_file, wait_for_turn
 wait_for_turn()
 print("begun", flush=True)
 """

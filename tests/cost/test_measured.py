@@ -1,10 +1,10 @@
-"""Predicted peak memory against that of a real process; benchmarks/memory.py does the same for more topologies."""
+"""Predicted peak memory against that of a real process; benchmarks/training/memory.py does so for more topologies."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.memory import TOLERANCE, Arguments, compare
+from benchmarks.training.memory import TOLERANCE, Arguments, compare
 
 
 def test_the_prediction_is_near_what_is_measured(tmp_path: Path):

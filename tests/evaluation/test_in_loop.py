@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ranks import Ranks
 from deconattn.errors import UserError
 from deconattn.evaluation.in_loop import InLoopEvaluation
 from deconattn.launch.preflight import checked_flags
@@ -15,6 +14,7 @@ from deconattn.parallel.process_group import start_distributed
 from deconattn.train.metrics import METRICS
 from tests.conftest import SMALL
 from tests.evaluation.conftest import Evaluate
+from tests.ranks import Ranks
 from tests.train.conftest import rows
 from tests.train.jobs import run_job, train
 

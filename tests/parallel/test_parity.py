@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.parity import BF16, HEAVIER, MIXED, TOPOLOGIES, Topology, cases, compare
-from benchmarks.ranks import Ranks
+from tests.ranks import Ranks
 
 CASES = dict(cases())
 # fp32 against float64: what a few hundred roundings of 6e-8 come to. A wrong factor or a lost term is 1e-2 and more.

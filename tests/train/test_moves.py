@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks.ranks import Ranks
 from deconattn.checkpoint.format import open_checkpoint
 from deconattn.config.command_line import parse_training_flags
 from deconattn.hf.export import export
@@ -17,6 +16,7 @@ from deconattn.model.causal_lm import CausalLM
 from deconattn.train.saving import save_checkpoint
 from deconattn.train.trainer import Trainer
 from tests.conftest import SMALL
+from tests.ranks import Ranks
 from tests.train.conftest import rows
 from tests.train.jobs import Stop, run_job, train
 from tests.train.test_ranks import assert_same_run

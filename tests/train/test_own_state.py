@@ -8,7 +8,6 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from benchmarks.ranks import Ranks
 from deconattn.checkpoint.format import open_checkpoint
 from deconattn.errors import UserError
 from deconattn.hf.export import export
@@ -17,6 +16,7 @@ from deconattn.mixers import mixer_class, registry
 from deconattn.mixers.plugins import load_plugins
 from deconattn.model.causal_lm import CausalLM
 from tests.conftest import ROOT
+from tests.ranks import Ranks
 from tests.train.conftest import losses
 from tests.train.jobs import run_job, train
 

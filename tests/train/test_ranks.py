@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ranks import Ranks
 from deconattn.checkpoint.format import open_checkpoint
 from deconattn.mixers import variant_names
+from tests.ranks import Ranks
 from tests.train.conftest import losses, rows, validation_losses
 from tests.train.jobs import run_job, train
 

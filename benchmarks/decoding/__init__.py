@@ -1,0 +1,1 @@
+"""Text generation from caches, a token at a time."""

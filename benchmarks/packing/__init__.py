@@ -1,0 +1,1 @@
+"""Texts into a packed corpus, and corpora to do it with."""

@@ -1,0 +1,1 @@
+"""Pictures of the results, and the page that shows them."""

@@ -1,0 +1,1 @@
+"""Whole training steps: how fast, how much memory, what losses."""

@@ -1,4 +1,4 @@
-"""The performance section of docs/performance.md: pictures and tables of what was measured, each with machine, date and command."""
+"""The section of docs/performance.md: pictures and tables of what was measured, with machine, date and command."""
 
 import os
 from pathlib import Path

@@ -161,7 +161,7 @@ def train_case(arguments: list[str], reference: dict[str, Any]) -> dict[str, Any
     engine = Engine(model, flags, topology)
     losses, norms, worst = [], [], (0.0, "")
     for step in range(STEPS):
-        result = engine.train_step(_micro_batches(flags, step, topology.data_rank, topology.data_size), LEARNING_RATE)
+        result = engine.train_step(_micro_batches(flags, step, topology.dp_rank, topology.dp_size), LEARNING_RATE)
         losses.append(result.loss)
         norms.append(result.grad_norm)
         if step == 0:

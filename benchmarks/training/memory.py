@@ -165,7 +165,7 @@ def measure_here(order: dict[str, Any]) -> None:
     engine = Engine(model, flags, topology)
     starting = _mapped("max mmap") - held
     for step in range(order["steps"]):
-        generator = torch.Generator().manual_seed(step * topology.data_size + topology.data_rank)
+        generator = torch.Generator().manual_seed(step * topology.dp_size + topology.dp_rank)
         tokens = torch.randint(vocabulary, (engine.accumulation_steps, rows, length + 1), generator=generator)
         batches = [Batch(micro[:, :-1], micro[:, 1:]) for micro in tokens]
         engine.train_step(batches, flags.optimization.lr)

@@ -34,7 +34,7 @@ from deconattn.config.command_line import RUN_CONFIG, from_json
 from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers.plugins import load_plugins
+from deconattn.mixers.plugins import own_names
 
 FORMAT_VERSION = 1
 MANIFEST = "checkpoint.json"
@@ -75,10 +75,11 @@ class Checkpoint:
 
     @cached_property
     def model_config(self) -> ModelConfig:
-        """The model's configuration; the run's plugins are loaded, so its variants are known."""
-        load_plugins(self.plugins)
+        """The model's configuration; the run's plugins are loaded, and its variants are those of its own."""
+        names = own_names(self.plugins)
         values = dict(self.config["model"])
-        return ModelConfig(**values | {"layer_variants": tuple(values["layer_variants"])})
+        variants = tuple(names.get(variant, variant) for variant in values["layer_variants"])
+        return ModelConfig(**values | {"layer_variants": variants})
 
     @property
     def precision(self) -> str:

@@ -6,11 +6,12 @@ import inspect
 import io
 import sys
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deconattn.errors import UserError
 from deconattn.mixers import registry
+from deconattn.mixers.base import Mixer
 
 _DIGEST, _VARIANTS = "__deconattn_digest__", "__deconattn_variants__"
 """What a plugin's module knows: its file as it was when it ran, and what it has registered."""
@@ -24,40 +25,74 @@ def load_plugins(files: Sequence[Path]) -> None:
     Raises:
         UserError: a file that is missing or fails, or that registers a name which another file has, with its reason.
     """
+    _register_all(files, lambda variant, mixer: variant)
+
+
+def own_names(files: Sequence[Path]) -> dict[str, str]:
+    """Run each file as :func:`load_plugins` does; of each variant that they register, its name in this process.
+
+    That is another than in the file where a different file has the name already: models that were trained with plugins
+    of one name are each opened with their own.
+
+    Raises:
+        UserError: a file that is missing or fails, with its reason.
+    """
+
+    def name_here(variant: str, mixer: type[Mixer]) -> str:
+        known = registry._REGISTRY.get(variant, mixer)
+        digest: str = vars(sys.modules[mixer.__module__])[_DIGEST]
+        return variant if known is mixer else f"{variant}@{digest[:8]}"
+
+    return _register_all(files, name_here)
+
+
+def _register_all(files: Sequence[Path], name_here: Callable[[str, type[Mixer]], str]) -> dict[str, str]:
+    before = dict(registry._REGISTRY)
+    names: dict[str, str] = {}
     for file in files:
         try:
-            _load(file.resolve())
+            for variant, mixer in _variants(file.resolve(), [*names.values()]).items():
+                names[variant] = name_here(variant, mixer)
+                registry.register(names[variant])(mixer)
         except Exception as error:
+            registry._REGISTRY.clear()
+            registry._REGISTRY.update(before)
             raise UserError(f"--plugin {file}: {type(error).__name__}: {error}") from error
+    return names
 
 
-def _load(path: Path) -> None:
+def _variants(path: Path, visible: Sequence[str]) -> dict[str, type[Mixer]]:
+    """What a file registers, by its names; while it runs, no other plugin's variants are known but `visible`."""
     digest = code_digest(path)
-    copies = [module for module in map(vars, list(sys.modules.values())) if module.get(_DIGEST) == digest]
-    if copies:
-        if not any(module[_VARIANTS].items() <= registry._REGISTRY.items() for module in copies):
-            for variant, mixer in copies[0][_VARIANTS].items():
-                registry.register(variant)(mixer)
-        return
+    for module in map(vars, list(sys.modules.values())):
+        if module.get(_DIGEST) == digest:
+            copied: dict[str, type[Mixer]] = module[_VARIANTS]
+            return copied
     name = f"deconattn_plugin_{path.stem}"
     if name in sys.modules:  # a namesake in another folder, or the file before it was changed
         name += f"_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    vars(module)[_DIGEST] = digest
-    sys.modules[name] = module
+    plugin = importlib.util.module_from_spec(spec)
+    vars(plugin)[_DIGEST] = digest
+    sys.modules[name] = plugin
     before = dict(registry._REGISTRY)
+    foreign = [variant for variant, mixer in before.items() if _DIGEST in vars(sys.modules[mixer.__module__])]
     try:
-        spec.loader.exec_module(module)
+        for variant in set(foreign).difference(visible):
+            del registry._REGISTRY[variant]
+        known = dict(registry._REGISTRY)
+        spec.loader.exec_module(plugin)
+        found = {variant: mixer for variant, mixer in registry._REGISTRY.items() if known.get(variant) is not mixer}
     except BaseException:
         del sys.modules[name]
+        raise
+    finally:
         registry._REGISTRY.clear()
         registry._REGISTRY.update(before)
-        raise
-    known = registry._REGISTRY.items()
-    vars(module)[_VARIANTS] = {variant: mixer for variant, mixer in known if before.get(variant) is not mixer}
+    vars(plugin)[_VARIANTS] = found
+    return found
 
 
 def mixer_digest(name: str) -> str:

@@ -14,10 +14,10 @@ def build_model(config: ModelConfig, topology: Topology, sequence_parallel: bool
 
     :func:`deconattn.model.init.initialize` or a checkpoint fills it.
     """
-    span = stage_spans(config, topology.pipeline_size, config.max_position_embeddings)[topology.pipeline_rank]
+    span = stage_spans(config, topology.pp_size, config.max_position_embeddings)[topology.pp_rank]
     with torch.device("meta"):
         model = CausalLM(config, span)
-        parallel = TensorParallel(model, topology, sequence_parallel) if topology.tensor_group is not None else None
+        parallel = TensorParallel(model, topology, sequence_parallel) if topology.tp_group is not None else None
         if parallel:
             parallel.cut()
     model.to_empty(device="cpu")

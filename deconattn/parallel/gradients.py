@@ -22,9 +22,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, topology: T
     parameters = list(parameters)
     counted = [p.grad for p in parameters if p.grad is not None and _counts(p, topology)]
     norm = _norm(counted, parameters[0].device)
-    if topology.model_group is not None:
+    if topology.replica_group is not None:
         square = norm.square()
-        dist.all_reduce(square, group=topology.model_group)
+        dist.all_reduce(square, group=topology.replica_group)
         norm = square.sqrt()
     if not norm.isfinite():
         for parameter in parameters:
@@ -42,4 +42,4 @@ def _counts(parameter: nn.Parameter, topology: Topology) -> bool:
     if getattr(parameter, "ds_pipe_replicated", False):
         return False
     shard = shard_of(parameter)
-    return topology.tensor_rank == 0 if shard is None else shard.is_first_copy
+    return topology.tp_rank == 0 if shard is None else shard.is_first_copy

@@ -83,8 +83,8 @@ class Pipeline(PipelineModule):
         loss: Callable[[Tensor, Tensor], Tensor],
         sequence_parallel: bool,
     ) -> None:
-        stages: list[nn.Module | None] = [None] * topology.pipeline_size
-        stages[topology.pipeline_rank] = Stage(model, loss, topology.tensor_size if sequence_parallel else 1)
+        stages: list[nn.Module | None] = [None] * topology.pp_size
+        stages[topology.pp_rank] = Stage(model, loss, topology.tp_size if sequence_parallel else 1)
         with redirect_stdout(StringIO()):  # it prints its partition, which is ours
             super().__init__(stages, topology=topology.grid, partition_method="uniform")
         self._tied: list[tuple[nn.Parameter, ProcessGroup]] = []

@@ -19,28 +19,28 @@ class TensorParallel:
     """Cuts a model on the meta device, and finishes its parameters once they have memory."""
 
     def __init__(self, model: CausalLM, topology: Topology, sequence_parallel: bool) -> None:
-        assert topology.tensor_group is not None
+        assert topology.tp_group is not None
         self._model, self._topology, self._sequence_parallel = model, topology, sequence_parallel
-        self._group = topology.tensor_group
+        self._group = topology.tp_group
         self._shards: list[tuple[nn.Module, str, Shard]] = []
         key_value_heads = model.config.num_key_value_heads
-        copies = max(1, topology.tensor_size // key_value_heads)
-        self._copies_group: ProcessGroup | None = topology.tensor_neighbours(copies) if copies > 1 else None
+        copies = max(1, topology.tp_size // key_value_heads)
+        self._copies_group: ProcessGroup | None = topology.tp_neighbours(copies) if copies > 1 else None
         self._cut_modules = [module for module in model.modules() if getattr(module, "splits", None) is not None]
 
     def cut(self) -> None:
         """Replace whole layers by this rank's parts and put the exchanges around them."""
         model, config = self._model, self._model.config
         for module in self._cut_modules:
-            self._shards += cut_tensors(module, config, self._topology.tensor_rank, self._topology.tensor_size)
+            self._shards += cut_tensors(module, config, self._topology.tp_rank, self._topology.tp_size)
             module.register_forward_pre_hook(self._enter)
             module.register_forward_hook(self._leave)
         vocabulary = Shard.of(
             (config.vocab_size, config.hidden_size),
             dim=0,
             pieces=config.vocab_size,
-            rank=self._topology.tensor_rank,
-            ranks=self._topology.tensor_size,
+            rank=self._topology.tp_rank,
+            ranks=self._topology.tp_size,
         )
         if model.model.is_first:
             embedding = VocabularyEmbedding(vocabulary, self._group, self._sequence_parallel)
@@ -80,7 +80,7 @@ class TensorParallel:
 
     def _local_sequence(self, whole: Tensor) -> Tensor:
         """[R, L, d] -> this rank's [R, L / ranks, d]."""
-        return whole.chunk(self._topology.tensor_size, dim=1)[self._topology.tensor_rank]
+        return whole.chunk(self._topology.tp_size, dim=1)[self._topology.tp_rank]
 
 
 def cut_tensors(module: nn.Module, config: ModelConfig, rank: int, ranks: int) -> list[tuple[nn.Module, str, Shard]]:

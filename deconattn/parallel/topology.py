@@ -17,60 +17,60 @@ class Topology:
     share a machine.
 
     Attributes:
-        tensor_group: ranks that share one stage of one replica; None where that is this rank alone.
-        model_group: all ranks of one replica; None where that is this rank alone.
+        tp_group: ranks that share one stage of one replica; None where that is this rank alone.
+        replica_group: all ranks of one replica; None where that is this rank alone.
         tied_group: first and last stage at this tensor and data coordinate; None unless this rank is one of two.
     """
 
-    tensor_size: int = 1
-    data_size: int = 1
-    pipeline_size: int = 1
-    tensor_rank: int = 0
-    data_rank: int = 0
-    pipeline_rank: int = 0
-    tensor_group: ProcessGroup | None = None
-    model_group: ProcessGroup | None = None
+    tp_size: int = 1
+    dp_size: int = 1
+    pp_size: int = 1
+    tp_rank: int = 0
+    dp_rank: int = 0
+    pp_rank: int = 0
+    tp_group: ProcessGroup | None = None
+    replica_group: ProcessGroup | None = None
     tied_group: ProcessGroup | None = None
     grid: PipeModelDataParallelTopology | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def create(cls, tensor_size: int = 1, pipeline_size: int = 1) -> "Topology":
+    def create(cls, tp_size: int = 1, pp_size: int = 1) -> "Topology":
         """Over the default process group, data parallelism being what is left; a collective call.
 
         Raises:
             UserError: the ranks do not divide.
         """
-        data_size = EngineFlags(tp=tensor_size, pp=pipeline_size).data_parallel_size(dist.get_world_size())
-        grid = PipeModelDataParallelTopology(num_pp=pipeline_size, num_mp=tensor_size, num_dp=data_size)
+        dp_size = EngineFlags(tp=tp_size, pp=pp_size).data_parallel_size(dist.get_world_size())
+        grid = PipeModelDataParallelTopology(num_pp=pp_size, num_mp=tp_size, num_dp=dp_size)
         here = grid.get_coord(dist.get_rank())
         tied = [[ranks[0], ranks[-1]] for ranks in grid.get_axis_comm_lists("pipe")]
         return cls(
-            tensor_size,
-            data_size,
-            pipeline_size,
+            tp_size,
+            dp_size,
+            pp_size,
             here.model,
             here.data,
             here.pipe,
-            tensor_group=_own_group(grid.get_axis_comm_lists("model")),
-            model_group=_own_group([sorted(grid.get_axis_list("data", index)) for index in range(data_size)]),
-            tied_group=_own_group(tied) if pipeline_size > 1 else None,
+            tp_group=_own_group(grid.get_axis_comm_lists("model")),
+            replica_group=_own_group([sorted(grid.get_axis_list("data", index)) for index in range(dp_size)]),
+            tied_group=_own_group(tied) if pp_size > 1 else None,
             grid=grid,
         )
 
     @property
     def is_first_stage(self) -> bool:
-        return self.pipeline_rank == 0
+        return self.pp_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        return self.pipeline_rank == self.pipeline_size - 1
+        return self.pp_rank == self.pp_size - 1
 
     @property
     def owns_stage(self) -> bool:
         """Whether this is the one rank that writes its stage's part of a checkpoint."""
-        return self.tensor_rank == 0 and self.data_rank == 0
+        return self.tp_rank == 0 and self.dp_rank == 0
 
-    def tensor_neighbours(self, count: int) -> ProcessGroup | None:
+    def tp_neighbours(self, count: int) -> ProcessGroup | None:
         """`count` consecutive ranks of the tensor group, this one among them; a collective call."""
         assert self.grid is not None
         groups = self.grid.get_axis_comm_lists("model")

@@ -56,7 +56,7 @@ class Engine:
         self.flags, self.model = flags, model
         self.topology = topology or Topology.create()
         self.rank: int = deepspeed.comm.get_rank()
-        self.accumulation_steps = flags.accumulation_steps(self.topology.data_size)
+        self.accumulation_steps = flags.accumulation_steps(self.topology.dp_size)
         config = deepspeed_config(flags, self.accumulation_steps)
         self.stage: int = config.get("zero_optimization", {}).get("stage", 0)
         self._prepare(model)
@@ -89,7 +89,7 @@ class Engine:
             group["lr"] = learning_rate
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, labels, ranks that want to stop
         self._sums[2] = float(stop)
-        if self.topology.pipeline_size > 1:
+        if self.topology.pp_size > 1:
             self._engine.train_batch(microbatch(batch) for batch in micro_batches)
         else:
             self._engine.train()
@@ -113,7 +113,7 @@ class Engine:
         Every replica must bring the same number of batches, each of one shape.
         """
         self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        if self.topology.pipeline_size > 1:
+        if self.topology.pp_size > 1:
             fed = [microbatch(batch) for batch in batches]
             self._engine.eval_batch(iter(fed), reduce_output=None, bcast_loss=False, num_micro_batches=len(fed))
         else:
@@ -141,9 +141,9 @@ class Engine:
 
     def _modules(self, model: CausalLM) -> dict[str, Any]:
         """What `deepspeed.initialize` needs to know of model and topology."""
-        if self.topology.pipeline_size > 1:
+        if self.topology.pp_size > 1:
             return {"model": Pipeline(model, self.topology, self._stage_loss, self.flags.engine.sequence_parallel)}
-        if self.topology.tensor_size > 1:
+        if self.topology.tp_size > 1:
             with redirect_stdout(StringIO()):  # it prints the topology
                 return {"model": model, "mpu": PipelineParallelGrid(self.topology.grid)}
         groups.mpu = None  # or it would go on with an earlier engine's
@@ -159,7 +159,7 @@ class Engine:
 
     def _counted(self, loss: LossSum, labels: Tensor) -> Tensor:
         """What is differentiated; the loss is added to the step's sums on the way."""
-        if self.topology.tensor_rank == 0:  # its neighbours have the same one
+        if self.topology.tp_rank == 0:  # its neighbours have the same one
             self._sums[0] += loss.total.detach()
             self._sums[1] += loss.labels
         mean = loss.total / labels.numel()

@@ -52,7 +52,7 @@ def save_checkpoint(
     writer(lambda: save_file(_random_state(engine), written[0]))
     writes = engine.topology.owns_stage
     for kind in KINDS:
-        files = TensorFiles(unfinished, kind, engine.topology.pipeline_rank)
+        files = TensorFiles(unfinished, kind, engine.topology.pp_rank)
         for name, tensor in engine.state.tensors(kind):
             if writes:
                 writer(partial(files.add, name, tensor))

@@ -87,7 +87,7 @@ class Trainer:
         for line in self.data.packing_report():
             self._say(line)
         topology, pin = self.topology, self.engine.device.type == "cuda"
-        self._batches = self.data.loader(self.progress.step, topology.data_rank, topology.data_size, pin)
+        self._batches = self.data.loader(self.progress.step, topology.dp_rank, topology.dp_size, pin)
         try:
             if self._train():
                 self._interrupted()
@@ -155,7 +155,7 @@ class Trainer:
     def _validate(self) -> None:
         if not self.data.has_validation or self._validated_step == self.progress.step:
             return
-        batches = self.data.validation_batches(self.topology.data_rank, self.topology.data_size)
+        batches = self.data.validation_batches(self.topology.dp_rank, self.topology.dp_size)
         self._val_loss = self.engine.evaluate(batches)
         self._validated_step = self.progress.step
         if self.metrics:

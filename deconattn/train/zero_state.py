@@ -40,7 +40,7 @@ class ZeroState:
         self, model: CausalLM, base: torch.optim.Optimizer, wrapped: object, stage: int, topology: Topology
     ) -> None:
         self._parameters = model.canonical_parameters()
-        self._tensor_group = topology.tensor_group
+        self._tensor_group = topology.tp_group
         self._base, self._wrapped, self._stage = base, wrapped, stage
         self._create_moments()
 

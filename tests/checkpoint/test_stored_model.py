@@ -14,6 +14,7 @@ from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import registry
+from deconattn.mixers.plugins import load_plugins
 from tests.generation.conftest import write_run
 from tests.hf.models import LONGEST, MIXED, exported, load_plugin, small_config, tokens, trained
 
@@ -165,3 +166,40 @@ def test_a_checkpoint_without_a_tokenizer(tmp_path: Path) -> None:
     run = write_run(trained(CONFIGS["stock"]), None, tmp_path / "run")
     with pytest.raises(UserError, match="step-7 has no tokenizer/"):
         open_model(run)
+
+
+FACTOR = """
+from deconattn.mixers import Decoding, Standard, register
+
+
+@register("scaled")
+class Scaled(Standard):
+    decoding, map_blocks = Decoding(), Standard.map_blocks
+
+    def forward(self, hidden, static, context):
+        return {factor} * super().forward(hidden, static, context)
+"""
+
+
+def test_runs_with_plugins_of_one_name_are_each_their_own(
+    byte_level: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, runs = tokens(2, 20), []
+    for factor in (2, -3):
+        with monkeypatch.context() as patch:  # as a process of its own
+            patch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+            file = tmp_path / f"factor{factor}" / "scaled.py"
+            file.parent.mkdir()
+            file.write_text(FACTOR.format(factor=factor))
+            load_plugins([file])
+            model = trained(small_config("scaled", "standard"))
+            with torch.no_grad():
+                expected = model.logits(ids)
+            runs.append(
+                (write_run(model, byte_level, file.parent / "run", f"--precision fp32 --plugin {file}"), expected)
+            )
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    for run, expected in (*runs, runs[0]):
+        loaded = open_model(run).load()
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(ids.to(loaded.device)).logits.cpu(), expected, atol=1e-5, rtol=0)

@@ -82,9 +82,13 @@ class Reached:
                 self._carry(Definition(_module(mixer.__module__), mixer.__name__))
             elif mixer_digest(variant) not in {code_digest(path) for path in plugins}:
                 raise UserError(f"variant {variant!r} is of {inspect.getfile(mixer)}: give that file as a plugin")
+        registered = {piece: self._variant(plugin, piece) for plugin in self.plugins for piece in plugin.pieces}
+        for variant in variants:
+            if not is_ours(mixer_class(variant).__module__) and variant not in registered.values():
+                raise UserError(f"no plugin names {variant!r} where it registers it: export in a process of its own")
         for plugin in self.plugins:
             for piece in plugin.pieces:
-                if self._variant(plugin, piece) in (None, *variants):
+                if registered[piece] in (None, *variants):
                     self._carry_piece(plugin, piece)
 
     def is_left(self, member: Piece) -> bool:

@@ -29,8 +29,8 @@ from deconattn.errors import UserError
 from deconattn.program import command as spelled
 
 if TYPE_CHECKING:
+    from deconattn.data.corpus_tools.info import CorpusInfo, SplitInfo
     from deconattn.data.manifest import Manifest
-    from deconattn.data.shard_tool.info import CorpusInfo, SplitInfo
 
 _Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
 _Folders = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR...")]
@@ -158,7 +158,7 @@ def main(words: Sequence[str]) -> int:
 
 def info(command: Info) -> None:
     """Print what each corpus holds."""
-    from deconattn.data.shard_tool.info import corpus_info
+    from deconattn.data.corpus_tools.info import corpus_info
 
     _require(command.folders)
     found = (corpus_info(folder) for folder in command.folders)
@@ -171,7 +171,7 @@ def info(command: Info) -> None:
 
 def verify(command: Verify) -> int:
     """Print the faults of each corpus and a line that sums it up; 1 if there were any."""
-    from deconattn.data.shard_tool.verify import verify as verify_folder
+    from deconattn.data.corpus_tools.verify import verify as verify_folder
 
     _require(command.folders)
     if command.sample < 0:
@@ -187,14 +187,14 @@ def verify(command: Verify) -> int:
 
 def merge(command: Merge) -> None:
     """Merge and say what was written."""
-    from deconattn.data.shard_tool.merge import merge as merge_folders
+    from deconattn.data.corpus_tools.merge import merge as merge_folders
 
     print(f"merged {command.out}: {_counts(merge_folders(command.out, command.folders))}")
 
 
 def split(command: Split) -> None:
     """Split and say what was written."""
-    from deconattn.data.shard_tool.recut import parse_range, recut
+    from deconattn.data.corpus_tools.recut import parse_range, recut
 
     documents = parse_range(command.documents)
     manifest = recut(command.folder, command.out, command.shard_tokens, documents, command.tokens)
@@ -203,7 +203,7 @@ def split(command: Split) -> None:
 
 def decode(command: Decode) -> None:
     """Print documents, or where a text is in them."""
-    from deconattn.data.shard_tool.decode import decode as decode_folder
+    from deconattn.data.corpus_tools.decode import decode as decode_folder
 
     if command.count is not None and command.count < 1:
         raise UserError(f"--count {command.count}: must be at least 1")
@@ -222,7 +222,7 @@ def decode(command: Decode) -> None:
 
 def convert(command: Convert) -> None:
     """Convert and say what was written."""
-    from deconattn.data.shard_tool.convert import convert as convert_source
+    from deconattn.data.corpus_tools.convert import convert as convert_source
 
     result = convert_source(
         command.source,

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from deconattn.data.corpus_tools.arrow_blocks import BROKEN, MAGIC, Block, open_blocks, reason
+from deconattn.data.corpus_tools.new_corpus import schema_of
+from deconattn.data.corpus_tools.progress import Advance
 from deconattn.data.manifest import Manifest, ShardEntry
 from deconattn.data.mapped import fetch
-from deconattn.data.shard_tool.arrow_blocks import BROKEN, MAGIC, Block, open_blocks, reason
-from deconattn.data.shard_tool.new_corpus import schema_of
-from deconattn.data.shard_tool.progress import Advance
 
 _PIECE = 1 << 24
 _LISTED = 10  # of the faults of one kind in one record batch; the others are counted

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from deconattn.data.corpus_tools.new_corpus import check_new, schema_of, shard_name
+from deconattn.data.corpus_tools.progress import Advance, bar
+from deconattn.data.corpus_tools.recut import copy_tokenizer
 from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, read_manifest, write_manifest
-from deconattn.data.shard_tool.new_corpus import check_new, schema_of, shard_name
-from deconattn.data.shard_tool.progress import Advance, bar
-from deconattn.data.shard_tool.recut import copy_tokenizer
 from deconattn.data.shards import check_shard
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError

@@ -11,8 +11,8 @@ import pyarrow as pa
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from deconattn.data.corpus_tools.new_corpus import new_corpus
 from deconattn.data.manifest import ShardEntry, read_manifest, write_manifest
-from deconattn.data.shard_tool.new_corpus import new_corpus
 from deconattn.data.shards import ShardSchema
 from deconattn.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from deconattn.data.corpus_tools.examine import examine_shard
+from deconattn.data.corpus_tools.verify import verify
 from deconattn.data.manifest import read_manifest, write_manifest
-from deconattn.data.shard_tool.examine import examine_shard
-from deconattn.data.shard_tool.verify import verify
 from deconattn.data.shards import ShardSchema, ShardWriter
-from tests.data.shard_tool.shard_corpora import (
+from tests.data.corpus_tools.shard_corpora import (
     EOS,
     TEXTS,
     change_entry,

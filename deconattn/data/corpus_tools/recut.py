@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from deconattn.data.corpus_tools.documents import read_batches
+from deconattn.data.corpus_tools.new_corpus import new_corpus, schema_of
+from deconattn.data.corpus_tools.progress import bar
 from deconattn.data.manifest import SPLITS, TOKENIZER_NAMES, Manifest, read_manifest
-from deconattn.data.shard_tool.documents import read_batches
-from deconattn.data.shard_tool.new_corpus import new_corpus, schema_of
-from deconattn.data.shard_tool.progress import bar
 from deconattn.errors import UserError
 
 

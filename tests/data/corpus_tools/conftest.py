@@ -4,7 +4,7 @@ from types import ModuleType
 import pytest
 
 from deconattn.commands import shards
-from tests.data.shard_tool.shard_corpora import write_tokenizer
+from tests.data.corpus_tools.shard_corpora import write_tokenizer
 
 
 @pytest.fixture(scope="module")

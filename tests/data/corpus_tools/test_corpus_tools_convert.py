@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from deconattn.data import TokenCorpus, read_manifest
+from deconattn.data.corpus_tools.convert import convert
+from deconattn.data.corpus_tools.decode import decode
+from deconattn.data.corpus_tools.verify import verify
 from deconattn.data.packing.split import is_validation
-from deconattn.data.shard_tool.convert import convert
-from deconattn.data.shard_tool.decode import decode
-from deconattn.data.shard_tool.verify import verify
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
-from tests.data.shard_tool.shard_corpora import EOS, TEXTS, encode
+from tests.data.corpus_tools.shard_corpora import EOS, TEXTS, encode
 
 CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float64": 6, "float32": 7, "uint16": 8}
 

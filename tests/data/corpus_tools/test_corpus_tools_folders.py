@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from deconattn.data import TokenCorpus, read_manifest
-from deconattn.data.shard_tool.decode import decode
-from deconattn.data.shard_tool.info import corpus_info
-from deconattn.data.shard_tool.merge import merge
-from deconattn.data.shard_tool.recut import parse_range, recut
-from deconattn.data.shard_tool.verify import verify
+from deconattn.data.corpus_tools.decode import decode
+from deconattn.data.corpus_tools.info import corpus_info
+from deconattn.data.corpus_tools.merge import merge
+from deconattn.data.corpus_tools.recut import parse_range, recut
+from deconattn.data.corpus_tools.verify import verify
 from deconattn.errors import UserError
-from tests.data.shard_tool.shard_corpora import (
+from tests.data.corpus_tools.shard_corpora import (
     EOS,
     TEXTS,
     VALIDATION,

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconattn.data.corpus_tools.examine import examine_shard
+from deconattn.data.corpus_tools.new_corpus import schema_of
+from deconattn.data.corpus_tools.progress import bar
+from deconattn.data.corpus_tools.round_trip import RoundTrip
 from deconattn.data.manifest import SPLITS, Manifest, read_manifest
-from deconattn.data.shard_tool.examine import examine_shard
-from deconattn.data.shard_tool.new_corpus import schema_of
-from deconattn.data.shard_tool.progress import bar
-from deconattn.data.shard_tool.round_trip import RoundTrip
 from deconattn.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from deconattn.errors import UserError
 

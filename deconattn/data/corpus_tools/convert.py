@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconattn.data.corpus_tools.from_datasets import DatasetDocuments, cut_at_separators
+from deconattn.data.corpus_tools.from_megatron import MegatronDocuments, megatron_prefix
+from deconattn.data.corpus_tools.new_corpus import new_corpus
+from deconattn.data.corpus_tools.progress import bar
 from deconattn.data.manifest import Manifest
 from deconattn.data.packing.split import is_validation
-from deconattn.data.shard_tool.from_datasets import DatasetDocuments, cut_at_separators
-from deconattn.data.shard_tool.from_megatron import MegatronDocuments, megatron_prefix
-from deconattn.data.shard_tool.new_corpus import new_corpus
-from deconattn.data.shard_tool.progress import bar
 from deconattn.data.shards import ShardSchema
 from deconattn.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from deconattn.errors import UserError

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconattn.data.corpus_tools.progress import bar
 from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, read_manifest
-from deconattn.data.shard_tool.progress import bar
 from deconattn.data.shards import open_shard
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 

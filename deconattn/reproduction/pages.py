@@ -11,8 +11,8 @@ from deconattn.analysis.palette import INK
 from deconattn.reproduction import paper
 from deconattn.reproduction.charts import colour
 from deconattn.reproduction.pictures import loss_pictures, radar_pictures, table_pictures
-from deconattn.reproduction.progress import KINDS, NOTHING
-from deconattn.reproduction.tables import HEADINGS, Line, duration, lines_of, size_name
+from deconattn.reproduction.progress_view import KINDS, NOTHING
+from deconattn.reproduction.tables import HEADINGS, TableRow, duration, lines_of, size_name
 
 HTML, MARKDOWN, DATA = "report.html", "report.md", "data.json"
 
@@ -132,7 +132,7 @@ def verdict(claim: Data) -> str:
     return {True: "Shows", False: "Does not show", None: "Open"}[claim["shows"]]
 
 
-def _markdown_table(columns: list[str], lines: list[Line]) -> str:
+def _markdown_table(columns: list[str], lines: list[TableRow]) -> str:
     rows = ["| model | layers | " + " | ".join(columns) + " |", "| --- | --- |" + " ---: |" * len(columns)]
     for line in lines:
         cells = [line.label, line.layers if line.state == "done" else f"{line.layers} ({line.state})"]

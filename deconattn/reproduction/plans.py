@@ -100,7 +100,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """One command: something done with a run."""
 
     run: Run
@@ -112,7 +112,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReproductionPlan:
     """Everything that is to be done.
 
     Attributes:
@@ -121,14 +121,14 @@ class Plan:
     """
 
     tables: dict[Table, tuple[Entry, ...]] = field(default_factory=dict)
-    jobs: tuple[Job, ...] = ()
+    jobs: tuple[PlannedJob, ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
         return tuple(dict.fromkeys(job.run for job in self.jobs))
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(request: Request) -> ReproductionPlan:
     """The rows of the tables that are asked for, and the jobs that fill them.
 
     Raises:
@@ -141,8 +141,8 @@ def make_plan(request: Request) -> Plan:
     for run in dict.fromkeys(entry.run for entry in entries):
         measured = dict.fromkeys(entry.kind for entry in entries if entry.run == run)
         kinds: list[Kind] = ["train", *measured, *(["analyze"] if request.analysis else [])]  # type: ignore[list-item]
-        jobs += [Job(run, kind) for kind in kinds]
-    return Plan(tables, tuple(jobs))
+        jobs += [PlannedJob(run, kind) for kind in kinds]
+    return ReproductionPlan(tables, tuple(jobs))
 
 
 def check(request: Request) -> None:

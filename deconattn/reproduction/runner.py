@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from deconattn.errors import UserError
-from deconattn.reproduction import commands, locks
-from deconattn.reproduction.layout import Layout, Stored
-from deconattn.reproduction.plans import Job
+from deconattn.reproduction.folder import ReproductionFolder, Stored, hold_lock, lock_holder
+from deconattn.reproduction.job_commands import command_of
+from deconattn.reproduction.outcomes import outcome_of
+from deconattn.reproduction.plans import PlannedJob
 from deconattn.reproduction.process import Stop, run_command, still_writing
 
 SECONDS_BETWEEN_TRIES = 0.5
@@ -24,11 +25,11 @@ SECONDS_BETWEEN_TRIES = 0.5
 class View(Protocol):
     """Who is told what goes on."""
 
-    def started(self, job: Job) -> None: ...
+    def started(self, job: PlannedJob) -> None: ...
 
-    def ended(self, job: Job) -> None: ...
+    def ended(self, job: PlannedJob) -> None: ...
 
-    def waiting(self, job: Job, on: str) -> None: ...
+    def waiting(self, job: PlannedJob, on: str) -> None: ...
 
     def look(self) -> None:
         """Called again and again while something runs."""
@@ -42,8 +43,10 @@ class Runner:
         stop: looked at between jobs and while one runs.
     """
 
-    def __init__(self, layout: Layout, stored: Stored, jobs: Sequence[Job], view: View, stop: Stop) -> None:
-        self.layout, self.stored, self.jobs, self.view, self.stop = layout, stored, jobs, view, stop
+    def __init__(
+        self, folder: ReproductionFolder, stored: Stored, jobs: Sequence[PlannedJob], view: View, stop: Stop
+    ) -> None:
+        self.folder, self.stored, self.jobs, self.view, self.stop = folder, stored, jobs, view, stop
 
     def run(self) -> None:
         while not self.stop:
@@ -51,21 +54,21 @@ class Runner:
             if not open_jobs:
                 return
             if not any([self._try(job) for job in open_jobs if not self.stop]):
-                self.view.waiting(open_jobs[0], locks.holder(self.layout.lock(open_jobs[0])))
+                self.view.waiting(open_jobs[0], lock_holder(self.folder.lock(open_jobs[0])))
                 self.view.look()
                 time.sleep(SECONDS_BETWEEN_TRIES)
 
-    def _open(self, job: Job) -> bool:
-        training = Job(job.run, "train")
-        settled = self.layout.result(job) is not None or self.layout.failure(job) is not None
-        return not settled and self.layout.failure(training) is None
+    def _open(self, job: PlannedJob) -> bool:
+        training = PlannedJob(job.run, "train")
+        settled = self.folder.result(job) is not None or self.folder.failure(job) is not None
+        return not settled and self.folder.failure(training) is None
 
-    def _try(self, job: Job) -> bool:
+    def _try(self, job: PlannedJob) -> bool:
         """Whether there was something to do, and it was ours to do."""
-        training = Job(job.run, "train")
-        if job.kind != "train" and self.layout.result(training) is None:
+        training = PlannedJob(job.run, "train")
+        if job.kind != "train" and self.folder.result(training) is None:
             return False
-        with locks.held(self.layout.lock(job)) as lock:
+        with hold_lock(self.folder.lock(job)) as lock:
             if lock is None:
                 return False
             if self._open(job):  # another process may have settled it before we had the lock
@@ -73,23 +76,23 @@ class Runner:
                 self._do(job, lock)
             return True
 
-    def _wait_for_orphans(self, job: Job) -> None:
+    def _wait_for_orphans(self, job: PlannedJob) -> None:
         """Ranks whose launcher was killed end by themselves after a step; two trainings must not write one folder."""
-        while job.kind == "train" and not self.stop and (pids := still_writing(self.layout.output(job))):
+        while job.kind == "train" and not self.stop and (pids := still_writing(self.folder.output(job))):
             self.view.waiting(job, f"pid {pids[0]}, which still trains there")
             self.view.look()
             time.sleep(SECONDS_BETWEEN_TRIES)
 
-    def _do(self, job: Job, lock: int) -> None:
+    def _do(self, job: PlannedJob, lock: int) -> None:
         if self.stop:
             return
-        layout = self.layout
+        folder = self.folder
         if job.kind != "train":
-            _remove_output(layout.output(job))
-        command = commands.command_of(job, layout, self.stored)
-        _write_heading(layout.log(job), command)
+            _remove_output(folder.output(job))
+        command = command_of(job, folder, self.stored)
+        _write_heading(folder.log(job), command)
         self.view.started(job)
-        code, seconds = run_command(command, layout.log(job), lock, self.stop, self.view.look)
+        code, seconds = run_command(command, folder.log(job), lock, self.stop, self.view.look)
         attempt = {
             "command": shlex.join(command),
             "host": socket.gethostname(),
@@ -99,11 +102,11 @@ class Runner:
         reason = f"exit code {code}"
         if code == 0:
             try:
-                layout.record(job, attempt | {"outcome": commands.outcome_of(job, layout)})
+                folder.record(job, attempt | {"outcome": outcome_of(job, folder)})
             except UserError as error:
                 reason = str(error)
-        if layout.result(job) is None and not self.stop:
-            layout.record_failure(job, attempt | {"reason": reason, "log": str(layout.log(job))})
+        if folder.result(job) is None and not self.stop:
+            folder.record_failure(job, attempt | {"reason": reason, "log": str(folder.log(job))})
         self.view.ended(job)
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deconattn.config.pattern import STANDARD
+from deconattn.reproduction.outcomes import PERPLEXITIES
 from deconattn.reproduction.plans import UNIFORM
-from deconattn.reproduction.progress import NOTHING
-from deconattn.reproduction.scores import PERPLEXITIES
+from deconattn.reproduction.progress_view import NOTHING
 
 HEADINGS = {
     "1": "Table 1: uniform models, hybrids, and hybrids without their variant layers",
@@ -20,7 +20,7 @@ LOSS = "validation loss"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """`sort` is empty for what has no place in an order; it comes last then."""
 
     ours: str
@@ -30,14 +30,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """A row: what it is called, its swatch, and its cells."""
 
     label: str
     layers: str
     variant: str | None
     state: str
-    cells: list[Cell] = field(default_factory=list)
+    cells: list[TableCell] = field(default_factory=list)
 
 
 def layers_of(row: dict[str, Any], several_sizes: bool = False) -> str:
@@ -54,13 +54,13 @@ def layers_of(row: dict[str, Any], several_sizes: bool = False) -> str:
     return ", ".join(words)
 
 
-def lines_of(table: dict[str, Any]) -> list[Line]:
+def lines_of(table: dict[str, Any]) -> list[TableRow]:
     """The rows of a gathered table."""
     several = len({row["size"] for row in table["rows"] if "run" in row}) > 1
     lines = []
     for row in table["rows"]:
         cells = [_cell(title, row["ours"].get(title), row["paper"].get(title)) for title in table["columns"]]
-        lines.append(Line(row["label"], layers_of(row, several), row.get("variant"), row["state"], cells))
+        lines.append(TableRow(row["label"], layers_of(row, several), row.get("variant"), row["state"], cells))
     return lines
 
 
@@ -106,11 +106,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _cell(title: str, ours: dict[str, Any] | None, paper: float | None) -> Cell:
+def _cell(title: str, ours: dict[str, Any] | None, paper: float | None) -> TableCell:
     value = None if ours is None else ours["value"]
     error = None if ours is None else ours["stderr"]
     printed = "" if paper is None else _as_printed(paper) if is_perplexity(title) else f"{paper:.1f}"
-    return Cell(
+    return TableCell(
         ours=shown(title, value),
         error="" if error is None else shown(title, error),
         paper=printed,

@@ -9,18 +9,19 @@ import pytest
 from deconattn.errors import UserError
 from deconattn.evaluation.results import Row, Score, as_numbers
 from deconattn.evaluation.tables import benchmark_cells
-from deconattn.reproduction import indicators, scores, training
+from deconattn.reproduction import outcomes, radar
+from deconattn.reproduction.outcomes import loss_curves, training_begun, training_progress, training_summary
 
 
 def test_the_columns_are_those_of_evaluate() -> None:
-    assert benchmark_cells([])[0] == ["", *scores.TITLES]
+    assert benchmark_cells([])[0] == ["", *outcomes.TITLES]
 
 
 def test_the_names_are_those_of_analyze() -> None:
     from deconattn.analysis.findings import LOCAL_FACTOR, NORMALISED
     from deconattn.analysis.indicators import NAMES
 
-    ours = (indicators.NAMES, indicators.NORMALISED, indicators.LOCAL_FACTOR)
+    ours = (outcomes.INDICATORS, radar.NORMALISED, radar.LOCAL_FACTOR)
     assert ours == (NAMES, NORMALISED, LOCAL_FACTOR)
 
 
@@ -30,7 +31,7 @@ def test_scores(tmp_path: Path) -> None:
     model = {"model": {"device": "cpu"}, "context_perplexities": {"128": 7.5}, "scores": numbers}
     content: dict[str, Any] = {"comparable": False, "models": [model], "chance": {"majority": {"Avg": 0.4}}}
     (tmp_path / "results.json").write_text(json.dumps(content))
-    found = scores.read_scores(tmp_path)
+    found = outcomes.read_scores(tmp_path)
     assert found["scores"] == {
         "ARC-E": {"value": 0.5, "stderr": 0.01},
         "Wiki ppl": {"value": 38.1, "stderr": None},
@@ -44,7 +45,7 @@ def test_scores(tmp_path: Path) -> None:
 def test_scores_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(UserError, match=r"results.json cannot be read"):
-        scores.read_scores(tmp_path)
+        outcomes.read_scores(tmp_path)
 
 
 def write_indicators(folder: Path, rows: list[tuple[int, str, str, float]]) -> None:
@@ -54,27 +55,27 @@ def write_indicators(folder: Path, rows: list[tuple[int, str, str, float]]) -> N
 
 
 def test_indicators_are_means_over_heads(tmp_path: Path) -> None:
-    heads = [(2, "mlp", name, value) for name in indicators.NAMES for value in (1.0, 3.0)]
+    heads = [(2, "mlp", name, value) for name in outcomes.INDICATORS for value in (1.0, 3.0)]
     write_indicators(tmp_path, heads)
-    expected = {"layer": 2, "variant": "mlp"} | dict.fromkeys(indicators.NAMES, 2.0)
-    assert indicators.read_indicators(tmp_path) == {"layers": [expected]}
+    expected = {"layer": 2, "variant": "mlp"} | dict.fromkeys(outcomes.INDICATORS, 2.0)
+    assert outcomes.read_indicators(tmp_path) == {"layers": [expected]}
     write_indicators(tmp_path, heads[:-2])
     with pytest.raises(UserError, match=r"indicators.json cannot be read"):
-        indicators.read_indicators(tmp_path)
+        outcomes.read_indicators(tmp_path)
 
 
 def test_a_model_that_mixes_nothing_has_no_indicators(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        indicators.read_indicators(tmp_path)
+        outcomes.read_indicators(tmp_path)
     (tmp_path / "analysis.json").write_text("{}")
-    assert indicators.read_indicators(tmp_path) == {"layers": []}
+    assert outcomes.read_indicators(tmp_path) == {"layers": []}
 
 
 def test_radii_are_on_the_scale_of_all_runs_layers() -> None:
     def layers(*values: float) -> list[dict[str, Any]]:
-        return [dict.fromkeys(indicators.NAMES, value) for value in values]
+        return [dict.fromkeys(outcomes.INDICATORS, value) for value in values]
 
-    found = indicators.radii({"a": layers(0.0, 0.2), "b": layers(0.4), "c": []})
+    found = radar.radii({"a": layers(0.0, 0.2), "b": layers(0.4), "c": []})
     assert set(found) == {"a", "b"}
     assert found["a"]["entropy"] == pytest.approx(0.25) and found["b"]["entropy"] == 1.0
     assert found["a"]["sink"] == pytest.approx(0.1) and found["b"]["local focus 3"] == pytest.approx(0.8)
@@ -99,23 +100,23 @@ ROWS: list[dict[str, Any]] = [
 
 def test_a_training(tmp_path: Path) -> None:
     write_run(tmp_path, ROWS)
-    found = training.summary(tmp_path)
+    found = training_summary(tmp_path)
     assert found == {
         "steps": 4, "tokens": 400, "loss": 4.0, "validation_loss": 4.25, "seconds": 8.0, "tokens_per_second": 50.0,
         "memory_gib": 3.0, "environment": {"torch": "2"},
     }  # fmt: skip
-    assert training.curves(tmp_path) == {"training": [[100, 5.0], [400, 4.0]], "validation": [[200, 4.5], [400, 4.25]]}
+    assert loss_curves(tmp_path) == {"training": [[100, 5.0], [400, 4.0]], "validation": [[200, 4.5], [400, 4.25]]}
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
-    assert training.progress(tmp_path) == "step 4 of 4" and training.summary(tmp_path) == found
+    assert training_progress(tmp_path) == "step 4 of 4" and training_summary(tmp_path) == found
 
 
 def test_a_training_without_its_last_checkpoint(tmp_path: Path) -> None:
     write_run(tmp_path, ROWS, checkpoint=False)
     with pytest.raises(UserError, match="ended without its last checkpoint, step 4"):
-        training.summary(tmp_path)
+        training_summary(tmp_path)
 
 
 def test_nothing_yet(tmp_path: Path) -> None:
-    assert training.progress(tmp_path) == "" and not training.begun(tmp_path)
-    assert training.curves(tmp_path) == {"training": [], "validation": []}
+    assert training_progress(tmp_path) == "" and not training_begun(tmp_path)
+    assert loss_curves(tmp_path) == {"training": [], "validation": []}

@@ -8,9 +8,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from deconattn.reproduction import training
-from deconattn.reproduction.layout import Layout
-from deconattn.reproduction.plans import Job, Kind
+from deconattn.reproduction.folder import ReproductionFolder
+from deconattn.reproduction.outcomes import training_progress
+from deconattn.reproduction.plans import Kind, PlannedJob
 
 NOTHING = "\N{EN DASH}"
 
@@ -24,25 +24,25 @@ KINDS: dict[Kind, str] = {
 SECONDS_BETWEEN_TABLES, SECONDS_BETWEEN_LINES = 0.5, 30.0
 
 
-class Progress:
+class ProgressView:
     """A view of the jobs of a :class:`~deconattn.reproduction.runner.Runner`.
 
     The table is drawn in the caller's thread: a process with one thread can start children safely.
     """
 
-    def __init__(self, layout: Layout, jobs: Sequence[Job]) -> None:
-        self.layout, self.jobs = layout, jobs
+    def __init__(self, folder: ReproductionFolder, jobs: Sequence[PlannedJob]) -> None:
+        self.folder, self.jobs = folder, jobs
         self._console = Console(stderr=True, soft_wrap=True)
-        self._running: Job | None = None
+        self._running: PlannedJob | None = None
         self._waiting = ""
         self._last = 0.0
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressView":
         if self._live:
             self._live.start()
         else:
-            done = sum(self.layout.result(job) is not None for job in self.jobs)
+            done = sum(self.folder.result(job) is not None for job in self.jobs)
             self._say(f"{len(self.jobs)} jobs, {done} of them done")
         return self
 
@@ -51,21 +51,21 @@ class Progress:
             self._live.update(self.table(), refresh=True)
             self._live.stop()
 
-    def started(self, job: Job) -> None:
+    def started(self, job: PlannedJob) -> None:
         self._running, self._waiting, self._last = job, "", 0.0
         if not self._live:
-            self._say(f"{self._place(job)} {job.name}: started, log {self.layout.log(job)}")
+            self._say(f"{self._place(job)} {job.name}: started, log {self.folder.log(job)}")
             self._last = time.monotonic()
         self.look()
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: PlannedJob) -> None:
         self._running, self._last = None, 0.0
         if self._live:
             self.look()
         else:
             self._say(f"{self._place(job)} {job.name}: {self._state(job).plain}")
 
-    def waiting(self, job: Job, on: str) -> None:
+    def waiting(self, job: PlannedJob, on: str) -> None:
         text = f"{job.name}: waiting for {on}"
         if text != self._waiting and not self._live:
             self._say(text)
@@ -93,21 +93,21 @@ class Progress:
             table.add_row(run.name, *(self._state(ours[kind]) if kind in ours else Text("") for kind in kinds))
         return table
 
-    def _state(self, job: Job) -> Text:
-        if self.layout.result(job) is not None:
+    def _state(self, job: PlannedJob) -> Text:
+        if self.folder.result(job) is not None:
             return Text("done", "green")
-        if (failure := self.layout.failure(job)) is not None:
+        if (failure := self.folder.failure(job)) is not None:
             return Text(f"failed: {failure.get('reason')}, see {failure.get('log')}", "red")
         if job == self._running:
             return Text(self._far(job) or "running", "bold")
-        if self.layout.failure(Job(job.run, "train")) is not None:
+        if self.folder.failure(PlannedJob(job.run, "train")) is not None:
             return Text("not possible", "red")
         return Text(self._far(job) or NOTHING, "dim")
 
-    def _far(self, job: Job) -> str:
-        return training.progress(self.layout.output(job)) if job.kind == "train" else ""
+    def _far(self, job: PlannedJob) -> str:
+        return training_progress(self.folder.output(job)) if job.kind == "train" else ""
 
-    def _place(self, job: Job) -> str:
+    def _place(self, job: PlannedJob) -> str:
         return f"[{self.jobs.index(job) + 1}/{len(self.jobs)}]"
 
     def _say(self, line: str) -> None:

@@ -1,23 +1,21 @@
 """The command of each job. They are run as a user would: what one of them breaks, breaks one cell."""
 
-from typing import Any
-
 from deconattn.program import process
-from deconattn.reproduction import indicators, scores, training
-from deconattn.reproduction.layout import Layout, Stored
-from deconattn.reproduction.plans import Job, first_corpus, training_flags
+from deconattn.reproduction.folder import ReproductionFolder, Stored
+from deconattn.reproduction.outcomes import training_begun
+from deconattn.reproduction.plans import PlannedJob, first_corpus, training_flags
 
 TRAIN, EVALUATE, ANALYZE = process("train"), process("evaluate"), process("analyze")
 
 
-def command_of(job: Job, layout: Layout, stored: Stored, fresh: bool = False) -> list[str]:
+def command_of(job: PlannedJob, folder: ReproductionFolder, stored: Stored, fresh: bool = False) -> list[str]:
     """What to run for a job, given what is on the disk: a training that has begun is resumed, unless `fresh`."""
-    run, request = str(layout.run(job.run)), stored.request
+    run, request = str(folder.run(job.run)), stored.request
     if job.kind == "train":
-        if not fresh and training.begun(layout.run(job.run)):
+        if not fresh and training_begun(folder.run(job.run)):
             return [*TRAIN, "--save", run, "--resume"]
         return [*TRAIN, *training_flags(request, job.run), "--save", run]
-    out = ["--out", str(layout.output(job))]
+    out = ["--out", str(folder.output(job))]
     if job.kind == "analyze":
         corpus = first_corpus(request)
         return [*ANALYZE, run, *([] if corpus is None else ["--data", corpus]), *out]
@@ -33,16 +31,3 @@ def command_of(job: Job, layout: Layout, stored: Stored, fresh: bool = False) ->
     if request.tasks:
         command += ["--tasks", request.tasks]
     return [*command, "--skip-variant-layers"] if job.kind == "skip" else command
-
-
-def outcome_of(job: Job, layout: Layout) -> dict[str, Any]:
-    """What a command left behind.
-
-    Raises:
-        UserError: not what it should have.
-    """
-    if job.kind == "train":
-        return training.summary(layout.output(job))
-    if job.kind == "analyze":
-        return indicators.read_indicators(layout.output(job))
-    return scores.read_scores(layout.output(job))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from deconattn.reproduction.words import claims
+from deconattn.reproduction.claims import claims
 
 
 def row(

@@ -222,7 +222,7 @@ def decode(command: Decode) -> None:
 
 def convert(command: Convert) -> None:
     """Convert and say what was written."""
-    from deconattn.data.corpus_tools.convert import convert as convert_source
+    from deconattn.data.corpus_tools.convert_ids import convert as convert_source
 
     result = convert_source(
         command.source,

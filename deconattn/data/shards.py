@@ -238,7 +238,7 @@ class ShardWriter:
 
 
 @dataclass(frozen=True)
-class Shard:
+class MappedShard:
     """An open shard, memory-mapped: nothing is read until it is touched.
 
     Record batch `b` holds tokens `starts[b]` to `starts[b + 1]` of the shard in `values[b]`; `offsets[b]` are its
@@ -271,7 +271,7 @@ def check_shard(path: Path, entry: ShardEntry) -> None:
         raise UserError(f"{path} is not an Arrow file; copy it again or {_repack()}")
 
 
-def open_shard(path: Path, entry: ShardEntry) -> Shard:
+def open_shard(path: Path, entry: ShardEntry) -> MappedShard:
     """Map a shard. Raises :class:`UserError` naming the file if it is damaged."""
     check_shard(path, entry)
     try:
@@ -294,7 +294,7 @@ def open_shard(path: Path, entry: ShardEntry) -> Shard:
     starts = np.cumsum([0, *(len(flat) for flat in values)], dtype=np.int64)
     if int(starts[-1]) != entry.tokens:
         raise UserError(f"{path} holds {starts[-1]} tokens, {entry.tokens} expected; copy it again or {_repack()}")
-    return Shard(path=path, starts=starts, values=tuple(values), offsets=tuple(offsets))
+    return MappedShard(path=path, starts=starts, values=tuple(values), offsets=tuple(offsets))
 
 
 def _in_place(array: pa.Array) -> npt.NDArray[Any]:

@@ -1,5 +1,5 @@
-"""Looking after packed corpora; the body of the command `shards`, a file a command.
+"""Inspecting, checking and rewriting packed corpora; the body of the command `shards`.
 
-`info`, `verify` (with `arrow_blocks`, `examine` and `round_trip`), `merge`, `recut`, `decode`, and `convert` (with
-`from_megatron` and `from_datasets`). `documents` reads a corpus document by document, `new_corpus` writes one.
+`info`, `verify` (with `record_batches` and `examine`), `merge`, `recut`, `decode`, and `convert_ids` (with
+`from_megatron` and `from_datasets`). `new_corpus` writes a packed corpus.
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from deconattn.data.corpus_tools.documents import read_documents
+from deconattn.data.corpus import read_documents
 from deconattn.data.manifest import read_manifest
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from deconattn.data.corpus_tools.arrow_blocks import BROKEN, MAGIC, Block, open_blocks, reason
 from deconattn.data.corpus_tools.new_corpus import schema_of
-from deconattn.data.corpus_tools.progress import Advance
+from deconattn.data.corpus_tools.record_batches import BROKEN, MAGIC, LocatedBatch, open_record_batches, reason
 from deconattn.data.manifest import Manifest, ShardEntry
 from deconattn.data.mapped import fetch
+from deconattn.data.progress_bars import Advance
 
 _PIECE = 1 << 24
 _LISTED = 10  # of the faults of one kind in one record batch; the others are counted
@@ -70,7 +70,7 @@ def _examine(
         found.faults.append(f"{path}: SHA-256 {digest}, {entry.sha256} in the manifest")
     if content[: len(MAGIC)].to_pybytes() != MAGIC:
         found.faults.append(f"{path}: does not begin as an Arrow file")
-    schema, blocks, fault = open_blocks(content)
+    schema, blocks, fault = open_record_batches(content)
     if fault:
         found.faults.append(f"{path}: the footer is damaged ({fault})")
     if schema is None:
@@ -105,7 +105,7 @@ def _examine(
 class _RecordBatch:
     """The documents of one record batch."""
 
-    def __init__(self, block: Block, manifest: Manifest) -> None:
+    def __init__(self, block: LocatedBatch, manifest: Manifest) -> None:
         self._eos, self._vocab_size = manifest.eos_token_id, manifest.vocab_size
         self.values: npt.NDArray[Any] = np.empty(0, dtype=manifest.dtype)
         self.bounds: npt.NDArray[np.int32] = np.zeros(1, dtype=np.int32)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from deconattn.data.reading.inputs import Input, find_inputs
+from deconattn.data.reading.input_files import Input, find_inputs
 from deconattn.errors import UserError
 from deconattn.program import command
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.corpus_tools.progress import bar
 from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, read_manifest
+from deconattn.data.progress_bars import progress_bar
 from deconattn.data.shards import open_shard
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 
@@ -74,7 +74,7 @@ def corpus_info(folder: Path) -> CorpusInfo:
         UserError: a folder that is no packed corpus, a missing or damaged shard, no tokenizer.
     """
     manifest = read_manifest(folder)
-    with bar(f"reading {folder}", len(manifest.shards), "shards") as advance:
+    with progress_bar(f"reading {folder}", len(manifest.shards), "shards") as advance:
         splits = {}
         for split in SPLITS:
             entries = manifest.of_split(split)

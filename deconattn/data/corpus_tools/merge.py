@@ -6,10 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from deconattn.data.corpus_tools.new_corpus import check_new, schema_of, shard_name
-from deconattn.data.corpus_tools.progress import Advance, bar
-from deconattn.data.corpus_tools.recut import copy_tokenizer
+from deconattn.data.corpus_tools.new_corpus import check_new, copy_tokenizer, schema_of, shard_name
 from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, read_manifest, write_manifest
+from deconattn.data.progress_bars import Advance, progress_bar
 from deconattn.data.shards import check_shard
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
@@ -43,7 +42,10 @@ def merge(out: Path, folders: Sequence[Path]) -> Manifest:
         for folder, manifest in zip(folders, manifests, strict=True)
         for entry in manifest.of_split(split)
     ]
-    with staged_folder(out, check_new) as staging, bar("merging", sum(e.bytes for _, e in entries), "bytes") as advance:
+    with (
+        staged_folder(out, check_new) as staging,
+        progress_bar("merging", sum(e.bytes for _, e in entries), "bytes") as advance,
+    ):
         shards: list[ShardEntry] = []
         counts = dict.fromkeys(SPLITS, 0)
         for folder, entry in entries:

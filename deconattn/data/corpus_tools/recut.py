@@ -1,16 +1,15 @@
 """The same documents in shards of another size, or some of them."""
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.corpus_tools.documents import read_batches
-from deconattn.data.corpus_tools.new_corpus import new_corpus, schema_of
-from deconattn.data.corpus_tools.progress import bar
-from deconattn.data.manifest import SPLITS, TOKENIZER_NAMES, Manifest, read_manifest
+from deconattn.data.corpus import read_batches
+from deconattn.data.corpus_tools.new_corpus import copy_tokenizer, new_corpus, schema_of
+from deconattn.data.manifest import SPLITS, Manifest, read_manifest
+from deconattn.data.progress_bars import progress_bar
 from deconattn.errors import UserError
 
 
@@ -38,7 +37,7 @@ def recut(
     total = sum(entry.tokens for entry in manifest.shards)
     with (
         new_corpus(out, schema_of(manifest, manifest.source), shard_tokens) as corpus,
-        bar("splitting", total, "tokens") as advance,
+        progress_bar("splitting", total, "tokens") as advance,
     ):
         for split in SPLITS:
             train = split == "train"
@@ -73,11 +72,3 @@ def _taken(bounds: npt.NDArray[np.int32], documents: int | None, tokens: int | N
         reached = int(np.searchsorted(bounds[1:].astype(np.int64) - bounds[0], tokens))
         bounds = bounds[: reached + 2]
     return bounds
-
-
-def copy_tokenizer(folder: Path, out: Path) -> None:
-    """Copy a packed folder's tokenizer. Raises :class:`UserError` if it has none."""
-    found = [name for name in TOKENIZER_NAMES if (folder / name).is_file()]
-    if not found:
-        raise UserError(f"{folder} has lost its {' or '.join(TOKENIZER_NAMES)}; copy it again or pack again")
-    shutil.copyfile(folder / found[0], out / found[0])

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deconattn.data.packing.dedup import Hashes, hash_texts
-from deconattn.data.reading.blocks import Block
-from deconattn.data.reading.parse import parse_block
+from deconattn.data.reading.blocks import InputBlock
+from deconattn.data.reading.texts import parse_block
 from deconattn.data.tokenizing.tokenizer import Tokenizer
 from deconattn.errors import UserError
 
@@ -35,7 +35,7 @@ class Encoded:
         lengths: tokens of each, `[documents]`.
         sizes: UTF-8 bytes of each, `[documents]`.
         hashes: of each one's text, where asked for.
-        rows, bad, empty: as in :class:`deconattn.data.reading.parse.Parsed`.
+        rows, bad, empty: as in :class:`deconattn.data.reading.texts.Parsed`.
     """
 
     tokens: npt.NDArray[Any]
@@ -63,7 +63,7 @@ class Work:
     dtype: str
     hashes: bool
 
-    def encode(self, tokenizer: Tokenizer, block: Block) -> Encoded:
+    def encode(self, tokenizer: Tokenizer, block: InputBlock) -> Encoded:
         """Parse and tokenize a block. Raises UserError for a tokenizer whose ids leave its vocabulary."""
         parsed = parse_block(block, self.text_field)
         tokens, lengths = tokenizer.encode_flat(parsed.texts)
@@ -89,14 +89,14 @@ def _utf8_bytes(text: str) -> int:
 
 
 def encode_blocks(
-    blocks: Iterable[Block], work: Work, workers: int, threads: bool
-) -> Generator[tuple[Block, Encoded], None, None]:
+    blocks: Iterable[InputBlock], work: Work, workers: int, threads: bool
+) -> Generator[tuple[InputBlock, Encoded], None, None]:
     """Encode blocks in `workers` threads or else processes; results come in order.
 
     A few blocks a worker are in memory. Raises :class:`UserError` if a worker process dies.
     """
     pool = _thread_pool(work, workers) if threads else _process_pool(work, workers)
-    waiting: deque[tuple[Block, Future[Encoded]]] = deque()
+    waiting: deque[tuple[InputBlock, Future[Encoded]]] = deque()
     size = 0
     try:
         for block in blocks:
@@ -115,7 +115,7 @@ def encode_blocks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _submitted(pool: Executor, block: Block) -> Future[Encoded]:
+def _submitted(pool: Executor, block: InputBlock) -> Future[Encoded]:
     try:
         return pool.submit(_encode, block)
     except (OSError, ValueError) as error:  # the pool broke while it started a process: its pipes are closed by then
@@ -126,7 +126,7 @@ _own = threading.local()
 """A worker's own tokenizer and work: no library promises that threads may share a tokenizer."""
 
 
-def _encode(block: Block) -> Encoded:
+def _encode(block: InputBlock) -> Encoded:
     work: Work = _own.work
     return work.encode(_own.tokenizer, block)
 

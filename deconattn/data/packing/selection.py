@@ -1,21 +1,60 @@
-"""Which documents a pack takes, in reading order: not too short, not seen before, until there are enough."""
+"""Which documents a pack takes, in reading order, and which of them are held out for validation.
 
+A document is taken that is not too short and has not been seen before, until there are enough.
+"""
+
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.packing.config import PackConfig
+from deconattn.data.loading.sampler import mix
 from deconattn.data.packing.dedup import HASH_BYTES, HashSet
-from deconattn.data.packing.documents import Documents
+from deconattn.data.packing.document_batch import DocumentBatch
 from deconattn.data.packing.encode import Encoded
 from deconattn.data.packing.journal import Journal
-from deconattn.data.packing.split import is_validation
-from deconattn.data.reading.blocks import Block
-from deconattn.data.reading.inputs import Input
-from deconattn.data.reading.tally import Tally
+from deconattn.data.packing.pack_config import PackConfig
+from deconattn.data.reading.blocks import InputBlock
+from deconattn.data.reading.input_files import Input
+from deconattn.data.reading.texts import Tally
+
+_SEED = mix(0x5EED)
+
+
+@overload
+def is_validation(number: int, fraction: float) -> bool: ...
+
+
+@overload
+def is_validation(number: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]: ...
+
+
+def is_validation(number: int | npt.NDArray[np.uint64], fraction: float) -> bool | npt.NDArray[np.bool_]:
+    """Whether document `number` (0-based, in reading order; or a uint64 array `[n]`) is held out.
+
+    True with probability `fraction`. The caller sees to it that of two documents or more neither split stays empty.
+    """
+    threshold = int(fraction * 2**64)
+    if isinstance(number, np.ndarray):
+        return mix(number ^ np.uint64(_SEED)) < np.uint64(threshold)
+    return mix(number ^ _SEED) < threshold
+
+
+def cut_document(text: str, fraction: float) -> list[str]:
+    """Cut the only document of a corpus in two at white space, the second about `fraction` of it.
+
+    Joined again the two are the text. It stays whole where there is nothing to cut.
+    """
+    body = len(text.rstrip())
+    target = min(max(round(body * (1 - fraction)), 1), body - 1)
+    spaces = [match.start() for match in re.finditer(r"\s+", text[:body]) if match.start() > 0]
+    if spaces:
+        before = [space for space in spaces if space <= target]
+        target = before[-1] if before else spaces[0]
+    return [text[:target], text[target:]] if target > 0 else [text]
 
 
 @dataclass
@@ -53,7 +92,7 @@ class Selection:
 
     def __init__(self, inputs: Sequence[Input], journal: Journal, config: PackConfig, counts: Counts) -> None:
         self.counts = counts
-        self.only: tuple[Block, int] | None = None
+        self.only: tuple[InputBlock, int] | None = None
         """Where the document is, if only one has been taken so far: block, and number among its texts."""
         self._inputs, self._config = inputs, config
         self._seen: HashSet | None = None
@@ -67,7 +106,7 @@ class Selection:
         """Whether there are as many tokens as are wanted."""
         return self._config.max_tokens is not None and self.counts.tokens >= self._config.max_tokens
 
-    def judge(self, block: Block, encoded: Encoded) -> tuple[Documents, npt.NDArray[np.bool_]]:
+    def judge(self, block: InputBlock, encoded: Encoded) -> tuple[DocumentBatch, npt.NDArray[np.bool_]]:
         """Count a block; the documents to take, and which of them are held out for validation by their numbers.
 
         Raises :class:`UserError` for one bad line too many.
@@ -81,7 +120,7 @@ class Selection:
         counts.lines += encoded.rows
         taken = self._chosen(encoded)
         numbers = counts.documents + np.cumsum(taken, dtype=np.uint64) - 1
-        documents = Documents(encoded.tokens, encoded.lengths, numbers).take(taken)
+        documents = DocumentBatch(encoded.tokens, encoded.lengths, numbers).take(taken)
         counts.documents += len(documents.lengths)
         counts.tokens += len(documents.tokens)
         counts.text_bytes += int(encoded.sizes[taken].sum())

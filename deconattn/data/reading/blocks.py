@@ -4,10 +4,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from deconattn.data.reading.ahead import read_ahead
 from deconattn.data.reading.columns import cut_rows
-from deconattn.data.reading.inputs import Input
+from deconattn.data.reading.input_files import Input
 from deconattn.data.reading.lines import GRID, LIMIT, TEXT_GRID, cut_lines, first_byte
+from deconattn.data.reading.read_ahead import read_ahead
 from deconattn.data.reading.sources import read_chunks
 
 _AHEAD = 8 << 20
@@ -15,7 +15,7 @@ _AHEAD = 8 << 20
 
 
 @dataclass(frozen=True)
-class Block:
+class InputBlock:
     """Consecutive lines or rows of one input.
 
     Attributes:
@@ -37,7 +37,7 @@ class Block:
 
 def read_blocks(
     inputs: Sequence[Input], text_field: str, start: tuple[int, int] = (0, 0)
-) -> Generator[Block, None, None]:
+) -> Generator[InputBlock, None, None]:
     """The blocks of all inputs in order, from `start`, (input, number), or the first one after it.
 
     How an input is cut depends on its content only: JSON lines where a multiple of 1 MiB of decompressed bytes is
@@ -49,7 +49,7 @@ def read_blocks(
         UserError: an input that is damaged, cannot be read, changed, or has no column of that name.
     """
 
-    def blocks(stopped: Callable[[], bool]) -> Iterator[Block]:
+    def blocks(stopped: Callable[[], bool]) -> Iterator[InputBlock]:
         for index in range(start[0], len(inputs)):
             first = start[1] if index == start[0] else 0
             yield from read_input(inputs[index], text_field, index, first, stopped=stopped)
@@ -64,7 +64,7 @@ def read_input(
     first: int = 0,
     text_grid: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Generator[Block, None, None]:
+) -> Generator[InputBlock, None, None]:
     """The blocks of one input from number `first` on, without a thread.
 
     Args:
@@ -74,13 +74,13 @@ def read_input(
     """
     if source.kind in ("parquet", "arrow"):
         for rows in cut_rows(source, text_field, first):
-            yield Block(index, rows.number, "arrow", rows.content, rows.position)
+            yield InputBlock(index, rows.number, "arrow", rows.content, rows.position)
         return
     grid = GRID if source.kind == "json" else text_grid or TEXT_GRID
     number = None
     with closing(read_chunks(source, first_byte(first, grid), stopped)) as chunks:
         for cell in cut_lines(chunks, first, grid, LIMIT):
             number = cell.number
-            yield Block(index, number, source.kind, cell.content, cell.position, cell.too_long)
+            yield InputBlock(index, number, source.kind, cell.content, cell.position, cell.too_long)
     if number is None and first == 0 and source.kind == "text":
-        yield Block(index, 0, "text", b"", 0)  # one document, though an empty one
+        yield InputBlock(index, 0, "text", b"", 0)  # one document, though an empty one

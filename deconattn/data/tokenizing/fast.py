@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from deconattn.data.tokenizing.awkward_texts import AWKWARD_TEXTS, with_added_tokens
+from deconattn.data.tokenizing.disagreements import AWKWARD_TEXTS, has_unsettled, with_added_tokens
 from deconattn.data.tokenizing.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
-from deconattn.data.tokenizing.unsettled import has_unsettled
 from deconattn.program import installation
 
 _SAMPLE_CHARACTERS = 200_000

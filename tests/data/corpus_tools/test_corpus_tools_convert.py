@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from deconattn.data import TokenCorpus, read_manifest
-from deconattn.data.corpus_tools.convert import convert
+from deconattn.data.corpus_tools.convert_ids import convert
 from deconattn.data.corpus_tools.decode import decode
 from deconattn.data.corpus_tools.verify import verify
-from deconattn.data.packing.split import is_validation
+from deconattn.data.packing.selection import is_validation
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 from tests.data.corpus_tools.shard_corpora import EOS, TEXTS, encode

@@ -12,7 +12,7 @@ Row = npt.NDArray[np.int64]
 """A row of a batch to be filled, int64 `[seq_len]`."""
 
 
-class Layout(Protocol):
+class SampleLayout(Protocol):
     """Place of a sample -> its tokens; places are `0 .. num_samples - 1`."""
 
     num_samples: int
@@ -48,14 +48,14 @@ class Concatenation:
         self.num_samples = (corpus.num_tokens - 1) // seq_len
 
     def fill(self, place: int, input_ids: Row, labels: Row, begins: npt.NDArray[np.bool_] | None) -> None:
-        """See :class:`Layout`."""
+        """See :class:`SampleLayout`."""
         start, length = place * self._seq_len, self._seq_len + 1
         write_shifted(self._corpus.pieces(start, length), input_ids, labels)
         if begins is not None:
             begins[self._corpus.document_starts(start, length)] = True
 
     def check(self, place: int) -> None:
-        """See :class:`Layout`."""
+        """See :class:`SampleLayout`."""
         self._corpus.read(place * self._seq_len, self._seq_len + 1)
 
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from deconattn.data.corpus_tools.from_datasets import DatasetDocuments, cut_at_separators
 from deconattn.data.corpus_tools.from_megatron import MegatronDocuments, megatron_prefix
 from deconattn.data.corpus_tools.new_corpus import new_corpus
-from deconattn.data.corpus_tools.progress import bar
 from deconattn.data.manifest import Manifest
-from deconattn.data.packing.split import is_validation
+from deconattn.data.packing.selection import is_validation
+from deconattn.data.progress_bars import progress_bar
 from deconattn.data.shards import ShardSchema
 from deconattn.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from deconattn.errors import UserError
@@ -76,7 +76,7 @@ def convert(
     schema = ShardSchema(known.fingerprint, known.vocab_size, known.eos_token_id, source.name)
     with (
         new_corpus(out, schema, shard_tokens) as corpus,
-        bar("converting", total, "documents") as advance,
+        progress_bar("converting", total, "documents") as advance,
     ):
         known.save(corpus.folder)
         ended = _ended(documents, known, np.dtype(schema.dtype), result)

@@ -18,7 +18,7 @@ BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, KeyError, IndexError
 
 
 @dataclass(frozen=True)
-class Block:
+class LocatedBatch:
     """Record batch `number`, which begins at byte `position` of its file; without `batch` it cannot be read."""
 
     number: int
@@ -27,7 +27,7 @@ class Block:
     fault: str
 
 
-def open_blocks(content: pa.Buffer) -> tuple[pa.Schema | None, Iterator[Block], str]:
+def open_record_batches(content: pa.Buffer) -> tuple[pa.Schema | None, Iterator[LocatedBatch], str]:
     """The schema, the record batches in order, and what is wrong with the footer (nothing, if it is sound).
 
     Without a footer the messages are followed from the file's beginning; that ends at the first one that is broken.
@@ -64,14 +64,14 @@ def _listed(content: pa.Buffer) -> npt.NDArray[np.void]:
     return np.frombuffer(footer, _BLOCK, count, vector + 4)
 
 
-def _get(reader: pa.RecordBatchFileReader, number: int, position: int) -> Block:
+def _get(reader: pa.RecordBatchFileReader, number: int, position: int) -> LocatedBatch:
     try:
-        return Block(number, position, reader.get_batch(number), "")
+        return LocatedBatch(number, position, reader.get_batch(number), "")
     except BROKEN as error:
-        return Block(number, position, None, reason(error))
+        return LocatedBatch(number, position, None, reason(error))
 
 
-def _follow(content: pa.Buffer) -> tuple[pa.Schema | None, Iterator[Block]]:
+def _follow(content: pa.Buffer) -> tuple[pa.Schema | None, Iterator[LocatedBatch]]:
     source = pa.BufferReader(content)
     try:
         source.seek(_HEAD)
@@ -81,7 +81,7 @@ def _follow(content: pa.Buffer) -> tuple[pa.Schema | None, Iterator[Block]]:
     return schema, _messages(source, schema)
 
 
-def _messages(source: pa.BufferReader, schema: pa.Schema) -> Iterator[Block]:
+def _messages(source: pa.BufferReader, schema: pa.Schema) -> Iterator[LocatedBatch]:
     number = 0
     while True:
         position = source.tell()
@@ -90,10 +90,10 @@ def _messages(source: pa.BufferReader, schema: pa.Schema) -> Iterator[Block]:
         except EOFError:  # the end of the stream, as it should be
             return
         except BROKEN as error:
-            yield Block(number, position, None, reason(error))
+            yield LocatedBatch(number, position, None, reason(error))
             return
         try:
-            yield Block(number, position, pa.ipc.read_record_batch(message, schema), "")
+            yield LocatedBatch(number, position, pa.ipc.read_record_batch(message, schema), "")
         except BROKEN as error:
-            yield Block(number, position, None, reason(error))
+            yield LocatedBatch(number, position, None, reason(error))
         number += 1

@@ -1,4 +1,4 @@
-"""The progress of a pack, where standard error is a terminal."""
+"""Progress bars on standard error, where it is a terminal."""
 
 import sys
 import time
@@ -8,8 +8,11 @@ from contextlib import contextmanager
 Update = Callable[[int, int], None]
 
 
+Advance = Callable[[int], object]
+
+
 @contextmanager
-def show_progress(what: str, total: int | None) -> Iterator[Update]:
+def pack_progress(what: str, total: int | None) -> Iterator[Update]:
     """Show how far it is and how long it will take. The function it gives takes bytes done and tokens made so far.
 
     Args:
@@ -40,3 +43,27 @@ def show_progress(what: str, total: int | None) -> Iterator[Update]:
             progress.update(task, completed=done, note=f"{tokens / 1e6:.1f}M tokens, {speed / 1e6:.1f}M/s")
 
         yield update
+
+
+@contextmanager
+def progress_bar(what: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """Show how much of `total` (None: unknown) is done; call what it gives with what has been done since.
+
+    Args:
+        unit: "bytes", or what else is counted, in the plural.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+    amount: ProgressColumn = DownloadColumn()
+    if unit != "bytes":
+        of_total = "" if total is None else f" of {total:,}"
+        amount = TextColumn(f"{{task.completed:,.0f}}{of_total} {unit}")
+    columns = (TextColumn(escape(what)), BarColumn(), amount, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)

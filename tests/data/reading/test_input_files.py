@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deconattn.data.reading.inputs import find_inputs
-from deconattn.data.reading.remote import find_remote
+from deconattn.data.reading.input_files import find_inputs, find_remote
 from deconattn.errors import UserError
 from tests.data.reading.mutations import encode
 

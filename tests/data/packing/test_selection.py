@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from deconattn.data.packing.split import cut_document, is_validation
+from deconattn.data.packing.selection import cut_document, is_validation
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1e-9, 0.01, 0.2, 0.9])

@@ -10,19 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from deconattn.data.manifest import SPLITS, ShardEntry
-from deconattn.data.packing.assemble import Assembler
-from deconattn.data.packing.background import Background
-from deconattn.data.packing.config import PackConfig
+from deconattn.data.packing.assemble import Assembler, Background
 from deconattn.data.packing.encode import MAX_THREADS, Encoded, Work, encode_blocks
 from deconattn.data.packing.journal import Journal
-from deconattn.data.packing.progress import show_progress
-from deconattn.data.packing.selection import Counts, Selection
-from deconattn.data.packing.shuffle import Run, count_ranges, read_range
-from deconattn.data.packing.split import cut_document, is_validation
-from deconattn.data.reading.blocks import Block, read_blocks
-from deconattn.data.reading.inputs import Input
-from deconattn.data.reading.parse import parse_block
-from deconattn.data.reading.tally import Tally
+from deconattn.data.packing.pack_config import PackConfig
+from deconattn.data.packing.selection import Counts, Selection, cut_document, is_validation
+from deconattn.data.packing.shuffle import SortedRun, count_ranges, read_range
+from deconattn.data.progress_bars import pack_progress
+from deconattn.data.reading.blocks import InputBlock, read_blocks
+from deconattn.data.reading.input_files import Input
+from deconattn.data.reading.texts import Tally, parse_block
 from deconattn.data.shards import ShardSchema
 from deconattn.data.tokenizing.fast import FastTokenizer, load_fast_tokenizer
 from deconattn.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
@@ -41,7 +38,7 @@ class Source:
         fast: whether it is not that library. It stays so where the pack goes on.
     """
 
-    blocks: Iterator[Block]
+    blocks: Iterator[InputBlock]
     tokenizer: Tokenizer
     fast: bool
 
@@ -60,7 +57,7 @@ def open_source(config: PackConfig, inputs: list[Input], journal: Journal, spec:
         yield Source(chain([first] if first else [], blocks), tokenizer, isinstance(tokenizer, FastTokenizer))
 
 
-class Packing:
+class Packer:
     """Fills the journal's `result` with shards, from the journal's last entry on.
 
     Without --shuffle documents go straight from blocks to shards. With it they first go to sorted runs on the disk
@@ -93,15 +90,15 @@ class Packing:
         """From blocks to shards, or to runs; whether to runs."""
         config, counts = self._config, self.counts
         selection = Selection(self._inputs, self._journal, config, counts)
-        run = Run(config.shuffle) if config.shuffle is not None else None
+        run = SortedRun(config.shuffle) if config.shuffle is not None else None
         before = [0, *accumulate(source.size for source in self._inputs)]
         skip = self._last.get("skip", 0)
-        with closing(self._encoded()) as results, show_progress("packing", before[-1] or None) as update:
+        with closing(self._encoded()) as results, pack_progress("packing", before[-1] or None) as update:
             for block, encoded in results:
                 entry = self._entry(_READING, block=[block.input, block.number])
                 if run is not None and run.full:
                     self._write(run, entry)
-                    run = Run(run.seed)
+                    run = SortedRun(run.seed)
                 documents, held_out = selection.judge(block, encoded)
                 if run is not None:
                     run.add(documents)
@@ -124,7 +121,7 @@ class Packing:
         self._fill_empty_split()
         return False
 
-    def _encoded(self) -> Generator[tuple[Block, Encoded], None, None]:
+    def _encoded(self) -> Generator[tuple[InputBlock, Encoded], None, None]:
         config, tokenizer = self._config, self._source.tokenizer
         threads = config.workers == 1 or (tokenizer.releases_gil and config.workers <= MAX_THREADS)
         work = Work(tokenizer, config.text_field, self._schema.dtype, config.dedup is not None)
@@ -134,7 +131,7 @@ class Packing:
         """What an entry of the journal needs to go on from here."""
         return {"phase": phase, "counts": self.counts.as_dict(), "runs": self._runs, "fast": self._source.fast, **place}
 
-    def _write(self, run: Run, entry: dict[str, Any]) -> None:
+    def _write(self, run: SortedRun, entry: dict[str, Any]) -> None:
         """Write a sorted run while others go on; `entry` says what comes after it."""
         number = self._runs
         self._runs += run.documents > 0
@@ -152,7 +149,7 @@ class Packing:
         ranges = count_ranges(counts.documents, counts.tokens, dtype)
         last = self._last if self._last.get("phase") == _MERGING else {}
         skip, done = last.get("skip", 0), 0
-        with show_progress("writing", counts.tokens) as update:
+        with pack_progress("writing", counts.tokens) as update:
             for number in range(last.get("range", 0), ranges):
                 entry = self._entry(_MERGING, range=number)
                 seen = 0
@@ -184,7 +181,7 @@ class Packing:
             other = "val" if empty == "train" else "train"
             self._assembler.put(empty, self._assembler.take_back(other))
 
-    def _put_single(self, block: Block, place: int, taken_back: bool) -> None:
+    def _put_single(self, block: InputBlock, place: int, taken_back: bool) -> None:
         """Write the only document, cut in two if there is to be a validation split."""
         if taken_back:
             self._assembler.take_back("val" if self.counts.held_out else "train")

@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.projections.polar import PolarAxes
 
+from deconattn.analysis.findings import Row
 from deconattn.analysis.indicators import NAMES
 from deconattn.analysis.palette import INK, STYLE, colour_of
-from deconattn.analysis.tables import Row
 
 Look = dict[str, Any]
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))

@@ -90,7 +90,7 @@ def evaluate(arguments: Arguments) -> None:
         _write(arguments, scored, lengths, folder)
     print(f"written: {out / RESULTS}, {out / TABLES}", file=sys.stderr)
     if arguments.wandb_project:
-        from deconattn.evaluation.tracking import log_to_wandb
+        from deconattn.evaluation.results import log_to_wandb
 
         for row, entry in zip(scored.rows, scored.entries, strict=True):
             log_to_wandb(arguments.wandb_project, row, entry["model"], entry["context_perplexities"])

@@ -11,9 +11,8 @@ import tyro
 from rich.console import Console
 
 from deconattn.cli import parse
-from deconattn.generation.output import TextOutput
-from deconattn.generation.prompt import read_prompt
 from deconattn.generation.sampling import Sampling
+from deconattn.generation.text_io import TextOutput, read_prompt
 from deconattn.program import command
 
 INTERRUPTED = 130

@@ -11,9 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from deconattn.ops.blockwise.orientation import Orientation
-from deconattn.ops.blockwise.scratch import Scratch
-from deconattn.ops.blockwise.tiles import TILE, Visibility, scaled, tiles
+from deconattn.ops.blockwise.tiles import TILE, Orientation, Scratch, Visibility, scaled, tiles
 from deconattn.ops.matmul import matmul, scaled_matmul
 from deconattn.ops.precision import at_least_fp32
 

@@ -40,7 +40,7 @@ from deconattn.ops.kernels.fixed_map_programs import (
     mix_kernel,
     normaliser_kernel,
 )
-from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
+from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
 WHOLE = 128
 """Statistics of queries are padded to a multiple of it (and of the queries of every tile), the log-normalisers with

@@ -30,13 +30,13 @@ import torch
 import triton
 from torch import Tensor
 
-from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 from deconattn.ops.kernels.prefix_attention_programs import (
     backward_kernel,
     forward_kernel,
     summary_back_kernel,
     summary_kernel,
 )
+from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
 
 @dataclass(frozen=True)

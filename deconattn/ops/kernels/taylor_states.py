@@ -39,7 +39,6 @@ import triton
 from torch import Tensor
 
 from deconattn.ops.blockwise.tiles import Visibility
-from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 from deconattn.ops.kernels.taylor_states_programs import (
     columns_program,
     grad_keys_program,
@@ -49,6 +48,7 @@ from deconattn.ops.kernels.taylor_states_programs import (
     states_program,
     upstream_program,
 )
+from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
 
 @dataclass(frozen=True)

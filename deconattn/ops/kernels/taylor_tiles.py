@@ -30,8 +30,8 @@ import torch
 import triton
 from torch import Tensor
 
-from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 from deconattn.ops.kernels.taylor_tiles_programs import by_keys_kernel, by_queries_kernel, forward_kernel
+from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
-"""The text that is to be continued."""
+"""The text that is to be continued, and text onto standard output."""
 
+import io
 from pathlib import Path
 from typing import TextIO
+
+from rich.console import Console
 
 from deconattn.errors import UserError
 
@@ -45,3 +48,23 @@ def _decoded(content: bytes, origin: str) -> str:
 
 def _without_last_line_end(text: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
+
+
+class TextOutput:
+    """Writes UTF-8 whatever the locale, each piece at once. What is written last is a line end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")
+        self._stream = stream
+
+    def prompt(self, text: str) -> None:
+        """The prompt as it is; on a terminal dimmed, to tell it from what follows."""
+        if self._stream.isatty():
+            Console(file=self._stream).out(text, style="dim", end="", highlight=False)
+        else:
+            self.write(text)
+
+    def write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()

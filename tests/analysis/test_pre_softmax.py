@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from deconattn.analysis.activations import A_DECADE, ActivationSums, Distribution, bin_edges
+from deconattn.analysis.pre_softmax import A_DECADE, ActivationSums, Distribution, bin_edges
 
 BIN = 10 ** (1 / A_DECADE)
 

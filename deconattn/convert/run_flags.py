@@ -37,7 +37,7 @@ DIMENSIONS = (
 
 
 @dataclass(frozen=True)
-class _Decisive:
+class _DecidingFlags:
     """The flags that decide what others default to, or have no place here."""
 
     size: str | None = None
@@ -58,7 +58,7 @@ def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> Tr
         UserError: what a training would complain about, a flag that contradicts the model, or no `--data`.
     """
     with complaints_in_one_line():
-        given, _ = tyro.cli(_Decisive, args=arguments, return_unknown_args=True, add_help=False)
+        given, _ = tyro.cli(_DecidingFlags, args=arguments, return_unknown_args=True, add_help=False)
     if given.save is not None or given.resume:
         flag = "--resume" if given.resume else "--save"
         raise UserError(f"{flag} has no place here, OUT is the new run's folder: leave it out")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deconattn.errors import UserError
-from deconattn.generation.prompt import read_prompt
+from deconattn.generation.text_io import read_prompt
 
 
 class Terminal(io.TextIOWrapper):

@@ -17,7 +17,7 @@ CELLS = 128
 
 
 MixerInputs = tuple[Tensor, Tensor | None, MixerContext]
-"""What :meth:`~deconattn.mixers.Mixer.forward` takes."""
+"""Arguments of :meth:`~deconattn.mixers.Mixer.forward`."""
 BATCH = 4
 """Sequences that pass the model together."""
 BLOCK_ELEMENTS = 2**19
@@ -60,11 +60,11 @@ class PooledMap:
 
 @dataclass(frozen=True)
 class LayerFindings:
-    """Of one layer; all but the variant None where it mixes nothing.
+    """Findings of one layer; all but the variant are None where it mixes nothing.
 
     Attributes:
         indicators: means over the sequences, diversity a scalar, the others [heads].
-        activations: of all heads and sequences; None too where the mixer has no scores to show.
+        activations: pre-softmax scores of all heads and sequences; None too where the mixer has no scores to show.
         picture: the first sequence's map, pooled, [heads, side, side]; None too where it was not asked for.
     """
 
@@ -127,7 +127,7 @@ def collect(
     """Run the model over the sample, layer by layer as it always runs.
 
     Args:
-        decoder: in evaluation mode.
+        decoder: model in evaluation mode.
         ids: int64 [N, L], L at least 4.
         label: what messages call the model.
         pictured: layers, counted from 0, of whose maps a picture is wanted.
@@ -165,7 +165,7 @@ def _look(sums: _LayerSums, sequences: int, mixer: Mixer, inputs: MixerInputs) -
 
 
 def _wanted_rows(mixer: Mixer, inputs: MixerInputs, sequences: int) -> MixerInputs:
-    """Without the fixed streams' rows where the layer does not read them: their maps are not asked for."""
+    """Drop the fixed streams' rows where the layer does not read them: their maps are not asked for."""
     hidden, static, context = inputs
     if mixer.fixed_stream is not None:
         return hidden, static, context

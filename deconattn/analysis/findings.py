@@ -10,7 +10,7 @@ from deconattn.analysis.indicators import NAMES
 from deconattn.analysis.pre_softmax import Distribution
 
 NORMALISED = ("entropy", "concentration", "head diversity")
-"""Drawn from 0, the smallest compared, to 1, the largest."""
+"""Indicators drawn from 0, the smallest compared, to 1, the largest."""
 LOCAL_FACTOR = 2.0
 
 
@@ -20,7 +20,7 @@ QUANTILES = {"q01": 0.01, "q25": 0.25, "median": 0.5, "q75": 0.75, "q99": 0.99}
 
 @dataclass(frozen=True)
 class ModelFindings:
-    """Of one model, layer by layer; what it is called, and which step of which run it is where that is known."""
+    """Findings of one model, layer by layer; its name, and its run and step where they are known."""
 
     label: str
     path: str
@@ -30,7 +30,7 @@ class ModelFindings:
 
     @property
     def variants(self) -> list[str]:
-        """Of the layers."""
+        """Variants of the layers."""
         return [layer.variant for layer in self.layers]
 
     @cached_property
@@ -73,7 +73,7 @@ class Scale:
 
 
 def newest(models: Sequence[ModelFindings]) -> list[ModelFindings]:
-    """Of each run its last step alone, and what is of no run."""
+    """Keep the last step of each run, and models of no run."""
     last = {model.run: model.step for model in sorted(models, key=lambda model: model.step or 0)}
     return [model for model in models if model.run is None or model.step == last[model.run]]
 

@@ -1,4 +1,4 @@
-"""The distribution of the activations before the softmax, from as many as there are, in a few numbers."""
+"""Distribution of pre-softmax activations, from a running histogram and running moments."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ def bin_edges() -> Tensor:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Of `count` activations; all but the quantiles exact.
+    """Distribution of `count` activations; all but the quantiles are exact.
 
     Attributes:
         std: standard deviation, divided by the count.
@@ -81,7 +81,7 @@ class ActivationSums:
         self._bins += torch.bincount(places, minlength=len(self._bins)).cpu()
 
     def distribution(self) -> Distribution | None:
-        """None where there was nothing to add."""
+        """Return the distribution; None where nothing was added."""
         if not self._count:
             return None
         spread = math.sqrt(self._squares / self._count)

@@ -87,7 +87,7 @@ def _summary(models: Sequence[ModelFindings], sample: dict[str, Any], scale: Sca
 
 
 def _write(figure: Figure, rows: list[Row], stem: Path) -> None:
-    """As SVG and PNG, the same bytes from the same data, and the data."""
+    """Write a figure as SVG and PNG, reproducible byte for byte, and its data."""
     with mpl.rc_context(STYLE):
         figure.savefig(f"{stem}.svg", transparent=True, metadata={"Date": None})
         figure.savefig(f"{stem}.png", transparent=True, dpi=160)
@@ -95,7 +95,7 @@ def _write(figure: Figure, rows: list[Row], stem: Path) -> None:
 
 
 def _write_rows(rows: list[Row], stem: Path) -> None:
-    """The same columns as Parquet and as JSON, whose lists they are."""
+    """Write rows as Parquet and as JSON, a list for each column."""
     table = pa.Table.from_pylist(rows)
     pq.write_table(table, f"{stem}.parquet")
     _write_json(Path(f"{stem}.json"), table.to_pydict())

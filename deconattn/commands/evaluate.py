@@ -42,7 +42,7 @@ class Arguments:
     datasets: Path | None = None
     """Folder with the tasks' documents (docs/evaluation.md); the network is not used then. By default the hub's."""
     limit: int | None = None
-    """Only the first so many documents of a task: for trying things, the scores are not comparable."""
+    """Score only the first so many documents of a task: for trying things, the scores are not comparable."""
     batch_size: int | None = None
     """Sequences a batch; by default the largest that the GPU holds, or 4096 tokens on a CPU."""
     dtype: Literal["fp32", "bf16"] | None = None
@@ -98,7 +98,7 @@ def evaluate(arguments: Arguments) -> None:
 
 @dataclass
 class _Scored:
-    """Of each model its row and what results.json says; `chance` are the rows that need no model."""
+    """Row and results.json entry of each model; `chance` are the rows that need no model."""
 
     rows: list[Row]
     entries: list[dict[str, Any]]

@@ -37,7 +37,7 @@ class Arguments:
     gpus: int = 0
     """Plan a job on so many GPUs; 0 is parameter counts alone."""
     gpu_memory: float = 80.0
-    """Of each, GiB."""
+    """Memory of each GPU, in GiB."""
     costs: bool = False
     """Print what each variant costs too: FLOPs and bytes of a micro-batch in training and in generation."""
     model: ModelFlags = field(default_factory=ModelFlags)
@@ -138,7 +138,7 @@ def compare_costs(flags: Arguments) -> None:
 
 
 def variants() -> list[str]:
-    """Those registered, the standard one first."""
+    """Registered variants, the standard one first."""
     from deconattn.mixers import variant_names
 
     return sorted(variant_names(), key=lambda variant: variant != STANDARD)

@@ -81,7 +81,7 @@ class Split:
     shard_tokens: int = 100_000_000
     """Tokens after which a new shard begins; a document is never cut."""
     documents: Annotated[str, tyro.conf.arg(metavar="A:B")] = ":"
-    """Of the training split only documents A to B - 1, counted from 0. The validation split stays whole."""
+    """Take only documents A to B - 1 of the training split, counted from 0. The validation split stays whole."""
     tokens: int | None = None
     """Stop the training split after the document that reaches so many tokens."""
 
@@ -116,7 +116,7 @@ class Convert:
     tokenizer: str
     """The tokenizer that made the ids: a tokenizer.json, a SentencePiece .model or a folder holding one of them."""
     column: str = "input_ids"
-    """Of a dataset: the column of ids."""
+    """Column of a dataset that holds the ids."""
     pieces: _Flag = False
     """The dataset's rows are pieces of one long sequence: documents end at separators, not where rows do."""
     val_fraction: float = 0.01

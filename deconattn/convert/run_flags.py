@@ -17,7 +17,7 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
 NAMES = {"tie_embeddings": "tie_word_embeddings"}
-"""Where a flag's field is not called as in :class:`ModelConfig`."""
+"""Flag fields whose names differ from those of :class:`ModelConfig`."""
 DIMENSIONS = (
     "hidden_size",
     "intermediate_size",
@@ -38,7 +38,7 @@ DIMENSIONS = (
 
 @dataclass(frozen=True)
 class _DecidingFlags:
-    """The flags that decide what others default to, or have no place here."""
+    """Flags that decide the defaults of others, or are refused here."""
 
     size: str | None = None
     variant: str | None = None

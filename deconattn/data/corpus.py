@@ -72,7 +72,7 @@ class TokenCorpus:
         return tokens
 
     def pieces(self, start: int, length: int) -> list[npt.NDArray[Any]]:
-        """The same tokens where they lie in the memory maps, uint16 or uint32, their ids unchecked; mostly one piece.
+        """Views of the tokens :meth:`read` copies, uint16 or uint32, with unchecked ids; mostly one piece.
 
         Raises IndexError outside the corpus, :class:`UserError` for a shard that is no longer there.
         """
@@ -213,7 +213,7 @@ def read_batches(
 def read_documents(
     folder: Path, entries: Sequence[ShardEntry], start: int = 0
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """The same one at a time: number and ids `[n]`, separator included."""
+    """Iterate over the documents of one split, one at a time: number and ids `[n]`, separator included."""
     for first, values, bounds in read_batches(folder, entries, start):
         for place in range(len(bounds) - 1):
             yield first + place, values[bounds[place] : bounds[place + 1]]

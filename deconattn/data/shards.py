@@ -27,7 +27,7 @@ _MAX_DOCUMENT_TOKENS = 2**31 - 1  # list offsets are int32
 
 @dataclass(frozen=True)
 class ShardSchema:
-    """What every shard of a packed corpus shares."""
+    """Schema shared by all shards of a packed corpus."""
 
     tokenizer_fingerprint: str
     vocab_size: int

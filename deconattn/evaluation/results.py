@@ -41,7 +41,7 @@ def row_of(label: str, found: dict[str, Any]) -> Row:
 
 
 def average(row: Row) -> Score | None:
-    """Of the seven accuracies, None unless all are there; the error takes the tasks for independent."""
+    """Mean of the seven accuracies, None unless all are there; its standard error assumes independent tasks."""
     seven = [row.scores.get(column.title) for column in COLUMNS if column.averaged]
     scores = [score for score in seven if score is not None]
     if len(scores) < len(seven):
@@ -65,7 +65,7 @@ def as_numbers(row: Row) -> dict[str, float]:
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:
-    """As JSON; infinities and NaN, which it has not, become strings, and so does what only Python has."""
+    """Write JSON; infinities and NaN, which it lacks, become strings, and so do objects that only Python has."""
     path.write_text(json.dumps(_finite(content), indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -78,7 +78,7 @@ def _finite(value: Any) -> Any:
 
 
 def log_to_wandb(project: str, row: Row, config: dict[str, Any], perplexities: dict[int, float]) -> None:
-    """One run with a model's scores; offline where there is no key.
+    """Log a model's scores as one run; offline where there is no API key.
 
     Args:
         config: the model and the settings; `step` of it is the scores' step.

@@ -7,11 +7,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 _INCOMPLETE = "\ufffd"
-"""What a tokenizer decodes to where bytes of a character are still to come."""
+"""Replacement character that a tokenizer decodes an incomplete UTF-8 sequence to."""
 
 
 class TextStream(BaseStreamer):
-    """For `generate` with one row: writes each token's text once no later token can change it.
+    """Streamer for `generate` with one row: writes each token's text once no later token can change it.
 
     What is decoded together are the tokens written last and those not written yet. transformers' TextStreamer decodes
     the continuation, and after a line end each line, by itself, and many a tokenizer takes the first space of what it

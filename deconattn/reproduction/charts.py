@@ -42,7 +42,7 @@ class Axis:
 
 
 def labels(ticks: Sequence[float]) -> list[str]:
-    """What stands at ticks: with as many digits as tell them apart."""
+    """Labels of ticks, with as many digits as tell them apart."""
     return next(
         (found for digits in range(3, 16) if len(set(found := [short(tick, digits) for tick in ticks])) == len(ticks)),
         [str(tick) for tick in ticks],
@@ -180,7 +180,7 @@ def key(variant: str, look: int, dots: bool = False) -> Markup:
 
 
 def thinned(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """At most `POINTS_A_LINE` means of neighbours, as many on each stretch of a logarithmic axis."""
+    """Reduce points to at most `POINTS_A_LINE` means of neighbours, evenly spaced on a logarithmic axis."""
     pairs = [(x, y) for x, y in points if _positive(x) and math.isfinite(y)]
     if len(pairs) <= POINTS_A_LINE:
         return pairs

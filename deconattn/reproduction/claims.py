@@ -1,4 +1,4 @@
-"""What the numbers show, in words: each of the paper's findings beside what was measured here."""
+"""The paper's findings, in words, each beside what was measured here."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ Claim = dict[str, Any]
 
 
 def claims(tables: Mapping[Any, Any]) -> list[Claim]:
-    """Of every size that was measured, the paper's findings one after another."""
+    """Judge the paper's findings, one after another, for every size that was measured."""
     rows = [row for name, table in tables.items() if name != "4" for row in table["rows"] if "run" in row]
     unique = list({(row["run"], row["skipped"]): row for row in rows}.values())
     found = []

@@ -1,4 +1,4 @@
-"""What the runs of a plan cost, whether a training would take their flags, and which machine does which runs."""
+"""Cost of a plan's runs, a check of their training flags, and their assignment to machines."""
 
 import re
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from deconattn.errors import UserError
 from deconattn.reproduction.plans import Request, Run, training_flags
 
 DEMO_VOCABULARY = 2048
-"""Of the tokenizer that is trained on the bundled demo corpus."""
+"""Vocabulary size of the tokenizer that is trained on the bundled demo corpus."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a run.
+    """Size and cost of a run.
 
     Attributes:
-        flops: of the whole training, forward and backward; what shards are balanced by.
-        tokens: that it sees, whole steps.
+        flops: FLOPs of the whole training, forward and backward; shards are balanced by them.
+        tokens: number of training tokens, in whole steps.
         length: tokens of a training sequence.
     """
 
@@ -28,7 +28,7 @@ class Estimate:
 
 
 def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
-    """Of each run by name; every run's flags are checked as the command `train` would.
+    """Estimate each run, by name, and check its flags as the command `train` would.
 
     Raises:
         UserError: flags, corpora or a folder of documents that training or evaluation would refuse.

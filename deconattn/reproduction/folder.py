@@ -65,11 +65,11 @@ class ReproductionFolder:
 
     @property
     def common_lock(self) -> Path:
-        """Of what any process may write: the plan and the report."""
+        """Lock of the files that any process may write: the plan and the report."""
         return self.out / "locks" / "report"
 
     def result(self, job: PlannedJob) -> dict[str, Any] | None:
-        """What came of a job; None unless it is done."""
+        """Recorded result of a job; None unless it is done."""
         return _read(self._done(job))
 
     def failure(self, job: PlannedJob) -> dict[str, Any] | None:
@@ -77,12 +77,12 @@ class ReproductionFolder:
         return None if self.result(job) is not None else _read(self._failed(job))
 
     def record(self, job: PlannedJob, content: dict[str, Any]) -> None:
-        """The job is done."""
+        """Record that the job is done."""
         _write(self._done(job), content)
         self._failed(job).unlink(missing_ok=True)
 
     def record_failure(self, job: PlannedJob, content: dict[str, Any]) -> None:
-        """The job failed."""
+        """Record that the job failed."""
         _write(self._failed(job), content)
 
     def forget_failure(self, job: PlannedJob) -> None:
@@ -108,7 +108,7 @@ class Stored:
 
 
 def save_plan(folder: ReproductionFolder, stored: Stored) -> None:
-    """Begin the folder."""
+    """Begin the folder with its `plan.json`."""
     request = TypeAdapter(Request).dump_python(stored.request, mode="json")
     estimates = {name: dataclasses.asdict(estimate) for name, estimate in stored.estimates.items()}
     try:
@@ -194,7 +194,7 @@ def hold_lock(path: Path, wait: bool = False) -> Iterator[int | None]:
 
 
 def lock_holder(path: Path) -> str:
-    """Who took a lock last, in words; to be asked while it is held."""
+    """Describe the process that took a lock last; to be asked while it is held."""
     try:
         taken = json.loads(path.read_text(encoding="utf-8"))
         return f"pid {taken['pid']} on {taken['host']}"

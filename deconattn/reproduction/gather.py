@@ -16,13 +16,13 @@ LOG_LINES = 20
 PACKAGES = ("deconattn", "torch", "deepspeed", "transformers", "lm_eval")
 
 COLUMNS = (*paper.COLUMNS, "validation loss", *(title for title in TITLES if title not in paper.COLUMNS))
-"""What the paper has numbers of comes first."""
+"""Columns of the tables; those for which the paper has numbers come first."""
 
 Data = dict[str, Any]
 
 
 def gather(folder: ReproductionFolder, stored: Stored) -> Data:
-    """What data.json holds.
+    """Collect the content of data.json.
 
     `tables` depends on the models alone; times, memory, machines, commands and logs are beside it. Accuracies of ours
     are fractions, the paper's per cent as it prints them, losses nats a token.
@@ -143,7 +143,7 @@ def _failure(folder: ReproductionFolder, job: PlannedJob) -> Data | None:
 
 
 def _versions(folder: ReproductionFolder, plan: ReproductionPlan) -> dict[str, list[str]]:
-    """Of each package, those that the runs and scores were made with; here's where there are none."""
+    """Versions of each package that the runs and scores were made with; the installed one where none is recorded."""
     found: dict[str, set[str]] = {}
     for job in plan.jobs:
         outcome = (folder.result(job) or {}).get("outcome", {})

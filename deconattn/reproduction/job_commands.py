@@ -9,7 +9,7 @@ TRAIN, EVALUATE, ANALYZE = process("train"), process("evaluate"), process("analy
 
 
 def command_of(job: PlannedJob, folder: ReproductionFolder, stored: Stored, fresh: bool = False) -> list[str]:
-    """What to run for a job, given what is on the disk: a training that has begun is resumed, unless `fresh`."""
+    """Command line of a job, given what is on the disk: a training that has begun is resumed, unless `fresh`."""
     run, request = str(folder.run(job.run)), stored.request
     if job.kind == "train":
         if not fresh and training_begun(folder.run(job.run)):

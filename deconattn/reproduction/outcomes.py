@@ -1,4 +1,4 @@
-"""What the commands `train`, `evaluate` and `analyze` leave behind, each file read in this one place."""
+"""Readers of the files that the commands `train`, `evaluate` and `analyze` leave behind."""
 
 import json
 import statistics
@@ -36,7 +36,7 @@ def run_config(run: Path) -> dict[str, Any]:
 
 
 def metric_rows(run: Path) -> list[MetricRow]:
-    """Of metrics.jsonl, those that are whole."""
+    """Parse the complete rows of metrics.jsonl."""
     try:
         lines = (run / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -59,7 +59,7 @@ def training_progress(run: Path) -> str:
 
 
 def training_summary(run: Path) -> dict[str, Any]:
-    """What came of a finished training.
+    """Summary of a finished training.
 
     `seconds` is the time that its steps took, whatever kills and pauses there were between them; validations and
     checkpoints are not in it. Losses are nats a token.
@@ -158,7 +158,7 @@ LayerMeans = dict[str, Any]
 
 
 def read_indicators(folder: Path) -> dict[str, Any]:
-    """Of the one model that was looked into: {"layers": [{"layer", "variant", and each indicator's mean of heads}]}.
+    """Indicators of the analysed model: {"layers": [{"layer", "variant", and each indicator's mean over heads}]}.
 
     Layers that mix nothing are left out.
 
@@ -184,7 +184,7 @@ def read_indicators(folder: Path) -> dict[str, Any]:
 
 
 def outcome_of(job: PlannedJob, folder: ReproductionFolder) -> dict[str, Any]:
-    """What a command left behind.
+    """Read what a job's command left behind.
 
     Raises:
         UserError: not what it should have.

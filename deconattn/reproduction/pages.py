@@ -94,7 +94,7 @@ def markdown(data: Data) -> str:
 
 
 def title(data: Data) -> str:
-    """What was reproduced."""
+    """Title of the report: the tables that were reproduced."""
     names = [HEADINGS[name].split(":")[0].lower() for name in data["tables"]]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"Deconstructing Attention: {listed}, reproduced"

@@ -1,4 +1,4 @@
-"""Which charts a report has, from the gathered numbers."""
+"""Charts of the report, from the gathered numbers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ class Picture:
 
 
 def table_pictures(name: str, table: Data) -> list[Picture]:
-    """Beside a table."""
+    """Charts that stand beside a table."""
     if name == "4":
         return _kept([_contexts(table)])
     rows = [row for row in table["rows"] if "run" in row]
@@ -175,7 +175,7 @@ def _name(run: Data) -> str:
 
 
 def _look(run: Data, data: Data) -> int:
-    """Of a pattern the same everywhere; uniform models are drawn solid."""
+    """Index of a pattern's dash, the same in all charts; uniform models are drawn solid."""
     patterns = dict.fromkeys([UNIFORM, *(other["pattern"] for other in data["runs"].values())])
     return list(patterns).index(run["pattern"])
 
@@ -185,5 +185,5 @@ def _legend(lines: list[Series]) -> list[tuple[Markup, str]]:
 
 
 def _kept(pictures: list[Picture]) -> list[Picture]:
-    """Those that there is something to see on."""
+    """Drop charts without points."""
     return [picture for picture in pictures if picture.chart]

@@ -1,4 +1,4 @@
-"""Where everything stands: a live table on a terminal, plain lines elsewhere."""
+"""Progress of all jobs: a live table on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Sequence

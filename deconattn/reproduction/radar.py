@@ -13,7 +13,7 @@ from deconattn.reproduction.outcomes import INDICATORS, LayerMeans
 SIDE, RADIUS, RINGS = 260, 82, (0.25, 0.5, 0.75, 1.0)
 LABELS = ("entropy", "conc.", "diversity", "sink", "local 0", "local 1", "local 2", "local 3")
 NORMALISED = ("entropy", "concentration", "head diversity")
-"""Drawn from 0, the smallest layer mean of all runs, to 1, the largest (section 4.4)."""
+"""Indicators drawn from 0, the smallest layer mean of all runs, to 1, the largest (section 4.4)."""
 LOCAL_FACTOR = 2.0
 
 
@@ -54,7 +54,7 @@ def radar_chart(shapes: Sequence[Shape], label: str) -> Markup:
 
 
 def radii(runs: dict[str, list[LayerMeans]]) -> dict[str, dict[str, float]]:
-    """What a radar chart draws of each run: by indicator, its mean over layers on the scale of all runs' layers."""
+    """Radii of each run by indicator: its mean over layers, on the scale of all runs' layers."""
     layers = [layer for found in runs.values() for layer in found]
     bounds = {name: (min(layer[name] for layer in layers), max(layer[name] for layer in layers)) for name in NORMALISED}
 

@@ -23,7 +23,7 @@ SECONDS_BETWEEN_TRIES = 0.5
 
 
 class View(Protocol):
-    """Who is told what goes on."""
+    """Observer of the runner."""
 
     def started(self, job: PlannedJob) -> None: ...
 
@@ -32,7 +32,7 @@ class View(Protocol):
     def waiting(self, job: PlannedJob, on: str) -> None: ...
 
     def look(self) -> None:
-        """Called again and again while something runs."""
+        """Poll; called repeatedly while something runs."""
 
 
 class Runner:
@@ -111,7 +111,7 @@ class Runner:
 
 
 def _remove_output(folder: Path) -> None:
-    """What an attempt that was killed has left."""
+    """Delete the output of an attempt that was killed."""
     if folder.exists():
         shutil.rmtree(folder)
     for leftover in folder.parent.glob(f".{folder.name}.*"):

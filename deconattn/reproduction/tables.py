@@ -41,7 +41,7 @@ class TableRow:
 
 
 def layers_of(row: dict[str, Any], several_sizes: bool = False) -> str:
-    """Which layers are the variant, in words."""
+    """Describe which layers are the variant."""
     if "run" not in row:
         return ""
     words = [size_name(row["size"])] if several_sizes else []
@@ -65,7 +65,7 @@ def lines_of(table: dict[str, Any]) -> list[TableRow]:
 
 
 def size_name(size: str) -> str:
-    """As it is written in a text: 500M."""
+    """Format a size as text has it: 500M."""
     return size.upper() if size[0].isdigit() else size
 
 
@@ -84,7 +84,7 @@ def is_perplexity(title: str) -> bool:
 
 
 def perplexity(value: float) -> str:
-    """One decimal below a thousand, whole numbers below 100000, then a power of ten, as the paper prints them."""
+    """Format as the paper does: one decimal below a thousand, whole numbers below 100000, then a power of ten."""
     if value < 1000:
         return f"{value:.1f}"
     if value < 1e5:
@@ -99,7 +99,7 @@ def _as_printed(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """As h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     if not seconds:
         return NOTHING
     minutes, rest = divmod(round(seconds), 60)

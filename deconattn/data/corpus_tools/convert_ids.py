@@ -21,7 +21,7 @@ from deconattn.errors import UserError
 
 @dataclass
 class Conversion:
-    """How ids became a corpus; `manifest` is set at the end.
+    """Result of a conversion; `manifest` is set at the end.
 
     Attributes:
         kind: "Megatron-LM" or "Hugging Face".
@@ -51,7 +51,7 @@ def convert(
         source: the prefix (or one of the two files) of a Megatron-LM dataset, or Arrow or Parquet files or a folder of
             them.
         tokenizer: the one that made the ids, as for the command `pack`.
-        column: of a Hugging Face dataset: the lists of ids.
+        column: name of a Hugging Face dataset's column of id lists.
         pieces: its rows are pieces of one long sequence, cut anywhere.
 
     Raises:
@@ -90,7 +90,7 @@ def convert(
 def _ended(
     documents: Iterable[tuple[str, npt.NDArray[Any]]], tokenizer: Tokenizer, dtype: np.dtype[Any], result: Conversion
 ) -> Iterator[npt.NDArray[Any]]:
-    """Documents as a shard has them: of its type, the ids known, the separator at the end."""
+    """Iterate over documents in the shards' dtype, each ending with the separator; check that their ids are known."""
     separator = np.array([tokenizer.eos_token_id], dtype=dtype)
     for place, ids in documents:
         if not len(ids):
@@ -110,7 +110,7 @@ def _ended(
 
 
 def _split(documents: Iterable[npt.NDArray[Any]], fraction: float) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Each document's split, by its number as the command `pack` has it.
+    """Yield each document with its split, drawn from its number as the command `pack` draws it.
 
     Of two documents or more the last goes where there is none yet, for which one is held back.
     """

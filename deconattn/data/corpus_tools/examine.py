@@ -21,13 +21,13 @@ _PIECE = 1 << 24
 _LISTED = 10  # of the faults of one kind in one record batch; the others are counted
 
 Sound = Callable[[int, npt.NDArray[Any], npt.NDArray[np.int32]], Iterator[tuple[int, str]]]
-"""Called with a sound record batch: its first document's number, its values, its documents' bounds. Gives faults, each
-with the number of the document."""
+"""Check of a sound record batch: takes its first document's number, values and document bounds; yields faults, each
+with the document's number."""
 
 
 @dataclass
 class Examined:
-    """What was found. `inner_separators` are those within documents, which text that spells them out has."""
+    """Faults and counts of one shard; `inner_separators` are those before a document's last token."""
 
     faults: list[str] = field(default_factory=list)
     documents: int = 0
@@ -137,7 +137,7 @@ class _RecordBatch:
         return len(self.bounds) - 1
 
     def faults(self, first: int | None, sound: Sound) -> Iterator[str]:
-        """What is wrong, as the end of a line that begins with the record batch.
+        """Yield the faults, each the end of a line that begins with the record batch.
 
         Without the number of the first document they are counted within the record batch.
         """

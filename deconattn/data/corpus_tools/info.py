@@ -1,4 +1,4 @@
-"""What a packed corpus holds: counts, lengths of documents, tokenizer, checksums."""
+"""Description of a packed corpus: counts, lengths of documents, tokenizer, checksums."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ class CorpusInfo:
     shards: tuple[ShardEntry, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON types."""
+        """Return the description as JSON types."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""One corpus of several that one tokenizer packed: their shards under new names, linked or copied."""
+"""Merging corpora that one tokenizer packed: their shards under new names, linked or copied."""
 
 import dataclasses
 import hashlib

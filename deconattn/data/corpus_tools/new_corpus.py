@@ -18,7 +18,7 @@ _TOGETHER = 1 << 18  # tokens, or documents, that are written at once
 
 
 class NewCorpus:
-    """What :func:`new_corpus` gives, to be filled by `append` or by `extend`; afterwards `manifest` is set."""
+    """Corpus under construction, see :func:`new_corpus`; filled by `append` or `extend`, then has a `manifest`."""
 
     manifest: Manifest
 

@@ -14,7 +14,7 @@ _TAIL = 10  # the footer's length and magic
 _RECORD_BATCHES = 3  # field of the footer's table: version, schema, dictionaries, record batches
 _BLOCK = np.dtype([("offset", "<i8"), ("metadata", "<i4"), ("padding", "<i4"), ("body", "<i8")])
 BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, KeyError, IndexError, struct.error, SystemError)
-"""What pyarrow and `struct` raise for bytes that make no sense (SystemError: `len` of what has a negative length)."""
+"""Exceptions of pyarrow and `struct` for malformed bytes (SystemError: `len` of what has a negative length)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The same documents in shards of another size, or some of them."""
+"""Rewriting a packed corpus, or part of it, into shards of another size."""
 
 import re
 from pathlib import Path

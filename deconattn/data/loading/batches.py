@@ -36,11 +36,11 @@ class Batch:
     document_ids: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`; nobody waits for tensors that are pinned."""
+        """Return the batch on `device`; copies of pinned tensors are asynchronous."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
-        """The same batch in page-locked memory."""
+        """Return the batch in pinned (page-locked) memory."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":

@@ -23,7 +23,7 @@ _TABLES = ("_starts", "_lengths", "_bounds", "_goes_on")
 
 @dataclass(frozen=True)
 class BestFitSummary:
-    """What best-fit packing comes to."""
+    """Result of best-fit packing: counts, and the share of padding."""
 
     documents: int
     sequences: int

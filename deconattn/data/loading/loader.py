@@ -66,7 +66,7 @@ class Prefetcher:
 
 
 class Loader(Protocol):
-    """What the training loop sees."""
+    """Interface of the training loop to batches made ahead."""
 
     def take(self, count: int) -> list[Batch]:
         """The next batches; StopIteration if there are fewer. UserError for data that can no longer be read."""

@@ -15,9 +15,9 @@ class DocumentBatch:
     """Documents laid end to end, `n` of them.
 
     Attributes:
-        tokens: their ids, separators included, in the shards' type.
-        lengths: tokens of each, `[n]`.
-        numbers: of each in reading order, `[n]`, uint64.
+        tokens: ids of all documents, separators included, in the shards' dtype.
+        lengths: number of tokens of each document, `[n]`.
+        numbers: each document's number in reading order, `[n]`, uint64.
     """
 
     tokens: npt.NDArray[Any]
@@ -26,16 +26,16 @@ class DocumentBatch:
 
     @cached_property
     def ends(self) -> npt.NDArray[np.int64]:
-        """Where each one's tokens end, `[n]`."""
+        """End of each document in `tokens`, `[n]`."""
         return np.cumsum(self.lengths)
 
     def part(self, first: int, last: int) -> "DocumentBatch":
-        """Those from `first` to before `last`; nothing is copied."""
+        """Return documents `first` to `last` - 1, as views."""
         start, end = (int(self.ends[place - 1]) if place else 0 for place in (first, last))
         return DocumentBatch(self.tokens[start:end], self.lengths[first:last], self.numbers[first:last])
 
     def take(self, chosen: npt.NDArray[np.bool_]) -> "DocumentBatch":
-        """Some of them, by a mask `[n]`."""
+        """Return the documents chosen by a mask `[n]`."""
         if chosen.all():
             return self
         bounds = np.concatenate([np.zeros(1, dtype=np.int64), self.ends])
@@ -75,7 +75,7 @@ class Spool:
         return np.memmap(self._ids.path, dtype=self._dtype, mode="r"), lengths
 
     def state(self) -> dict[str, Any]:
-        """What finds the present documents again."""
+        """Return the arguments that reopen the spool with its present documents."""
         return {"name": self.name, "documents": self.documents, "tokens": self.tokens}
 
     def close(self) -> None:

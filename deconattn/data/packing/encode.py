@@ -34,8 +34,8 @@ class Encoded:
         tokens: ids of all, separators included, end to end, in the shards' type.
         lengths: tokens of each, `[documents]`.
         sizes: UTF-8 bytes of each, `[documents]`.
-        hashes: of each one's text, where asked for.
-        rows, bad, empty: as in :class:`deconattn.data.reading.texts.Parsed`.
+        hashes: hash of each document's text, where asked for.
+        rows, bad, empty: see :class:`deconattn.data.reading.texts.Parsed`.
     """
 
     tokens: npt.NDArray[Any]
@@ -49,12 +49,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker needs to know; goes to other processes.
+    """Parameters of the workers; pickled to other processes.
 
     Attributes:
-        tokenizer: of which each worker makes one of its own.
-        text_field: where the text is.
-        dtype: of the shards.
+        tokenizer: template from which each worker makes its own.
+        text_field: field or column that holds the text.
+        dtype: the shards' dtype.
         hashes: whether to hash the texts.
     """
 

@@ -20,12 +20,12 @@ from deconattn.errors import UserError
 
 _SOURCE_NAMES = 8
 REPORT_NAME = "report.json"
-"""What the pack took and skipped, beside the manifest."""
+"""File with counts of what was taken and skipped, beside the manifest."""
 
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What a pack did.
+    """Result of a pack.
 
     Attributes:
         out: the packed folder.

@@ -36,7 +36,7 @@ class PackConfig:
     max_tokens: int | None = None
     """Stop after the document that reaches so many tokens."""
     dedup: Literal["exact"] | None = None
-    """Of documents with the same text keep the first. Takes 16 bytes of memory a document."""
+    """Keep the first of documents with the same text. Takes 16 bytes of memory a document."""
     shuffle: int | None = None
     """A seed: write the documents of each split in a random order. Takes as much disk again while it runs."""
     max_bad: int = 100

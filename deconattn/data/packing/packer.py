@@ -30,10 +30,10 @@ _READING, _MERGING = "reading", "merging"
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be packed, opened.
+    """Opened inputs and tokenizer of a pack.
 
     Attributes:
-        blocks: those that are left.
+        blocks: the blocks still to be packed.
         tokenizer: checked against its own library on the first of them.
         fast: whether it is not that library. It stays so where the pack goes on.
     """
@@ -128,7 +128,7 @@ class Packer:
         return encode_blocks(self._source.blocks, work, config.workers, threads)
 
     def _entry(self, phase: str, **place: Any) -> dict[str, Any]:
-        """What an entry of the journal needs to go on from here."""
+        """Return a journal entry that resumes from here."""
         return {"phase": phase, "counts": self.counts.as_dict(), "runs": self._runs, "fast": self._source.fast, **place}
 
     def _write(self, run: SortedRun, entry: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ class Packer:
                 skip = 0
 
     def _held_out(self, numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Which documents are for validation; the last one makes up for a split that is empty without it."""
+        """Mask of validation documents; the last document goes into the split that would otherwise be empty."""
         held_out = is_validation(numbers, self._config.val_fraction)
         if self._empty_split() is not None:
             held_out[numbers == self.counts.documents - 1] ^= True

@@ -1,4 +1,4 @@
-"""Which documents a pack takes, in reading order, and which of them are held out for validation.
+"""Selection of the documents that a pack takes, in reading order, and of those held out for validation.
 
 A document is taken that is not too short and has not been seen before, until there are enough.
 """
@@ -59,13 +59,13 @@ def cut_document(text: str, fraction: float) -> list[str]:
 
 @dataclass
 class Counts:
-    """What has been taken so far.
+    """Counts of what has been taken so far.
 
     Attributes:
-        documents, tokens, text_bytes: of those taken.
+        documents, tokens, text_bytes: totals of the documents taken.
         held_out: documents whose numbers make them validation documents.
         input: number of the input that is being read.
-        lines: of it that have been read.
+        lines: number of that input's lines that have been read.
         tally: what was skipped.
     """
 
@@ -93,7 +93,7 @@ class Selection:
     def __init__(self, inputs: Sequence[Input], journal: Journal, config: PackConfig, counts: Counts) -> None:
         self.counts = counts
         self.only: tuple[InputBlock, int] | None = None
-        """Where the document is, if only one has been taken so far: block, and number among its texts."""
+        """Block and index of the only document taken so far; None where there are none or several."""
         self._inputs, self._config = inputs, config
         self._seen: HashSet | None = None
         if config.dedup is not None:

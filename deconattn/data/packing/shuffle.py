@@ -17,9 +17,9 @@ from deconattn.data.packing.document_batch import DocumentBatch
 from deconattn.data.packing.journal import Journal
 
 RUN_BYTES = 128 << 20
-"""What the documents of a run take in memory, where they are sorted."""
+"""Memory of a run's documents while they are sorted."""
 RANGE_BYTES = 256 << 20
-"""What the documents of a range of keys take in memory, about."""
+"""Approximate memory of the documents of a range of keys."""
 _DOCUMENT_BYTES = 128  # of a document beside its tokens: a view of them, a key
 _CHUNK_TOKENS = 1 << 20
 _KEYS = 2**64
@@ -66,7 +66,7 @@ class SortedRun:
 
 
 def count_ranges(documents: int, tokens: int, dtype: str) -> int:
-    """Into how many ranges of keys so many documents of so many tokens are cut."""
+    """Number of ranges of keys into which so many documents of so many tokens are cut."""
     return -(-(tokens * np.dtype(dtype).itemsize + documents * _DOCUMENT_BYTES) // RANGE_BYTES)
 
 
@@ -74,9 +74,9 @@ def read_range(journal: Journal, runs: int, dtype: str, number: int, ranges: int
     """The documents of one range of keys, in order of their keys, some at a time.
 
     Args:
-        runs: how many runs there are.
-        dtype: the type of the ids.
-        number: of the range, of so many `ranges`.
+        runs: number of runs.
+        dtype: the ids' dtype.
+        number: index of the range, below `ranges`.
     """
     first, last = (place * _KEYS // ranges for place in (number, number + 1))
     parts = [_read_part(journal, run, dtype, first, last) for run in range(runs)]

@@ -1,4 +1,4 @@
-"""What is to be read: files, folders, patterns, URLs (s3, gs, hf, https, ..., through fsspec) and standard input."""
+"""Inputs to read: files, folders, patterns, URLs (s3, gs, hf, https, ..., through fsspec) and standard input."""
 
 import json
 import os
@@ -32,7 +32,7 @@ class Input:
     """One file, URL or stdin.
 
     Attributes:
-        name: as shown in messages: a path, a URL, or "-".
+        name: a path, a URL, or "-", as messages show it.
         kind: "text" (the file is one document), "json" (JSON lines), "parquet" or "arrow".
         codec: None, "gzip", "zstd" or "bz2".
         size: bytes of the file as it lies there; 0 where unknown.
@@ -187,7 +187,7 @@ def _listed(path: Path, field: str, subfield: str | None) -> list[str]:
 
 
 _STAMPS = ("ETag", "etag", "blob_id", "md5Hash", "sha256", "mtime", "LastModified", "last_modified", "created")
-"""What file systems call the mark of a file's content, best first."""
+"""Keys under which file systems report a mark of a file's content, best first."""
 
 
 def is_url(given: str) -> bool:
@@ -230,7 +230,7 @@ def open_remote(url: str) -> BinaryIO:
 
 
 def unreachable(url: str, error: Exception) -> UserError:
-    """What to raise for a failure of a protocol's package."""
+    """Return the error for a failure of a protocol's package."""
     if isinstance(error, UserError):
         return error
     lines = str(error).splitlines()

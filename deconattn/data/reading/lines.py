@@ -16,7 +16,7 @@ class GridCell:
     """The lines that begin within one cell of the grid.
 
     Attributes:
-        number: of the cell; a cell in which no line begins is left out.
+        number: index of the cell; a cell in which no line begins is left out.
         content: whole lines, the stream's last one with or without its line end.
         too_long: whether one more line follows, left out because it is beyond the limit.
         position: file bytes consumed when the cell had been read.

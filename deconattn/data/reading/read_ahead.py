@@ -17,7 +17,7 @@ def read_ahead(
     Args:
         make: makes the iterator, in the thread; what it is given says whether nobody waits for more.
         size_of: an item's bytes.
-        limit: of the items that wait; a single one may be larger.
+        limit: bytes of the items that wait; a single item may be larger.
 
     What the iterator raises is raised here, after the items before it. Closing this iterator ends the thread.
     """

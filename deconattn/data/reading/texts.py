@@ -25,7 +25,7 @@ _EXAMPLES = 5
 
 @dataclass
 class Tally:
-    """What was skipped and why.
+    """Counts of what was skipped, and why.
 
     Attributes:
         max_bad: how many bad lines are tolerated; one more is fatal.
@@ -74,10 +74,10 @@ _TOO_LONG = f"longer than {LIMIT >> 20} MiB"
 
 @dataclass
 class Parsed:
-    """What a block holds.
+    """Parsed content of a block.
 
     Attributes:
-        texts: of the good, non-empty documents, in order.
+        texts: the texts of the good, non-empty documents, in order.
         rows: lines or rows in the block.
         bad: (row within the block from 0, reason) of each line or row that is no document, in order.
         empty: documents that are empty or white space.

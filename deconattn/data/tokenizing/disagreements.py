@@ -1,4 +1,4 @@
-"""Where two implementations of a tokenizer may disagree: difficult texts, and characters of unsettled properties."""
+"""Texts and characters on which two implementations of a tokenizer may disagree."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _NEVER_USED = range(0x40000, 0xE0000)
 _CORRECTED = 0x0EBA
 """The one old character (Lao) that has another combining class since Unicode 12."""
 _FIRST = 0x7C0
-"""What is below is settled: nothing has been added or changed there since Unicode 7."""
+"""First code point that may be unsettled: below it nothing has been added or changed since Unicode 7."""
 _FIRST_LEAD = 0xDF  # of U+07C0 in UTF-8
 AWKWARD_TEXTS = (
     "",
@@ -48,7 +48,7 @@ AWKWARD_TEXTS = (
 
 
 def with_added_tokens(tokens: Sequence[str]) -> list[str]:
-    """Each token within words, between spaces, in a row, cut short and before marks that could merge with it."""
+    """Texts with each token in words, between spaces, repeated, cut short, and before marks that may merge with it."""
     texts = []
     for token in tokens:
         texts += [token, f"a{token}b", f" x  {token}  y ", f"{token}{token}\n{token}", f"{token}\u0338\u0301"]
@@ -83,7 +83,7 @@ def has_unsettled(content: bytes) -> bool:
 
 @cache
 def _table() -> npt.NDArray[np.bool_]:
-    """Of each code point, whether it is unsettled, `[0x110000]`."""
+    """Mask of unsettled code points, `[0x110000]`."""
     table = np.zeros(_CODE_POINTS, dtype=bool)
     old = unicodedata.ucd_3_2_0
     for start, stop in ((0, _NEVER_USED.start), (_NEVER_USED.stop, 0xE0200)):

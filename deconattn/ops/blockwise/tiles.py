@@ -32,7 +32,7 @@ def scaled(queries: Tensor, factor: float) -> tuple[Tensor, float]:
 
 @dataclass(frozen=True)
 class Visibility:
-    """Which keys each query may see: those up to itself, of its own document.
+    """Causal and document mask: a query sees the keys up to itself, of its own document.
 
     Attributes:
         length: L.
@@ -53,7 +53,7 @@ class Visibility:
         return cls(length, torch.searchsorted(ids, ids), torch.searchsorted(ids, ids, right=True))
 
     def rows(self, rows: slice, heads: int) -> "Visibility":
-        """Of some of the N, `heads` times each."""
+        """Visibility of some of the N rows, repeated `heads` times each."""
         if self.starts is None or self.ends is None:
             return self
         starts, ends = (bounds[rows].repeat_interleave(heads, dim=0) for bounds in (self.starts, self.ends))
@@ -82,7 +82,7 @@ class Visibility:
         return tile
 
     def hide_from_keys_(self, tile: Tensor, queries: slice, keys: slice, value: float, keys_first: bool) -> Tensor:
-        """The same for queries that begin where the keys do, in a tile [N, keys, queries] if `keys_first`."""
+        """Mask a tile whose queries begin where its keys do; it is [N, keys, queries] if `keys_first`."""
         size = min(keys.stop, queries.stop) - keys.start
         future = _future(keys.stop - keys.start, value, tile.dtype, tile.device)[:size]
         _fill(*((tile[..., :size], future.T) if keys_first else (tile[..., :size, :], future)), value)
@@ -98,7 +98,7 @@ class Visibility:
 
 
 def _fill(square: Tensor, future: Tensor, value: float) -> None:
-    """By arithmetic, which is many times faster than a mask."""
+    """Apply a mask by arithmetic, many times faster than masked_fill_."""
     square.add_(future) if value else square.mul_(future)
 
 
@@ -118,7 +118,7 @@ class Orientation:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Orientation":
-        """What suits tensors [N, L, x]."""
+        """Choose the faster orientation for tensors [N, L, x]."""
         return cls(tensor.dtype in (torch.float32, torch.float64) and len(tensor) == 1)
 
     def transposed(self, keys: Tensor) -> Tensor:

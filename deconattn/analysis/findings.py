@@ -13,7 +13,6 @@ NORMALISED = ("entropy", "concentration", "head diversity")
 """Indicators drawn from 0, the smallest compared, to 1, the largest."""
 LOCAL_FACTOR = 2.0
 
-
 Row = dict[str, Any]
 QUANTILES = {"q01": 0.01, "q25": 0.25, "median": 0.5, "q75": 0.75, "q99": 0.99}
 

@@ -22,7 +22,7 @@ class Sample:
     """Text files, folders or quoted patterns (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet); each model reads them
     with its own tokenizer. By default the bundled demo corpus."""
     sequences: int = 16
-    """How many sequences."""
+    """Number of sequences."""
     seq_len: int | None = None
     """Tokens in each; by default as many as all models take, at most 2048."""
 

@@ -46,7 +46,7 @@ class Arguments:
     batch_size: int | None = None
     """Sequences a batch; by default the largest that the GPU holds, or 4096 tokens on a CPU."""
     dtype: Literal["fp32", "bf16"] | None = None
-    """What is computed in; by default what the export stores or the run computed in."""
+    """Precision to compute in; by default what the export stores or the run computed in."""
     context_lengths: str = ""
     """Comma-separated: WikiText word perplexity at each of these context lengths, too."""
     skip_variant_layers: bool = False

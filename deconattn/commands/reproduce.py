@@ -25,9 +25,8 @@ from deconattn.reproduction import estimate
 from deconattn.reproduction.estimate import deal, read_shard
 from deconattn.reproduction.folder import ReproductionFolder, Stored, check_same, hold_lock, load_plan, save_plan
 from deconattn.reproduction.plans import PlannedJob, Request, make_plan
-from deconattn.reproduction.process import Stop
 from deconattn.reproduction.progress_view import ProgressView
-from deconattn.reproduction.runner import Runner
+from deconattn.reproduction.runner import Runner, Stop
 
 INTERRUPTED = 130
 _NEEDS_HARNESS = {"evaluate", "contexts", "skip"}

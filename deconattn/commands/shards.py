@@ -71,7 +71,7 @@ class Merge:
 
 
 @dataclass(frozen=True)
-class Split:
+class Recut:
     """Write a corpus, or the beginning of one, in shards of another size."""
 
     folder: _Folder
@@ -95,9 +95,9 @@ class Decode:
     document: int = 0
     """The first document to look at, counted from 0."""
     split: Literal["train", "val"] = "train"
-    """Which split."""
+    """Split to read."""
     count: int | None = None
-    """How many to print; by default one, or with --grep all."""
+    """Number of documents to print; by default one, or with --grep all."""
     ids: _Flag = False
     """Print the ids too."""
     grep: Annotated[str, tyro.conf.arg(constructor=str, metavar="TEXT")] = ""
@@ -129,7 +129,7 @@ Command = (
     Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
-    | Annotated[Split, tyro.conf.subcommand("split")]
+    | Annotated[Recut, tyro.conf.subcommand("split")]
     | Annotated[Decode, tyro.conf.subcommand("decode")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
 )
@@ -147,7 +147,7 @@ def main(words: Sequence[str]) -> int:
             return verify(command)
         case Merge():
             merge(command)
-        case Split():
+        case Recut():
             split(command)
         case Decode():
             decode(command)
@@ -187,14 +187,14 @@ def verify(command: Verify) -> int:
 
 def merge(command: Merge) -> None:
     """Merge and say what was written."""
-    from deconattn.data.corpus_tools.merge import merge as merge_folders
+    from deconattn.data.corpus_tools.rewrite import merge as merge_folders
 
     print(f"merged {command.out}: {_counts(merge_folders(command.out, command.folders))}")
 
 
-def split(command: Split) -> None:
+def split(command: Recut) -> None:
     """Split and say what was written."""
-    from deconattn.data.corpus_tools.recut import parse_range, recut
+    from deconattn.data.corpus_tools.rewrite import parse_range, recut
 
     documents = parse_range(command.documents)
     manifest = recut(command.folder, command.out, command.shard_tokens, documents, command.tokens)

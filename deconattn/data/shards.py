@@ -100,9 +100,9 @@ class _HashingFile:
 
 
 def count_fitting(ends: npt.NDArray[np.int64], first: int, room: int) -> int:
-    """How many documents, of those that end at tokens `ends`, are before the first from `first` on that is too much.
+    """Index of the first document, from `first` on, that no longer fits into `room` tokens with those before it.
 
-    Too much: it and those from `first` on before it have more than `room` tokens together.
+    Documents end at tokens `ends`, `[n]`; n where all fit.
     """
     start = int(ends[first - 1]) if first else 0
     return max(int(np.searchsorted(ends, start + room, side="right")), first)

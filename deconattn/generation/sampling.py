@@ -1,4 +1,4 @@
-"""How each token of a continuation is chosen."""
+"""Sampling parameters of a continuation."""
 
 import math
 import secrets

@@ -73,7 +73,7 @@ class ReproductionFolder:
         return _read(self._done(job))
 
     def failure(self, job: PlannedJob) -> dict[str, Any] | None:
-        """How a job failed; None if it did not."""
+        """Recorded failure of a job; None if it did not fail."""
         return None if self.result(job) is not None else _read(self._failed(job))
 
     def record(self, job: PlannedJob, content: dict[str, Any]) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 from deconattn.reproduction import paper
 from deconattn.reproduction.claims import RANDOM_GUESS, claims
 from deconattn.reproduction.folder import ReproductionFolder, Stored
-from deconattn.reproduction.job_commands import command_of
-from deconattn.reproduction.outcomes import TITLES, loss_curves
+from deconattn.reproduction.jobs import TITLES, command_of, loss_curves
 from deconattn.reproduction.plans import Entry, Kind, PlannedJob, ReproductionPlan, Table
 from deconattn.reproduction.radar import radii
 

@@ -101,7 +101,7 @@ def title(data: Data) -> str:
 
 
 def lede(data: Data) -> str:
-    """How much there is of what was planned, and how it compares."""
+    """Opening paragraph: the models, what is missing, and how far the numbers compare."""
     jobs, runs = data["jobs"], data["runs"].values()
     tokens = sorted({run["planned_tokens"] for run in runs})
     sizes = ", ".join(dict.fromkeys(size_name(run["size"]) for run in runs))
@@ -120,7 +120,7 @@ def lede(data: Data) -> str:
 
 
 def _caption(name: str, table: Data) -> str:
-    """How the cells are to be read."""
+    """Caption of a table: the units of its cells."""
     words = ["WikiText perplexity" if name == "4" else "Ours ± standard error, accuracies in per cent"]
     if any(row["paper"] for row in table["rows"]):
         words.append(f"beneath, in grey, what the paper prints of its {size_name(paper.SIZE)} models")

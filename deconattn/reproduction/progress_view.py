@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deconattn.reproduction.folder import ReproductionFolder
-from deconattn.reproduction.outcomes import training_progress
+from deconattn.reproduction.jobs import training_progress
 from deconattn.reproduction.plans import Kind, PlannedJob
 
 NOTHING = "\N{EN DASH}"

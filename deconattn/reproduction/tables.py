@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deconattn.config.pattern import STANDARD
-from deconattn.reproduction.outcomes import PERPLEXITIES
+from deconattn.reproduction.jobs import PERPLEXITIES
 from deconattn.reproduction.plans import UNIFORM
 from deconattn.reproduction.progress_view import NOTHING
 

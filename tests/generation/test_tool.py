@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from deconattn.checkpoint.stored_model import open_model
-from deconattn.generation.continuation import continue_text
+from deconattn.generation.continuation import TextStream, continue_text
 from deconattn.generation.sampling import Sampling
-from deconattn.generation.streaming import TextStream
 from deconattn.generation.text_io import TextOutput
 from tests.conftest import TOOLS
 from tests.generation.conftest import Call, write_run

@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.corpus_tools.from_datasets import DatasetDocuments, cut_at_separators
-from deconattn.data.corpus_tools.from_megatron import MegatronDocuments, megatron_prefix
+from deconattn.data.corpus_tools.id_sources import (
+    DatasetDocuments,
+    MegatronDocuments,
+    cut_at_separators,
+    megatron_prefix,
+)
 from deconattn.data.corpus_tools.new_corpus import new_corpus
 from deconattn.data.manifest import Manifest
 from deconattn.data.packing.selection import is_validation

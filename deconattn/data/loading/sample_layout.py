@@ -1,4 +1,4 @@
-"""How samples lie in a corpus: cut from the concatenation of its documents."""
+"""Layout of samples in a corpus: cut from the concatenation of its documents."""
 
 from typing import Any, Protocol
 

@@ -1,5 +1,6 @@
 """Parse and tokenize blocks in worker threads or processes, in order."""
 
+import hashlib
 import os
 import signal
 import threading
@@ -14,12 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.packing.dedup import Hashes, hash_texts
 from deconattn.data.reading.blocks import InputBlock
 from deconattn.data.reading.texts import parse_block
 from deconattn.data.tokenizing.tokenizer import Tokenizer
 from deconattn.errors import UserError
 
+HASH_BYTES = 16
+"""Bytes of a text's hash, by which --dedup knows it again."""
+Hashes = npt.NDArray[np.bytes_]
+"""`[n]` of type `S16`: NumPy orders and compares them as bytes."""
 MAX_THREADS = 4
 """Threads share one Python: beyond this many they wait for each other, and processes are worth their start."""
 _AHEAD = 3  # blocks a worker: one in hand, the others waiting
@@ -82,6 +86,12 @@ class Work:
             bad=parsed.bad,
             empty=parsed.empty,
         )
+
+
+def hash_texts(texts: Iterable[bytes]) -> Hashes:
+    """The hash of each text, given in UTF-8."""
+    digests = b"".join(hashlib.blake2b(text, digest_size=HASH_BYTES).digest() for text in texts)
+    return np.frombuffer(digests, dtype=f"S{HASH_BYTES}")
 
 
 def _utf8_bytes(text: str) -> int:

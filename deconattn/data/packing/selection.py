@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from deconattn.data.loading.sampler import mix
-from deconattn.data.packing.dedup import HASH_BYTES, HashSet
 from deconattn.data.packing.document_batch import DocumentBatch
-from deconattn.data.packing.encode import Encoded
+from deconattn.data.packing.encode import HASH_BYTES, Encoded, Hashes
 from deconattn.data.packing.journal import Journal
 from deconattn.data.packing.pack_config import PackConfig
 from deconattn.data.reading.blocks import InputBlock
 from deconattn.data.reading.input_files import Input
 from deconattn.data.reading.texts import Tally
 
+_GROWTH = 8
 _SEED = mix(0x5EED)
 
 
@@ -85,6 +85,40 @@ class Counts:
     def from_dict(cls, values: dict[str, Any], max_bad: int) -> "Counts":
         """The inverse of :meth:`as_dict`, with a limit of bad lines that may be another."""
         return cls(**{**values, "tally": Tally.from_dict({**values["tally"], "max_bad": max_bad})})
+
+
+class HashSet:
+    """The hashes seen so far, in a few sorted arrays, each some times larger than the next.
+
+    A small array is merged into its neighbour when it has grown near it, so that a look-up is a few binary searches
+    and each hash is moved a few times in its life.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[Hashes] = []
+
+    def add(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """Add hashes `[n]`; which of them were new, `[n]`. Of equal ones among them the first is."""
+        ordered, first = np.unique(hashes, return_index=True)
+        known = np.zeros(len(ordered), dtype=np.bool_)
+        for run in self._runs:
+            place = np.searchsorted(run, ordered)
+            place[place == len(run)] = 0  # beyond the end: equal to none, the first least of all
+            known |= run[place] == ordered
+        new = np.zeros(len(hashes), dtype=np.bool_)
+        new[first[~known]] = True
+        self._keep(ordered[~known])
+        return new
+
+    def _keep(self, ordered: Hashes) -> None:
+        if not len(ordered):
+            return
+        self._runs.append(ordered)
+        while len(self._runs) > 1 and len(self._runs[-2]) < _GROWTH * len(self._runs[-1]):
+            last = self._runs.pop()
+            merged = np.concatenate([self._runs.pop(), last])
+            merged.sort(kind="stable")  # which finds the two ordered parts and merges them
+            self._runs.append(merged)
 
 
 class Selection:

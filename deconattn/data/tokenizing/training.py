@@ -40,7 +40,7 @@ class Training:
         return self.spec(self.vocab_size)
 
     def spec(self, vocab_size: int) -> str:
-        """How a command line asks for this kind."""
+        """Spelling of this kind on the command line."""
         return f"train:{vocab_size}" if self.kind == "unigram" else f"train:{self.kind}:{vocab_size}"
 
 

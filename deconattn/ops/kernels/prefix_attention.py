@@ -41,7 +41,7 @@ from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_
 
 @dataclass(frozen=True)
 class Pass:
-    """How one pass is launched: tokens of a block, warps and pipeline stages of a program, and how the length is cut.
+    """Launch parameters of one pass: tokens of a block, warps and pipeline stages of a program, and cuts of the length.
 
     Fewer than `enough` heads (of all rows) a multiprocessor are cut into segments, to about `many` warps a
     multiprocessor.

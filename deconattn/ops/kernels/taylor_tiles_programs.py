@@ -119,7 +119,7 @@ def _seeing_queries(ends, row, first, length, QUERIES: tl.constexpr, KEYS: tl.co
 
 @triton.jit
 def _skipping(first, full_start, full_stop):
-    """Where a loop over the partly seen tiles is: to the right of the full tiles once it has reached them."""
+    """Position of a loop over the partly seen tiles: to the right of the full tiles once it has reached them."""
     return first + tl.where(first >= full_start, full_stop - full_start, 0)
 
 

@@ -1,4 +1,4 @@
-"""How the kernels' tensors lie in memory."""
+"""Memory layout of the kernels' tensors."""
 
 import torch
 import triton

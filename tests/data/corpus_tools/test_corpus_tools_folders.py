@@ -12,8 +12,7 @@ import pytest
 from deconattn.data import TokenCorpus, read_manifest
 from deconattn.data.corpus_tools.decode import decode
 from deconattn.data.corpus_tools.info import corpus_info
-from deconattn.data.corpus_tools.merge import merge
-from deconattn.data.corpus_tools.recut import parse_range, recut
+from deconattn.data.corpus_tools.rewrite import merge, parse_range, recut
 from deconattn.data.corpus_tools.verify import verify
 from deconattn.errors import UserError
 from tests.data.corpus_tools.shard_corpora import (

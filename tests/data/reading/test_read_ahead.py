@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deconattn.data.reading.blocks import read_blocks
+from deconattn.data.reading.blocks import read_ahead, read_blocks
 from deconattn.data.reading.input_files import find_inputs
-from deconattn.data.reading.read_ahead import read_ahead
 from deconattn.errors import UserError
 from tests.data.reading.mutations import encode
 

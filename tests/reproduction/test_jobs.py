@@ -9,19 +9,19 @@ import pytest
 from deconattn.errors import UserError
 from deconattn.evaluation.results import Row, Score, as_numbers
 from deconattn.evaluation.tables import benchmark_cells
-from deconattn.reproduction import outcomes, radar
-from deconattn.reproduction.outcomes import loss_curves, training_begun, training_progress, training_summary
+from deconattn.reproduction import jobs, radar
+from deconattn.reproduction.jobs import loss_curves, training_begun, training_progress, training_summary
 
 
 def test_the_columns_are_those_of_evaluate() -> None:
-    assert benchmark_cells([])[0] == ["", *outcomes.TITLES]
+    assert benchmark_cells([])[0] == ["", *jobs.TITLES]
 
 
 def test_the_names_are_those_of_analyze() -> None:
     from deconattn.analysis.findings import LOCAL_FACTOR, NORMALISED
     from deconattn.analysis.indicators import NAMES
 
-    ours = (outcomes.INDICATORS, radar.NORMALISED, radar.LOCAL_FACTOR)
+    ours = (jobs.INDICATORS, radar.NORMALISED, radar.LOCAL_FACTOR)
     assert ours == (NAMES, NORMALISED, LOCAL_FACTOR)
 
 
@@ -31,7 +31,7 @@ def test_scores(tmp_path: Path) -> None:
     model = {"model": {"device": "cpu"}, "context_perplexities": {"128": 7.5}, "scores": numbers}
     content: dict[str, Any] = {"comparable": False, "models": [model], "chance": {"majority": {"Avg": 0.4}}}
     (tmp_path / "results.json").write_text(json.dumps(content))
-    found = outcomes.read_scores(tmp_path)
+    found = jobs.read_scores(tmp_path)
     assert found["scores"] == {
         "ARC-E": {"value": 0.5, "stderr": 0.01},
         "Wiki ppl": {"value": 38.1, "stderr": None},
@@ -45,7 +45,7 @@ def test_scores(tmp_path: Path) -> None:
 def test_scores_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(UserError, match=r"results.json cannot be read"):
-        outcomes.read_scores(tmp_path)
+        jobs.read_scores(tmp_path)
 
 
 def write_indicators(folder: Path, rows: list[tuple[int, str, str, float]]) -> None:
@@ -55,25 +55,25 @@ def write_indicators(folder: Path, rows: list[tuple[int, str, str, float]]) -> N
 
 
 def test_indicators_are_means_over_heads(tmp_path: Path) -> None:
-    heads = [(2, "mlp", name, value) for name in outcomes.INDICATORS for value in (1.0, 3.0)]
+    heads = [(2, "mlp", name, value) for name in jobs.INDICATORS for value in (1.0, 3.0)]
     write_indicators(tmp_path, heads)
-    expected = {"layer": 2, "variant": "mlp"} | dict.fromkeys(outcomes.INDICATORS, 2.0)
-    assert outcomes.read_indicators(tmp_path) == {"layers": [expected]}
+    expected = {"layer": 2, "variant": "mlp"} | dict.fromkeys(jobs.INDICATORS, 2.0)
+    assert jobs.read_indicators(tmp_path) == {"layers": [expected]}
     write_indicators(tmp_path, heads[:-2])
     with pytest.raises(UserError, match=r"indicators.json cannot be read"):
-        outcomes.read_indicators(tmp_path)
+        jobs.read_indicators(tmp_path)
 
 
 def test_a_model_that_mixes_nothing_has_no_indicators(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        outcomes.read_indicators(tmp_path)
+        jobs.read_indicators(tmp_path)
     (tmp_path / "analysis.json").write_text("{}")
-    assert outcomes.read_indicators(tmp_path) == {"layers": []}
+    assert jobs.read_indicators(tmp_path) == {"layers": []}
 
 
 def test_radii_are_on_the_scale_of_all_runs_layers() -> None:
     def layers(*values: float) -> list[dict[str, Any]]:
-        return [dict.fromkeys(outcomes.INDICATORS, value) for value in values]
+        return [dict.fromkeys(jobs.INDICATORS, value) for value in values]
 
     found = radar.radii({"a": layers(0.0, 0.2), "b": layers(0.4), "c": []})
     assert set(found) == {"a", "b"}

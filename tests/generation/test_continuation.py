@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from deconattn.generation.streaming import TextStream
+from deconattn.generation.continuation import TextStream
 from tests.hf.models import VOCAB
 
 WIDE = "Žluť 東京 🤗👩\u200d👧 ё"

@@ -1,4 +1,7 @@
-"""Readers of the files that the commands `train`, `evaluate` and `analyze` leave behind."""
+"""The command of each job, and readers of what `train`, `evaluate` and `analyze` leave behind.
+
+Commands are run as a user would: what one of them breaks, breaks one cell.
+"""
 
 import json
 import statistics
@@ -8,17 +11,23 @@ from statistics import fmean
 from typing import Any
 
 from deconattn.errors import UserError
-from deconattn.reproduction.folder import ReproductionFolder
-from deconattn.reproduction.plans import PlannedJob
+from deconattn.program import process
+from deconattn.reproduction.folder import ReproductionFolder, Stored
+from deconattn.reproduction.plans import PlannedJob, first_corpus, training_flags
 
+TRAIN, EVALUATE, ANALYZE = process("train"), process("evaluate"), process("analyze")
 CONFIG, METRICS, CHECKPOINTS, MANIFEST = "config.json", "metrics.jsonl", "checkpoints", "checkpoint.json"
 
-MetricRow = dict[str, Any]
 SCORES_FILE = "results.json"
 TITLES = ("ARC-E", "BoolQ", "COPA", "PIQA", "SciQ", "RTE", "HellaSwag", "Avg", "Wiki ppl", "LAMBADA ppl", "LAMBADA acc")
 """Columns of table 1, in its order."""
 PERPLEXITIES = ("Wiki ppl", "LAMBADA ppl")
 STDERR = " stderr"
+INDICATORS = ("entropy", "concentration", "head diversity", "sink", *(f"local focus {n}" for n in range(4)))
+ANALYSIS_FILE, INDICATORS_FILE = "analysis.json", "indicators.json"
+
+MetricRow = dict[str, Any]
+LayerMeans = dict[str, Any]
 
 
 def training_begun(run: Path) -> bool:
@@ -53,7 +62,7 @@ def metric_rows(run: Path) -> list[MetricRow]:
 
 
 def training_progress(run: Path) -> str:
-    """How far the training is, in words; empty where nothing is known."""
+    """Step of a training and its last, in words; empty where nothing is known."""
     found, total = metric_rows(run), run_config(run).get("total_steps")
     return f"step {found[-1]['step']} of {total}" if found and total else ""
 
@@ -152,11 +161,6 @@ def _number(value: Any) -> float | None:
     return None if number is None or number != number else min(number, 1e300)
 
 
-ANALYSIS_FILE, INDICATORS_FILE = "analysis.json", "indicators.json"
-INDICATORS = ("entropy", "concentration", "head diversity", "sink", *(f"local focus {n}" for n in range(4)))
-LayerMeans = dict[str, Any]
-
-
 def read_indicators(folder: Path) -> dict[str, Any]:
     """Indicators of the analysed model: {"layers": [{"layer", "variant", and each indicator's mean over heads}]}.
 
@@ -194,3 +198,28 @@ def outcome_of(job: PlannedJob, folder: ReproductionFolder) -> dict[str, Any]:
     if job.kind == "analyze":
         return read_indicators(folder.output(job))
     return read_scores(folder.output(job))
+
+
+def command_of(job: PlannedJob, folder: ReproductionFolder, stored: Stored, fresh: bool = False) -> list[str]:
+    """Command line of a job, given what is on the disk: a training that has begun is resumed, unless `fresh`."""
+    run, request = str(folder.run(job.run)), stored.request
+    if job.kind == "train":
+        if not fresh and training_begun(folder.run(job.run)):
+            return [*TRAIN, "--save", run, "--resume"]
+        return [*TRAIN, *training_flags(request, job.run), "--save", run]
+    out = ["--out", str(folder.output(job))]
+    if job.kind == "analyze":
+        corpus = first_corpus(request)
+        return [*ANALYZE, run, *([] if corpus is None else ["--data", corpus]), *out]
+    command = [*EVALUATE, run, *out]
+    if request.datasets is not None:
+        command += ["--datasets", str(request.datasets)]
+    if request.limit is not None:
+        command += ["--limit", str(request.limit)]
+    if job.kind == "contexts":
+        longest = stored.estimates[job.run.name].length
+        lengths = [str(length) for length in request.context_lengths if length <= longest]
+        return [*command, "--tasks", "wikitext", "--context-lengths", ",".join(lengths or [str(longest)])]
+    if request.tasks:
+        command += ["--tasks", request.tasks]
+    return [*command, "--skip-variant-layers"] if job.kind == "skip" else command

@@ -7,28 +7,64 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deconattn.analysis.activations import ActivationSums, Distribution
 from deconattn.analysis.indicators import Indicators, IndicatorSums
-from deconattn.analysis.pooled_map import PooledMap
+from deconattn.analysis.pre_softmax import ActivationSums, Distribution
 from deconattn.errors import UserError
-from deconattn.mixers import Mixer, MixerContext
+from deconattn.mixers import MapBlock, Mixer, MixerContext
 from deconattn.model.decoder import Decoder
 
+CELLS = 128
+
+
 MixerInputs = tuple[Tensor, Tensor | None, MixerContext]
-"""What :meth:`~deconattn.mixers.Mixer.forward` takes."""
+"""Arguments of :meth:`~deconattn.mixers.Mixer.forward`."""
 BATCH = 4
 """Sequences that pass the model together."""
 BLOCK_ELEMENTS = 2**19
 """Entries of a map that are held at a time, of all sequences and heads: 4 MiB in float64, near a CPU's cache."""
 
 
+class PooledMap:
+    """Means of a map over squares of tokens, at most CELLS a side, so that the map need not be held.
+
+    Args:
+        length: tokens L.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._side = min(length, CELLS)
+        self._cell = torch.arange(length) * self._side // length
+        self._sums: Tensor | None = None
+        self._counts = torch.zeros(self._side, self._side, dtype=torch.float64)
+
+    def add(self, block: MapBlock) -> None:
+        """The rows of one sequence, weights [heads, n, stop]."""
+        weights = block.weights.double().cpu()
+        if self._sums is None:
+            self._sums = torch.zeros(len(weights), self._side, self._side, dtype=torch.float64)
+        visible = torch.ones(weights.shape[1:], dtype=torch.float64).tril(block.start)
+        self._sums += self._pooled(weights, block)
+        self._counts += self._pooled(visible[None], block)[0]
+
+    def _pooled(self, weights: Tensor, block: MapBlock) -> Tensor:
+        """[.., n, stop] -> [.., side, side]."""
+        columns = weights.new_zeros(*weights.shape[:2], self._side).index_add_(2, self._cell[: block.stop], weights)
+        rows = weights.new_zeros(len(weights), self._side, self._side)
+        return rows.index_add_(1, self._cell[block.start : block.stop], columns)
+
+    def means(self) -> Tensor:
+        """float64 [heads, side, side]: over each cell's entries on or below the diagonal; NaN where it has none."""
+        assert self._sums is not None, "no block was added"
+        return self._sums / self._counts
+
+
 @dataclass(frozen=True)
 class LayerFindings:
-    """Of one layer; all but the variant None where it mixes nothing.
+    """Findings of one layer; all but the variant are None where it mixes nothing.
 
     Attributes:
         indicators: means over the sequences, diversity a scalar, the others [heads].
-        activations: of all heads and sequences; None too where the mixer has no scores to show.
+        activations: pre-softmax scores of all heads and sequences; None too where the mixer has no scores to show.
         picture: the first sequence's map, pooled, [heads, side, side]; None too where it was not asked for.
     """
 
@@ -91,7 +127,7 @@ def collect(
     """Run the model over the sample, layer by layer as it always runs.
 
     Args:
-        decoder: in evaluation mode.
+        decoder: model in evaluation mode.
         ids: int64 [N, L], L at least 4.
         label: what messages call the model.
         pictured: layers, counted from 0, of whose maps a picture is wanted.
@@ -129,7 +165,7 @@ def _look(sums: _LayerSums, sequences: int, mixer: Mixer, inputs: MixerInputs) -
 
 
 def _wanted_rows(mixer: Mixer, inputs: MixerInputs, sequences: int) -> MixerInputs:
-    """Without the fixed streams' rows where the layer does not read them: their maps are not asked for."""
+    """Drop the fixed streams' rows where the layer does not read them: their maps are not asked for."""
     hidden, static, context = inputs
     if mixer.fixed_stream is not None:
         return hidden, static, context

@@ -14,16 +14,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.projections.polar import PolarAxes
 
+from deconattn.analysis.findings import Row
 from deconattn.analysis.indicators import NAMES
 from deconattn.analysis.palette import INK, STYLE, colour_of
-from deconattn.analysis.tables import Row
 
 Look = dict[str, Any]
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
-"""What tells models of one colour apart."""
+"""Line styles that tell models of one colour apart."""
 SHORT = ("entropy", "conc.", "div.", "sink", "N=0", "N=1", "N=2", "N=3")
 BANDS = (("minimum", "maximum", 0.15), ("q01", "q99", 0.4), ("q25", "q75", 0.8))
-"""Of activations: from, to, opacity."""
+"""Bands of the activation plot: lower quantile, upper quantile, opacity."""
 
 
 def looks_of(variants: dict[str, list[str]]) -> dict[str, Look]:
@@ -62,7 +62,7 @@ def model_radar(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
 
 
 def activation_bands(rows: Sequence[Row], layers: int) -> Figure:
-    """For each model its layers' activations before the softmax: extremes, percentiles 1 to 99, quartiles, median."""
+    """Plot the pre-softmax activations of each model's layers: extremes, percentiles 1 to 99, quartiles, median."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     with mpl.rc_context(STYLE):
         figure, panels = _panels(len(models), min(len(models), 3), (1.8 + 0.14 * layers, 3.4), sharey=True)
@@ -83,7 +83,7 @@ def activation_bands(rows: Sequence[Row], layers: int) -> Figure:
 
 
 def entropy_over_steps(rows: Sequence[Row]) -> Figure:
-    """For each run a line a layer, later layers more opaque, and their mean dashed."""
+    """Plot each run's entropy over steps, a line a layer, later layers more opaque, and their mean dashed."""
     runs = list(dict.fromkeys(row["run"] for row in rows))
     with mpl.rc_context(STYLE):
         figure, panels = _panels(len(runs), min(len(runs), 3), (4.6, 3.6), sharey=True)
@@ -144,7 +144,7 @@ def _panels(
     sharex: bool = False,
     sharey: bool = False,
 ) -> tuple[Figure, list[Axes]]:
-    """So many panels of `size` inches in a grid, first row first."""
+    """Make a grid of `count` panels of `size` inches, first row first."""
     lines = math.ceil(count / columns)
     figure = Figure(figsize=(size[0] * columns + 0.8, size[1] * lines + 0.8), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=sharex, sharey=sharey, squeeze=False, subplot_kw=kind).flatten()

@@ -15,7 +15,7 @@ NAMES = ("entropy", "concentration", "head diversity", "sink", *(f"local focus {
 
 @dataclass(frozen=True)
 class Indicators:
-    """Of causal maps A of L tokens, in float64; `..` is the batch's shape.
+    """Indicators of causal maps A of L tokens, in float64; `..` is the batch's shape.
 
     Attributes:
         entropy: -sum_j a_ij log a_ij in nats, its mean over the rows i, [.., heads].
@@ -38,7 +38,7 @@ class Indicators:
         return dict(zip(NAMES, (*four, *self.local.unbind(-1)), strict=True))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Indicators":
-        """Each of the tensors changed."""
+        """Apply `change` to each of the tensors."""
         return Indicators(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
@@ -82,7 +82,7 @@ class IndicatorSums:
         self._sums, self._length = sums, block.stop
 
     def indicators(self) -> Indicators:
-        """What :func:`define` says of the whole maps: diversity [R], the others [R, heads]."""
+        """Return the indicators of the whole maps, equal to :func:`define`'s: diversity [R], the others [R, heads]."""
         assert self._sums is not None, "no block was added"
         sums, length = self._sums, self._length
         return Indicators(

@@ -16,16 +16,16 @@ COLOURS = {
 """Okabe and Ito's colours for the colour-blind, without black and yellow, which one of the pages would swallow."""
 PLUGIN_COLOUR = "#a0724a"
 INK = "#7d828a"
-"""Of text and axes: a grey that stands out from a white and from a dark page alike; backgrounds are transparent."""
+"""Colour of text and axes: a grey that stands out from white and dark pages alike; backgrounds are transparent."""
 STYLE = {
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "font.size": 11, "font.family": "DejaVu Sans",
     "svg.fonttype": "none", "svg.hashsalt": "deconattn", "hatch.linewidth": 0.6,
 }  # fmt: skip
-"""Of Matplotlib."""
+"""Matplotlib's rc parameters."""
 
 
 def colour_of(variants: Iterable[str]) -> str:
-    """Of a layer, or of a model by its layers: its one variant's beside standard; several have a plugin's."""
+    """Colour of a layer, or of a model by its layers: its one variant's beside standard; several get a plugin's."""
     others = sorted(set(variants) - {STANDARD}) or [STANDARD]
     return COLOURS.get(others[0], PLUGIN_COLOUR) if len(others) == 1 else PLUGIN_COLOUR

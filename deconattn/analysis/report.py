@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
-from deconattn.analysis import figures, tables
-from deconattn.analysis.activations import bin_edges
-from deconattn.analysis.findings import ModelFindings, Scale, by_run, newest
+from deconattn.analysis import figures, findings
+from deconattn.analysis.findings import ModelFindings, Row, Scale, by_run, newest
 from deconattn.analysis.indicators import NAMES
 from deconattn.analysis.palette import STYLE
-from deconattn.analysis.tables import Row
+from deconattn.analysis.pre_softmax import bin_edges
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
 
@@ -48,20 +47,20 @@ def write_report(models: Sequence[ModelFindings], sample: dict[str, Any], out: P
     depth = max(len(model.layers) for model in shown)
     with staged_folder(out, check_free) as folder:
         _write_json(folder / SUMMARY, _summary(models, sample, scale))
-        if rows := tables.indicator_rows(models):
+        if rows := findings.indicator_rows(models):
             _write_rows(rows, folder / "indicators")
-        if rows := tables.layer_radar_rows(shown, scale):
+        if rows := findings.layer_radar_rows(shown, scale):
             _write(figures.layer_radars(rows, depth, looks), rows, folder / "radar-layers")
-        if rows := tables.model_radar_rows(shown, scale):
+        if rows := findings.model_radar_rows(shown, scale):
             _write(figures.model_radar(rows, looks), rows, folder / "radar")
-        if rows := tables.activation_rows(shown):
+        if rows := findings.activation_rows(shown):
             _write(figures.activation_bands(rows, depth), rows, folder / "activations")
-        if rows := tables.entropy_rows(by_run(models)):
+        if rows := findings.entropy_rows(by_run(models)):
             _write(figures.entropy_over_steps(rows), rows, folder / "entropy-over-steps")
         for model in shown:
             for number, layer in enumerate(model.layers, start=1):
                 if layer.picture is not None:
-                    rows = tables.map_rows(model, number)
+                    rows = findings.map_rows(model, number)
                     name = f"map-{_file_name(model.label)}-layer-{number}"
                     _write(figures.heat_maps(rows, sample["seq_len"]), rows, folder / name)
 
@@ -88,7 +87,7 @@ def _summary(models: Sequence[ModelFindings], sample: dict[str, Any], scale: Sca
 
 
 def _write(figure: Figure, rows: list[Row], stem: Path) -> None:
-    """As SVG and PNG, the same bytes from the same data, and the data."""
+    """Write a figure as SVG and PNG, reproducible byte for byte, and its data."""
     with mpl.rc_context(STYLE):
         figure.savefig(f"{stem}.svg", transparent=True, metadata={"Date": None})
         figure.savefig(f"{stem}.png", transparent=True, dpi=160)
@@ -96,7 +95,7 @@ def _write(figure: Figure, rows: list[Row], stem: Path) -> None:
 
 
 def _write_rows(rows: list[Row], stem: Path) -> None:
-    """The same columns as Parquet and as JSON, whose lists they are."""
+    """Write rows as Parquet and as JSON, a list for each column."""
     table = pa.Table.from_pylist(rows)
     pq.write_table(table, f"{stem}.parquet")
     _write_json(Path(f"{stem}.json"), table.to_pydict())

@@ -1,4 +1,4 @@
-"""Which text models are run over: flags, and what they may be."""
+"""Flags that choose the text that models are run over, and their checks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ SHORTEST = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """Which text, and how much of it.
+    """Text to run models over, and how much of it.
 
     Without `data` and `text` it is the bundled demo corpus.
     """
@@ -22,7 +22,7 @@ class Sample:
     """Text files, folders or quoted patterns (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet); each model reads them
     with its own tokenizer. By default the bundled demo corpus."""
     sequences: int = 16
-    """How many sequences."""
+    """Number of sequences."""
     seq_len: int | None = None
     """Tokens in each; by default as many as all models take, at most 2048."""
 

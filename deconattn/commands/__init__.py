@@ -24,7 +24,7 @@ COMMANDS = {
     "check-variant": "Try a variant of your own on what a variant promises.",
     "reproduce": "Make the paper's tables and figures.",
 }
-"""Each command and what it does.
+"""Commands by name, each with its description.
 
 Its body is the module of that name, with `_` for `-`: `main(words)` returns an exit code or None.
 """

@@ -28,7 +28,7 @@ class Arguments:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The file or the run folder to write."""
     optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Of a checkpoint: add AdamW's moments and step, as optimizer.exp_avg.NAME and so on."""
+    """Add a checkpoint's AdamW moments and step, as optimizer.exp_avg.NAME and so on."""
 
 
 def main(words: Sequence[str]) -> None:

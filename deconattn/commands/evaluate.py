@@ -42,11 +42,11 @@ class Arguments:
     datasets: Path | None = None
     """Folder with the tasks' documents (docs/evaluation.md); the network is not used then. By default the hub's."""
     limit: int | None = None
-    """Only the first so many documents of a task: for trying things, the scores are not comparable."""
+    """Score only the first so many documents of a task: for trying things, the scores are not comparable."""
     batch_size: int | None = None
     """Sequences a batch; by default the largest that the GPU holds, or 4096 tokens on a CPU."""
     dtype: Literal["fp32", "bf16"] | None = None
-    """What is computed in; by default what the export stores or the run computed in."""
+    """Precision to compute in; by default what the export stores or the run computed in."""
     context_lengths: str = ""
     """Comma-separated: WikiText word perplexity at each of these context lengths, too."""
     skip_variant_layers: bool = False
@@ -90,7 +90,7 @@ def evaluate(arguments: Arguments) -> None:
         _write(arguments, scored, lengths, folder)
     print(f"written: {out / RESULTS}, {out / TABLES}", file=sys.stderr)
     if arguments.wandb_project:
-        from deconattn.evaluation.tracking import log_to_wandb
+        from deconattn.evaluation.results import log_to_wandb
 
         for row, entry in zip(scored.rows, scored.entries, strict=True):
             log_to_wandb(arguments.wandb_project, row, entry["model"], entry["context_perplexities"])
@@ -98,7 +98,7 @@ def evaluate(arguments: Arguments) -> None:
 
 @dataclass
 class _Scored:
-    """Of each model its row and what results.json says; `chance` are the rows that need no model."""
+    """Row and results.json entry of each model; `chance` are the rows that need no model."""
 
     rows: list[Row]
     entries: list[dict[str, Any]]

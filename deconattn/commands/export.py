@@ -22,7 +22,7 @@ class Arguments:
     out: Annotated[Path, tyro.conf.Positional]
     """The folder to write."""
     dtype: Literal["fp32", "bf16"] | None = None
-    """What the weights are stored in; by default what the run computed in."""
+    """Precision of the stored weights; by default what the run computed in."""
     tokenizer: bool = True
     """Carry the tokenizer along."""
     gguf: bool = False

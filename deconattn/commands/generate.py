@@ -11,9 +11,8 @@ import tyro
 from rich.console import Console
 
 from deconattn.cli import parse
-from deconattn.generation.output import TextOutput
-from deconattn.generation.prompt import read_prompt
 from deconattn.generation.sampling import Sampling
+from deconattn.generation.text_io import TextOutput, read_prompt
 from deconattn.program import command
 
 INTERRUPTED = 130
@@ -37,7 +36,7 @@ class Arguments:
     """A file with the text to continue, less the line end at its end."""
     sampling: Sampling = field(default_factory=Sampling)
     dtype: Literal["fp32", "bf16"] | None = None
-    """What is computed in; by default what the export stores or the run computed in."""
+    """Precision to compute in; by default what the export stores or the run computed in."""
     plugin: tuple[Path, ...] = ()
     """Python files that register the variants of third parties that the model has."""
 
@@ -61,8 +60,7 @@ def _generate(arguments: Arguments, prompt: str) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from deconattn.checkpoint.stored_model import open_model
-    from deconattn.generation.continuation import continue_text, encode, room
-    from deconattn.generation.streaming import TextStream
+    from deconattn.generation.continuation import TextStream, continue_text, encode, room
 
     disable_progress_bar()
     stored = open_model(arguments.model, arguments.plugin)

@@ -11,7 +11,7 @@ from deconattn.program import command
 def main(words: Sequence[str]) -> int:
     """Pack and print the summary; 128 + the signal's number, as shells have it, after an interrupt."""
     # Imported here because every worker process imports this file anew, and pack's own once --help has left.
-    from deconattn.data.packing.config import PackConfig
+    from deconattn.data.packing.pack_config import PackConfig
 
     try:
         with handled(_interrupt, signal.SIGTERM):

@@ -31,13 +31,13 @@ PYTHIA_VOCABULARY = 50277
 
 
 @dataclass(frozen=True)
-class Plan:
+class Arguments:
     """Parameter counts of every variant in a pattern; with --gpus, what a job costs on them."""
 
     gpus: int = 0
     """Plan a job on so many GPUs; 0 is parameter counts alone."""
     gpu_memory: float = 80.0
-    """Of each, GiB."""
+    """Memory of each GPU, in GiB."""
     costs: bool = False
     """Print what each variant costs too: FLOPs and bytes of a micro-batch in training and in generation."""
     model: ModelFlags = field(default_factory=ModelFlags)
@@ -64,11 +64,11 @@ class Plan:
 def main(words: Sequence[str]) -> None:
     """Read the flags, with the defaults of the size that they name, and print what they ask for."""
     program = command("plan")
-    size = parse(Plan, words, program=program).model.size
+    size = parse(Arguments, words, program=program).model.size
     defaults = size_defaults(size)
     bf16 = EngineFlags(precision="bf16")  # as a training chooses where there are GPUs
     parts = {"model": defaults.model, "data": defaults.data, "optimization": defaults.optimization, "engine": bf16}
-    flags = parse(Plan, words, default=Plan(**parts), program=program)  # type: ignore[arg-type]
+    flags = parse(Arguments, words, default=Arguments(**parts), program=program)  # type: ignore[arg-type]
     flags.training().check()
     if flags.gpus:
         plan_job(flags)
@@ -78,7 +78,7 @@ def main(words: Sequence[str]) -> None:
         compare_costs(flags)
 
 
-def plan_job(flags: Plan) -> None:
+def plan_job(flags: Arguments) -> None:
     """Print what the job costs, and the topology that is recommended.
 
     Raises:
@@ -99,7 +99,7 @@ def plan_job(flags: Plan) -> None:
         print(line)
 
 
-def count_variants(flags: Plan) -> None:
+def count_variants(flags: Arguments) -> None:
     """Print the parameter counts of all variants."""
     from deconattn.cost.parameters import count_parameters
 
@@ -117,7 +117,7 @@ def count_variants(flags: Plan) -> None:
     show(table)
 
 
-def compare_costs(flags: Plan) -> None:
+def compare_costs(flags: Arguments) -> None:
     """Print what a layer's mixer and the model cost in every variant, on one GPU."""
     from deconattn.cost.job import Job
     from deconattn.cost.tables import cost_tables
@@ -138,7 +138,7 @@ def compare_costs(flags: Plan) -> None:
 
 
 def variants() -> list[str]:
-    """Those registered, the standard one first."""
+    """Registered variants, the standard one first."""
     from deconattn.mixers import variant_names
 
     return sorted(variant_names(), key=lambda variant: variant != STANDARD)

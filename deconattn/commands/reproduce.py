@@ -21,13 +21,12 @@ from deconattn.cli import handled, parse, show
 from deconattn.errors import UserError
 from deconattn.extras import require
 from deconattn.program import command
-from deconattn.reproduction import estimate, locks
-from deconattn.reproduction.layout import Layout, Stored, check_same, load_plan, save_plan
-from deconattn.reproduction.plans import Job, Request, make_plan
-from deconattn.reproduction.process import Stop
-from deconattn.reproduction.progress import Progress
-from deconattn.reproduction.runner import Runner
-from deconattn.reproduction.shards import deal, read_shard
+from deconattn.reproduction import estimate
+from deconattn.reproduction.estimate import deal, read_shard
+from deconattn.reproduction.folder import ReproductionFolder, Stored, check_same, hold_lock, load_plan, save_plan
+from deconattn.reproduction.plans import PlannedJob, Request, make_plan
+from deconattn.reproduction.progress_view import ProgressView
+from deconattn.reproduction.runner import Runner, Stop
 
 INTERRUPTED = 130
 _NEEDS_HARNESS = {"evaluate", "contexts", "skip"}
@@ -68,8 +67,8 @@ def _reproduce(arguments: Arguments, again: str) -> int:
     if not arguments.dry_run:
         require("plot", "the report")
     number, count = read_shard(arguments.shard)
-    layout = Layout(arguments.out.resolve())
-    stored = _stored(layout, _absolute(arguments.request))
+    folder = ReproductionFolder(arguments.out.resolve())
+    stored = _stored(folder, _absolute(arguments.request))
     runs = stored.plan.runs
     shards = deal([stored.estimates[run.name].flops for run in runs], count)
     if arguments.dry_run:
@@ -77,64 +76,64 @@ def _reproduce(arguments: Arguments, again: str) -> int:
         return 0
     ours = {run for run, shard in zip(runs, shards, strict=True) if shard == number}
     jobs = [job for job in stored.plan.jobs if job.run in ours]
-    if not arguments.render and any(job.kind in _NEEDS_HARNESS and layout.result(job) is None for job in jobs):
+    if not arguments.render and any(job.kind in _NEEDS_HARNESS and folder.result(job) is None for job in jobs):
         require("eval", "evaluation")
-    if load_plan(layout) is None:
+    if load_plan(folder) is None:
         if arguments.render:
-            raise UserError(f"--render: {layout.out} holds no reproduction; check --out")
-        save_plan(layout, stored)
+            raise UserError(f"--render: {folder.out} holds no reproduction; check --out")
+        save_plan(folder, stored)
     if arguments.render:
-        _write_report(layout, stored)
+        _write_report(folder, stored)
         return 0
     if arguments.retry_failed:
         for job in jobs:
-            layout.forget_failure(job)
-    return _work(layout, stored, jobs, again)
+            folder.forget_failure(job)
+    return _work(folder, stored, jobs, again)
 
 
-def _work(layout: Layout, stored: Stored, jobs: list[Job], again: str) -> int:
+def _work(folder: ReproductionFolder, stored: Stored, jobs: list[PlannedJob], again: str) -> int:
     stop = Stop()
     with (
         handled(stop.ask, signal.SIGINT, signal.SIGTERM),
-        _ReportingProgress(layout, stored, jobs) as view,
+        _ReportingProgress(folder, stored, jobs) as view,
     ):
-        Runner(layout, stored, jobs, view, stop).run()
-    page = _write_report(layout, stored)
+        Runner(folder, stored, jobs, view, stop).run()
+    page = _write_report(folder, stored)
     if stop.signal is not None:
         name = signal.Signals(stop.signal).name
         print(f"stopped by {name}; to go on: {again}", file=sys.stderr)
         return 128 + stop.signal
-    failed = [job for job in jobs if layout.result(job) is None]
+    failed = [job for job in jobs if folder.result(job) is None]
     print(f"report: {page}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(jobs)} jobs failed; to try them again: --retry-failed", file=sys.stderr)
     return 1 if failed else 0
 
 
-class _ReportingProgress(Progress):
+class _ReportingProgress(ProgressView):
     """Writes the report whenever there is something new in it."""
 
-    def __init__(self, layout: Layout, stored: Stored, jobs: list[Job]) -> None:
-        super().__init__(layout, jobs)
+    def __init__(self, folder: ReproductionFolder, stored: Stored, jobs: list[PlannedJob]) -> None:
+        super().__init__(folder, jobs)
         self._stored = stored
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: PlannedJob) -> None:
         super().ended(job)
-        _write_report(self.layout, self._stored)
+        _write_report(self.folder, self._stored)
 
 
-def _write_report(layout: Layout, stored: Stored) -> Path:
+def _write_report(folder: ReproductionFolder, stored: Stored) -> Path:
     from deconattn.reproduction.gather import gather
     from deconattn.reproduction.pages import write_pages
 
-    with locks.held(layout.common_lock, wait=True):
-        return write_pages(gather(layout, stored), layout.out)
+    with hold_lock(folder.common_lock, wait=True):
+        return write_pages(gather(folder, stored), folder.out)
 
 
-def _stored(layout: Layout, request: Request) -> Stored:
-    stored = load_plan(layout)
+def _stored(folder: ReproductionFolder, request: Request) -> Stored:
+    stored = load_plan(folder)
     if stored is not None:
-        check_same(layout, stored.request, request)
+        check_same(folder, stored.request, request)
         return stored
     return Stored(request, estimate.estimate_runs(request, make_plan(request).runs))
 

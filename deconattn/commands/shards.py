@@ -29,8 +29,8 @@ from deconattn.errors import UserError
 from deconattn.program import command as spelled
 
 if TYPE_CHECKING:
+    from deconattn.data.corpus_tools.info import CorpusInfo, SplitInfo
     from deconattn.data.manifest import Manifest
-    from deconattn.data.shard_tool.info import CorpusInfo, SplitInfo
 
 _Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
 _Folders = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR...")]
@@ -71,7 +71,7 @@ class Merge:
 
 
 @dataclass(frozen=True)
-class Split:
+class Recut:
     """Write a corpus, or the beginning of one, in shards of another size."""
 
     folder: _Folder
@@ -81,7 +81,7 @@ class Split:
     shard_tokens: int = 100_000_000
     """Tokens after which a new shard begins; a document is never cut."""
     documents: Annotated[str, tyro.conf.arg(metavar="A:B")] = ":"
-    """Of the training split only documents A to B - 1, counted from 0. The validation split stays whole."""
+    """Take only documents A to B - 1 of the training split, counted from 0. The validation split stays whole."""
     tokens: int | None = None
     """Stop the training split after the document that reaches so many tokens."""
 
@@ -95,9 +95,9 @@ class Decode:
     document: int = 0
     """The first document to look at, counted from 0."""
     split: Literal["train", "val"] = "train"
-    """Which split."""
+    """Split to read."""
     count: int | None = None
-    """How many to print; by default one, or with --grep all."""
+    """Number of documents to print; by default one, or with --grep all."""
     ids: _Flag = False
     """Print the ids too."""
     grep: Annotated[str, tyro.conf.arg(constructor=str, metavar="TEXT")] = ""
@@ -116,7 +116,7 @@ class Convert:
     tokenizer: str
     """The tokenizer that made the ids: a tokenizer.json, a SentencePiece .model or a folder holding one of them."""
     column: str = "input_ids"
-    """Of a dataset: the column of ids."""
+    """Column of a dataset that holds the ids."""
     pieces: _Flag = False
     """The dataset's rows are pieces of one long sequence: documents end at separators, not where rows do."""
     val_fraction: float = 0.01
@@ -129,7 +129,7 @@ Command = (
     Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
-    | Annotated[Split, tyro.conf.subcommand("split")]
+    | Annotated[Recut, tyro.conf.subcommand("split")]
     | Annotated[Decode, tyro.conf.subcommand("decode")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
 )
@@ -147,7 +147,7 @@ def main(words: Sequence[str]) -> int:
             return verify(command)
         case Merge():
             merge(command)
-        case Split():
+        case Recut():
             split(command)
         case Decode():
             decode(command)
@@ -158,7 +158,7 @@ def main(words: Sequence[str]) -> int:
 
 def info(command: Info) -> None:
     """Print what each corpus holds."""
-    from deconattn.data.shard_tool.info import corpus_info
+    from deconattn.data.corpus_tools.info import corpus_info
 
     _require(command.folders)
     found = (corpus_info(folder) for folder in command.folders)
@@ -171,7 +171,7 @@ def info(command: Info) -> None:
 
 def verify(command: Verify) -> int:
     """Print the faults of each corpus and a line that sums it up; 1 if there were any."""
-    from deconattn.data.shard_tool.verify import verify as verify_folder
+    from deconattn.data.corpus_tools.verify import verify as verify_folder
 
     _require(command.folders)
     if command.sample < 0:
@@ -187,14 +187,14 @@ def verify(command: Verify) -> int:
 
 def merge(command: Merge) -> None:
     """Merge and say what was written."""
-    from deconattn.data.shard_tool.merge import merge as merge_folders
+    from deconattn.data.corpus_tools.rewrite import merge as merge_folders
 
     print(f"merged {command.out}: {_counts(merge_folders(command.out, command.folders))}")
 
 
-def split(command: Split) -> None:
+def split(command: Recut) -> None:
     """Split and say what was written."""
-    from deconattn.data.shard_tool.recut import parse_range, recut
+    from deconattn.data.corpus_tools.rewrite import parse_range, recut
 
     documents = parse_range(command.documents)
     manifest = recut(command.folder, command.out, command.shard_tokens, documents, command.tokens)
@@ -203,7 +203,7 @@ def split(command: Split) -> None:
 
 def decode(command: Decode) -> None:
     """Print documents, or where a text is in them."""
-    from deconattn.data.shard_tool.decode import decode as decode_folder
+    from deconattn.data.corpus_tools.decode import decode as decode_folder
 
     if command.count is not None and command.count < 1:
         raise UserError(f"--count {command.count}: must be at least 1")
@@ -222,7 +222,7 @@ def decode(command: Decode) -> None:
 
 def convert(command: Convert) -> None:
     """Convert and say what was written."""
-    from deconattn.data.shard_tool.convert import convert as convert_source
+    from deconattn.data.corpus_tools.convert_ids import convert as convert_source
 
     result = convert_source(
         command.source,

@@ -1,8 +1,8 @@
 """From text to batches: packing corpora into Arrow shards, and reading them back sample by sample.
 
 In the order in which data flows: `reading` (documents out of files), `tokenizing` (text to ids), `packing` (documents
-to shards), `shards` and `manifest` (the packed format), `shard_tool` (looking after it), `corpus` (a split as one
-sequence of tokens, over `mapped` files), `loading` (samples and batches out of it).
+to shards), `shards` and `manifest` (the packed format), `corpus_tools` (the commands that inspect and rewrite packed
+corpora), `corpus` (a split as one sequence of tokens, over `mapped` files), `loading` (samples and batches out of it).
 """
 
 from importlib import import_module
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deconattn.data.corpus import TokenCorpus
     from deconattn.data.loading.batches import Batch, SampleStream, parse_data_argument
-    from deconattn.data.loading.prefetch import Prefetcher
+    from deconattn.data.loading.loader import Prefetcher
     from deconattn.data.manifest import Manifest, read_manifest
     from deconattn.data.packing.pack import PackConfig, PackSummary, pack_demo
     from deconattn.data.shards import verify_checksums
@@ -28,7 +28,7 @@ _HOMES = {
     "PackConfig": "packing.pack",
     "PackSummary": "packing.pack",
     "pack_demo": "packing.pack",
-    "Prefetcher": "loading.prefetch",
+    "Prefetcher": "loading.loader",
     "verify_checksums": "shards",
     "Tokenizer": "tokenizing.tokenizer",
     "load_tokenizer": "tokenizing.tokenizer",

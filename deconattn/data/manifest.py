@@ -1,4 +1,4 @@
-"""What a packed folder holds: `manifest.json`, written last, so that its presence means the folder is whole."""
+"""`manifest.json`, the list of a packed folder's shards; written last: where it is, the folder is whole."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The head of a packed corpus. `dtype` is the token column's, `uint16` or `uint32`."""
+    """Manifest of a packed corpus. `dtype` is the token column's, `uint16` or `uint32`."""
 
     format_version: int
     tokenizer_fingerprint: str

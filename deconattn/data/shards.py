@@ -27,7 +27,7 @@ _MAX_DOCUMENT_TOKENS = 2**31 - 1  # list offsets are int32
 
 @dataclass(frozen=True)
 class ShardSchema:
-    """What every shard of a packed corpus shares."""
+    """Schema shared by all shards of a packed corpus."""
 
     tokenizer_fingerprint: str
     vocab_size: int
@@ -100,9 +100,9 @@ class _HashingFile:
 
 
 def count_fitting(ends: npt.NDArray[np.int64], first: int, room: int) -> int:
-    """How many documents, of those that end at tokens `ends`, are before the first from `first` on that is too much.
+    """Index of the first document, from `first` on, that no longer fits into `room` tokens with those before it.
 
-    Too much: it and those from `first` on before it have more than `room` tokens together.
+    Documents end at tokens `ends`, `[n]`; n where all fit.
     """
     start = int(ends[first - 1]) if first else 0
     return max(int(np.searchsorted(ends, start + room, side="right")), first)
@@ -238,7 +238,7 @@ class ShardWriter:
 
 
 @dataclass(frozen=True)
-class Shard:
+class MappedShard:
     """An open shard, memory-mapped: nothing is read until it is touched.
 
     Record batch `b` holds tokens `starts[b]` to `starts[b + 1]` of the shard in `values[b]`; `offsets[b]` are its
@@ -271,7 +271,7 @@ def check_shard(path: Path, entry: ShardEntry) -> None:
         raise UserError(f"{path} is not an Arrow file; copy it again or {_repack()}")
 
 
-def open_shard(path: Path, entry: ShardEntry) -> Shard:
+def open_shard(path: Path, entry: ShardEntry) -> MappedShard:
     """Map a shard. Raises :class:`UserError` naming the file if it is damaged."""
     check_shard(path, entry)
     try:
@@ -294,7 +294,7 @@ def open_shard(path: Path, entry: ShardEntry) -> Shard:
     starts = np.cumsum([0, *(len(flat) for flat in values)], dtype=np.int64)
     if int(starts[-1]) != entry.tokens:
         raise UserError(f"{path} holds {starts[-1]} tokens, {entry.tokens} expected; copy it again or {_repack()}")
-    return Shard(path=path, starts=starts, values=tuple(values), offsets=tuple(offsets))
+    return MappedShard(path=path, starts=starts, values=tuple(values), offsets=tuple(offsets))
 
 
 def _in_place(array: pa.Array) -> npt.NDArray[Any]:

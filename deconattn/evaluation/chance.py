@@ -28,7 +28,7 @@ def chance_rows(
       perplexity.
 
     Args:
-        model: of which only the vocabulary's size is asked for.
+        model: only its vocabulary size is read.
     """
     from deconattn.evaluation.harness_model import UniformModel
 
@@ -45,7 +45,7 @@ def chance_rows(
 
 
 def _accuracies(task: Any, limit: int | None) -> tuple[Score, Score]:
-    """At random, and of the commonest index."""
+    """Accuracies of random guesses, and of always giving the most frequent index."""
     chances, right = [], Counter[int]()
     for document in islice(task.eval_docs, limit):
         choices = task.doc_to_choice(document)

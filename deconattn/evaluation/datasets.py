@@ -23,7 +23,7 @@ MAKE = "make the folder with python -m deconattn.evaluation.make_datasets"
 
 
 def data_files(folder: Path, tasks: Sequence[Benchmark]) -> dict[str, Path]:
-    """By task, the file with its documents.
+    """Map each task to the file with its documents.
 
     Raises:
         UserError: a file that is missing, or whose first document is not the task's.
@@ -42,7 +42,7 @@ def data_files(folder: Path, tasks: Sequence[Benchmark]) -> dict[str, Path]:
 
 
 def local_task(task: Benchmark, path: Path, cache: Path) -> dict[str, Any]:
-    """What of the harness's configuration changes when a task's documents are those of `path`.
+    """Overrides of the harness's task configuration that take a task's documents from `path`.
 
     Args:
         cache: where the `datasets` library may put its copies; it must outlive the task.

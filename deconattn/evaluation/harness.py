@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BOOTSTRAP_RESAMPLES = 100_000
-"""Of perplexities' standard errors: the harness's own default."""
+"""Bootstrap resamples for perplexities' standard errors: the harness's own default."""
 TOKENS_A_BATCH = 4096
-"""On the CPU, where nothing finds out what fits: the logits of as many positions are in memory twice, and larger
-batches gain nothing."""
+"""Tokens in a batch on the CPU, where nothing probes what fits: the logits of as many positions are in memory twice,
+and larger batches gain nothing."""
 
 Tasks = dict[str, Any]
 """The harness's task objects by name."""
@@ -58,7 +58,7 @@ def load_tasks(chosen: Sequence[Benchmark], files: Mapping[str, Path] | None, ca
 
 
 def definition_of(task: Benchmark) -> dict[str, Any]:
-    """What the harness's file says of a task: `dataset_path`, `dataset_name`, and so on."""
+    """Return the harness's definition of a task: `dataset_path`, `dataset_name`, and so on."""
     from lm_eval.tasks.manager import load_yaml
 
     return load_yaml(_task_manager().task_index[task.name].yaml_path)
@@ -74,13 +74,13 @@ def score(
     limit: int | None = None,
     resamples: int | None = None,
 ) -> dict[str, Any]:
-    """What the harness gives for a model: `results`, `versions`, `n-samples`, `configs` and so on.
+    """Score a model; returns the harness's `results`, `versions`, `n-samples`, `configs` and so on.
 
     Args:
         batch_size: sequences a batch; None: the largest that the GPU holds, or `TOKENS_A_BATCH` on a CPU.
         max_length: tokens of context; None: as many as the model was trained with.
         limit: only the first so many documents of a task.
-        resamples: of perplexities' standard errors; None: `BOOTSTRAP_RESAMPLES`.
+        resamples: bootstrap resamples for perplexities' standard errors; None: `BOOTSTRAP_RESAMPLES`.
 
     Raises:
         UserError: an answer that is longer than the context.
@@ -92,7 +92,7 @@ def score(
 
 
 def evaluate(wrapped: Any, tasks: Tasks, limit: int | None, resamples: int) -> dict[str, Any]:
-    """The same for one of the harness's own model objects; `resamples` 0 leaves standard errors out."""
+    """Score one of the harness's own model objects, see :func:`score`; `resamples` 0 leaves standard errors out."""
     from lm_eval.evaluator import evaluate as harness_evaluate
 
     _quiet()
@@ -101,7 +101,7 @@ def evaluate(wrapped: Any, tasks: Tasks, limit: int | None, resamples: int) -> d
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that scores may depend on."""
+    """Versions of the packages that scores may depend on."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("deconattn", "lm_eval", "transformers", "torch", "datasets")}
@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def _task_manager() -> Any:
-    """One that knows the nine tasks: reading all the harness's definitions takes seconds."""
+    """Task manager that knows the nine tasks: reading all the harness's definitions takes seconds."""
     import lm_eval.tasks
 
     from deconattn.evaluation.tasks import BENCHMARKS
@@ -120,7 +120,7 @@ def _task_manager() -> Any:
 
 
 def _quiet() -> None:
-    """Of the harness's many notes, errors only; and none of DeepSpeed's, which the harness's wrapper imports."""
+    """Silence the harness's logs below errors, and those of DeepSpeed, which the harness's wrapper imports."""
     from deconattn.parallel.process_group import quiet_accelerator
 
     quiet_accelerator()

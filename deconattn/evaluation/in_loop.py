@@ -13,7 +13,7 @@ from deconattn.evaluation.tasks import benchmarks
 from deconattn.extras import require
 
 RESAMPLES = 1000
-"""Of perplexities' standard errors, one process's work: enough for 2 % of them."""
+"""Bootstrap resamples for perplexities' standard errors, made by one process: accurate to 2 %."""
 
 
 def check_evaluation(flags: EvaluationFlags) -> None:
@@ -25,7 +25,7 @@ def check_evaluation(flags: EvaluationFlags) -> None:
 
 
 def scorer(flags: EvaluationFlags) -> Callable[[Path, Callable[[], bool]], dict[str, float]] | None:
-    """What a trainer scores its checkpoints with; None where no benchmark is asked for."""
+    """Return the function that scores a trainer's checkpoints; None where no benchmark is asked for."""
     return InLoopEvaluation(flags).score if flags.eval_tasks else None
 
 

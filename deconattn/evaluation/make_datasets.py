@@ -26,7 +26,7 @@ class Arguments:
     out: Annotated[Path, tyro.conf.Positional]
     """The folder to write; it must be new or empty."""
     tasks: str = ""
-    """Only these, comma-separated."""
+    """Tasks to download, comma-separated; by default all."""
 
 
 def make_datasets(out: Path, tasks: str = "", load: LoadDataset | None = None) -> None:
@@ -35,7 +35,7 @@ def make_datasets(out: Path, tasks: str = "", load: LoadDataset | None = None) -
     The hub's names of the data sets come from the installed harness.
 
     Args:
-        load: in place of `datasets.load_dataset`.
+        load: replacement for `datasets.load_dataset`.
 
     Raises:
         UserError: `out` is in use, or the hub has not what is asked for.

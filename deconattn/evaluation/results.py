@@ -1,10 +1,11 @@
-"""Scores, taken out of what the harness gives, and the file that keeps it all."""
+"""Scores, taken out of what the harness gives, and where they are kept: a file, and Weights & Biases."""
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deconattn.evaluation.tasks import COLUMNS
 
@@ -40,7 +41,7 @@ def row_of(label: str, found: dict[str, Any]) -> Row:
 
 
 def average(row: Row) -> Score | None:
-    """Of the seven accuracies, None unless all are there; the error takes the tasks for independent."""
+    """Mean of the seven accuracies, None unless all are there; its standard error assumes independent tasks."""
     seven = [row.scores.get(column.title) for column in COLUMNS if column.averaged]
     scores = [score for score in seven if score is not None]
     if len(scores) < len(seven):
@@ -64,7 +65,7 @@ def as_numbers(row: Row) -> dict[str, float]:
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:
-    """As JSON; infinities and NaN, which it has not, become strings, and so does what only Python has."""
+    """Write JSON; infinities and NaN, which it lacks, become strings, and so do objects that only Python has."""
     path.write_text(json.dumps(_finite(content), indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -74,3 +75,19 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def log_to_wandb(project: str, row: Row, config: dict[str, Any], perplexities: dict[int, float]) -> None:
+    """Log a model's scores as one run; offline where there is no API key.
+
+    Args:
+        config: the model and the settings; `step` of it is the scores' step.
+        perplexities: WikiText's by context length.
+    """
+    import wandb
+
+    mode: Literal["offline"] | None = None if os.environ.get("WANDB_MODE") or wandb.login(prompt=False) else "offline"
+    with wandb.init(project=project, name=row.label, job_type="evaluation", config=config, mode=mode) as run:
+        scores = {f"eval/{title}": value for title, value in as_numbers(row).items()}
+        scores |= {f"eval/Wiki ppl at {length}": value for length, value in perplexities.items()}
+        run.log(scores, step=config.get("step"))

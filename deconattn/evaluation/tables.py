@@ -40,7 +40,7 @@ def markdown(title: str, cells: Cells) -> str:
 
 
 def show(console: Console, title: str, cells: Cells) -> None:
-    """The same in the terminal, less figures that nobody asked for; models stand side by side to fit its width."""
+    """Print a table in the terminal, less columns without scores; models stand side by side to fit its width."""
     table = Table()
     for position, label in enumerate(row[0] for row in cells):
         table.add_column(label, justify="right" if position else "left", overflow="fold")
@@ -60,7 +60,7 @@ def _shown(score: Score | None, percent: bool) -> str:
 
 
 def _perplexity(value: float) -> str:
-    """One decimal below a thousand, whole numbers below 100000, then a power of ten, as the paper prints them."""
+    """Format as the paper does: one decimal below a thousand, whole numbers below 100000, then a power of ten."""
     if value < 1000:
         return f"{value:.1f}"
     if value < 1e5:

@@ -12,8 +12,8 @@ class Benchmark:
     Attributes:
         name: the harness's.
         folder: below the harness's `lm_eval/tasks`, where it is defined.
-        split: of the hub's data set, the one that is scored; `test` where the harness has one, else `validation`.
-        file: of a local folder, less `.jsonl` or `.jsonl.zst`.
+        split: the scored split of the hub's data set; `test` where the harness has one, else `validation`.
+        file: name in a local folder, less `.jsonl` or `.jsonl.zst`.
         fields: what the harness reads of a document.
     """
 
@@ -86,11 +86,11 @@ COLUMNS = (
     Column("LAMBADA ppl", "lambada_openai", "perplexity", percent=False, averaged=False),
     Column("LAMBADA acc", "lambada_openai", "acc", averaged=False),
 )
-"""In the table's order; `Avg` stands after those that it averages."""
+"""Columns in the table's order; `Avg` stands after those that it averages."""
 
 
 def benchmarks(names: str) -> list[Benchmark]:
-    """Those of a comma-separated list, in the table's order; all nine for an empty one.
+    """Parse a comma-separated list of benchmarks; returned in the table's order, all nine for an empty list.
 
     Raises:
         UserError: a name that is none of them.

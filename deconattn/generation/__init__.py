@@ -1,6 +1,6 @@
 """Generation: a trained model continues a text in the terminal.
 
-In the order of use: `sampling` (how a token is chosen), `prompt` (the text to continue), `continuation` (the prompt's
-tokens and those that follow), `streaming` (tokens into text) and `output` (text onto standard output). Nothing here
-imports DeepSpeed, and what the flags alone can tell is told before torch is imported.
+In the order of use: `sampling` (how a token is chosen), `text_io` (the text to continue, and text onto standard
+output) and `continuation` (the prompt's tokens, those that follow, and their text). Nothing here imports DeepSpeed, and
+what the flags alone can tell is told before torch is imported.
 """

@@ -1,4 +1,6 @@
-"""Continuing a prompt: its tokens, how many more fit, and the loop that makes them."""
+"""Continuing a prompt: its tokens, how many more fit, the loop that makes them, and tokens into text as they come."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,6 +10,9 @@ from transformers.generation.streamers import BaseStreamer
 from deconattn.checkpoint.stored_model import StoredModel
 from deconattn.errors import UserError
 from deconattn.generation.sampling import Sampling
+
+_INCOMPLETE = "\ufffd"
+"""Replacement character that a tokenizer decodes an incomplete UTF-8 sequence to."""
 
 
 def encode(stored: StoredModel, prompt: str) -> Tensor:
@@ -64,3 +69,52 @@ def continue_text(
         torch.manual_seed(sampling.seed)
     prompt = prompt.to(model.device)
     return model.generate(prompt, attention_mask=torch.ones_like(prompt), streamer=streamer)
+
+
+class TextStream(BaseStreamer):
+    """Streamer for `generate` with one row: writes each token's text once no later token can change it.
+
+    What is decoded together are the tokens written last and those not written yet. transformers' TextStreamer decodes
+    the continuation, and after a line end each line, by itself, and many a tokenizer takes the first space of what it
+    decodes away; it also holds text back until a space.
+
+    Args:
+        write: takes each piece of the continuation. Pieces are whole characters; special tokens have no text.
+
+    Attributes:
+        tokens: length of the continuation, the end of text included.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], object]) -> None:
+        self._tokenizer = tokenizer
+        self._write = write
+        self._ids: list[int] = []
+        self._written = 0
+        self.tokens = 0
+
+    def put(self, value: Tensor) -> None:
+        """The prompt [1, L] first, then new tokens [1]."""
+        ids = value.flatten().tolist()
+        if not self._ids:
+            self._ids, self._written = ids, len(ids)
+            return
+        self._ids += ids
+        self.tokens += len(ids)
+        piece = self._piece()
+        if piece and not piece.endswith(_INCOMPLETE):
+            self._write(piece)
+            self._ids = self._ids[self._written :]
+            self._written = len(self._ids)
+
+    def end(self) -> None:
+        """Write what was held back."""
+        if piece := self._piece():
+            self._write(piece)
+        self._written = len(self._ids)
+
+    def _piece(self) -> str:
+        return self._decode(self._ids)[len(self._decode(self._ids[: self._written])) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)

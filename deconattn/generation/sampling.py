@@ -1,4 +1,4 @@
-"""How each token of a continuation is chosen."""
+"""Sampling parameters of a continuation."""
 
 import math
 import secrets
@@ -18,7 +18,7 @@ class Sampling:
     top_p: float = 0.95
     """Choose among the likeliest tokens that have this probability together; 1 is all tokens."""
     seed: int | None = None
-    """The same seed gives the same text; without, every text is another."""
+    """Seed of the random choices; without it every text is another."""
 
     def check(self) -> None:
         """Raises UserError for a value that cannot be."""
@@ -32,5 +32,5 @@ class Sampling:
             raise UserError(f"--seed {self.seed}: give a whole number from 0 to 2**64 - 1")
 
     def seeded(self) -> "Sampling":
-        """With a seed, drawn where none was given."""
+        """Return the flags with a seed, drawn at random where none was given."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(10**9))

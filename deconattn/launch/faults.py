@@ -47,7 +47,7 @@ class Word:
 
 
 class Watch:
-    """One rank's eye on the others, from the first collective call to :meth:`leave`.
+    """Watcher of a rank over the others, from the first collective call to :meth:`leave`.
 
     Attributes:
         situation: what to add to a last line: where training stood, how to go on.
@@ -207,13 +207,13 @@ def _is_lost_connection(error: Exception) -> bool:
 
 
 def _first_sentence(error: Exception) -> str:
-    """Without the C++ file before it and the advice after it."""
+    """Strip the C++ file before a message and the advice after it."""
     line = next(iter(str(error).splitlines()), "")
     return re.sub(r"^\[\S*\]\s*", "", line).partition(". This is typically")[0]
 
 
 def _end(code: int) -> NoReturn:
-    """Not sys.exit: other threads may wait for a rank that will never come."""
+    """End the process at once; sys.exit would wait for threads that may wait for a dead rank."""
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

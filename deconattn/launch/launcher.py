@@ -73,7 +73,7 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
         folder = folder or make_run_folder(flags)  # a restart must know where the run is
         # The last of a flag counts, and comes before a file's. The workers refuse to restart by themselves.
         arguments = [*arguments, "--max-restarts", "0", "--save", str(folder)]
-    job, code = Job(), 0
+    job, code = LauncherProcess(), 0
     with handled(job.pass_on, signal.SIGTERM, signal.SIGINT):
         for attempt in range(restarts + 1):
             begun = folder is not None and (folder / RUN_CONFIG).is_file()
@@ -90,7 +90,7 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
     return code
 
 
-class Job:
+class LauncherProcess:
     """DeepSpeed's launcher as a child process, once or again; signals, handed to :meth:`pass_on`, stop it in order."""
 
     def __init__(self) -> None:

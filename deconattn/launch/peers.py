@@ -62,7 +62,7 @@ def check_alike(flags: TrainingFlags, peers: list[Peer]) -> None:
 
 
 def _particulars(flags: TrainingFlags) -> dict[str, str]:
-    """What must be equal on all ranks, by a name that the user knows it by."""
+    """Settings that must be equal on all ranks, by the names that users know them by."""
     sections = to_json(flags).values()
     values = {"--" + name.replace("_", "-"): str(value) for flags in sections for name, value in flags.items()}
     values["--resume"] = str(flags.run.resume)

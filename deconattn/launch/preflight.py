@@ -1,4 +1,4 @@
-"""Everything wrong with a command line that can be known before a rank starts."""
+"""Checks of a command line before any rank starts."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which rank of a run this process is, by what its starter has left in the environment.
+"""Rank of this process, from the environment variables of its launcher.
 
 torchrun and DeepSpeed's launcher set PyTorch's own variables for each rank. `srun` and `mpirun` say the same in theirs,
 which are translated here, so that the processes that they start make one run. Where none of them has started this
@@ -21,15 +21,15 @@ from deconattn.errors import UserError
 from deconattn.program import command
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What PyTorch's launchers set for each rank."""
+"""Variables that PyTorch's launchers set for each rank."""
 THIS_MACHINE = "127.0.0.1"
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-"""Those of them that only a launcher sets; clusters set MASTER_ADDR for any job."""
+"""Variables that only a launcher sets; clusters set MASTER_ADDR for any job."""
 _STARTERS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_STEP_ID")
-"""Without these no other variable of `srun` and `mpirun` counts."""
+"""Variables without which no other of `srun` and `mpirun` counts."""
 _PMI_LOCAL = (("MPI_LOCALRANKID", "MPI_LOCALNRANKS"), ("PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"))
 _PORTS = range(20_000, 32_000)
-"""Below those that Linux gives to whoever asks for any."""
+"""Ports below the ephemeral range that Linux assigns from."""
 _LAST_STEP = 0xFFFFFFF0
 """Slurm's numbers above are no step of `srun`: batch scripts, shells of salloc."""
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -68,7 +68,7 @@ class Place:
             raise UserError(f"{self.starter} says that this is rank {self.rank} of {self.size}: ranks count from 0")
 
     def variables(self, given: Mapping[str, str]) -> dict[str, str]:
-        """The same in PyTorch's variables; MASTER_ADDR and MASTER_PORT stay what they are where they are set.
+        """PyTorch's variables of the rank; MASTER_ADDR and MASTER_PORT stay what they are where they are set.
 
         Raises:
             UserError: the place to meet cannot be known.
@@ -122,7 +122,7 @@ def is_rank(given: Mapping[str, str], options: Sequence[str]) -> bool:
     """Whether this process is a rank itself, and not where our launcher starts ranks.
 
     Args:
-        options: those for DeepSpeed's launcher; `--no_ssh` wants one launcher on each machine, whoever starts them.
+        options: options of DeepSpeed's launcher; `--no_ssh` wants one launcher on each machine, whoever starts them.
 
     Raises:
         UserError: options for a launcher where there is to be none, or more than one launcher on a machine.

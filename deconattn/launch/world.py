@@ -1,4 +1,4 @@
-"""How many ranks DeepSpeed's launcher will start, known before it starts any."""
+"""Number of ranks that DeepSpeed's launcher will start, known before it starts any."""
 
 import os
 from collections.abc import Sequence

@@ -91,7 +91,7 @@ def _why_no_kernels(device: str, dtype: torch.dtype, head_dim: int) -> str | Non
 
 @cache
 def _register_kernels() -> None:
-    """By name, because an exported model carries the other backends only.
+    """Import the kernels by name, because an exported model carries the other backends only.
 
     Triton is imported where it is used, and kernels are used where this package is installed beside the export.
     """

@@ -66,7 +66,7 @@ def fixed_map_attention(
 def fixed_map_attention_by_row(
     queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, visible: Tensor
 ) -> Tensor:
-    """The same where the rows' new tokens are at different `positions`, int64 [R, T]."""
+    """Apply a fixed map where the rows' new tokens are at different `positions`, int64 [R, T]."""
     if positions.shape[1] > CHUNK:
         parts = zip(positions.split(CHUNK, dim=1), visible.split(CHUNK, dim=1), strict=True)
         return torch.cat([fixed_map_attention_by_row(queries, keys, values, *part) for part in parts], dim=2)

@@ -1,4 +1,4 @@
-"""What torch.compile is to make of a function, said without importing the compiler.
+"""Directives to torch.compile that do not import the compiler.
 
 The decorators of `torch.compiler` import it where they are applied: a second and more in every process that so much
 as looks at a variant. These leave that to the first compilation, or the first call.

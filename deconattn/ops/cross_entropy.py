@@ -23,7 +23,7 @@ class VocabularyRanks(Protocol):
 
     @property
     def most_rows(self) -> int:
-        """Of any rank."""
+        """Largest number of head rows on any rank."""
 
     def log_normaliser(self, local: Tensor) -> Tensor:
         """log sum exp over the whole vocabulary from each rank's, [n] each; a collective call."""
@@ -84,8 +84,8 @@ class _Workspace(NamedTuple):
 
     Attributes:
         logits: [rows, V] in at least fp32, or None where the product comes in a tensor of its own.
-        low: the same in the inputs' dtype where that is narrower.
-        product: [V, d], likewise, for the weight's gradient.
+        low: [rows, V] logits in the inputs' dtype where that is narrower, else None.
+        product: [V, d] of the weight's gradient, in the inputs' dtype where that is narrower, else None.
     """
 
     logits: Tensor | None

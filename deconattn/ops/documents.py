@@ -1,4 +1,4 @@
-"""Where documents begin in packed rows: the one description that every mixing path reads."""
+"""Document boundaries of packed rows: the one description that every mixing path reads."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -71,7 +71,7 @@ def packed_attention(name: str, queries: Tensor, keys: Tensor, values: Tensor, o
 
 
 def pytorch_packed_attention(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor, longest: int) -> Tensor:
-    """The same by PyTorch's own flash attention: bf16 and fp16 on CUDA."""
+    """Causal attention within documents by PyTorch's own flash attention: bf16 and fp16 on CUDA."""
     from torch.nn.attention.varlen import varlen_attn
 
     group = queries.shape[1] // keys.shape[1]
@@ -83,7 +83,7 @@ def pytorch_packed_attention(queries: Tensor, keys: Tensor, values: Tensor, offs
 
 
 def _output(result: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Some versions return log-normalisers as well."""
+    """Return the output alone: some versions return the log-sum-exp too."""
     return result[0] if isinstance(result, tuple) else result
 
 

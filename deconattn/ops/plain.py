@@ -89,7 +89,7 @@ def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
         document_ids: int64 [R, L] or None; the average restarts with each document.
 
     Returns:
-        [R, heads, L, head_dim] in the values' dtype. Scores and statistics are at least fp32.
+        [R, heads, L, head_dim] in the values' dtype. Scores and log-sum-exps are at least fp32.
     """
     keys = at_least_fp32(reference.per_query_head(keys, queries.shape[1]))
     return prefix_average(reference.token_scores(silu(at_least_fp32(queries)), keys), values, document_ids)

@@ -17,7 +17,7 @@ def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
         document_ids: int64 [R, L] or None; the average restarts with each document.
 
     Returns:
-        [R, heads, L, head_dim] in the values' dtype. Scores and statistics are at least fp32.
+        [R, heads, L, head_dim] in the values' dtype. Scores and log-sum-exps are at least fp32.
     """
     backend = backend_for(values)
     if backend == "triton":

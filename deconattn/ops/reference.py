@@ -92,7 +92,7 @@ def _mix(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _precise(tensor: Tensor, heads: int = 0) -> Tensor:
-    """In at least fp32, and with `heads` heads where it has fewer: each beside the queries that it serves."""
+    """Cast to at least fp32, and repeat fewer heads to `heads`, each beside the queries that it serves."""
     return per_query_head(at_least_fp32(tensor), heads or tensor.shape[-3])
 
 

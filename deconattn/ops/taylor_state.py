@@ -31,7 +31,7 @@ def num_features(head_dim: int) -> int:
 
 
 def state_bytes(head_dim: int, bytes_per_element: int) -> int:
-    """Of one row and key head: the sums and the recent tokens."""
+    """Bytes of one row and key head: the sums and the recent tokens."""
     sums = max(4, bytes_per_element) * num_features(head_dim) * (head_dim + 1)
     return sums + 2 * RECENT * head_dim * bytes_per_element
 
@@ -42,7 +42,7 @@ def is_smaller(head_dim: int, bytes_per_element: int, tokens: int) -> bool:
 
 
 def no_sums(keys: Tensor) -> Tensor:
-    """Of no tokens, for keys [R, key_value_heads, .., head_dim]."""
+    """Sums of no tokens, for keys [R, key_value_heads, .., head_dim]."""
     width = keys.shape[-1]
     return at_least_fp32(keys.new_zeros(*keys.shape[:2], width + 1, num_features(width)))
 
@@ -64,7 +64,7 @@ def add(sums: Tensor, keys: Tensor, values: Tensor, real: Tensor | None = None) 
 
 
 def read(sums: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """What T new tokens see: the sums, and themselves where T > 1; where T is 1, all the tokens given.
+    """Attention of T new tokens over the sums, and over themselves where T > 1; where T is 1, over all tokens given.
 
     Args:
         queries: [R, heads, T, head_dim].

@@ -1,5 +1,6 @@
-"""What the runs of a plan cost, and whether a training would take their flags."""
+"""Cost of a plan's runs, a check of their training flags, and their assignment to machines."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,16 +8,16 @@ from deconattn.errors import UserError
 from deconattn.reproduction.plans import Request, Run, training_flags
 
 DEMO_VOCABULARY = 2048
-"""Of the tokenizer that is trained on the bundled demo corpus."""
+"""Vocabulary size of the tokenizer that is trained on the bundled demo corpus."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a run.
+    """Size and cost of a run.
 
     Attributes:
-        flops: of the whole training, forward and backward; what shards are balanced by.
-        tokens: that it sees, whole steps.
+        flops: FLOPs of the whole training, forward and backward; shards are balanced by them.
+        tokens: number of training tokens, in whole steps.
         length: tokens of a training sequence.
     """
 
@@ -27,7 +28,7 @@ class Estimate:
 
 
 def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
-    """Of each run by name; every run's flags are checked as the command `train` would.
+    """Estimate each run, by name, and check its flags as the command `train` would.
 
     Raises:
         UserError: flags, corpora or a folder of documents that training or evaluation would refuse.
@@ -65,3 +66,26 @@ def _vocabulary(request: Request) -> int:
     from deconattn.data import parse_data_argument, read_manifest
 
     return max(read_manifest(parse_data_argument(argument)[0]).vocab_size for argument in request.data)
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """`2/3` as (2, 3), the second of three (UserError if it is no such thing)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard {text}: give I/N, the I-th of N machines counted from 1, such as 1/3")
+    return int(match[1]), int(match[2])
+
+
+def deal(costs: Sequence[float], count: int) -> list[int]:
+    """The shard, from 1, of each item: the dearest first, each to the shard that has least so far.
+
+    Every machine comes to the same answer by itself. A run and all that is measured of it are one item, so that no
+    machine waits for another.
+    """
+    loads = [0.0] * count
+    shards = [0] * len(costs)
+    for item in sorted(range(len(costs)), key=lambda item: (-costs[item], item)):
+        least = loads.index(min(loads))
+        loads[least] += costs[item]
+        shards[item] = least + 1
+    return shards

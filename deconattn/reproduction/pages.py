@@ -11,8 +11,8 @@ from deconattn.analysis.palette import INK
 from deconattn.reproduction import paper
 from deconattn.reproduction.charts import colour
 from deconattn.reproduction.pictures import loss_pictures, radar_pictures, table_pictures
-from deconattn.reproduction.progress import KINDS, NOTHING
-from deconattn.reproduction.tables import HEADINGS, Line, duration, lines_of, size_name
+from deconattn.reproduction.progress_view import KINDS, NOTHING
+from deconattn.reproduction.tables import HEADINGS, TableRow, duration, lines_of, size_name
 
 HTML, MARKDOWN, DATA = "report.html", "report.md", "data.json"
 
@@ -94,14 +94,14 @@ def markdown(data: Data) -> str:
 
 
 def title(data: Data) -> str:
-    """What was reproduced."""
+    """Title of the report: the tables that were reproduced."""
     names = [HEADINGS[name].split(":")[0].lower() for name in data["tables"]]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"Deconstructing Attention: {listed}, reproduced"
 
 
 def lede(data: Data) -> str:
-    """How much there is of what was planned, and how it compares."""
+    """Opening paragraph: the models, what is missing, and how far the numbers compare."""
     jobs, runs = data["jobs"], data["runs"].values()
     tokens = sorted({run["planned_tokens"] for run in runs})
     sizes = ", ".join(dict.fromkeys(size_name(run["size"]) for run in runs))
@@ -120,7 +120,7 @@ def lede(data: Data) -> str:
 
 
 def _caption(name: str, table: Data) -> str:
-    """How the cells are to be read."""
+    """Caption of a table: the units of its cells."""
     words = ["WikiText perplexity" if name == "4" else "Ours ± standard error, accuracies in per cent"]
     if any(row["paper"] for row in table["rows"]):
         words.append(f"beneath, in grey, what the paper prints of its {size_name(paper.SIZE)} models")
@@ -132,7 +132,7 @@ def verdict(claim: Data) -> str:
     return {True: "Shows", False: "Does not show", None: "Open"}[claim["shows"]]
 
 
-def _markdown_table(columns: list[str], lines: list[Line]) -> str:
+def _markdown_table(columns: list[str], lines: list[TableRow]) -> str:
     rows = ["| model | layers | " + " | ".join(columns) + " |", "| --- | --- |" + " ---: |" * len(columns)]
     for line in lines:
         cells = [line.label, line.layers if line.state == "done" else f"{line.layers} ({line.state})"]

@@ -40,7 +40,7 @@ _TABLE_4 = {
 
 
 def printed(table: Table, entry: Entry) -> dict[str, float]:
-    """What the paper has in a row, by column; empty where it has nothing, or we do not have its numbers.
+    """The paper's numbers of a row, by column; empty where it has none, or we do not have them.
 
     Tables 1 and 4 are of its 500M models and stand beside ours of any size; in figures 3 and 4 table 1's numbers stand
     beside the same models.

@@ -1,4 +1,4 @@
-"""Which charts a report has, from the gathered numbers."""
+"""Charts of the report, from the gathered numbers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from deconattn.config.pattern import STANDARD
-from deconattn.reproduction.charts import Dot, Line, dot_chart, key, line_chart, thinned
+from deconattn.reproduction.charts import Dot, Series, dot_chart, key, line_chart, thinned
 from deconattn.reproduction.plans import UNIFORM
 from deconattn.reproduction.radar import Shape, radar_chart
 from deconattn.reproduction.tables import LOSS, layers_of, perplexity, shown, size_name
@@ -26,7 +26,7 @@ class Picture:
 
 
 def table_pictures(name: str, table: Data) -> list[Picture]:
-    """Beside a table."""
+    """Charts that stand beside a table."""
     if name == "4":
         return _kept([_contexts(table)])
     rows = [row for row in table["rows"] if "run" in row]
@@ -57,7 +57,7 @@ def loss_pictures(data: Data) -> list[Picture]:
 
 def _losses(data: Data, runs: dict[str, Data], part: str, of: str) -> Picture:
     lines = [
-        Line(
+        Series(
             _name(run),
             run["variant"],
             _look(run, data),
@@ -141,7 +141,7 @@ def _sizes(rows: list[Data], title: str, words: str, log: bool) -> Picture:
             if (value := row["ours"].get(title, {}).get("value")) is not None
         ]
         name = variant if variant == STANDARD else f"{variant}, {layers_of(found[0])}"
-        lines.append(Line(name, variant, looks[pattern], points, dots=True))
+        lines.append(Series(name, variant, looks[pattern], points, dots=True))
     label = f"{words[0].upper()}{words[1:]} by size"
     return Picture(line_chart(lines, label, "parameters", words, y_log=log), f"{label}.", _legend(lines))
 
@@ -158,7 +158,7 @@ def _contexts(table: Data) -> Picture:
             and (value := perplexity(row["ours"][length]["value"]))
         ]
         name = ", ".join(filter(None, (row["label"], layers_of(row, several))))
-        lines.append(Line(name, row["variant"], patterns.index(row["pattern"]), points, dots=True))
+        lines.append(Series(name, row["variant"], patterns.index(row["pattern"]), points, dots=True))
     label = "WikiText perplexity by length of context"
     ticks = [float(length) for length in table["columns"]]
     chart = line_chart(lines, label, "tokens of context", "WikiText perplexity", y_log=True, x_ticks=ticks)
@@ -175,15 +175,15 @@ def _name(run: Data) -> str:
 
 
 def _look(run: Data, data: Data) -> int:
-    """Of a pattern the same everywhere; uniform models are drawn solid."""
+    """Index of a pattern's dash, the same in all charts; uniform models are drawn solid."""
     patterns = dict.fromkeys([UNIFORM, *(other["pattern"] for other in data["runs"].values())])
     return list(patterns).index(run["pattern"])
 
 
-def _legend(lines: list[Line]) -> list[tuple[Markup, str]]:
+def _legend(lines: list[Series]) -> list[tuple[Markup, str]]:
     return [(key(line.variant, line.look), line.label) for line in lines if line.points]
 
 
 def _kept(pictures: list[Picture]) -> list[Picture]:
-    """Those that there is something to see on."""
+    """Drop charts without points."""
     return [picture for picture in pictures if picture.chart]

@@ -12,7 +12,7 @@ from deconattn.errors import UserError
 
 Table = Literal["1", "2", "3", "4", "figure3", "figure4"]
 Kind = Literal["train", "evaluate", "skip", "contexts", "analyze"]
-"""What is done with a run: `skip` evaluates it without its variant layers, `contexts` at several context lengths."""
+"""Kind of job: `skip` evaluates it without its variant layers, `contexts` at several context lengths."""
 
 UNIFORM, EVEN = "uniform", "even"
 NINE = ("even", "odd", "top", "middle", "bottom", "25%", "first", "last", "bilateral")
@@ -20,12 +20,12 @@ SIX = tuple(variant for variant in COLOURS if variant != STANDARD)
 PLANNED_FLAGS = ("--size", "--variant", "--pattern", "--seed", "--tokens", "--data", "--save", "--resume")
 """Flags of a training that the plan gives each run."""
 TRIAL_SIZE = "tiny"
-"""Not one of the paper's; its runs are as long as the sizes have them."""
+"""Size for trials, not in the paper; its runs take the preset's number of tokens."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be reproduced. None of it may change once a folder has been begun with it."""
+    """Flags of a reproduction. None of it may change once a folder has been begun with it."""
 
     table: tuple[Table, ...] = ("1",)
     """Tables and figures of the paper; a run that several need is trained once."""
@@ -39,11 +39,11 @@ class Request:
     """Patterns of the variants' layers. By default the paper's: uniform and even; even for table 2; uniform for
     table 4; the nine of table 11 for figure 3."""
     seed: int = 1234
-    """Of all runs."""
+    """Seed of all runs."""
     key_value_heads: int = 2
     """Key/value heads in table 3."""
     context_lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048)
-    """Of table 4, tokens; those longer than the training sequences are left out."""
+    """Context lengths of table 4, in tokens; those longer than the training sequences are left out."""
     data: tuple[str, ...] = ()
     """Packed corpora to train on, each DIR or DIR:WEIGHT; none is the bundled demo corpus."""
     train: str = ""
@@ -53,7 +53,7 @@ class Request:
     tasks: str = ""
     """Benchmarks, comma-separated; by default the paper's nine."""
     limit: int | None = None
-    """Only the first so many documents of a benchmark: for trying things, the scores are not comparable."""
+    """Score only the first so many documents of a benchmark: for trying things, the scores are not comparable."""
     analysis: bool = True
     """Measure the attention indicators, too."""
 
@@ -63,7 +63,7 @@ class Run:
     """One training.
 
     Attributes:
-        pattern: of the layers that are the variant; `uniform` for standard attention.
+        pattern: pattern of the variant's layers; `uniform` for standard attention.
         tokens: None: as many as a training takes by default.
         key_value_heads: 0: as many as query heads.
     """
@@ -77,14 +77,14 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder; tells it from all others of a plan, whose seed is one."""
+        """Name of the run's folder, unique in a plan, all of whose runs have one seed."""
         heads = f"-kv{self.key_value_heads}" if self.key_value_heads else ""
         pattern = self.pattern.replace("%", "percent").replace(":", "to").replace("*", "x").replace(",", "-")
         return f"{self.size}-{self.variant}-{pattern}{heads}"
 
     @property
     def flags(self) -> list[str]:
-        """Of a training's flags, those that this run has for itself."""
+        """Training flags that are specific to this run."""
         flags = ["--size", self.size, "--variant", self.variant, "--pattern", self.pattern, "--seed", str(self.seed)]
         if self.key_value_heads:
             flags += ["--num-key-value-heads", str(self.key_value_heads)]
@@ -100,7 +100,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """One command: something done with a run."""
 
     run: Run
@@ -112,8 +112,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that is to be done.
+class ReproductionPlan:
+    """Tables to fill, and the jobs that fill them.
 
     Attributes:
         tables: the rows of each, in order.
@@ -121,14 +121,14 @@ class Plan:
     """
 
     tables: dict[Table, tuple[Entry, ...]] = field(default_factory=dict)
-    jobs: tuple[Job, ...] = ()
+    jobs: tuple[PlannedJob, ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
         return tuple(dict.fromkeys(job.run for job in self.jobs))
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(request: Request) -> ReproductionPlan:
     """The rows of the tables that are asked for, and the jobs that fill them.
 
     Raises:
@@ -141,8 +141,8 @@ def make_plan(request: Request) -> Plan:
     for run in dict.fromkeys(entry.run for entry in entries):
         measured = dict.fromkeys(entry.kind for entry in entries if entry.run == run)
         kinds: list[Kind] = ["train", *measured, *(["analyze"] if request.analysis else [])]  # type: ignore[list-item]
-        jobs += [Job(run, kind) for kind in kinds]
-    return Plan(tables, tuple(jobs))
+        jobs += [PlannedJob(run, kind) for kind in kinds]
+    return ReproductionPlan(tables, tuple(jobs))
 
 
 def check(request: Request) -> None:

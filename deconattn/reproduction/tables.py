@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deconattn.config.pattern import STANDARD
+from deconattn.reproduction.jobs import PERPLEXITIES
 from deconattn.reproduction.plans import UNIFORM
-from deconattn.reproduction.progress import NOTHING
-from deconattn.reproduction.scores import PERPLEXITIES
+from deconattn.reproduction.progress_view import NOTHING
 
 HEADINGS = {
     "1": "Table 1: uniform models, hybrids, and hybrids without their variant layers",
@@ -20,7 +20,7 @@ LOSS = "validation loss"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """`sort` is empty for what has no place in an order; it comes last then."""
 
     ours: str
@@ -30,18 +30,18 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """A row: what it is called, its swatch, and its cells."""
 
     label: str
     layers: str
     variant: str | None
     state: str
-    cells: list[Cell] = field(default_factory=list)
+    cells: list[TableCell] = field(default_factory=list)
 
 
 def layers_of(row: dict[str, Any], several_sizes: bool = False) -> str:
-    """Which layers are the variant, in words."""
+    """Describe which layers are the variant."""
     if "run" not in row:
         return ""
     words = [size_name(row["size"])] if several_sizes else []
@@ -54,18 +54,18 @@ def layers_of(row: dict[str, Any], several_sizes: bool = False) -> str:
     return ", ".join(words)
 
 
-def lines_of(table: dict[str, Any]) -> list[Line]:
+def lines_of(table: dict[str, Any]) -> list[TableRow]:
     """The rows of a gathered table."""
     several = len({row["size"] for row in table["rows"] if "run" in row}) > 1
     lines = []
     for row in table["rows"]:
         cells = [_cell(title, row["ours"].get(title), row["paper"].get(title)) for title in table["columns"]]
-        lines.append(Line(row["label"], layers_of(row, several), row.get("variant"), row["state"], cells))
+        lines.append(TableRow(row["label"], layers_of(row, several), row.get("variant"), row["state"], cells))
     return lines
 
 
 def size_name(size: str) -> str:
-    """As it is written in a text: 500M."""
+    """Format a size as text has it: 500M."""
     return size.upper() if size[0].isdigit() else size
 
 
@@ -84,7 +84,7 @@ def is_perplexity(title: str) -> bool:
 
 
 def perplexity(value: float) -> str:
-    """One decimal below a thousand, whole numbers below 100000, then a power of ten, as the paper prints them."""
+    """Format as the paper does: one decimal below a thousand, whole numbers below 100000, then a power of ten."""
     if value < 1000:
         return f"{value:.1f}"
     if value < 1e5:
@@ -99,18 +99,18 @@ def _as_printed(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """As h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     if not seconds:
         return NOTHING
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _cell(title: str, ours: dict[str, Any] | None, paper: float | None) -> Cell:
+def _cell(title: str, ours: dict[str, Any] | None, paper: float | None) -> TableCell:
     value = None if ours is None else ours["value"]
     error = None if ours is None else ours["stderr"]
     printed = "" if paper is None else _as_printed(paper) if is_perplexity(title) else f"{paper:.1f}"
-    return Cell(
+    return TableCell(
         ours=shown(title, value),
         error="" if error is None else shown(title, error),
         paper=printed,

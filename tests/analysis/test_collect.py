@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from deconattn.analysis import collect as collecting
-from deconattn.analysis.collect import collect
+from deconattn.analysis.collect import CELLS, collect
 from deconattn.analysis.indicators import Indicators, define
-from deconattn.analysis.pooled_map import CELLS
 from deconattn.errors import UserError
 from deconattn.mixers import mixer_class
 from deconattn.model.decoder import Decoder

@@ -9,12 +9,12 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from deconattn.analysis import figures, tables
-from deconattn.analysis.activations import ActivationSums
+from deconattn.analysis import figures, findings
 from deconattn.analysis.collect import LayerFindings
 from deconattn.analysis.findings import ModelFindings, Scale, by_run, newest
 from deconattn.analysis.indicators import NAMES, define
 from deconattn.analysis.palette import COLOURS, PLUGIN_COLOUR
+from deconattn.analysis.pre_softmax import ActivationSums
 
 LENGTH = 12
 
@@ -66,7 +66,7 @@ def test_one_colour_a_variant_and_a_dash_for_each_that_shares_it():
 
 def test_radar_of_each_layer():
     compared = [means for one in MODELS for number in range(3) if (means := means_of(one, number))]
-    panels = drawn_lines(figures.layer_radars(tables.layer_radar_rows(MODELS, Scale(MODELS)), 3, LOOKS))
+    panels = drawn_lines(figures.layer_radars(findings.layer_radar_rows(MODELS, Scale(MODELS)), 3, LOOKS))
     assert [set(panel) for panel in panels] == [{"plain", "hybrid", "other"}, {"plain", "other"}, {"plain", "hybrid"}]
     for number, panel in enumerate(panels):
         for one in MODELS:
@@ -86,8 +86,8 @@ def test_radar_of_each_layer():
 
 def test_radar_of_each_model_is_the_mean_of_its_layers():
     scale = Scale(MODELS)
-    (panel,) = drawn_lines(figures.model_radar(tables.model_radar_rows(MODELS, scale), LOOKS))
-    layers = tables.layer_radar_rows(MODELS, scale)
+    (panel,) = drawn_lines(figures.model_radar(findings.model_radar_rows(MODELS, scale), LOOKS))
+    layers = findings.layer_radar_rows(MODELS, scale)
     for one in MODELS:
         for place, name in enumerate(NAMES):
             radii = [row["drawn"] for row in layers if (row["model"], row["indicator"]) == (one.label, name)]
@@ -95,7 +95,7 @@ def test_radar_of_each_model_is_the_mean_of_its_layers():
 
 
 def test_what_is_alike_is_drawn_in_the_middle():
-    rows = tables.layer_radar_rows([model("one", "standard")], Scale([model("one", "standard")]))
+    rows = findings.layer_radar_rows([model("one", "standard")], Scale([model("one", "standard")]))
     assert [row["drawn"] for row in rows[:3]] == [0.5] * 3
 
 
@@ -104,16 +104,16 @@ def test_models_that_mix_nothing_have_no_lines():
     scale = Scale(nothing)
     assert nothing[0].means is None
     for rows in (
-        tables.layer_radar_rows(nothing, scale),
-        tables.model_radar_rows(nothing, scale),
-        tables.indicator_rows(nothing),
-        tables.activation_rows(nothing),
+        findings.layer_radar_rows(nothing, scale),
+        findings.model_radar_rows(nothing, scale),
+        findings.indicator_rows(nothing),
+        findings.activation_rows(nothing),
     ):
         assert rows == []
 
 
 def test_indicators_are_told_head_by_head():
-    rows = tables.indicator_rows([MODELS[1]])
+    rows = findings.indicator_rows([MODELS[1]])
     assert {row["layer"] for row in rows} == {1, 3}
     assert len(rows) == 2 * (7 * 3 + 1)
     found = {(row["layer"], row["indicator"], row["head"]): row["value"] for row in rows}
@@ -124,7 +124,7 @@ def test_indicators_are_told_head_by_head():
 
 
 def test_activation_bands():
-    rows = tables.activation_rows(MODELS)
+    rows = findings.activation_rows(MODELS)
     figure = figures.activation_bands(rows, 3)
     assert [axes.get_title() for axes in figure.axes] == ["plain", "hybrid", "other"]
     for axes, one in zip(figure.axes, MODELS, strict=True):
@@ -149,7 +149,7 @@ def test_entropy_over_steps():
     everything = [*steps, alone, MODELS[0]]
     assert list(by_run(everything)) == ["r"]
     assert [one.label for one in newest(everything)] == ["r/step-100", "s/step-5", "plain"]
-    (axes,) = figures.entropy_over_steps(tables.entropy_rows(by_run(everything))).axes
+    (axes,) = figures.entropy_over_steps(findings.entropy_rows(by_run(everything))).axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert set(lines) == {"layer 1", "layer 3", "mean"}
     ordered = sorted(steps, key=lambda one: one.step)
@@ -164,7 +164,7 @@ def test_entropy_over_steps():
 
 
 def test_heat_maps():
-    rows = tables.map_rows(MODELS[1], 3)
+    rows = findings.map_rows(MODELS[1], 3)
     assert len(rows) == 3 * LENGTH * (LENGTH + 1) // 2
     figure = figures.heat_maps(rows, LENGTH)
     pictures = [axes.images[0].get_array() for axes in figure.axes if axes.images]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from deconattn.analysis.collect import CELLS, PooledMap
 from deconattn.analysis.indicators import NAMES, OFFSETS, Indicators, IndicatorSums, define
-from deconattn.analysis.pooled_map import CELLS, PooledMap
 from deconattn.analysis.sample import SHORTEST
 from deconattn.mixers import MapBlock
 from deconattn.mixers.map_blocks import cut

@@ -103,7 +103,7 @@ def test_what_it_says_is_what_can_be_typed(shell: Shell) -> None:
     assert error == "error: nowhere: no such folder; pack a corpus with deconattn pack\n"
     assert shell("deconattn trian", code=2).startswith("error: there is no command 'trian' (did you mean 'train'?)")
     assert shell("python -m deconattn shards --help").startswith("usage: python -m deconattn shards ")
-    started = shell("python -c 'from deconattn.reproduction.commands import *; print(*TRAIN[1:], *ANALYZE[1:])'")
+    started = shell("python -c 'from deconattn.reproduction.jobs import *; print(*TRAIN[1:], *ANALYZE[1:])'")
     assert started == "-m deconattn train -m deconattn analyze\n"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deconattn.config.command_line import parse_training_flags, to_json
-from deconattn.convert.flags import run_flags
+from deconattn.convert.run_flags import run_flags
 from deconattn.errors import UserError
 from deconattn.launch import launcher
 from deconattn.layers.config import ModelConfig

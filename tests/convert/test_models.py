@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from deconattn.checkpoint.format import Checkpoint, open_checkpoint
-from deconattn.convert.flags import nearest_size
+from deconattn.convert.run_flags import nearest_size
 from deconattn.hf.export import export
 from deconattn.model.causal_lm import CausalLM
 from tests.convert.conftest import SEQUENCE, MakeModel, edit

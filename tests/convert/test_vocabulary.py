@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from deconattn.convert.vocabulary import check_vocabulary
+from deconattn.convert.new_run import check_vocabulary
 from deconattn.errors import UserError
 from deconattn.hf import sentencepiece_json
 from tests.convert.conftest import MakeModel

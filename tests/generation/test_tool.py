@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from deconattn.checkpoint.stored_model import open_model
-from deconattn.generation.continuation import continue_text
-from deconattn.generation.output import TextOutput
+from deconattn.generation.continuation import TextStream, continue_text
 from deconattn.generation.sampling import Sampling
-from deconattn.generation.streaming import TextStream
+from deconattn.generation.text_io import TextOutput
 from tests.conftest import TOOLS
 from tests.generation.conftest import Call, write_run
 from tests.hf.models import LONGEST, MIXED, VOCAB, exported, small_config, trained

@@ -18,7 +18,7 @@ from deconattn import extras
 from deconattn.checkpoint import format as checkpoint
 from deconattn.cli import parse
 from deconattn.commands import export as tool
-from deconattn.data.tokenizing.awkward_texts import AWKWARD_TEXTS, with_added_tokens
+from deconattn.data.tokenizing.disagreements import AWKWARD_TEXTS, with_added_tokens
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.data.tokenizing.training import Training, train_tokenizer
 from deconattn.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 from deconattn.errors import UserError
 from deconattn.launch import ranks
 from deconattn.launch.ranks import Place, free_port
-from deconattn.reproduction.process import Stop, run_command
+from deconattn.reproduction.runner import Stop, run_command
 from tests.launch.test_launch import BIN, SCRIPT, shell_environment
 from tests.train.conftest import losses
 

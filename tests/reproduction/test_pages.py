@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from deconattn.analysis.palette import COLOURS
-from deconattn.reproduction.axes import Axis, labels, short
-from deconattn.reproduction.charts import Dot, Line, dot_chart, line_chart, thinned
+from deconattn.reproduction.charts import Axis, Dot, Series, dot_chart, labels, line_chart, short, thinned
 from deconattn.reproduction.pages import html, markdown
 from deconattn.reproduction.tables import duration, lines_of, perplexity
 from tests.reproduction.conftest import data_of, reproduce
@@ -168,9 +167,9 @@ def test_ticks_are_told_apart() -> None:
 
 def test_a_chart_leaves_out_what_cannot_be_drawn() -> None:
     points = [(1.0, 2.0, "two"), (0.0, 3.0, "three"), (4.0, float("inf"), "four")]
-    drawn = line_chart([Line("a", "mlp", 0, points)], "label", "x", "y")
+    drawn = line_chart([Series("a", "mlp", 0, points)], "label", "x", "y")
     assert "two" in drawn and "three" not in drawn and "four" not in drawn
-    assert line_chart([Line("a", "mlp", 0, points[1:])], "label", "x", "y") == ""
+    assert line_chart([Series("a", "mlp", 0, points[1:])], "label", "x", "y") == ""
     assert dot_chart([("a", [Dot(0.0, "mlp", 0, "zero")])], "label", "x", True, None) == ""
 
 

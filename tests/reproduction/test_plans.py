@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from deconattn.errors import UserError
+from deconattn.reproduction.estimate import deal, read_shard
 from deconattn.reproduction.paper import RANDOM_GUESS, printed
 from deconattn.reproduction.plans import NINE, SIX, Entry, Request, Run, first_corpus, make_plan, training_flags
-from deconattn.reproduction.shards import deal, read_shard
 
 
 def request(*table: str, **changes: Any) -> Request:

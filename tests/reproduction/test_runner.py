@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deconattn.errors import UserError
-from deconattn.reproduction.layout import Layout, check_same
+from deconattn.reproduction.folder import ReproductionFolder, check_same
 from deconattn.reproduction.plans import Request
 from tests.reproduction.conftest import SMALL, data_of, reproduce, start, tables_of
 
@@ -145,7 +145,7 @@ def test_other_flags_are_refused(undisturbed: Path) -> None:
         ({"patterns": ("odd", "even")}, r"--patterns \(its default\) and the flags now say odd even"),
     ):
         with pytest.raises(UserError, match=message):
-            check_same(Layout(undisturbed), stored, dataclasses.replace(stored, **changes))  # type: ignore[arg-type]
+            check_same(ReproductionFolder(undisturbed), stored, dataclasses.replace(stored, **changes))  # type: ignore[arg-type]
 
 
 def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:

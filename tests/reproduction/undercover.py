@@ -7,13 +7,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from deconattn.cli import run
 from deconattn.commands import reproduce
-from deconattn.reproduction import commands, estimate
+from deconattn.reproduction import estimate, jobs
 from deconattn.reproduction.estimate import Estimate
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_tools.py"))]
 
 if __name__ == "__main__":
-    commands.TRAIN, commands.EVALUATE, commands.ANALYZE = [*FAKE, "train"], [*FAKE, "evaluate"], [*FAKE, "analyze"]
+    for name in ("train", "evaluate", "analyze"):
+        setattr(jobs, name.upper(), [*FAKE, name])
     estimate.estimate_runs = lambda request, runs: {  # type: ignore[assignment]
         planned.name: Estimate(1000 * number, number * 10**9, 8192, 256) for number, planned in enumerate(runs, start=1)
     }

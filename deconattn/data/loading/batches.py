@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deconattn.data.corpus import TokenCorpus
 from deconattn.data.loading.best_fit import BestFit
-from deconattn.data.loading.layout import Concatenation, Layout
+from deconattn.data.loading.sample_layout import Concatenation, SampleLayout
 from deconattn.data.loading.sampler import Blend, Order
 from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
@@ -36,11 +36,11 @@ class Batch:
     document_ids: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`; nobody waits for tensors that are pinned."""
+        """Return the batch on `device`; copies of pinned tensors are asynchronous."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
-        """The same batch in page-locked memory."""
+        """Return the batch in pinned (page-locked) memory."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
@@ -58,7 +58,7 @@ class SampleStream:
     Sample `number` of the stream is some sample of the corpus that the blend gives it; each corpus goes through all
     its samples, in an order of its own, before it repeats one. Nothing else enters: not the data-parallel size, the
     micro-batch or the number of steps, so resuming is one integer. How samples lie in a corpus is `packing`:
-    :class:`~deconattn.data.loading.layout.Concatenation` or :class:`~deconattn.data.loading.best_fit.BestFit`.
+    :class:`~deconattn.data.loading.sample_layout.Concatenation` or :class:`~deconattn.data.loading.best_fit.BestFit`.
 
     corpora: pairs of corpus and weight. Raises :class:`UserError` for a corpus shorter than one sample and for
     corpora packed with different tokenizers.
@@ -87,7 +87,7 @@ class SampleStream:
                     "pack one of them again with the other's"
                 )
         layout = Concatenation if packing == "concat" else BestFit
-        self.layouts: tuple[Layout, ...] = tuple(layout(corpus, seq_len) for corpus in self.corpora)
+        self.layouts: tuple[SampleLayout, ...] = tuple(layout(corpus, seq_len) for corpus in self.corpora)
         self._order = Order(Blend([weight for _, weight in corpora]), self.samples_per_corpus, seed, shuffle)
 
     @property

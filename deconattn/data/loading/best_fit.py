@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from deconattn.data.corpus import TokenCorpus
-from deconattn.data.loading.layout import Row, write_shifted
+from deconattn.data.loading.sample_layout import Row, write_shifted
 from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
 
@@ -22,8 +22,8 @@ _TABLES = ("_starts", "_lengths", "_bounds", "_goes_on")
 
 
 @dataclass(frozen=True)
-class Packing:
-    """What best-fit packing comes to."""
+class BestFitSummary:
+    """Result of best-fit packing: counts, and the share of padding."""
 
     documents: int
     sequences: int
@@ -40,7 +40,7 @@ class Packing:
 
 
 class BestFit:
-    """A corpus whose samples are packed sequences (a :class:`~deconattn.data.loading.layout.Layout`).
+    """A corpus whose samples are packed sequences (a :class:`~deconattn.data.loading.sample_layout.SampleLayout`).
 
     A document of more than `seq_len` tokens (its separator included) is cut into pieces of `seq_len`; the rest of
     it is packed like a document. What remains free at a sequence's end is padded with the separator, labelled
@@ -73,7 +73,7 @@ class BestFit:
         self._goes_on = np.repeat(ends[cut], count) > full + seq_len
         self._shared: dict[str, torch.Tensor] = {}
         self.num_samples = len(self._bounds) - 1
-        self.packing = Packing(
+        self.packing = BestFitSummary(
             documents=len(lengths),
             sequences=self.num_samples,
             cut=int((lengths > seq_len).sum()),
@@ -81,7 +81,7 @@ class BestFit:
         )
 
     def fill(self, place: int, input_ids: Row, labels: Row, begins: npt.NDArray[np.bool_] | None) -> None:
-        """See :class:`~deconattn.data.loading.layout.Layout`."""
+        """See :class:`~deconattn.data.loading.sample_layout.SampleLayout`."""
         if place < len(self._goes_on) and self._goes_on[place]:
             write_shifted(self._corpus.pieces(int(self._starts[place]), self._seq_len + 1), input_ids, labels)
             if begins is not None:
@@ -101,7 +101,7 @@ class BestFit:
             begins[at] = True
 
     def check(self, place: int) -> None:
-        """See :class:`~deconattn.data.loading.layout.Layout`."""
+        """See :class:`~deconattn.data.loading.sample_layout.SampleLayout`."""
         goes_on = place < len(self._goes_on) and bool(self._goes_on[place])
         for start, length in self._pieces(place):
             self._corpus.read(start, length + goes_on)

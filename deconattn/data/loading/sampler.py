@@ -1,4 +1,4 @@
-"""Which sample comes when: pure functions of integers, so that a data position is a number and nothing else."""
+"""Order of samples, as pure functions of integers: a data position is a number and nothing else."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -36,7 +36,7 @@ def make_key(*parts: int) -> int:
 
 
 def permute(index: Integers, size: int, key: int) -> Integers:
-    """Where a keyed pseudo-random permutation of `range(size)` sends `index`.
+    """Image of `index` under a keyed pseudo-random permutation of `range(size)`.
 
     A Feistel network over the next power of four, walked along its cycle until it lands below `size`: constant
     memory, about one to four steps. `index` is an int or a uint64 array of any shape, each `0 <= index < size`

@@ -1,7 +1,6 @@
 """From documents to a folder of shards; the body of the command `pack`.
 
-`pack` is the whole, `config` its flags, `pipeline` the way from blocks to shards: `encode` (workers), `selection` (with
-`dedup` and `split`), `shuffle` (over `documents` on the disk), `assemble` (shards, written in the `background`).
-`journal`, `spool` and `plan` let an interrupted pack go on; `output` says what may be replaced, `report` and `progress`
-what happens.
+`pack` is the whole, `pack_config` its flags, `packer` the way from blocks to shards: `encode` (workers), `selection`,
+`shuffle` (through sorted runs on the disk), `assemble` (the shards of each split). `document_batch` holds documents
+between these steps, and `journal` lets an interrupted pack go on.
 """

@@ -1,6 +1,8 @@
 """From documents in order to the shards of each split, closed in a thread of its own and entered into the journal."""
 
 import dataclasses
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,32 @@ import numpy as np
 import numpy.typing as npt
 
 from deconattn.data.manifest import SPLITS, ShardEntry
-from deconattn.data.packing.background import Background
-from deconattn.data.packing.documents import Documents
+from deconattn.data.packing.document_batch import DocumentBatch, Spool
 from deconattn.data.packing.journal import Journal
-from deconattn.data.packing.spool import Spool
 from deconattn.data.shards import ShardSchema, ShardWriter, count_fitting
+
+
+class Background:
+    """One thread that does one thing after the other; at most one waits."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "background")
+        self._last: Future[None] | None = None
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Run `task` when the one before is done. Raises what that raised."""
+        self.wait()
+        self._last = self._pool.submit(task)
+
+    def wait(self) -> None:
+        """Wait for the last task. Raises what it raised."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            last.result()
+
+    def close(self) -> None:
+        """Let a running task finish, whatever comes of it."""
+        self._pool.shutdown(wait=True)
 
 
 class Assembler:
@@ -38,7 +61,7 @@ class Assembler:
             self._spool = Spool(journal, dtype=schema.dtype, **spool)
             self._shards["val"].extend(*self._spool.read())
 
-    def add(self, documents: Documents, held_out: npt.NDArray[np.bool_], source: dict[str, Any], skip: int) -> None:
+    def add(self, documents: DocumentBatch, held_out: npt.NDArray[np.bool_], source: dict[str, Any], skip: int) -> None:
         """Write documents, in order.
 
         Args:
@@ -66,7 +89,7 @@ class Assembler:
 
     def put(self, split: str, tokens: npt.NDArray[Any]) -> None:
         """Begin a split with the document that is to be its only one: ids `[n]`, separator included."""
-        document = Documents(tokens, np.array([len(tokens)], dtype=np.int64), np.zeros(1, dtype=np.uint64))
+        document = DocumentBatch(tokens, np.array([len(tokens)], dtype=np.int64), np.zeros(1, dtype=np.uint64))
         self._shards[split].fill(document, 0, 1)
 
     def finish(self) -> tuple[ShardEntry, ...]:
@@ -82,7 +105,7 @@ class Assembler:
         for shard in self._shards.values():
             shard.discard()
 
-    def _add_held(self, held: Documents, first: int, last: int) -> None:
+    def _add_held(self, held: DocumentBatch, first: int, last: int) -> None:
         shard = self._shards["val"]
         while first < last:
             stop = shard.fill(held, first, last)
@@ -135,7 +158,7 @@ class _OpenShard:
     def documents(self) -> int:
         return self._writer.documents if self._writer is not None else 0
 
-    def fill(self, documents: Documents, first: int, last: int) -> int:
+    def fill(self, documents: DocumentBatch, first: int, last: int) -> int:
         """Write documents from `first` on, up to `last`, while they fit; the first one that does not, or `last`."""
         if first == last:
             return last

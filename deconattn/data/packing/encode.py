@@ -1,5 +1,6 @@
 """Parse and tokenize blocks in worker threads or processes, in order."""
 
+import hashlib
 import os
 import signal
 import threading
@@ -14,12 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.packing.dedup import Hashes, hash_texts
-from deconattn.data.reading.blocks import Block
-from deconattn.data.reading.parse import parse_block
+from deconattn.data.reading.blocks import InputBlock
+from deconattn.data.reading.texts import parse_block
 from deconattn.data.tokenizing.tokenizer import Tokenizer
 from deconattn.errors import UserError
 
+HASH_BYTES = 16
+"""Bytes of a text's hash, by which --dedup knows it again."""
+Hashes = npt.NDArray[np.bytes_]
+"""`[n]` of type `S16`: NumPy orders and compares them as bytes."""
 MAX_THREADS = 4
 """Threads share one Python: beyond this many they wait for each other, and processes are worth their start."""
 _AHEAD = 3  # blocks a worker: one in hand, the others waiting
@@ -34,8 +38,8 @@ class Encoded:
         tokens: ids of all, separators included, end to end, in the shards' type.
         lengths: tokens of each, `[documents]`.
         sizes: UTF-8 bytes of each, `[documents]`.
-        hashes: of each one's text, where asked for.
-        rows, bad, empty: as in :class:`deconattn.data.reading.parse.Parsed`.
+        hashes: hash of each document's text, where asked for.
+        rows, bad, empty: see :class:`deconattn.data.reading.texts.Parsed`.
     """
 
     tokens: npt.NDArray[Any]
@@ -49,12 +53,12 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker needs to know; goes to other processes.
+    """Parameters of the workers; pickled to other processes.
 
     Attributes:
-        tokenizer: of which each worker makes one of its own.
-        text_field: where the text is.
-        dtype: of the shards.
+        tokenizer: template from which each worker makes its own.
+        text_field: field or column that holds the text.
+        dtype: the shards' dtype.
         hashes: whether to hash the texts.
     """
 
@@ -63,7 +67,7 @@ class Work:
     dtype: str
     hashes: bool
 
-    def encode(self, tokenizer: Tokenizer, block: Block) -> Encoded:
+    def encode(self, tokenizer: Tokenizer, block: InputBlock) -> Encoded:
         """Parse and tokenize a block. Raises UserError for a tokenizer whose ids leave its vocabulary."""
         parsed = parse_block(block, self.text_field)
         tokens, lengths = tokenizer.encode_flat(parsed.texts)
@@ -84,19 +88,25 @@ class Work:
         )
 
 
+def hash_texts(texts: Iterable[bytes]) -> Hashes:
+    """The hash of each text, given in UTF-8."""
+    digests = b"".join(hashlib.blake2b(text, digest_size=HASH_BYTES).digest() for text in texts)
+    return np.frombuffer(digests, dtype=f"S{HASH_BYTES}")
+
+
 def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
 def encode_blocks(
-    blocks: Iterable[Block], work: Work, workers: int, threads: bool
-) -> Generator[tuple[Block, Encoded], None, None]:
+    blocks: Iterable[InputBlock], work: Work, workers: int, threads: bool
+) -> Generator[tuple[InputBlock, Encoded], None, None]:
     """Encode blocks in `workers` threads or else processes; results come in order.
 
     A few blocks a worker are in memory. Raises :class:`UserError` if a worker process dies.
     """
     pool = _thread_pool(work, workers) if threads else _process_pool(work, workers)
-    waiting: deque[tuple[Block, Future[Encoded]]] = deque()
+    waiting: deque[tuple[InputBlock, Future[Encoded]]] = deque()
     size = 0
     try:
         for block in blocks:
@@ -115,7 +125,7 @@ def encode_blocks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _submitted(pool: Executor, block: Block) -> Future[Encoded]:
+def _submitted(pool: Executor, block: InputBlock) -> Future[Encoded]:
     try:
         return pool.submit(_encode, block)
     except (OSError, ValueError) as error:  # the pool broke while it started a process: its pipes are closed by then
@@ -126,7 +136,7 @@ _own = threading.local()
 """A worker's own tokenizer and work: no library promises that threads may share a tokenizer."""
 
 
-def _encode(block: Block) -> Encoded:
+def _encode(block: InputBlock) -> Encoded:
     work: Work = _own.work
     return work.encode(_own.tokenizer, block)
 

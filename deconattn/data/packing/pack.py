@@ -1,25 +1,74 @@
-"""Pack documents into a folder of shards; the body of the command `pack`."""
+"""Pack documents into a folder of shards; the body of the command `pack`, and what it reports."""
 
 import sys
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 from deconattn import durable
-from deconattn.data.manifest import write_manifest
-from deconattn.data.packing.config import PackConfig
-from deconattn.data.packing.journal import Journal, open_journal
-from deconattn.data.packing.output import check_output
-from deconattn.data.packing.pipeline import Packing, open_source
-from deconattn.data.packing.plan import check_plan, make_plan
-from deconattn.data.packing.report import PackSummary, write_report
-from deconattn.data.reading.inputs import STDIN, Input, find_inputs
-from deconattn.data.reading.texts import sample_texts
+from deconattn.data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAMES, Manifest, read_manifest, write_manifest
+from deconattn.data.packing.journal import Journal, check_plan, make_plan, open_journal
+from deconattn.data.packing.pack_config import PackConfig
+from deconattn.data.packing.packer import Packer, open_source
+from deconattn.data.reading.input_files import STDIN, Input, find_inputs
+from deconattn.data.reading.texts import Tally, sample_texts
 from deconattn.data.shards import ShardSchema
 from deconattn.data.tokenizing.tokenizer import Tokenizer
 from deconattn.data.tokenizing.training import parse_training, train_tokenizer
+from deconattn.errors import UserError
 
 _SOURCE_NAMES = 8
+REPORT_NAME = "report.json"
+"""File with counts of what was taken and skipped, beside the manifest."""
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """Result of a pack.
+
+    Attributes:
+        out: the packed folder.
+        manifest: what is in it.
+        text_bytes: the documents' UTF-8; tokens include a separator a document.
+        tally: what was skipped.
+        continued: shards, or sorted runs of a shuffle, that an interrupted pack had finished before this one.
+    """
+
+    out: Path
+    manifest: Manifest
+    text_bytes: int
+    tally: Tally
+    continued: int
+
+    @property
+    def documents(self) -> int:
+        """Documents over all splits (a single input document that was cut counts as two)."""
+        return sum(shard.documents for shard in self.manifest.shards)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens over all splits, separators included."""
+        return sum(shard.tokens for shard in self.manifest.shards)
+
+    def __str__(self) -> str:
+        lines = [f"packed {self.out}: {self.documents:,} documents, {self.tokens:,} tokens"]
+        lines[0] += f", {self.text_bytes / max(self.tokens, 1):.2f} bytes per token"
+        for split in SPLITS:
+            shards = self.manifest.of_split(split)
+            documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
+            lines.append(f"  {split}: {documents:,} documents, {tokens:,} tokens, {len(shards)} shards")
+        tally = self.tally
+        for count, kind in ((tally.empty, "empty"), (tally.short, "short"), (tally.duplicates, "duplicate")):
+            if count:
+                lines.append(f"  skipped {count:,} {kind} documents")
+        if tally.bad:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
+            lines.append(f"  skipped {tally.bad:,} bad lines: {reasons}")
+            lines += [f"    {example}" for example in tally.examples]
+        if self.continued:
+            lines.append(f"  went on after {self.continued:,} steps of an interrupted pack")
+        return "\n".join(lines)
 
 
 def pack(config: PackConfig) -> PackSummary:
@@ -53,10 +102,10 @@ def pack(config: PackConfig) -> PackSummary:
                     journal.begin(plan)
                 continued = len(journal.entries)
                 schema = _schema(tokenizer, inputs)
-                packing = Packing(config, inputs, journal, source, schema)
-                shards = packing.run()
+                packer = Packer(config, inputs, journal, source, schema)
+                shards = packer.run()
             manifest = schema.manifest(shards)
-            summary = PackSummary(config.out, manifest, packing.counts.text_bytes, packing.counts.tally, continued)
+            summary = PackSummary(config.out, manifest, packer.counts.text_bytes, packer.counts.tally, continued)
             write_report(journal.result, summary)
             write_manifest(journal.result, manifest)
             durable.sync_tree(journal.result)
@@ -85,3 +134,34 @@ def _unfinished(journal: Journal, repeatable: bool) -> dict[str, Any] | None:
         print("note: standard input cannot be read again; the pack begins anew", file=sys.stderr)
         return None
     return old
+
+
+def write_report(folder: Path, summary: PackSummary) -> None:
+    """Write `folder/report.json`: what is the same however often the pack was interrupted."""
+    manifest, skipped = summary.manifest, summary.tally.as_dict()
+    del skipped["max_bad"]
+    report = {
+        "documents": {split: sum(shard.documents for shard in manifest.of_split(split)) for split in SPLITS},
+        "tokens": {split: sum(shard.tokens for shard in manifest.of_split(split)) for split in SPLITS},
+        "text_bytes": summary.text_bytes,
+        "skipped": skipped,
+    }
+    durable.write_json(folder / REPORT_NAME, report)
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Refuse an output folder that holds anything but, given `overwrite`, a packed corpus and nothing besides."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} exists and is not a folder; give another --out")
+    if out.is_mount():  # nothing can be renamed over it, which would show only at the very end
+        raise UserError(f"{out} is a mount point; give --out a folder below it")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / MANIFEST_NAME).exists():
+        raise UserError(f"{out} is not empty and not a packed corpus; give another --out or remove it yourself")
+    if not overwrite:
+        raise UserError(f"{out} already holds a packed corpus; give another --out, or --overwrite to replace it")
+    known = {MANIFEST_NAME, REPORT_NAME, *TOKENIZER_NAMES, *(shard.name for shard in read_manifest(out).shards)}
+    strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+    if strangers:
+        raise UserError(f"{out} holds {strangers[0]}, which no pack wrote; move it away before --overwrite")

@@ -1,32 +1,71 @@
-"""Which documents a pack takes, in reading order: not too short, not seen before, until there are enough."""
+"""Selection of the documents that a pack takes, in reading order, and of those held out for validation.
 
+A document is taken that is not too short and has not been seen before, until there are enough.
+"""
+
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.packing.config import PackConfig
-from deconattn.data.packing.dedup import HASH_BYTES, HashSet
-from deconattn.data.packing.documents import Documents
-from deconattn.data.packing.encode import Encoded
+from deconattn.data.loading.sampler import mix
+from deconattn.data.packing.document_batch import DocumentBatch
+from deconattn.data.packing.encode import HASH_BYTES, Encoded, Hashes
 from deconattn.data.packing.journal import Journal
-from deconattn.data.packing.split import is_validation
-from deconattn.data.reading.blocks import Block
-from deconattn.data.reading.inputs import Input
-from deconattn.data.reading.tally import Tally
+from deconattn.data.packing.pack_config import PackConfig
+from deconattn.data.reading.blocks import InputBlock
+from deconattn.data.reading.input_files import Input
+from deconattn.data.reading.texts import Tally
+
+_GROWTH = 8
+_SEED = mix(0x5EED)
+
+
+@overload
+def is_validation(number: int, fraction: float) -> bool: ...
+
+
+@overload
+def is_validation(number: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]: ...
+
+
+def is_validation(number: int | npt.NDArray[np.uint64], fraction: float) -> bool | npt.NDArray[np.bool_]:
+    """Whether document `number` (0-based, in reading order; or a uint64 array `[n]`) is held out.
+
+    True with probability `fraction`. The caller sees to it that of two documents or more neither split stays empty.
+    """
+    threshold = int(fraction * 2**64)
+    if isinstance(number, np.ndarray):
+        return mix(number ^ np.uint64(_SEED)) < np.uint64(threshold)
+    return mix(number ^ _SEED) < threshold
+
+
+def cut_document(text: str, fraction: float) -> list[str]:
+    """Cut the only document of a corpus in two at white space, the second about `fraction` of it.
+
+    Joined again the two are the text. It stays whole where there is nothing to cut.
+    """
+    body = len(text.rstrip())
+    target = min(max(round(body * (1 - fraction)), 1), body - 1)
+    spaces = [match.start() for match in re.finditer(r"\s+", text[:body]) if match.start() > 0]
+    if spaces:
+        before = [space for space in spaces if space <= target]
+        target = before[-1] if before else spaces[0]
+    return [text[:target], text[target:]] if target > 0 else [text]
 
 
 @dataclass
 class Counts:
-    """What has been taken so far.
+    """Counts of what has been taken so far.
 
     Attributes:
-        documents, tokens, text_bytes: of those taken.
+        documents, tokens, text_bytes: totals of the documents taken.
         held_out: documents whose numbers make them validation documents.
         input: number of the input that is being read.
-        lines: of it that have been read.
+        lines: number of that input's lines that have been read.
         tally: what was skipped.
     """
 
@@ -48,13 +87,47 @@ class Counts:
         return cls(**{**values, "tally": Tally.from_dict({**values["tally"], "max_bad": max_bad})})
 
 
+class HashSet:
+    """The hashes seen so far, in a few sorted arrays, each some times larger than the next.
+
+    A small array is merged into its neighbour when it has grown near it, so that a look-up is a few binary searches
+    and each hash is moved a few times in its life.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[Hashes] = []
+
+    def add(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """Add hashes `[n]`; which of them were new, `[n]`. Of equal ones among them the first is."""
+        ordered, first = np.unique(hashes, return_index=True)
+        known = np.zeros(len(ordered), dtype=np.bool_)
+        for run in self._runs:
+            place = np.searchsorted(run, ordered)
+            place[place == len(run)] = 0  # beyond the end: equal to none, the first least of all
+            known |= run[place] == ordered
+        new = np.zeros(len(hashes), dtype=np.bool_)
+        new[first[~known]] = True
+        self._keep(ordered[~known])
+        return new
+
+    def _keep(self, ordered: Hashes) -> None:
+        if not len(ordered):
+            return
+        self._runs.append(ordered)
+        while len(self._runs) > 1 and len(self._runs[-2]) < _GROWTH * len(self._runs[-1]):
+            last = self._runs.pop()
+            merged = np.concatenate([self._runs.pop(), last])
+            merged.sort(kind="stable")  # which finds the two ordered parts and merges them
+            self._runs.append(merged)
+
+
 class Selection:
     """Judges the documents of blocks, in order. Where to go on from is `counts`, and for --dedup a log of hashes."""
 
     def __init__(self, inputs: Sequence[Input], journal: Journal, config: PackConfig, counts: Counts) -> None:
         self.counts = counts
-        self.only: tuple[Block, int] | None = None
-        """Where the document is, if only one has been taken so far: block, and number among its texts."""
+        self.only: tuple[InputBlock, int] | None = None
+        """Block and index of the only document taken so far; None where there are none or several."""
         self._inputs, self._config = inputs, config
         self._seen: HashSet | None = None
         if config.dedup is not None:
@@ -67,7 +140,7 @@ class Selection:
         """Whether there are as many tokens as are wanted."""
         return self._config.max_tokens is not None and self.counts.tokens >= self._config.max_tokens
 
-    def judge(self, block: Block, encoded: Encoded) -> tuple[Documents, npt.NDArray[np.bool_]]:
+    def judge(self, block: InputBlock, encoded: Encoded) -> tuple[DocumentBatch, npt.NDArray[np.bool_]]:
         """Count a block; the documents to take, and which of them are held out for validation by their numbers.
 
         Raises :class:`UserError` for one bad line too many.
@@ -81,7 +154,7 @@ class Selection:
         counts.lines += encoded.rows
         taken = self._chosen(encoded)
         numbers = counts.documents + np.cumsum(taken, dtype=np.uint64) - 1
-        documents = Documents(encoded.tokens, encoded.lengths, numbers).take(taken)
+        documents = DocumentBatch(encoded.tokens, encoded.lengths, numbers).take(taken)
         counts.documents += len(documents.lengths)
         counts.tokens += len(documents.tokens)
         counts.text_bytes += int(encoded.sizes[taken].sum())

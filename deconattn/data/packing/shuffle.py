@@ -13,34 +13,34 @@ import numpy.typing as npt
 
 from deconattn import durable
 from deconattn.data.loading.sampler import make_key, mix
-from deconattn.data.packing.documents import Documents
+from deconattn.data.packing.document_batch import DocumentBatch
 from deconattn.data.packing.journal import Journal
 
 RUN_BYTES = 128 << 20
-"""What the documents of a run take in memory, where they are sorted."""
+"""Memory of a run's documents while they are sorted."""
 RANGE_BYTES = 256 << 20
-"""What the documents of a range of keys take in memory, about."""
+"""Approximate memory of the documents of a range of keys."""
 _DOCUMENT_BYTES = 128  # of a document beside its tokens: a view of them, a key
 _CHUNK_TOKENS = 1 << 20
 _KEYS = 2**64
 _ROW = np.dtype([("number", "<u8"), ("end", "<i8")])  # end: of the document's tokens within the run
 
 
-class Run:
+class SortedRun:
     """Documents that are being collected for one sorted run."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.documents = 0
         self._bytes = 0
-        self._parts: list[Documents] = []
+        self._parts: list[DocumentBatch] = []
 
     @property
     def full(self) -> bool:
         """Whether it is time to write. A single document is not: it may turn out to be the only one."""
         return self._bytes >= RUN_BYTES and self.documents > 1
 
-    def add(self, documents: Documents) -> None:
+    def add(self, documents: DocumentBatch) -> None:
         """Take documents into the run."""
         self._parts.append(documents)
         self.documents += len(documents.lengths)
@@ -66,17 +66,17 @@ class Run:
 
 
 def count_ranges(documents: int, tokens: int, dtype: str) -> int:
-    """Into how many ranges of keys so many documents of so many tokens are cut."""
+    """Number of ranges of keys into which so many documents of so many tokens are cut."""
     return -(-(tokens * np.dtype(dtype).itemsize + documents * _DOCUMENT_BYTES) // RANGE_BYTES)
 
 
-def read_range(journal: Journal, runs: int, dtype: str, number: int, ranges: int) -> Iterator[Documents]:
+def read_range(journal: Journal, runs: int, dtype: str, number: int, ranges: int) -> Iterator[DocumentBatch]:
     """The documents of one range of keys, in order of their keys, some at a time.
 
     Args:
-        runs: how many runs there are.
-        dtype: the type of the ids.
-        number: of the range, of so many `ranges`.
+        runs: number of runs.
+        dtype: the ids' dtype.
+        number: index of the range, below `ranges`.
     """
     first, last = (place * _KEYS // ranges for place in (number, number + 1))
     parts = [_read_part(journal, run, dtype, first, last) for run in range(runs)]
@@ -87,12 +87,12 @@ def read_range(journal: Journal, runs: int, dtype: str, number: int, ranges: int
     del parts
     for span in _spans(lengths):
         tokens = np.concatenate([texts[place] for place in order[span]])
-        yield Documents(tokens, lengths[span], numbers[span])
+        yield DocumentBatch(tokens, lengths[span], numbers[span])
 
 
 def _read_part(
     journal: Journal, run: int, dtype: str, first: int, last: int
-) -> tuple[npt.NDArray[np.uint64], Documents]:
+) -> tuple[npt.NDArray[np.uint64], DocumentBatch]:
     """Keys and documents of a run whose keys are at least `first` and below `last`."""
     tokens_path, rows_path, keys_path = _paths(journal, run)
     try:
@@ -108,7 +108,7 @@ def _read_part(
         raise journal.damaged(keys_path) from None
     if len(tokens) != ends[-1] - ends[0]:
         raise journal.damaged(tokens_path)
-    return np.array(keys[start:stop]), Documents(tokens, np.diff(ends), rows["number"][before:])
+    return np.array(keys[start:stop]), DocumentBatch(tokens, np.diff(ends), rows["number"][before:])
 
 
 def _paths(journal: Journal, run: int) -> list[Path]:

@@ -1,21 +1,106 @@
 """Inputs as a sequence of blocks, lines or rows that are not yet parsed, read and decompressed ahead in a thread."""
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from threading import Condition, Thread
+from typing import Generic, TypeVar
 
-from deconattn.data.reading.ahead import read_ahead
 from deconattn.data.reading.columns import cut_rows
-from deconattn.data.reading.inputs import Input
+from deconattn.data.reading.input_files import Input
 from deconattn.data.reading.lines import GRID, LIMIT, TEXT_GRID, cut_lines, first_byte
 from deconattn.data.reading.sources import read_chunks
 
+T = TypeVar("T")
+_END_WAIT = 5.0  # seconds to wait for a thread that hangs in a read
 _AHEAD = 8 << 20
 """Bytes of blocks that may wait, beside one of any size."""
 
 
+def read_ahead(
+    make: Callable[[Callable[[], bool]], Iterator[T]], size_of: Callable[[T], int], limit: int
+) -> Generator[T, None, None]:
+    """The items of an iterator that a thread runs ahead, until `limit` bytes wait to be taken.
+
+    Args:
+        make: makes the iterator, in the thread; what it is given says whether nobody waits for more.
+        size_of: an item's bytes.
+        limit: bytes of the items that wait; a single item may be larger.
+
+    What the iterator raises is raised here, after the items before it. Closing this iterator ends the thread.
+    """
+    queue = _Queue(size_of, limit)
+
+    def fill() -> None:
+        try:
+            for item in make(queue.is_stopped):
+                if not queue.put(item):
+                    return
+            queue.end(None)
+        except BaseException as error:
+            queue.end(error)
+
+    thread = Thread(target=fill, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        yield from queue.taken()
+    finally:
+        queue.stop()
+        thread.join(_END_WAIT)
+
+
+class _Queue(Generic[T]):
+    def __init__(self, size_of: Callable[[T], int], limit: int) -> None:
+        self._size_of, self._limit = size_of, limit
+        self._items: deque[T] = deque()
+        self._bytes = 0
+        self._ended = self._stopped = False
+        self._error: BaseException | None = None
+        self._changed = Condition()
+
+    def put(self, item: T) -> bool:
+        """Wait for room and add an item; False if nobody wants it."""
+        size = self._size_of(item)
+        with self._changed:
+            while self._items and self._bytes + size > self._limit and not self._stopped:
+                self._changed.wait()
+            self._items.append(item)
+            self._bytes += size
+            self._changed.notify()
+            return not self._stopped
+
+    def end(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._items.clear()
+            self._changed.notify()
+
+    def is_stopped(self) -> bool:
+        return self._stopped
+
+    def taken(self) -> Iterator[T]:
+        while True:
+            with self._changed:
+                while not self._items and not self._ended:
+                    self._changed.wait()
+                if not self._items:
+                    break
+                item = self._items.popleft()
+                self._bytes -= self._size_of(item)
+                self._changed.notify()
+            yield item
+        if self._error is not None:
+            raise self._error
+
+
 @dataclass(frozen=True)
-class Block:
+class InputBlock:
     """Consecutive lines or rows of one input.
 
     Attributes:
@@ -37,7 +122,7 @@ class Block:
 
 def read_blocks(
     inputs: Sequence[Input], text_field: str, start: tuple[int, int] = (0, 0)
-) -> Generator[Block, None, None]:
+) -> Generator[InputBlock, None, None]:
     """The blocks of all inputs in order, from `start`, (input, number), or the first one after it.
 
     How an input is cut depends on its content only: JSON lines where a multiple of 1 MiB of decompressed bytes is
@@ -49,7 +134,7 @@ def read_blocks(
         UserError: an input that is damaged, cannot be read, changed, or has no column of that name.
     """
 
-    def blocks(stopped: Callable[[], bool]) -> Iterator[Block]:
+    def blocks(stopped: Callable[[], bool]) -> Iterator[InputBlock]:
         for index in range(start[0], len(inputs)):
             first = start[1] if index == start[0] else 0
             yield from read_input(inputs[index], text_field, index, first, stopped=stopped)
@@ -64,7 +149,7 @@ def read_input(
     first: int = 0,
     text_grid: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Generator[Block, None, None]:
+) -> Generator[InputBlock, None, None]:
     """The blocks of one input from number `first` on, without a thread.
 
     Args:
@@ -74,13 +159,13 @@ def read_input(
     """
     if source.kind in ("parquet", "arrow"):
         for rows in cut_rows(source, text_field, first):
-            yield Block(index, rows.number, "arrow", rows.content, rows.position)
+            yield InputBlock(index, rows.number, "arrow", rows.content, rows.position)
         return
     grid = GRID if source.kind == "json" else text_grid or TEXT_GRID
     number = None
     with closing(read_chunks(source, first_byte(first, grid), stopped)) as chunks:
         for cell in cut_lines(chunks, first, grid, LIMIT):
             number = cell.number
-            yield Block(index, number, source.kind, cell.content, cell.position, cell.too_long)
+            yield InputBlock(index, number, source.kind, cell.content, cell.position, cell.too_long)
     if number is None and first == 0 and source.kind == "text":
-        yield Block(index, 0, "text", b"", 0)  # one document, though an empty one
+        yield InputBlock(index, 0, "text", b"", 0)  # one document, though an empty one

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from deconattn.data.reading.inputs import Input
+from deconattn.data.reading.input_files import Input
 from deconattn.data.reading.lines import GRID
 from deconattn.data.reading.sources import damage_named, opened
 from deconattn.errors import UserError

@@ -12,11 +12,11 @@ LIMIT = 1 << 26
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """The lines that begin within one cell of the grid.
 
     Attributes:
-        number: of the cell; a cell in which no line begins is left out.
+        number: index of the cell; a cell in which no line begins is left out.
         content: whole lines, the stream's last one with or without its line end.
         too_long: whether one more line follows, left out because it is beyond the limit.
         position: file bytes consumed when the cell had been read.
@@ -33,7 +33,7 @@ def first_byte(start: int, grid: int) -> int:
     return max(start * grid - 1, 0)
 
 
-def cut_lines(chunks: Iterable[tuple[bytes, int]], start: int, grid: int, limit: int) -> Iterator[Cell]:
+def cut_lines(chunks: Iterable[tuple[bytes, int]], start: int, grid: int, limit: int) -> Iterator[GridCell]:
     """The cells from number `start` on, of a stream whose pieces begin with byte `first_byte(start, grid)`.
 
     Args:
@@ -56,12 +56,12 @@ def cut_lines(chunks: Iterable[tuple[bytes, int]], start: int, grid: int, limit:
             if not end:
                 break
             if wanted:
-                yield Cell(begin // grid, *pending.content(), position)
+                yield GridCell(begin // grid, *pending.content(), position)
             begin, at = begin + pending.size, end
             target = (begin // grid + 1) * grid
             wanted, pending = True, _Pending(limit)
     if wanted and pending.size:
-        yield Cell(begin // grid, *pending.content(), position)
+        yield GridCell(begin // grid, *pending.content(), position)
 
 
 class _Pending:

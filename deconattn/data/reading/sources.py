@@ -8,8 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from deconattn.data.reading.inputs import STDIN, Input, stamp_of
-from deconattn.data.reading.remote import is_url, open_remote, unreachable
+from deconattn.data.reading.input_files import STDIN, Input, is_url, open_remote, stamp_of, unreachable
 from deconattn.errors import UserError
 
 _CHUNK = 1 << 18

@@ -1,3 +1,3 @@
 """Text to ids and back: `tokenizer` (the libraries behind one interface), `fast` (gigatoken in front of them, with
-`unsettled` and `awkward_texts` to tell where it may differ), `training` (new ones from a corpus).
+`disagreements` to tell where it may differ), `training` (new ones from a corpus).
 """

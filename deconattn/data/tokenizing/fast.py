@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from deconattn.data.tokenizing.awkward_texts import AWKWARD_TEXTS, with_added_tokens
+from deconattn.data.tokenizing.disagreements import AWKWARD_TEXTS, has_unsettled, with_added_tokens
 from deconattn.data.tokenizing.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
-from deconattn.data.tokenizing.unsettled import has_unsettled
 from deconattn.program import installation
 
 _SAMPLE_CHARACTERS = 200_000
@@ -46,7 +45,7 @@ class FastTokenizer(Tokenizer):
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what another process reads faster from the content."""
+        """State less the engines, which another process rebuilds faster from the content."""
         return {key: value for key, value in vars(self).items() if key not in ("_exact", "_engine")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -55,21 +54,21 @@ class FastTokenizer(Tokenizer):
         self._start()
 
     def fresh(self) -> "FastTokenizer":
-        """The same with memory of its own."""
+        """Return a copy with an engine and cache of its own."""
         other = FastTokenizer.__new__(FastTokenizer)
         other.__setstate__(self.__getstate__())
         return other
 
     def added_tokens(self) -> dict[str, int]:
-        """As the exact library has them."""
+        """Return the exact library's added tokens."""
         return self._judge().added_tokens()
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """As the exact library does."""
+        """Encode by the exact library."""
         return self._judge().encode_batch(texts)
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> str:
-        """As the exact library does."""
+        """Decode by the exact library."""
         return self._judge().decode(ids)
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
@@ -136,7 +135,7 @@ def load_fast_tokenizer(spec: str | Path, sample: Sequence[str]) -> Tokenizer:
     tokenizer is then :func:`load_tokenizer`'s. So it is without gigatoken, which one warning says too.
 
     Raises:
-        UserError: as :func:`load_tokenizer` does.
+        UserError: see :func:`load_tokenizer`.
     """
     exact = load_tokenizer(spec)
     texts = [*AWKWARD_TEXTS, *with_added_tokens([*exact.added_tokens()]), *_beginning(sample)]

@@ -32,7 +32,7 @@ _MAX_GAP = 1 << 16
 
 
 class Tokenizer(ABC):
-    """What the rest of the project knows of a tokenizer.
+    """Interface of the project to a tokenizer.
 
     `vocab_size` is the largest id + 1, added tokens included. `eos_token_id` separates documents; `separator` is how
     it is spelled.
@@ -56,7 +56,7 @@ class Tokenizer(ABC):
         """Tokens that stand outside the model, and their ids, in order."""
 
     def unreadable(self) -> dict[str, int]:
-        """Those of them that no text gives, even where it spells them out."""
+        """Return the added tokens that no text encodes to, even where it spells them out."""
         return {}
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Tokenizer(ABC):
         return np.concatenate(parts), counts
 
     def fresh(self) -> "Tokenizer":
-        """The same tokenizer for another thread or process, sharing nothing that grows."""
+        """Return a copy for another thread or process that shares no cache."""
         return self
 
     @abstractmethod

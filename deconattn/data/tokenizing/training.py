@@ -31,7 +31,7 @@ _THREADS = 4  # a constant: the order of summation, hence the model, depends on 
 
 @dataclass(frozen=True)
 class Training:
-    """What to train: `kind` is "unigram", "bpe" (both SentencePiece) or "byte-bpe"."""
+    """Specification of a tokenizer to train: `kind` is "unigram", "bpe" (both SentencePiece) or "byte-bpe"."""
 
     kind: str
     vocab_size: int
@@ -40,12 +40,12 @@ class Training:
         return self.spec(self.vocab_size)
 
     def spec(self, vocab_size: int) -> str:
-        """How a command line asks for this kind."""
+        """Spelling of this kind on the command line."""
         return f"train:{vocab_size}" if self.kind == "unigram" else f"train:{self.kind}:{vocab_size}"
 
 
 def parse_training(spec: str) -> Training | None:
-    """What `train:VOCAB` and `train:KIND:VOCAB` ask for; None for what does not begin so.
+    """Parse `train:VOCAB` and `train:KIND:VOCAB`; None for anything that does not begin with `train:`.
 
     Raises :class:`UserError` for other forms and for vocabularies that cannot be.
     """

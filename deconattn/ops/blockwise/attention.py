@@ -24,7 +24,7 @@ class Map(Protocol):
     """The two passes of one kind of map, on N heads at once."""
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, visible: Visibility, /) -> tuple[Tensor, Tensor]:
-        """Mixed values [N, L, x], and one statistic a query [N, L] for the backward pass."""
+        """Mixed values [N, L, x], and normalisers [N, L]: softmax's log-sum-exps, or sums of Taylor weights."""
 
     def backward(
         self,
@@ -32,12 +32,12 @@ class Map(Protocol):
         keys: Tensor,
         values: Tensor,
         grad: Tensor,
-        centre: Tensor,
-        statistic: Tensor,
+        delta: Tensor,
+        normaliser: Tensor,
         visible: Visibility,
         /,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of queries, keys and values; `centre` is grad . mixed, [N, L]."""
+        """Gradients of queries, keys and values; `delta` is grad . mixed, [N, L]."""
 
 
 @outside_graphs
@@ -58,7 +58,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, map_: Map, queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None
     ) -> Tensor:
         mixed = empty_heads(values, queries.shape[1])
-        statistic = at_least_fp32(queries).new_empty(queries.shape[:-1])
+        normaliser = at_least_fp32(queries).new_empty(queries.shape[:-1])
         ctx.map, ctx.visible = map_, Visibility.of(queries.shape[2], document_ids)
         for rows in row_groups(queries):
             for heads, shared, _ in head_groups(queries.shape[1], keys.shape[1], queries):
@@ -66,22 +66,22 @@ class _Attention(torch.autograd.Function):
                 shape = queries[one].shape[:2]
                 q, k, v = (tensor.flatten(0, 1) for tensor in (queries[one], keys[served], values[served]))
                 found = map_.forward(q, k, v, ctx.visible.rows(rows, shape[1]))
-                mixed[one], statistic[one] = (tensor.unflatten(0, shape) for tensor in found)
-        ctx.save_for_backward(queries, keys, values, mixed, statistic)
+                mixed[one], normaliser[one] = (tensor.unflatten(0, shape) for tensor in found)
+        ctx.save_for_backward(queries, keys, values, mixed, normaliser)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor, None]:
-        queries, keys, values, mixed, statistic = ctx.saved_tensors
+        queries, keys, values, mixed, normaliser = ctx.saved_tensors
         grad_queries = torch.empty_like(queries)
         grad_keys, grad_values = empty_gradient(keys, queries.shape[1]), empty_gradient(values, queries.shape[1])
         for rows in row_groups(queries):
             for heads, shared, first in head_groups(queries.shape[1], keys.shape[1], queries):
                 one, served = (rows, heads), (rows, shared)
                 shape = queries[one].shape[:2]
-                centre = inner_products(grad[one], mixed[one])
-                inputs = (queries[one], keys[served], values[served], grad[one], centre, statistic[one])
+                delta = inner_products(grad[one], mixed[one])
+                inputs = (queries[one], keys[served], values[served], grad[one], delta, normaliser[one])
                 flat = (tensor.flatten(0, 1) for tensor in inputs)
                 found = ctx.map.backward(*flat, ctx.visible.rows(rows, shape[1]))
                 of_queries, of_keys, of_values = (tensor.unflatten(0, shape) for tensor in found)

@@ -27,32 +27,32 @@ class _FixedMap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         mixed = empty_heads(values, len(queries))
-        log_normaliser = at_least_fp32(queries).new_empty(queries.shape[:-1])
+        lse = at_least_fp32(queries).new_empty(queries.shape[:-1])
         visible = Visibility(queries.shape[1])
         for heads, shared, _ in head_groups(len(queries), len(keys), queries):
             wide = _side_by_side(values[:, shared])
-            wide, log_normaliser[heads] = softmax.forward(queries[heads], keys[shared], wide, visible)
+            wide, lse[heads] = softmax.forward(queries[heads], keys[shared], wide, visible)
             mixed[:, heads] = _apart(wide, len(values))
-        ctx.save_for_backward(queries, keys, values, mixed, log_normaliser)
+        ctx.save_for_backward(queries, keys, values, mixed, lse)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values, mixed, log_normaliser = ctx.saved_tensors
+        queries, keys, values, mixed, lse = ctx.saved_tensors
         grad_queries = torch.empty_like(queries)
         grad_keys, grad_values = empty_gradient(keys, len(queries)), empty_gradient(values, len(queries))
         visible = Visibility(queries.shape[1])
         for heads, shared, first in head_groups(len(queries), len(keys), queries):
             upstream = grad[:, heads]
-            centre = inner_products(upstream, mixed[:, heads]).sum(dim=0)
+            delta = inner_products(upstream, mixed[:, heads]).sum(dim=0)
             grad_queries[heads], of_keys, of_values = softmax.backward(
                 queries[heads],
                 keys[shared],
                 _side_by_side(values[:, shared]),
                 _side_by_side(upstream),
-                centre,
-                log_normaliser[heads],
+                delta,
+                lse[heads],
                 visible,
             )
             accumulate(grad_keys[shared], of_keys, first)

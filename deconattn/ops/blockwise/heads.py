@@ -59,7 +59,7 @@ def empty_heads(like: Tensor, heads: int) -> Tensor:
 
 
 def empty_gradient(shared: Tensor, heads: int) -> Tensor:
-    """For the gradients of keys or values [.., key_value_heads, L, x], in at least fp32 where several are added."""
+    """Empty gradient of keys or values [.., key_value_heads, L, x], in at least fp32 where several are added."""
     return torch.empty_like(shared if heads == shared.shape[-3] else at_least_fp32(shared))
 
 

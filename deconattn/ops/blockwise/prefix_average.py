@@ -3,10 +3,10 @@
 o_i = sum_{j<=i} exp(s_j) v_j / sum_{j<=i} exp(s_j). A (log-weight, mean) pair summarises any span and two
 spans merge by their log-weights, so the sequence is cut into chunks: each chunk mixes within itself by a
 [CHUNK, CHUNK] softmax, the chunks' summaries are scanned by the same function, and the two are merged.
-No exponent is ever positive, so scores of any size are safe; statistics are fp32 (fp64 for fp64 inputs). A
+No exponent is ever positive, so scores of any size are safe; scores and log-weights are fp32 (fp64 for fp64 inputs). A
 log-weight is one number, so tied scores are normalised to its rounding: 4e-5 relative at |s| = 1e3, 8e-4 at 1e4.
 
-The backward pass keeps s, v, o and the running log-normaliser n_i only. With A_ij = exp(s_j - n_i):
+The backward pass keeps s, v, o and the running log-sum-exp n_i only. With A_ij = exp(s_j - n_i):
     dv_j = sum_{i>=j} A_ij do_i,    ds_j = v_j . dv_j - sum_{i>=j} A_ij (do_i . o_i),
 again a [CHUNK, CHUNK] product within a chunk, and from later chunks exp(s_j - n_f) R_f, f the first token of the
 next chunk and R_f = sum_{i>=f} exp(n_f - n_i) x_i, a reverse scan whose decays are at most one because n never
@@ -70,34 +70,34 @@ class _PrefixAverage(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, values: Tensor, document_ids: Tensor | None) -> Tensor:
         mixed = empty_heads(values, scores.shape[1])
-        log_normaliser = torch.empty_like(at_least_fp32(scores))
+        lse = torch.empty_like(at_least_fp32(scores))
         for rows in row_groups(values):
             documents = None if document_ids is None else document_ids[rows, None]
-            log_normaliser[rows], mixed[rows] = _scan(
+            lse[rows], mixed[rows] = _scan(
                 at_least_fp32(scores[rows]), per_query_head(at_least_fp32(values[rows]), scores.shape[1]), documents
             )
-        ctx.save_for_backward(scores, values, mixed, log_normaliser, document_ids)
+        ctx.save_for_backward(scores, values, mixed, lse, document_ids)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        scores, values, mixed, log_normaliser, document_ids = ctx.saved_tensors
+        scores, values, mixed, lse, document_ids = ctx.saved_tensors
         grad_scores, grad_values = torch.empty_like(scores), torch.empty_like(values)
         for rows in row_groups(values):
             documents = None if document_ids is None else document_ids[rows, None]
             upstream, own = at_least_fp32(grad[rows]), per_query_head(at_least_fp32(values[rows]), scores.shape[1])
-            centre = torch.linalg.vecdot(upstream, at_least_fp32(mixed[rows]))[..., None]
-            weighted, weighted_centre = _weighted_sums(
-                at_least_fp32(scores[rows]), log_normaliser[rows], upstream, centre, documents
+            delta = torch.linalg.vecdot(upstream, at_least_fp32(mixed[rows]))[..., None]
+            weighted, weighted_delta = _weighted_sums(
+                at_least_fp32(scores[rows]), lse[rows], upstream, delta, documents
             )
-            grad_scores[rows] = torch.linalg.vecdot(weighted, own).sub_(weighted_centre.squeeze(-1))
+            grad_scores[rows] = torch.linalg.vecdot(weighted, own).sub_(weighted_delta.squeeze(-1))
             grad_values[rows] = summed_per_key_head(weighted, values.shape[1])
         return grad_scores, grad_values, None
 
 
 def _scan(scores: Tensor, values: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Inclusive scan: log-normaliser [.., L] and mean [.., L, x] of each prefix within its document."""
+    """Inclusive scan: log-sum-exp [.., L] and mean [.., L, x] of each prefix within its document."""
     length = scores.shape[-1]
     if length <= CHUNK:
         return _scan_chunk(scores, values, documents)
@@ -124,33 +124,33 @@ def _scan_chunk(scores: Tensor, values: Tensor, documents: Tensor | None) -> tup
     length = scores.shape[-1]
     rows = scores[..., None, :].expand(*scores.shape, length).masked_fill(_hidden(length, scores, documents), -math.inf)
     weights = rows.softmax(dim=-1)
-    # The largest weight of a row is exp(largest score - log-normaliser); torch.logsumexp takes ten times longer.
+    # The largest weight of a row is exp(largest score - log-sum-exp); torch.logsumexp takes ten times longer.
     log_weight = rows.amax(dim=-1).sub_(weights.amax(dim=-1).log_())
     return log_weight, weights @ values
 
 
 def _weighted_sums(
-    scores: Tensor, log_normaliser: Tensor, grad: Tensor, centre: Tensor, documents: Tensor | None
+    scores: Tensor, lse: Tensor, grad: Tensor, delta: Tensor, documents: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """A^T grad [.., L, x] and A^T centre [.., L, 1]."""
+    """A^T grad [.., L, x] and A^T delta [.., L, 1]."""
     length = scores.shape[-1]
     scores, documents = _pad(scores, documents)
-    log_normaliser, _ = _pad(log_normaliser, None)
+    lse, _ = _pad(lse, None)
     scores, grad, documents = _chunked(scores, _pad_values(grad), documents)
-    log_normaliser, centre, _ = _chunked(log_normaliser, _pad_values(centre), None)
+    lse, delta, _ = _chunked(lse, _pad_values(delta), None)
     size = scores.shape[-1]
-    exponents = (scores[..., None, :] - log_normaliser[..., None]).clamp_(max=0)
+    exponents = (scores[..., None, :] - lse[..., None]).clamp_(max=0)
     weights = exponents.exp_().masked_fill_(_hidden(size, scores, documents), 0).transpose(-1, -2)
-    sums, centre_sums = weights @ grad, weights @ centre
+    sums, delta_sums = weights @ grad, weights @ delta
     if scores.shape[-2] > 1:
-        first = log_normaliser[..., :1]
-        decay = (first - log_normaliser).exp_()
+        first = lse[..., :1]
+        decay = (first - lse).exp_()
         starts = None
         if documents is not None:
             starts = documents[..., 0]
             decay.masked_fill_(documents != starts[..., None], 0)
         decay = decay[..., None, :]
-        summary = torch.cat([decay @ grad, decay @ centre], dim=-1).squeeze(-2)
+        summary = torch.cat([decay @ grad, decay @ delta], dim=-1).squeeze(-2)
         carried = _reverse_scan(first.squeeze(-1), summary, starts)[..., 1:, None, :]
         share = (scores[..., :-1, :] - first[..., 1:, :]).clamp_(max=0).exp_()
         if documents is not None:
@@ -158,17 +158,17 @@ def _weighted_sums(
             share.masked_fill_(documents[..., :-1, :] != starts[..., 1:, None], 0)
         share = share[..., None]
         sums[..., :-1, :, :].addcmul_(share, carried[..., :-1])
-        centre_sums[..., :-1, :, :].addcmul_(share, carried[..., -1:])
-    return sums.flatten(-3, -2)[..., :length, :], centre_sums.flatten(-3, -2)[..., :length, :]
+        delta_sums[..., :-1, :, :].addcmul_(share, carried[..., -1:])
+    return sums.flatten(-3, -2)[..., :length, :], delta_sums.flatten(-3, -2)[..., :length, :]
 
 
-def _reverse_scan(log_normaliser: Tensor, values: Tensor, documents: Tensor | None) -> Tensor:
+def _reverse_scan(lse: Tensor, values: Tensor, documents: Tensor | None) -> Tensor:
     """R_j = sum over i >= j of the same document of exp(n_j - n_i) x_i, [.., L, x]."""
-    length = log_normaliser.shape[-1]
+    length = lse.shape[-1]
     if length <= CHUNK:
-        return _reverse_chunk(log_normaliser, values, documents)
-    log_normaliser, documents = _pad(log_normaliser, documents)
-    chunked, values, chunked_documents = _chunked(log_normaliser, _pad_values(values), documents)
+        return _reverse_chunk(lse, values, documents)
+    lse, documents = _pad(lse, documents)
+    chunked, values, chunked_documents = _chunked(lse, _pad_values(values), documents)
     local = _reverse_chunk(chunked, values, chunked_documents)
     starts = None if documents is None else documents[..., ::CHUNK]
     first = chunked[..., 0]
@@ -183,10 +183,10 @@ def _reverse_scan(log_normaliser: Tensor, values: Tensor, documents: Tensor | No
     return local.flatten(-3, -2)[..., :length, :]
 
 
-def _reverse_chunk(log_normaliser: Tensor, values: Tensor, documents: Tensor | None) -> Tensor:
-    length = log_normaliser.shape[-1]
-    decay = log_normaliser[..., :, None] - log_normaliser[..., None, :]  # [i, j] = n_i - n_j
-    decay = decay.neg_().masked_fill_(_hidden(length, log_normaliser, documents), -math.inf).exp_()
+def _reverse_chunk(lse: Tensor, values: Tensor, documents: Tensor | None) -> Tensor:
+    length = lse.shape[-1]
+    decay = lse[..., :, None] - lse[..., None, :]  # [i, j] = n_i - n_j
+    decay = decay.neg_().masked_fill_(_hidden(length, lse, documents), -math.inf).exp_()
     return decay.transpose(-1, -2) @ values
 
 
@@ -198,7 +198,7 @@ def _hidden(length: int, like: Tensor, documents: Tensor | None) -> Tensor:
 
 
 def _pad(numbers: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """To whole chunks. Padding lies after every real token: causal mixing never reads it, in reverse it weighs zero."""
+    """Pad to whole chunks, after every real token: causal mixing never reads padding, in reverse it weighs zero."""
     missing = -numbers.shape[-1] % CHUNK
     if not missing:
         return numbers, documents

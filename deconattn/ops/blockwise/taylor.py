@@ -11,9 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from deconattn.ops.blockwise.orientation import Orientation
-from deconattn.ops.blockwise.scratch import Scratch
-from deconattn.ops.blockwise.tiles import TILE, Visibility, scaled, tiles
+from deconattn.ops.blockwise.tiles import TILE, Orientation, Scratch, Visibility, scaled, tiles
 from deconattn.ops.matmul import matmul, scaled_matmul
 from deconattn.ops.precision import at_least_fp32
 
@@ -37,17 +35,17 @@ def forward(queries: Tensor, keys: Tensor, values: Tensor, visible: Visibility) 
 
 
 def backward(
-    queries: Tensor, keys: Tensor, values: Tensor, grad: Tensor, centre: Tensor, total: Tensor, visible: Visibility
+    queries: Tensor, keys: Tensor, values: Tensor, grad: Tensor, delta: Tensor, total: Tensor, visible: Visibility
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries and keys [N, L, x], in at least fp32, and of values [N, L, x].
 
     Args:
         grad: [N, L, x], of the mixed values.
-        centre: [N, L], grad . mixed.
+        delta: [N, L], grad . mixed of each query.
     """
     factor = 1 / math.sqrt(queries.shape[-1])
     queries, scale = scaled(queries, factor)
-    grad, centre = (at_least_fp32(grad) / total[..., None]).to(grad.dtype), centre / total
+    grad, delta = (at_least_fp32(grad) / total[..., None]).to(grad.dtype), delta / total
     keys, values, grad = keys.contiguous(), values.contiguous(), grad.contiguous()
     grad_queries = torch.zeros_like(at_least_fp32(queries))
     grad_keys, grad_values = torch.empty_like(grad_queries), torch.empty_like(values)
@@ -61,7 +59,7 @@ def backward(
         weights = way.hide_(torch.addcmul(t.new_ones(()), t, t), visible, seeing, here, 0)
         grad_values[:, here] = way.sum_queries(scratch.narrow(0, weights), grad[:, seeing])
         products = way.pairs(values[:, here], grad[:, seeing], 1, scratch.product(1, shape))
-        grad_weights = scratch.precise(1, products).sub_(way.per_query(centre[:, seeing]))
+        grad_weights = scratch.precise(1, products).sub_(way.per_query(delta[:, seeing]))
         grad_scores = scratch.narrow(1, way.hide_(grad_weights.mul_(t), visible, seeing, here, 0))
         grad_keys[:, here] = way.sum_queries(grad_scores, queries[:, seeing])
         grad_queries[:, seeing] += way.sum_keys(grad_scores, keys[:, here])

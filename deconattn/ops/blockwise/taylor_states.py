@@ -170,7 +170,7 @@ def _products(x: Tensor, first: int) -> Tensor:
 
 
 def _like(block: Tensor, x: Tensor) -> Tensor:
-    """With an axis for the group where x [R, k, group, T, x] has one."""
+    """Add an axis for the group to `block` where x [R, k, group, T, x] has one."""
     return block if block.ndim == x.ndim else block.unsqueeze(-3)
 
 
@@ -201,8 +201,8 @@ def _extended(values: Tensor, chunk: slice) -> Tensor:
 def _upstream(grad: Tensor, mixed: Tensor, normaliser: Tensor, chunk: slice) -> Tensor:
     """g' = [do, -do.o] / z."""
     grad, mixed = at_least_fp32(grad[..., chunk, :]), mixed[..., chunk, :]
-    centre = (grad * mixed).sum(dim=-1, keepdim=True)
-    return torch.cat([grad, -centre], dim=-1) / normaliser[..., chunk, None]
+    delta = (grad * mixed).sum(dim=-1, keepdim=True)
+    return torch.cat([grad, -delta], dim=-1) / normaliser[..., chunk, None]
 
 
 def _weights(s: Tensor, hidden: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from deconattn.ops.matmul import matmul, scaled_matmul
+from deconattn.ops.precision import at_least_fp32
+
 TILE = 192
 """Rows (or columns) of the map held at once."""
 
@@ -29,7 +32,7 @@ def scaled(queries: Tensor, factor: float) -> tuple[Tensor, float]:
 
 @dataclass(frozen=True)
 class Visibility:
-    """Which keys each query may see: those up to itself, of its own document.
+    """Causal and document mask: a query sees the keys up to itself, of its own document.
 
     Attributes:
         length: L.
@@ -50,7 +53,7 @@ class Visibility:
         return cls(length, torch.searchsorted(ids, ids), torch.searchsorted(ids, ids, right=True))
 
     def rows(self, rows: slice, heads: int) -> "Visibility":
-        """Of some of the N, `heads` times each."""
+        """Visibility of some of the N rows, repeated `heads` times each."""
         if self.starts is None or self.ends is None:
             return self
         starts, ends = (bounds[rows].repeat_interleave(heads, dim=0) for bounds in (self.starts, self.ends))
@@ -79,7 +82,7 @@ class Visibility:
         return tile
 
     def hide_from_keys_(self, tile: Tensor, queries: slice, keys: slice, value: float, keys_first: bool) -> Tensor:
-        """The same for queries that begin where the keys do, in a tile [N, keys, queries] if `keys_first`."""
+        """Mask a tile whose queries begin where its keys do; it is [N, keys, queries] if `keys_first`."""
         size = min(keys.stop, queries.stop) - keys.start
         future = _future(keys.stop - keys.start, value, tile.dtype, tile.device)[:size]
         _fill(*((tile[..., :size], future.T) if keys_first else (tile[..., :size, :], future)), value)
@@ -95,7 +98,7 @@ class Visibility:
 
 
 def _fill(square: Tensor, future: Tensor, value: float) -> None:
-    """By arithmetic, which is many times faster than a mask."""
+    """Apply a mask by arithmetic, many times faster than masked_fill_."""
     square.add_(future) if value else square.mul_(future)
 
 
@@ -105,3 +108,77 @@ def _future(size: int, value: float, dtype: torch.dtype, device: torch.device) -
     if value:
         return torch.full((size, size), value, dtype=dtype, device=device).triu(1)
     return torch.ones(size, size, dtype=dtype, device=device).tril()
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """Tiles are [N, keys, queries] if `keys_first`, else [N, queries, keys]."""
+
+    keys_first: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Orientation":
+        """Choose the faster orientation for tensors [N, L, x]."""
+        return cls(tensor.dtype in (torch.float32, torch.float64) and len(tensor) == 1)
+
+    def transposed(self, keys: Tensor) -> Tensor:
+        """[N, L, x] -> [N, x, L], laid out for products with queries of all keys so far."""
+        return keys.mT if self.keys_first else keys.mT.contiguous()
+
+    def shape(self, heads: int, keys: int, queries: int) -> tuple[int, int, int]:
+        return (heads, keys, queries) if self.keys_first else (heads, queries, keys)
+
+    def pairs(self, of_keys: Tensor, of_queries: Tensor, scale: float, out: Tensor) -> Tensor:
+        """scale times the inner products of [N, keys, x] and [N, queries, x]: a tile."""
+        left, right = (of_keys, of_queries) if self.keys_first else (of_queries, of_keys)
+        return scaled_matmul(left, right.mT, scale, out)
+
+    def sum_queries(self, tile: Tensor, of_queries: Tensor) -> Tensor:
+        """[N, keys, x]: the tile's weighted sums of [N, queries, x]."""
+        return matmul(tile if self.keys_first else tile.mT, of_queries)
+
+    def sum_keys(self, tile: Tensor, of_keys: Tensor) -> Tensor:
+        """[N, queries, x]: the tile's weighted sums of [N, keys, x]."""
+        return matmul(tile.mT if self.keys_first else tile, of_keys)
+
+    def per_query(self, numbers: Tensor) -> Tensor:
+        """[N, queries], to be combined with a tile."""
+        return numbers[:, None] if self.keys_first else numbers[..., None]
+
+    def hide_(self, tile: Tensor, visible: Visibility, queries: slice, keys: slice, value: float) -> Tensor:
+        """See :meth:`deconattn.ops.blockwise.tiles.Visibility.hide_from_keys_`."""
+        return visible.hide_from_keys_(tile, queries, keys, value, self.keys_first)
+
+
+class Scratch:
+    """Buffers for tiles of up to `elements` numbers each.
+
+    Args:
+        like: what the tiles are computed from, whose dtype is the narrow one.
+    """
+
+    def __init__(self, like: Tensor, elements: int) -> None:
+        precise = at_least_fp32(like.new_empty(0)).dtype
+        self._dtype = like.dtype
+        self._precise = [like.new_empty(elements, dtype=precise) for _ in range(2)]
+        self._narrow = [like.new_empty(elements) for _ in range(2)] if precise != like.dtype else self._precise
+
+    def product(self, which: int, shape: tuple[int, ...]) -> Tensor:
+        """Buffer 0 or 1 for a product, in the narrow dtype."""
+        return _view(self._narrow[which], shape)
+
+    def precise(self, which: int, product: Tensor) -> Tensor:
+        """A product in at least fp32: itself, or copied to buffer 0 or 1."""
+        if self._narrow is self._precise:
+            return product
+        return _view(self._precise[which], product.shape).copy_(product)
+
+    def narrow(self, which: int, tile: Tensor) -> Tensor:
+        """A tile in the narrow dtype: itself, or copied over the product in buffer 0 or 1."""
+        if self._narrow is self._precise:
+            return tile
+        return _view(self._narrow[which], tile.shape).copy_(tile)
+
+
+def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return buffer[: torch.Size(shape).numel()].view(shape)

@@ -5,8 +5,8 @@ are one matrix of W = R x columns (column c is channel c % x of row c // x). It 
 addressed through strides. With s = q.k log2(e) / sqrt(x) and n_i = log2 sum_{j<=i} exp2(s_ij), A_ij = exp2(s_ij - n_i)
 needs no running maximum.
 
-    forward    n, by an online softmax without values; then o = A V by blocks of [queries, columns of W]
-    backward   c_i = sum_r do_ri . o_ri
+    forward    lse: n, by an online softmax without values; then o = A V by blocks of [queries, columns of W]
+    backward   delta: c_i = sum_r do_ri . o_ri
                dV = A^T dO by blocks of [keys, columns], summed over the query heads that share the values
                dS = A * (dA - c) / sqrt(x) with dA = sum_r dO_r V_r^T, contracted over all W columns
                dQ = dS K,  dK = dS^T Q, each the work of one row
@@ -34,17 +34,17 @@ from torch import Tensor
 
 from deconattn.ops.kernels.fixed_map_programs import (
     apply_scores_kernel,
-    centre_kernel,
+    delta_kernel,
     grad_scores_kernel,
     grad_values_kernel,
+    lse_kernel,
     mix_kernel,
-    normaliser_kernel,
 )
-from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
+from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
 WHOLE = 128
-"""Statistics of queries are padded to a multiple of it (and of the queries of every tile), the log-normalisers with
-infinity, a weight of zero: a mask on their loads would cost A^T dO more registers than there are."""
+"""Multiple to which the queries of lse and delta are padded (one of every tile's queries), lse with infinity, a weight
+of zero: a mask on their loads would cost A^T dO more registers than there are."""
 NARROWEST_STRIP = 512
 """Fewest keys of a strip of dS: with a row or two it still fills a GPU."""
 ENOUGH = 160
@@ -72,9 +72,9 @@ class Launch:
     keys that are a multiple of its queries and do. No tile has more queries than WHOLE.
     """
 
-    normaliser: Tile
+    lse: Tile
     mix: Tile
-    centre: Tile
+    delta: Tile
     grad_values: Tile
     grad_scores: Tile
     grad_queries: Tile
@@ -82,36 +82,36 @@ class Launch:
 
 
 _HOPPER = Launch(
-    normaliser=Tile(queries=64, keys=128, columns=0, warps=4, stages=3),
+    lse=Tile(queries=64, keys=128, columns=0, warps=4, stages=3),
     mix=Tile(queries=128, keys=64, columns=256, warps=8, stages=3),
-    centre=Tile(queries=32, keys=0, columns=128, warps=4, stages=1),
+    delta=Tile(queries=32, keys=0, columns=128, warps=4, stages=1),
     grad_values=Tile(queries=64, keys=128, columns=256, warps=8, stages=3),
     grad_scores=Tile(queries=128, keys=128, columns=64, warps=8, stages=3, registers=128),
     grad_queries=Tile(queries=64, keys=64, columns=0, warps=4, stages=4),
     grad_keys=Tile(queries=64, keys=64, columns=0, warps=4, stages=4),
 )
 _AMPERE = Launch(
-    normaliser=Tile(queries=64, keys=64, columns=0, warps=4, stages=3),
+    lse=Tile(queries=64, keys=64, columns=0, warps=4, stages=3),
     mix=Tile(queries=128, keys=64, columns=128, warps=8, stages=3),
-    centre=Tile(queries=32, keys=0, columns=64, warps=4, stages=1),
+    delta=Tile(queries=32, keys=0, columns=64, warps=4, stages=1),
     grad_values=Tile(queries=32, keys=128, columns=128, warps=8, stages=3),
     grad_scores=Tile(queries=128, keys=64, columns=64, warps=8, stages=3),
     grad_queries=Tile(queries=64, keys=64, columns=0, warps=8, stages=3),
     grad_keys=Tile(queries=64, keys=64, columns=0, warps=8, stages=3),
 )
 _SMALL = Launch(
-    normaliser=Tile(queries=64, keys=32, columns=0, warps=8, stages=2),
+    lse=Tile(queries=64, keys=32, columns=0, warps=8, stages=2),
     mix=Tile(queries=64, keys=32, columns=64, warps=8, stages=2),
-    centre=Tile(queries=32, keys=0, columns=64, warps=4, stages=1),
+    delta=Tile(queries=32, keys=0, columns=64, warps=4, stages=1),
     grad_values=Tile(queries=32, keys=64, columns=64, warps=8, stages=2),
     grad_scores=Tile(queries=64, keys=64, columns=32, warps=8, stages=2),
     grad_queries=Tile(queries=32, keys=32, columns=0, warps=4, stages=2),
     grad_keys=Tile(queries=32, keys=32, columns=0, warps=4, stages=2),
 )
 _TINY = Launch(
-    normaliser=Tile(queries=32, keys=16, columns=0, warps=4, stages=2),
+    lse=Tile(queries=32, keys=16, columns=0, warps=4, stages=2),
     mix=Tile(queries=32, keys=16, columns=64, warps=4, stages=2),
-    centre=Tile(queries=32, keys=0, columns=64, warps=4, stages=1),
+    delta=Tile(queries=32, keys=0, columns=64, warps=4, stages=1),
     grad_values=Tile(queries=16, keys=32, columns=64, warps=4, stages=2),
     grad_scores=Tile(queries=32, keys=32, columns=32, warps=8, stages=2),
     grad_queries=Tile(queries=32, keys=16, columns=0, warps=4, stages=2),
@@ -170,19 +170,19 @@ def _fixed_map(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, T
 
 @torch.library.custom_op("deconattn::fixed_map_backward", mutates_args=())
 def _fixed_map_backward(
-    grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mixed: Tensor, normaliser: Tensor
+    grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mixed: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backward(grad, queries, keys, values, mixed, normaliser)
+    return backward(grad, queries, keys, values, mixed, lse)
 
 
 @_fixed_map.register_fake
 def _(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    return token_major(values, heads=queries.shape[0]), _statistic(queries)
+    return token_major(values, heads=queries.shape[0]), _empty_lse(queries)
 
 
 @_fixed_map_backward.register_fake
 def _(
-    grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mixed: Tensor, normaliser: Tensor
+    grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mixed: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return token_major(queries), token_major(keys), token_major(values)
 
@@ -192,7 +192,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, .
     ctx.save_for_backward(*inputs, *output)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _grad_normaliser: None) -> tuple[Tensor, Tensor, Tensor]:
+def _differentiate(ctx: Any, grad: Tensor, _grad_lse: None) -> tuple[Tensor, Tensor, Tensor]:
     return _fixed_map_backward(grad, *ctx.saved_tensors)
 
 
@@ -200,30 +200,30 @@ _fixed_map.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 def forward(queries: Tensor, keys: Tensor, values: Tensor, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
-    """(mixed [R, heads, L, x], log-normalisers in base 2, fp32 [heads, L padded to whole blocks])."""
+    """(mixed [R, heads, L, x], log-sum-exps (lse) in base 2, fp32 [heads, L padded to whole blocks])."""
     heads, length, head_dim = queries.shape
     rows, key_value_heads = values.shape[:2]
     group = heads // key_value_heads
     queries, keys, values = map(unit_stride, (queries, keys, values))
     launch = launch or launch_parameters(head_dim, values.dtype, _capability(values))
-    mixed, normaliser = token_major(values, heads=heads), _statistic(queries)
-    whole = normaliser.shape[1]
+    mixed, lse = token_major(values, heads=heads), _empty_lse(queries)
+    whole = lse.shape[1]
     scale = math.log2(math.e) / math.sqrt(head_dim)
     with torch.cuda.device_of(values):
-        tile = launch.normaliser
-        normaliser_kernel[(whole // tile.queries * heads,)](
-            queries, keys, normaliser, *queries.stride()[:2], *keys.stride()[:2], whole, length, heads, group, scale,
+        tile = launch.lse
+        lse_kernel[(whole // tile.queries * heads,)](
+            queries, keys, lse, *queries.stride()[:2], *keys.stride()[:2], whole, length, heads, group, scale,
             BLOCK_M=tile.queries, BLOCK_N=tile.keys, **_options(tile, head_dim),
         )  # fmt: skip
         tile, blocks = launch.mix, heads * triton.cdiv(length, launch.mix.queries)
         columns = _columns(tile, rows, head_dim, blocks)
         mix_kernel[(blocks * triton.cdiv(rows * padded_width(head_dim), columns),)](
-            queries, keys, values, normaliser, mixed,
+            queries, keys, values, lse, mixed,
             *queries.stride()[:2], *keys.stride()[:2], *values.stride()[:3], *mixed.stride()[:3],
             whole, length, rows, heads, group, scale,
             BLOCK_M=tile.queries, BLOCK_N=tile.keys, BLOCK_W=columns, **_options(tile, head_dim),
         )  # fmt: skip
-    return mixed, normaliser
+    return mixed, lse
 
 
 def backward(
@@ -232,34 +232,34 @@ def backward(
     keys: Tensor,
     values: Tensor,
     mixed: Tensor,
-    normaliser: Tensor,
+    lse: Tensor,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values; `mixed` and `normaliser` are what `forward` returned."""
+    """Gradients of queries, keys and values; `mixed` and `lse` are what `forward` returned."""
     heads, length, head_dim = queries.shape
     rows, key_value_heads = values.shape[:2]
-    group, whole = heads // key_value_heads, normaliser.shape[1]
+    group, whole = heads // key_value_heads, lse.shape[1]
     grad, queries, keys, values = map(unit_stride, (grad, queries, keys, values))
     launch = launch or launch_parameters(head_dim, values.dtype, _capability(values))
     scale = 1 / math.sqrt(head_dim)
     scale_2 = math.log2(math.e) * scale
-    centre, grad_values = torch.empty_like(normaliser), token_major(values)
+    delta, grad_values = torch.empty_like(lse), token_major(values)
     # [L, heads, x] in fp32: of the queries summed over strips, of the keys one for each query head.
-    grad_queries, grad_keys = normaliser.new_empty(2, length, heads, head_dim)
+    grad_queries, grad_keys = lse.new_empty(2, length, heads, head_dim)
     strip = _strip(rows, length, head_dim, launch.grad_scores)
     grad_scores = queries.new_empty(heads, whole, strip)
     by_head, by_query, by_key = grad_scores.stride()
     of_token, of_head, _ = grad_queries.stride()
     with torch.cuda.device_of(values):
-        tile = launch.centre
-        centre_kernel[whole // tile.queries, heads](
-            grad, mixed, centre, *grad.stride()[:3], *mixed.stride()[:3], whole, length, rows,
+        tile = launch.delta
+        delta_kernel[whole // tile.queries, heads](
+            grad, mixed, delta, *grad.stride()[:3], *mixed.stride()[:3], whole, length, rows,
             BLOCK_M=tile.queries, BLOCK_W=_columns(tile, rows, head_dim, ENOUGH), **_options(tile, head_dim),
         )  # fmt: skip
         tile, blocks = launch.grad_values, key_value_heads * triton.cdiv(length, launch.grad_values.keys)
         columns = _columns(tile, rows, head_dim, blocks)
         grad_values_kernel[(blocks * triton.cdiv(rows * padded_width(head_dim), columns),)](
-            queries, keys, normaliser, grad, grad_values,
+            queries, keys, lse, grad, grad_values,
             *queries.stride()[:2], *keys.stride()[:2], *grad.stride()[:3], *grad_values.stride()[:3],
             whole, length, rows, key_value_heads, group, scale_2,
             BLOCK_M=tile.queries, BLOCK_N=tile.keys, BLOCK_W=columns, **_options(tile, head_dim),
@@ -269,7 +269,7 @@ def backward(
             tile = launch.grad_scores
             tiles = triton.cdiv(length - start, tile.queries) * triton.cdiv(stop - start, tile.keys)
             grad_scores_kernel[(heads * tiles,)](
-                queries, keys, values, grad, normaliser, centre, grad_scores,
+                queries, keys, values, grad, lse, delta, grad_scores,
                 *queries.stride()[:2], *keys.stride()[:2], *values.stride()[:3], *grad.stride()[:3],
                 by_head, by_query, whole, start, stop, length, rows, group, scale_2, scale,
                 BLOCK_M=tile.queries, BLOCK_N=tile.keys, BLOCK_W=tile.columns, **_options(tile, head_dim),
@@ -293,7 +293,7 @@ def backward(
 
 
 def _capability(tensor: Tensor) -> tuple[int, int]:
-    """Of a GPU; the interpreter is as good as any."""
+    """Compute capability of a GPU; that of Hopper for the interpreter."""
     return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (9, 0)
 
 
@@ -322,7 +322,7 @@ def _options(tile: Tile, head_dim: int) -> dict[str, int]:
     return options if tile.registers is None else {**options, "maxnreg": tile.registers}
 
 
-def _statistic(queries: Tensor) -> Tensor:
-    """Empty fp32 [heads, L padded to whole blocks]."""
+def _empty_lse(queries: Tensor) -> Tensor:
+    """Empty log-sum-exps, fp32 [heads, L padded to whole blocks]."""
     heads, length, _ = queries.shape
     return queries.new_empty(heads, (length + WHOLE - 1) // WHOLE * WHOLE, dtype=torch.float32)

@@ -2,8 +2,9 @@
 
 Tensors come as a pointer and the strides of their rows (r), heads (h) and tokens (l); channels have stride 1. BLOCK_M
 counts queries, BLOCK_N keys and BLOCK_W columns of W, the rows' channels side by side, where head_dim is padded to
-PADDED with columns that do not exist. Statistics are fp32 [heads, whole blocks] and in base 2, `scale` is
-log2(e) / sqrt(head_dim). Positions and offsets within a tile are 32-bit; where a tile or a row begins is 64-bit.
+PADDED with columns that do not exist. lse (log-sum-exp) and delta are fp32 [heads, whole blocks], lse in base 2;
+`scale` is log2(e) / sqrt(head_dim). Positions and offsets within a tile are 32-bit; where a tile or a row begins is
+64-bit.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -14,7 +15,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 PANELS = tl.constexpr(32)
 """Panels (a head's block of columns) that are worked on side by side; see `_place`."""
 PRECISION = tl.constexpr("tf32x3")
-"""Of fp32 products: nearly fp32's, on tensor cores; "ieee" would keep to the plain cores."""
+"""Precision of fp32 products: nearly fp32's, on tensor cores; "ieee" would keep to the plain cores."""
 
 
 @triton.jit
@@ -45,7 +46,7 @@ def _at(base, index, stride):
 
 @triton.jit
 def _columns(first, rows, stride_row, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):
-    """Of columns first.. of W, rows of PADDED channels side by side: where each lies, and whether it exists."""
+    """Offsets of columns first.. of W, rows of PADDED channels side by side, and a mask of those that exist."""
     column = first + tl.arange(0, BLOCK)
     row, channel = column // PADDED, column % PADDED
     return row.to(tl.int64) * stride_row + channel, (row < rows) & (channel < HEAD_DIM)
@@ -74,12 +75,12 @@ def _channels(HEAD_DIM: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["length", "heads", "group"])
-def normaliser_kernel(
-    queries, keys, normaliser, stride_qh, stride_ql, stride_kh, stride_kl,
+def lse_kernel(
+    queries, keys, lse, stride_qh, stride_ql, stride_kh, stride_kl,
     stride_nh, length, heads, group, scale,
     HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """normaliser [heads, whole blocks] = log2 sum_j exp2(q.k scale), and infinity beyond the length."""
+    """lse [heads, whole blocks] = log2 sum_j exp2(q.k scale), and infinity beyond the length."""
     blocks = stride_nh // BLOCK_M
     block, head = _place(blocks, heads)
     start = (blocks - 1 - block) * BLOCK_M
@@ -96,12 +97,12 @@ def normaliser_kernel(
         larger = tl.maximum(largest, tl.max(s, 1))
         total = total * tl.exp2(largest - larger) + tl.sum(tl.exp2(s - larger[:, None]), 1)
         largest = larger
-    tl.store(normaliser + head * stride_nh + query, tl.where(query < length, largest + tl.log2(total), float("inf")))
+    tl.store(lse + head * stride_nh + query, tl.where(query < length, largest + tl.log2(total), float("inf")))
 
 
 @triton.jit(do_not_specialize=["length", "rows", "heads", "group"])
 def mix_kernel(
-    queries, keys, values, normaliser, mixed,
+    queries, keys, values, lse, mixed,
     stride_qh, stride_ql, stride_kh, stride_kl, stride_vr, stride_vh, stride_vl, stride_or, stride_oh, stride_ol,
     stride_nh, length, rows, heads, group, scale,
     HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
@@ -113,7 +114,7 @@ def mix_kernel(
     start, head = (blocks - 1 - block) * BLOCK_M, panel // panels
     channel, exists = _channels(HEAD_DIM, PADDED)
     q = _load(_at(queries, head, stride_qh), start, length, stride_ql, channel, exists, BLOCK_M)
-    n = tl.load(normaliser + head * stride_nh + start + tl.arange(0, BLOCK_M))
+    n = tl.load(lse + head * stride_nh + start + tl.arange(0, BLOCK_M))
     keys, values = _at(keys, head // group, stride_kh), _at(values, head // group, stride_vh)
     offsets, real = _columns(panel % panels * BLOCK_W, rows, stride_vr, BLOCK_W, HEAD_DIM, PADDED)
     acc = tl.zeros([BLOCK_M, BLOCK_W], tl.float32)
@@ -129,12 +130,12 @@ def mix_kernel(
 
 
 @triton.jit(do_not_specialize=["length", "rows"])
-def centre_kernel(
-    grad, mixed, centre, stride_gr, stride_gh, stride_gl, stride_or, stride_oh, stride_ol,
+def delta_kernel(
+    grad, mixed, delta, stride_gr, stride_gh, stride_gl, stride_or, stride_oh, stride_ol,
     stride_nh, length, rows,
     HEAD_DIM: tl.constexpr, PADDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """centre [heads, whole blocks] = sum over rows and channels of grad * mixed."""
+    """delta [heads, whole blocks] = sum over rows and channels of grad * mixed."""
     start, head = tl.program_id(0) * BLOCK_M, tl.program_id(1)
     grad, mixed = _at(grad, head, stride_gh), _at(mixed, head, stride_oh)
     acc = tl.zeros([BLOCK_M, BLOCK_W], tl.float32)
@@ -145,12 +146,12 @@ def centre_kernel(
         o = _load(mixed, start, length, stride_ol, offsets, exists, BLOCK_M)
         acc += g.to(tl.float32) * o.to(tl.float32)
     query = start + tl.arange(0, BLOCK_M)
-    tl.store(centre + head * stride_nh + query, tl.sum(acc, 1))
+    tl.store(delta + head * stride_nh + query, tl.sum(acc, 1))
 
 
 @triton.jit(do_not_specialize=["length", "rows", "key_value_heads", "group"])
 def grad_values_kernel(
-    queries, keys, normaliser, grad, grad_values,
+    queries, keys, lse, grad, grad_values,
     stride_qh, stride_ql, stride_kh, stride_kl, stride_gr, stride_gh, stride_gl, stride_vr, stride_vh, stride_vl,
     stride_nh, length, rows, key_value_heads, group, scale,
     HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
@@ -168,7 +169,7 @@ def grad_values_kernel(
     for step in tl.range(0, group * steps):
         head, query = shared * group + step // steps, start + step % steps * BLOCK_M
         q = _load(_at(queries, head, stride_qh), query, length, stride_ql, channel, exists, BLOCK_M)
-        n = tl.load(normaliser + head * stride_nh + query + tl.arange(0, BLOCK_M))
+        n = tl.load(lse + head * stride_nh + query + tl.arange(0, BLOCK_M))
         weights = tl.exp2(_dot(k, tl.trans(q)) * scale - n[None, :])
         first_seen = start - query + tl.arange(0, BLOCK_N)
         weights = tl.where(tl.arange(0, BLOCK_M)[None, :] >= first_seen[:, None], weights, 0.0)
@@ -180,13 +181,13 @@ def grad_values_kernel(
 
 @triton.jit(do_not_specialize=["strip_start", "strip_stop", "length", "rows", "group"])
 def grad_scores_kernel(
-    queries, keys, values, grad, normaliser, centre, grad_scores,
+    queries, keys, values, grad, lse, delta, grad_scores,
     stride_qh, stride_ql, stride_kh, stride_kl, stride_vr, stride_vh, stride_vl, stride_gr, stride_gh, stride_gl,
     stride_sh, stride_sl, stride_nh, strip_start, strip_stop, length, rows, group, scale, score_scale,
     HEAD_DIM: tl.constexpr, PADDED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """grad_scores [heads, whole blocks, strip] = A * (dA - centre) / sqrt(x) of the keys of a strip, a tile each.
+    """grad_scores [heads, whole blocks, strip] = A * (dA - delta) / sqrt(x) of the keys of a strip, a tile each.
 
     Whole tiles, with zeros above the diagonal and beyond the length, because stores with a mask would not be wide;
     tiles wholly above the diagonal are not written.
@@ -212,8 +213,8 @@ def grad_scores_kernel(
     HALF: tl.constexpr = BLOCK_N // 2
     left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, HALF)), (0, 2, 1)))
     row, column = tl.arange(0, BLOCK_M), tl.arange(0, HALF)
-    n = tl.load(normaliser + head * stride_nh + query_start + row)
-    c = tl.load(centre + head * stride_nh + query_start + row)
+    n = tl.load(lse + head * stride_nh + query_start + row)
+    c = tl.load(delta + head * stride_nh + query_start + row)
     channel, exists = _channels(HEAD_DIM, PADDED)
     q = _load(_at(queries, head, stride_qh), query_start, length, stride_ql, channel, exists, BLOCK_M)
     keys = _at(keys, head // group, stride_kh)

@@ -2,12 +2,12 @@
 
     s_j = sum(silu(q_j) * k_j) / sqrt(head_dim),    o_i = sum_{j<=i} exp(s_j) v_j / sum_{j<=i} exp(s_j)
 
-Sums stay within a document. A span of tokens is summed up for the document that it ends in: the peak m of its scores,
-its weight z = sum exp(s_j - m) and sum exp(s_j - m) v_j. A program walks the blocks of one head and carries this
-summary; within a block the prefixes are a triangular [BLOCK, BLOCK] matrix exp(s_j - m_i) times the values, where m_i
-is the peak so far, so no exponent is positive and scores of any size are safe.
+Sums stay within a document. A span of tokens is summed up for the document that it ends in: its largest score m, its
+weight z = sum exp(s_j - m) and sum exp(s_j - m) v_j. A program walks the blocks of one head and carries this summary;
+within a block the prefixes are a triangular [BLOCK, BLOCK] matrix exp(s_j - m_i) times the values, where m_i is the
+running maximum, so no exponent is positive and scores of any size are safe.
 
-Backward, with n_i = m_i + log z_i and A_ij = exp(s_j - n_i) <= 1:
+Backward, with the log-sum-exp (lse) n_i = m_i + log z_i, delta_i = do_i . o_i and A_ij = exp(s_j - n_i) <= 1:
 
     dv_j = sum_{i>=j} A_ij do_i,    ds_j = v_j . dv_j - sum_{i>=j} A_ij (do_i . o_i),
     dq_j = ds_j k_j silu'(q_j) / sqrt(head_dim),    dk_j = ds_j silu(q_j) / sqrt(head_dim).
@@ -16,7 +16,7 @@ Both sums are exp(s_j - n_j) R_j with R_j = sum_{i>=j} exp(n_j - n_i) [do_i, do_
 the first; n never falls within a document, so these exponents are not positive either. Kept for it are q, k, v, o and
 two fp32 numbers a token and head, s and n.
 
-Traffic, in head_dim elements a token and head (and a few fp32 statistics): forward 4 (q, k, v, o), backward 8 (q, k, v,
+Traffic, in head_dim elements a token and head (and a few fp32 numbers): forward 4 (q, k, v, o), backward 8 (q, k, v,
 o, do; dq, dk, dv). Where rows * heads are too few programs for a GPU, the length is cut into segments side by side. A
 first kernel then writes their summaries, and with them the scores (or do . o), so that queries, keys and o are still
 read once: forward 5, backward 9. Arithmetic for a block of 16 tokens of 64 channels in 16 bits: about 850 instructions
@@ -30,18 +30,18 @@ import torch
 import triton
 from torch import Tensor
 
-from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 from deconattn.ops.kernels.prefix_attention_programs import (
     backward_kernel,
     forward_kernel,
     summary_back_kernel,
     summary_kernel,
 )
+from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
 
 @dataclass(frozen=True)
 class Pass:
-    """How one pass is launched: tokens of a block, warps and pipeline stages of a program, and how the length is cut.
+    """Launch parameters of one pass: tokens of a block, warps and pipeline stages of a program, and cuts of the length.
 
     Fewer than `enough` heads (of all rows) a multiprocessor are cut into segments, to about `many` warps a
     multiprocessor.
@@ -115,10 +115,10 @@ def _prefix_attention_backward(
     values: Tensor,
     output: Tensor,
     scores: Tensor,
-    normalisers: Tensor,
+    lse: Tensor,
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backward(grad, queries, keys, values, output, scores, normalisers, document_ids)
+    return backward(grad, queries, keys, values, output, scores, lse, document_ids)
 
 
 @_prefix_attention.register_fake
@@ -135,7 +135,7 @@ def _(
     values: Tensor,
     output: Tensor,
     scores: Tensor,
-    normalisers: Tensor,
+    lse: Tensor,
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return token_major(queries), token_major(keys), token_major(values)
@@ -147,7 +147,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(queries, keys, values, *output, document_ids)
 
 
-def _differentiate(ctx, grad, _grad_scores, _grad_normalisers):  # type: ignore[no-untyped-def]
+def _differentiate(ctx, grad, _grad_scores, _grad_lse):  # type: ignore[no-untyped-def]
     *saved, document_ids = ctx.saved_tensors
     return *_prefix_attention_backward(grad, *saved, document_ids), None
 
@@ -158,7 +158,7 @@ _prefix_attention.register_autograd(_differentiate, setup_context=_setup_context
 def forward(
     queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None, launch: Launch | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [R, heads, L, head_dim], and scores and normalisers in base 2, fp32 [R, heads, L]."""
+    """Output [R, heads, L, head_dim], and scores and log-sum-exps in base 2, fp32 [R, heads, L]."""
     rows, heads, length, head_dim = queries.shape
     chosen = (launch or launch_parameters(head_dim, queries.dtype)).forward
     segments, segment_length = _cut(queries, chosen)
@@ -166,24 +166,24 @@ def forward(
     documents = None if document_ids is None else document_ids.contiguous()
     output = token_major(queries, values.dtype)
     scores = queries.new_empty(rows, heads, length, dtype=torch.float32)
-    normalisers = torch.empty_like(scores)
-    peaks = weights = sums = None
+    lse = torch.empty_like(scores)
+    max_scores = weights = sums = None
     grid = (rows * heads * segments,)
     strides = (queries.stride(), keys.stride(), values.stride())
     sizes = (heads, heads // keys.shape[1], length, segments, segment_length, head_dim**-0.5)
     constants = _constants(chosen, head_dim)
     with torch.cuda.device_of(queries):
         if segments > 1:
-            peaks, weights = scores.new_empty(2, rows, heads, segments)
+            max_scores, weights = scores.new_empty(2, rows, heads, segments)
             sums = scores.new_empty(rows, heads, segments, head_dim)
             summary_kernel[grid](
-                queries, keys, values, documents, scores, peaks, weights, sums, *strides, *sizes, **constants
+                queries, keys, values, documents, scores, max_scores, weights, sums, *strides, *sizes, **constants
             )  # fmt: skip
         forward_kernel[grid](
-            queries, keys, values, documents, scores, normalisers, output, peaks, weights, sums,
+            queries, keys, values, documents, scores, lse, output, max_scores, weights, sums,
             *strides, output.stride(), *sizes, **constants,
         )  # fmt: skip
-    return output, scores, normalisers
+    return output, scores, lse
 
 
 def backward(
@@ -193,34 +193,34 @@ def backward(
     values: Tensor,
     output: Tensor,
     scores: Tensor,
-    normalisers: Tensor,
+    lse: Tensor,
     document_ids: Tensor | None = None,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values; `output`, `scores` and `normalisers` are what `forward` returned."""
+    """Gradients of queries, keys and values; `output`, `scores` and `lse` are what `forward` returned."""
     rows, heads, length, head_dim = queries.shape
     group = heads // keys.shape[1]
     chosen = (launch or launch_parameters(head_dim, queries.dtype)).backward
     segments, segment_length = _cut(queries, chosen)
     grad, queries, keys, values = unit_stride(grad), unit_stride(queries), unit_stride(keys), unit_stride(values)
-    output, scores, normalisers = unit_stride(output), scores.contiguous(), normalisers.contiguous()
+    output, scores, lse = unit_stride(output), scores.contiguous(), lse.contiguous()
     documents = None if document_ids is None else document_ids.contiguous()
     grad_queries = token_major(queries)
     grad_keys, grad_values = token_major(queries, keys.dtype), token_major(queries, values.dtype)
-    centres = sums = centre_sums = None
+    deltas = sums = delta_sums = None
     grid = (rows * heads * segments,)
     constants = _constants(chosen, head_dim)
     with torch.cuda.device_of(queries):
         if segments > 1:
-            centres = torch.empty_like(scores)
+            deltas = torch.empty_like(scores)
             sums = scores.new_empty(rows, heads, segments, head_dim)
-            centre_sums = scores.new_empty(rows, heads, segments)
+            delta_sums = scores.new_empty(rows, heads, segments)
             summary_back_kernel[grid](
-                grad, output, documents, normalisers, centres, sums, centre_sums,
+                grad, output, documents, lse, deltas, sums, delta_sums,
                 grad.stride(), output.stride(), heads, length, segments, segment_length, **constants,
             )  # fmt: skip
         backward_kernel[grid](
-            grad, queries, keys, values, output, documents, scores, normalisers, centres, sums, centre_sums,
+            grad, queries, keys, values, output, documents, scores, lse, deltas, sums, delta_sums,
             grad_queries, grad_keys, grad_values,
             grad.stride(), queries.stride(), keys.stride(), values.stride(), output.stride(), grad_queries.stride(),
             heads, group, length, segments, segment_length, head_dim**-0.5, **constants,
@@ -241,7 +241,7 @@ def _cut(queries: Tensor, chosen: Pass) -> tuple[int, int]:
 
 
 def _multiprocessors(device: torch.device) -> int:
-    """Of a GPU; elsewhere a number that cuts what small tensors have to cut."""
+    """Number of multiprocessors of a GPU; elsewhere 4, so that small tensors are cut into segments, too."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 

@@ -39,7 +39,6 @@ import triton
 from torch import Tensor
 
 from deconattn.ops.blockwise.tiles import Visibility
-from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 from deconattn.ops.kernels.taylor_states_programs import (
     columns_program,
     grad_keys_program,
@@ -49,6 +48,7 @@ from deconattn.ops.kernels.taylor_states_programs import (
     states_program,
     upstream_program,
 )
+from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def backward(
     grad_queries, grad_keys, grad_values = token_major(queries), token_major(keys), token_major(values)
     dtype = _product_dtype(queries, values)
     with torch.cuda.device_of(queries):
-        upstream, centre = _upstream(grad, mixed, normalisers, dtype)
+        upstream, delta = _upstream(grad, mixed, normalisers, dtype)
         query_columns, key_columns = _columns(queries, dtype), _columns(keys, dtype)
         states = _states(keys, key_columns, values, None, starts, key_value_heads, launch, mirror=True)
         chunks, tile = states[0].shape[1], launch.grad_queries
@@ -254,7 +254,7 @@ def backward(
             keys,
             values,
             upstream,
-            centre,
+            delta,
             query_columns,
             *states,
             starts,
@@ -272,7 +272,7 @@ def backward(
         )
         del states  # before the next ones, as large, are made
 
-        states = _states(queries, query_columns, upstream, centre, starts, key_value_heads, launch, mirror=True)
+        states = _states(queries, query_columns, upstream, delta, starts, key_value_heads, launch, mirror=True)
         sizes = (key_columns.stride(1), key_value_heads, heads // key_value_heads, length, chunks, head_dim**-0.5)
         tile = launch.grad_keys
         grad_keys_program[(rows * key_value_heads * triton.cdiv(length, tile.tile),)](
@@ -280,7 +280,7 @@ def backward(
             keys,
             values,
             upstream,
-            centre,
+            delta,
             key_columns,
             *states,
             starts,
@@ -372,13 +372,13 @@ def _upstream(grad: Tensor, mixed: Tensor, normalisers: Tensor, dtype: torch.dty
     """g = do / z, [R, heads, L, head_dim], and c = do.o / z, fp32 [R, heads, L]."""
     rows, heads, length, head_dim = grad.shape
     upstream = grad.new_empty(grad.shape, dtype=dtype)
-    centre = torch.empty_like(normalisers)
+    delta = torch.empty_like(normalisers)
     upstream_program[(rows * heads * triton.cdiv(length, COPY_TILE),)](
         grad,
         mixed,
         normalisers,
         upstream,
-        centre,
+        delta,
         grad.stride(),
         mixed.stride(),
         heads,
@@ -387,7 +387,7 @@ def _upstream(grad: Tensor, mixed: Tensor, normalisers: Tensor, dtype: torch.dty
         WIDTH=padded_width(head_dim),
         TILE=COPY_TILE,
     )
-    return upstream, centre
+    return upstream, delta
 
 
 def _constants(tile: States | Tile, launch: Launch, head_dim: int, dtype: torch.dtype) -> dict[str, object]:

@@ -92,7 +92,7 @@ def columns_program(
 
 @triton.jit
 def upstream_program(
-        grad, mixed, normaliser, upstream, centre, g_strides, m_strides, heads, length, HEAD_DIM: tl.constexpr,
+        grad, mixed, normaliser, upstream, delta, g_strides, m_strides, heads, length, HEAD_DIM: tl.constexpr,
         WIDTH: tl.constexpr, TILE: tl.constexpr
 ):
     """g_i = do_i / z_i, [R * heads, L, head_dim], and c_i = do_i.o_i / z_i."""
@@ -105,7 +105,7 @@ def upstream_program(
         mixed + row * m_strides[0] + head * m_strides[1], first, m_strides[2], length, tl.float32, HEAD_DIM, TILE, WIDTH
     )
     share = 1 / tl.load(normaliser + line * length + tokens, mask=tokens < length, other=1.0)
-    tl.store(centre + line * length + tokens, tl.sum(do * o, axis=1) * share, mask=tokens < length)
+    tl.store(delta + line * length + tokens, tl.sum(do * o, axis=1) * share, mask=tokens < length)
     store_tile(upstream + line * length * HEAD_DIM, do * share[:, None], first, HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)
 
 
@@ -129,7 +129,7 @@ def chunk_visited(step, chunks, length, starts, CHUNK: tl.constexpr, REVERSE: tl
 
 @triton.jit
 def taken(tokens, begin, first, stop, starts, REVERSE: tl.constexpr):
-    """Which tokens of a chunk belong to the state's document."""
+    """Mask of a chunk's tokens that belong to the state's document."""
     inside = (tokens >= begin) & (tokens < stop)
     if REVERSE and starts is not None:
         inside = inside & (tl.load(starts + tokens, mask=inside, other=first) < first)
@@ -356,7 +356,7 @@ def read_gradient(
 
 @triton.jit
 def visible_pairs(queries, keys, starts, length):
-    """Which keys are not after the query, nor before the query's document; tokens [Q, 1] and [1, K], or transposed."""
+    """Causal and document mask of queries and keys; token indices [Q, 1] and [1, K], or transposed."""
     visible = queries >= keys
     if starts is not None:
         visible = visible & (keys >= tl.load(starts + queries, mask=queries < length, other=0))
@@ -458,7 +458,7 @@ def grad_by_keys(
 
 @triton.jit
 def grad_queries_program(
-        queries, keys, values, upstream, centre, columns, states, moments, sums, starts, grad_queries, q_strides,
+        queries, keys, values, upstream, delta, columns, states, moments, sums, starts, grad_queries, q_strides,
         k_strides, v_strides, stride_column, heads, group, length, chunks, scale, HEAD_DIM: tl.constexpr,
         WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
         STAGES: tl.constexpr
@@ -479,7 +479,7 @@ def grad_queries_program(
         begin = tl.maximum(chunk_first, begins // BLOCK * BLOCK)
     q = load_tile(queries, first, q_strides[2], length, DTYPE, HEAD_DIM, TILE, WIDTH)
     g = load_tile(upstream + line * length * HEAD_DIM, first, HEAD_DIM, length, DTYPE, HEAD_DIM, TILE, WIDTH)
-    c = tl.load(centre + line * length + tokens, mask=inside, other=0.0)
+    c = tl.load(delta + line * length + tokens, mask=inside, other=0.0)
     total = tl.zeros([TILE, WIDTH], tl.float32)
     if begins < chunk_first:
         state = line // group * chunks + first // CHUNK
@@ -560,7 +560,7 @@ def grad_values_program(
 
 @triton.jit
 def grad_keys_program(
-        queries, keys, values, upstream, centre, columns, states, moments, sums, starts, grad_keys, q_strides,
+        queries, keys, values, upstream, delta, columns, states, moments, sums, starts, grad_keys, q_strides,
         k_strides, v_strides, stride_column, heads, group, length, chunks, scale, HEAD_DIM: tl.constexpr,
         WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
         STAGES: tl.constexpr
@@ -572,7 +572,7 @@ def grad_keys_program(
     keys += row * k_strides[0] + head * k_strides[1]
     values += row * v_strides[0] + head * v_strides[1]
     upstream += line * group * length * HEAD_DIM
-    centre += line * group * length
+    delta += line * group * length
     index, tokens = tl.arange(0, WIDTH), first + tl.arange(0, TILE)
     stop = tl.minimum(first // CHUNK * CHUNK + CHUNK, length)
     begins = 0
@@ -605,7 +605,7 @@ def grad_keys_program(
         others = later + tl.arange(0, BLOCK)
         q = load_tile(q_head, later, q_strides[2], length, DTYPE, HEAD_DIM, BLOCK, WIDTH)
         g = load_tile(g_head, later, HEAD_DIM, length, DTYPE, HEAD_DIM, BLOCK, WIDTH)
-        c = tl.load(centre + tl.cast(member, tl.int64) * length + others, mask=others < length, other=0.0)
+        c = tl.load(delta + tl.cast(member, tl.int64) * length + others, mask=others < length, other=0.0)
         t = dot(k, tl.trans(q), None, PRECISION) * (scale * scale) + scale
         grad_scores = (dot(v, tl.trans(g), None, PRECISION) - c[None, :]) * t
         visible = visible_pairs(others[None, :], tokens[:, None], starts, length)

@@ -30,8 +30,8 @@ import torch
 import triton
 from torch import Tensor
 
-from deconattn.ops.kernels.layout import padded_width, token_major, unit_stride
 from deconattn.ops.kernels.taylor_tiles_programs import by_keys_kernel, by_queries_kernel, forward_kernel
+from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ CANDIDATES = (
     Launch(Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(32, 128, 8, 3)),
     Launch(Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
 )
-"""For 16-bit types and head_dim up to 64 on sm_90, the chosen one first.
+"""Launch parameters worth timing for 16-bit types and head_dim up to 64 on sm_90, the chosen ones first.
 
 At 600 TFLOP/s, programs of 64 queries would read keys and values from the L2 cache at 9 TB/s, more than it gives;
 128 queries halve that. 128 registers let two programs of 256 threads share a multiprocessor: one's sums on plain
@@ -199,7 +199,7 @@ def backward(
     queries, keys, values = unit_stride(queries), unit_stride(keys), unit_stride(values)
     grad, mixed, shares = unit_stride(grad), unit_stride(mixed), shares.contiguous()
     grad_queries, grad_keys, grad_values = token_major(queries), token_major(keys), token_major(values)
-    centres = torch.empty_like(shares)
+    deltas = torch.empty_like(shares)
     with torch.cuda.device_of(queries):
         by_queries_kernel[(rows * heads * triton.cdiv(length, launch.by_queries.queries),)](
             queries,
@@ -209,7 +209,7 @@ def backward(
             grad,
             mixed,
             shares,
-            centres,
+            deltas,
             grad_queries,
             queries.stride(),
             keys.stride(),
@@ -230,7 +230,7 @@ def backward(
             _bounds(document_ids, ends=True),
             grad,
             shares,
-            centres,
+            deltas,
             grad_keys,
             grad_values,
             queries.stride(),

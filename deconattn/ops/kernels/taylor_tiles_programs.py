@@ -119,7 +119,7 @@ def _seeing_queries(ends, row, first, length, QUERIES: tl.constexpr, KEYS: tl.co
 
 @triton.jit
 def _skipping(first, full_start, full_stop):
-    """Where a loop over the partly seen tiles is: to the right of the full tiles once it has reached them."""
+    """Position of a loop over the partly seen tiles: to the right of the full tiles once it has reached them."""
     return first + tl.where(first >= full_start, full_stop - full_start, 0)
 
 
@@ -212,7 +212,7 @@ def _differentiate_queries(
     sums,
     queries,
     grad,
-    centre,
+    delta,
     keys,
     values,
     first,
@@ -231,7 +231,7 @@ def _differentiate_queries(
     tile = _load(keys, first, length, key_strides, KEYS, WIDTH, HEAD_DIM, PARTIAL)
     value_tile = _load(values, first, length, value_strides, KEYS, WIDTH, HEAD_DIM, PARTIAL)
     t = _dot(queries, tl.trans(tile), None) * slope + SQRT_HALF
-    grad_scores = (_dot(grad, tl.trans(value_tile), None) - centre[:, None]) * t
+    grad_scores = (_dot(grad, tl.trans(value_tile), None) - delta[:, None]) * t
     if PARTIAL:
         key = tl.arange(0, KEYS)[None, :]
         visible = (key <= (query - first)[:, None]) & (key >= (start - first)[:, None])
@@ -248,7 +248,7 @@ def by_queries_kernel(
     grad,
     mixed,
     shares,
-    centres,
+    deltas,
     grad_queries,
     query_strides,
     key_strides,
@@ -279,10 +279,10 @@ def by_queries_kernel(
     query = first + tl.arange(0, QUERIES)
     grad_tile = _load(grad, first, length, grad_strides, QUERIES, WIDTH, HEAD_DIM, True)
     tile = _load(mixed, first, length, mixed_strides, QUERIES, WIDTH, HEAD_DIM, True)
-    centre = tl.sum(grad_tile.to(tl.float32) * tile.to(tl.float32), 1)
+    delta = tl.sum(grad_tile.to(tl.float32) * tile.to(tl.float32), 1)
     before = (row.to(tl.int64) * heads + head) * length
     share = tl.load(shares + before + query, mask=query < length, other=0.0)
-    tl.store(centres + before + query, centre * share, mask=query < length)
+    tl.store(deltas + before + query, delta * share, mask=query < length)
 
     start, left, full_start, full_stop, stop = _visible_keys(starts, row, first, length, QUERIES, KEYS, DOCUMENTS)
     tile = _load(queries, first, length, query_strides, QUERIES, WIDTH, HEAD_DIM, True)
@@ -290,12 +290,12 @@ def by_queries_kernel(
     sums = tl.zeros([QUERIES, WIDTH], tl.float32)
     for at in range(full_start, full_stop, KEYS):
         sums = _differentiate_queries(
-            sums, tile, grad_tile, centre, keys, values, at, query, start, slope,
+            sums, tile, grad_tile, delta, keys, values, at, query, start, slope,
             length, key_strides, value_strides, HEAD_DIM, WIDTH, KEYS, False,
         )  # fmt: skip
     for at in range(left, stop - (full_stop - full_start), max(KEYS // 2, 16)):
         sums = _differentiate_queries(
-            sums, tile, grad_tile, centre, keys, values, _skipping(at, full_start, full_stop), query, start, slope,
+            sums, tile, grad_tile, delta, keys, values, _skipping(at, full_start, full_stop), query, start, slope,
             length, key_strides, value_strides, HEAD_DIM, WIDTH, max(KEYS // 2, 16), True,
         )  # fmt: skip
 
@@ -313,7 +313,7 @@ def _differentiate_keys(
     queries,
     grad,
     shares,
-    centres,
+    deltas,
     first,
     key,
     end,
@@ -332,13 +332,13 @@ def _differentiate_keys(
     grad_tile = _load(grad, first, length, grad_strides, QUERIES, WIDTH, HEAD_DIM, PARTIAL)
     if PARTIAL:
         share = tl.load(shares + first + query, mask=query < length - first, other=0.0)[None, :]
-        centre = tl.load(centres + first + query, mask=query < length - first, other=0.0)[None, :]
+        delta = tl.load(deltas + first + query, mask=query < length - first, other=0.0)[None, :]
     else:
         share = tl.load(shares + first + query)[None, :]
-        centre = tl.load(centres + first + query)[None, :]
+        delta = tl.load(deltas + first + query)[None, :]
     t = _dot(keys, tl.trans(tile), None) * slope + SQRT_HALF
     weights = (t * t + 0.5) * share
-    grad_scores = (_dot(values, tl.trans(grad_tile), None) * share - centre) * t
+    grad_scores = (_dot(values, tl.trans(grad_tile), None) * share - delta) * t
     if PARTIAL:
         visible = (query[None, :] >= (key - first)[:, None]) & (query[None, :] < (end - first)[:, None])
         weights = tl.where(visible, weights, 0.0)
@@ -355,7 +355,7 @@ def by_keys_kernel(
     ends,
     grad,
     shares,
-    centres,
+    deltas,
     grad_keys,
     grad_values,
     query_strides,
@@ -391,23 +391,23 @@ def by_keys_kernel(
     grad = _head(grad, row, head * group, grad_strides)
     before = (row.to(tl.int64) * key_value_heads + head) * group * length
     shares += before
-    centres += before
+    deltas += before
     for _ in range(group):
         for at in range(left, stop - (full_stop - full_start), max(QUERIES // 2, 16)):
             key_sums, value_sums = _differentiate_keys(
-                key_sums, value_sums, tile, value_tile, queries, grad, shares, centres,
+                key_sums, value_sums, tile, value_tile, queries, grad, shares, deltas,
                 _skipping(at, full_start, full_stop), key, end, slope,
                 length, query_strides, grad_strides, HEAD_DIM, WIDTH, max(QUERIES // 2, 16), True,
             )  # fmt: skip
         for at in range(full_start, full_stop, QUERIES):
             key_sums, value_sums = _differentiate_keys(
-                key_sums, value_sums, tile, value_tile, queries, grad, shares, centres, at, key, end, slope,
+                key_sums, value_sums, tile, value_tile, queries, grad, shares, deltas, at, key, end, slope,
                 length, query_strides, grad_strides, HEAD_DIM, WIDTH, QUERIES, False,
             )  # fmt: skip
         queries += query_strides[1]
         grad += grad_strides[1]
         shares += length
-        centres += length
+        deltas += length
 
     key_sums *= scale * SQRT_TWO
     grad_keys = _head(grad_keys, row, head, grad_key_strides)

@@ -17,7 +17,7 @@ import pytest
 from deconattn.data import PackConfig, TokenCorpus, load_tokenizer
 from deconattn.data.packing.encode import Work, encode_blocks
 from deconattn.data.packing.pack import pack
-from deconattn.data.reading.blocks import Block
+from deconattn.data.reading.blocks import InputBlock
 from deconattn.data.tokenizing.tokenizer import SentencePieceTokenizer
 from deconattn.errors import UserError
 
@@ -129,9 +129,9 @@ def test_a_failed_exchange_puts_the_old_corpus_back(config: PackConfig, monkeypa
 
 
 def test_a_dead_worker_is_reported(sp_model: Path) -> None:
-    def blocks() -> Iterator[Block]:
+    def blocks() -> Iterator[InputBlock]:
         for number in range(20):
-            yield Block(0, number, "text", b"word " * 100_000, 0)
+            yield InputBlock(0, number, "text", b"word " * 100_000, 0)
             for worker in multiprocessing.active_children():
                 os.kill(worker.pid or 0, signal.SIGKILL)
 

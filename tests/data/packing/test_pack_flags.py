@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from deconattn.data import PackConfig, TokenCorpus, load_tokenizer
 from deconattn.data.loading.sampler import make_key, mix
-from deconattn.data.packing.dedup import HashSet, hash_texts
+from deconattn.data.packing.encode import hash_texts
 from deconattn.data.packing.pack import pack
-from deconattn.data.packing.split import is_validation
+from deconattn.data.packing.selection import HashSet, is_validation
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from deconattn.data.reading import columns, sources
-from deconattn.data.reading.blocks import Block, read_blocks
-from deconattn.data.reading.inputs import Input, find_inputs
+from deconattn.data.reading.blocks import InputBlock, read_blocks
+from deconattn.data.reading.input_files import Input, find_inputs
 from deconattn.data.reading.lines import cut_lines, first_byte
-from deconattn.data.reading.parse import parse_block
+from deconattn.data.reading.texts import parse_block
 from deconattn.errors import UserError
 from tests.data.reading.mutations import NAMES, encode
 
@@ -22,7 +22,7 @@ def write(path: Path, content: bytes) -> list[Input]:
     return find_inputs([str(path)])
 
 
-def read(inputs: list[Input], start: tuple[int, int] = (0, 0), text_field: str = "text") -> list[Block]:
+def read(inputs: list[Input], start: tuple[int, int] = (0, 0), text_field: str = "text") -> list[InputBlock]:
     return list(read_blocks(inputs, text_field, start))
 
 
@@ -91,7 +91,7 @@ def test_blocks_are_the_same_for_any_chunk_and_from_any_start(
     monkeypatch.setattr(sources, "_CHUNK", 17)
     monkeypatch.setattr(columns, "_ROWS", 2)
 
-    def same(block: Block) -> tuple[object, ...]:
+    def same(block: InputBlock) -> tuple[object, ...]:
         return block.input, block.number, block.kind, parse_block(block, "text")
 
     expected = [same(block) for block in blocks]
@@ -153,7 +153,7 @@ def test_lines_beyond_the_limit_are_dropped(tmp_path: Path, small: None) -> None
 
 
 def test_rows_beyond_the_limit_are_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deconattn.data.reading.parse.LIMIT", 300)
+    monkeypatch.setattr("deconattn.data.reading.texts.LIMIT", 300)
     (block,) = read(write(tmp_path / "a.parquet", encode("a.parquet", ["é" * 150, "x" * 301, "end"])))
     parsed = parse_block(block, "text")
     assert (parsed.texts, parsed.bad) == (["é" * 150, "end"], [(1, "longer than 64 MiB")])

@@ -8,8 +8,8 @@ from random import Random
 import pyarrow as pa
 import pytest
 
-from deconattn.data.reading.blocks import Block, read_blocks
-from deconattn.data.reading.inputs import Input, find_inputs
+from deconattn.data.reading.blocks import InputBlock, read_blocks
+from deconattn.data.reading.input_files import Input, find_inputs
 from deconattn.errors import UserError
 from tests.data.reading.mutations import NAMES, encode
 
@@ -19,7 +19,7 @@ def write(path: Path, content: bytes) -> list[Input]:
     return find_inputs([str(path)])
 
 
-def read(inputs: list[Input]) -> list[Block]:
+def read(inputs: list[Input]) -> list[InputBlock]:
     return list(read_blocks(inputs, "text"))
 
 

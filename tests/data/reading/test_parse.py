@@ -4,14 +4,13 @@ import pickle
 import pyarrow as pa
 import pytest
 
-from deconattn.data.reading.blocks import Block
-from deconattn.data.reading.parse import Parsed, parse_block
-from deconattn.data.reading.tally import Tally
+from deconattn.data.reading.blocks import InputBlock
+from deconattn.data.reading.texts import Parsed, Tally, parse_block
 from deconattn.errors import UserError
 
 
 def parse(payload: bytes, kind: str = "json", number: int = 0, too_long: bool = False) -> Parsed:
-    return parse_block(Block(0, number, kind, payload, 0, too_long), "text")
+    return parse_block(InputBlock(0, number, kind, payload, 0, too_long), "text")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_the_tally_survives_json() -> None:
 
 
 def test_blocks_and_results_travel_between_processes() -> None:
-    block = Block(0, 0, "json", b'{"text": "x"}\n5\n', 9)
+    block = InputBlock(0, 0, "json", b'{"text": "x"}\n5\n', 9)
     assert pickle.loads(pickle.dumps(block)) == block
     parsed = parse_block(block, "text")
     assert pickle.loads(pickle.dumps(parsed)) == parsed

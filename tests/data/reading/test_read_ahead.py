@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deconattn.data.reading.ahead import read_ahead
-from deconattn.data.reading.blocks import read_blocks
-from deconattn.data.reading.inputs import find_inputs
+from deconattn.data.reading.blocks import read_ahead, read_blocks
+from deconattn.data.reading.input_files import find_inputs
 from deconattn.errors import UserError
 from tests.data.reading.mutations import encode
 
@@ -70,8 +69,8 @@ def test_an_error_comes_after_what_was_before_it() -> None:
 SCRIPT = """
 import sys, threading
 from deconattn.data.reading.blocks import read_blocks
-from deconattn.data.reading.inputs import find_inputs
-from deconattn.data.reading.parse import parse_block
+from deconattn.data.reading.input_files import find_inputs
+from deconattn.data.reading.texts import parse_block
 blocks = read_blocks(find_inputs(["-"]), "text")
 for block in blocks:
     print(parse_block(block, "text").texts, block.position, flush=True)
@@ -106,8 +105,8 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from deconattn.data.reading import blocks
-from deconattn.data.reading.inputs import find_inputs
-from deconattn.data.reading.parse import parse_block
+from deconattn.data.reading.input_files import find_inputs
+from deconattn.data.reading.texts import parse_block
 import pyarrow.parquet
 blocks.LIMIT = blocks.TEXT_GRID = 4 << 20
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deconattn.data.reading import columns, sources
-from deconattn.data.reading.inputs import find_inputs
-from deconattn.data.reading.tally import Tally
-from deconattn.data.reading.texts import documents_of
+from deconattn.data.reading.input_files import find_inputs
+from deconattn.data.reading.texts import Tally, documents_of
 from deconattn.errors import UserError
 from tests.data.reading.mutations import NAMES, encode, mutate, odd_lines
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from deconattn.data.reading.inputs import find_inputs
-from deconattn.data.reading.tally import Tally
-from deconattn.data.reading.texts import documents_of, read_texts, sample_texts
+from deconattn.data.reading.input_files import find_inputs
+from deconattn.data.reading.texts import Tally, documents_of, read_texts, sample_texts
 from deconattn.errors import UserError
 from tests.data.reading.mutations import NAMES, encode
 

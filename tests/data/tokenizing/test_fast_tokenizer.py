@@ -12,11 +12,10 @@ import pytest
 
 from deconattn.data import load_tokenizer
 from deconattn.data.tokenizing import fast as module
-from deconattn.data.tokenizing.awkward_texts import AWKWARD_TEXTS, with_added_tokens
+from deconattn.data.tokenizing.disagreements import AWKWARD_TEXTS, has_unsettled, with_added_tokens
 from deconattn.data.tokenizing.fast import FastTokenizer, first_difference, load_fast_tokenizer
 from deconattn.data.tokenizing.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 from deconattn.data.tokenizing.training import Training, train_tokenizer
-from deconattn.data.tokenizing.unsettled import has_unsettled
 from deconattn.program import installation
 
 pytest.importorskip("gigatoken")

@@ -10,7 +10,7 @@ import pytest
 
 from deconattn.data import load_tokenizer
 from deconattn.data.tokenizing import training
-from deconattn.data.tokenizing.awkward_texts import AWKWARD_TEXTS
+from deconattn.data.tokenizing.disagreements import AWKWARD_TEXTS
 from deconattn.data.tokenizing.training import Training, parse_training, train_tokenizer
 from deconattn.errors import UserError
 

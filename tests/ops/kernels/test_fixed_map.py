@@ -127,7 +127,7 @@ def test_any_strides():
 
 @pytest.mark.filterwarnings("ignore:overflow")  # of weights above the diagonal, which are masked
 def test_large_scores():
-    """Up to several hundred, where exponentials without the log-normaliser would overflow."""
+    """Up to several hundred, where exponentials without the log-sum-exp would overflow."""
     inputs, upstream = problem(2, 2, 2, 100, 16)
     inputs[0] *= 100
     ours = gradients(kernel.fixed_map_attention, inputs, upstream)
@@ -188,8 +188,8 @@ def calls_ampere() -> None:
 def test_compiles(capability: tuple[int, int], function: str):
     kernels = compile_calls(str(Path(__file__)), function, capability)
     assert {compiled.name for compiled in kernels} == {
-        "normaliser_kernel",
-        "centre_kernel",
+        "lse_kernel",
+        "delta_kernel",
         "apply_scores_kernel",
         *WIDE,
     }
@@ -197,6 +197,6 @@ def test_compiles(capability: tuple[int, int], function: str):
         assert compiled.shared <= SHARED_MEMORY[capability]
         # dS at head_dim 128 keeps to half of a multiprocessor's registers, short of two.
         assert compiled.spills <= (8 if compiled.name == "grad_scores_kernel" else 0), compiled
-        assert bool(compiled.tensor_cores) == (compiled.name != "centre_kernel")
+        assert bool(compiled.tensor_cores) == (compiled.name != "delta_kernel")
         if capability == (9, 0) and compiled.name in WIDE and "*fp32, *fp32, *fp32" not in compiled.signature:
             assert compiled.tensor_cores == "wgmma"

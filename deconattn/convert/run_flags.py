@@ -1,0 +1,100 @@
+"""The flags of the run that a Hugging Face model begins: a training's, the model's own dimensions among them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from deconattn.checkpoint.kinds import HF_CONFIG
+from deconattn.cli import complaints_in_one_line
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.flags import TrainingFlags
+from deconattn.config.presets import SIZES, Size
+from deconattn.errors import UserError
+from deconattn.layers.config import ModelConfig
+
+NAMES = {"tie_embeddings": "tie_word_embeddings"}
+"""Flag fields whose names differ from those of :class:`ModelConfig`."""
+DIMENSIONS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "attention_bias",
+    "qk_norm",
+    "tie_embeddings",
+    "rope_theta",
+    "rms_norm_eps",
+    "initializer_range",
+)
+"""The fields of ModelFlags that the model decides."""
+
+
+@dataclass(frozen=True)
+class _DecidingFlags:
+    """Flags that decide the defaults of others, or are refused here."""
+
+    size: str | None = None
+    variant: str | None = None
+    pattern: str | None = None
+    config: Path | None = None
+    save: Path | None = None
+    resume: bool = False
+
+
+def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> TrainingFlags:
+    """Parse a training's flags as of a run whose model has the dimensions of `config`, the model in `folder`.
+
+    Training defaults are those of the size that comes nearest. Without `--variant` and `--pattern` the layers are
+    the model's own.
+
+    Raises:
+        UserError: what a training would complain about, a flag that contradicts the model, or no `--data`.
+    """
+    with complaints_in_one_line():
+        given, _ = tyro.cli(_DecidingFlags, args=arguments, return_unknown_args=True, add_help=False)
+    if given.save is not None or given.resume:
+        flag = "--resume" if given.resume else "--save"
+        raise UserError(f"{flag} has no place here, OUT is the new run's folder: leave it out")
+    if given.config is not None:
+        raise UserError("--config has no place here, the model decides most of what it may say: give flags instead")
+    values: dict[str, Any] = {name: getattr(config, NAMES.get(name, name)) for name in DIMENSIONS}
+    ours = [word for name, value in values.items() for word in _flag(name, value)]
+    if given.size is None:
+        ours += ["--size", nearest_size(config)]
+    if given.variant is None and given.pattern is None:
+        ours += ["--pattern", ",".join(config.layer_variants)]
+    flags = parse_training_flags([*ours, *arguments])  # of a flag given twice the last counts
+    for name, value in values.items():
+        if getattr(flags.model, name) != value:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{flag} {getattr(flags.model, name)} contradicts {folder / HF_CONFIG}, which has {value}: "
+                f"leave {flag} out"
+            )
+    if not flags.data.data:
+        raise UserError("--data is missing: name the packed corpora that the run trains on")
+    flags.accumulation_steps(1)  # raises where no number of ranks would do
+    return flags
+
+
+def nearest_size(config: ModelConfig) -> str:
+    """The preset whose layers have most nearly as many weights."""
+
+    def weights(model: ModelConfig | Size) -> float:
+        return math.log(model.hidden_size**2 * model.num_hidden_layers)
+
+    return min(SIZES, key=lambda name: abs(weights(SIZES[name]) - weights(config)))
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    words = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{words}" if value else f"--no-{words}"]
+    return [f"--{words}", str(value)]

@@ -1,0 +1,68 @@
+"""The flags of the command `pack`."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from deconattn.errors import UserError
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Pack text into Arrow shards for training. A pack that was killed goes on when the same command runs again."""
+
+    inputs: tyro.conf.Positional[tuple[str, ...]]
+    """Text, JSON lines (both also compressed), Parquet, Arrow and datasets saved by Hugging Face's library: files,
+    folders (searched recursively), quoted patterns, URLs (s3://, gs://, hf://, ...), or - for JSON lines on standard
+    input. A .txt file is one document; otherwise a line or row is one."""
+    tokenizer: str
+    """A tokenizer.json, a SentencePiece .model, a folder holding one of them, or train:VOCAB (also train:bpe:VOCAB,
+    train:byte-bpe:VOCAB) to train one of VOCAB entries on the input."""
+    out: Path
+    """The folder to write. It appears when everything is in it."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Tokenizing threads or processes. The output does not depend on it."""
+    val_fraction: float = 0.01
+    """Part of the documents held out as the validation split. 0 holds out none."""
+    shard_tokens: int = 100_000_000
+    """Tokens after which a new shard begins; a document is never cut."""
+    text_field: str = "text"
+    """The field of a JSON line, or column of a table, that holds the text."""
+    min_tokens: int = 1
+    """Skip documents of fewer tokens, the separator included."""
+    max_tokens: int | None = None
+    """Stop after the document that reaches so many tokens."""
+    dedup: Literal["exact"] | None = None
+    """Keep the first of documents with the same text. Takes 16 bytes of memory a document."""
+    shuffle: int | None = None
+    """A seed: write the documents of each split in a random order. Takes as much disk again while it runs."""
+    max_bad: int = 100
+    """Bad lines (not UTF-8, not JSON, no text) to skip and report before giving up."""
+    overwrite: bool = False
+    """Replace a packed corpus in the output folder. Nothing else is ever replaced."""
+    restart: bool = False
+    """Discard what an interrupted pack has left and begin again."""
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            raise UserError("no input; name files, folders or patterns")
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"--val-fraction {self.val_fraction}: must be at least 0 and below 1")
+        for flag, value, least in (
+            ("workers", self.workers, 1),
+            ("shard-tokens", self.shard_tokens, 1),
+            ("min-tokens", self.min_tokens, 1),
+            ("max-tokens", self.max_tokens, 1),
+            ("shuffle", self.shuffle, 0),
+            ("max-bad", self.max_bad, 0),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"--{flag} {value}: must be at least {least}")
+
+    def that_matter(self) -> dict[str, Any]:
+        """The flags that the packed folder depends on, beside inputs and tokenizer, by their names."""
+        names = ("val_fraction", "shard_tokens", "text_field", "min_tokens", "max_tokens", "dedup", "shuffle")
+        return {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}

@@ -1,0 +1,202 @@
+"""The folder of a reproduction, and which of its files say that something is done.
+
+    OUT/
+        plan.json                     what was asked for, and what each run costs
+        runs/RUN/                     run folders of trainings
+        results/RUN/KIND.json         a job that is done: what came of it
+        results/RUN/KIND.failed.json  a job that failed
+        results/RUN/KIND/             what the command wrote
+        logs/RUN.KIND.log             what the command printed, attempt after attempt
+        locks/                        who works on what
+        report.html, report.md, data.json
+
+Every JSON file appears whole, by a rename. One that cannot be read counts as missing, and is made again.
+
+Work is divided by locks of the kernel (flock), one process a job, on this machine and on others that share the folder.
+A lock lasts as long as any process that holds its file open: the one that took it, and the command that it started,
+which inherits it. So a lock never outlives the work, and a command that outlives its parent keeps others away until it
+has ended. Where a shared file system does not pass flock on between machines, --shard keeps them apart instead.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from deconattn import durable
+from deconattn.errors import UserError
+from deconattn.reproduction.estimate import Estimate
+from deconattn.reproduction.plans import PlannedJob, ReproductionPlan, Request, Run, make_plan
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ReproductionFolder:
+    """The places in the folder `out`."""
+
+    out: Path
+
+    @cached_property
+    def plan(self) -> Path:
+        return self.out / "plan.json"
+
+    def run(self, run: Run) -> Path:
+        return self.out / "runs" / run.name
+
+    def output(self, job: PlannedJob) -> Path:
+        """The folder that a job's command writes; of a training the run folder."""
+        return self.run(job.run) if job.kind == "train" else self.out / "results" / job.run.name / job.kind
+
+    def log(self, job: PlannedJob) -> Path:
+        return self.out / "logs" / f"{job.run.name}.{job.kind}.log"
+
+    def lock(self, job: PlannedJob) -> Path:
+        return self.out / "locks" / f"{job.run.name}.{job.kind}"
+
+    @property
+    def common_lock(self) -> Path:
+        """Lock of the files that any process may write: the plan and the report."""
+        return self.out / "locks" / "report"
+
+    def result(self, job: PlannedJob) -> dict[str, Any] | None:
+        """Recorded result of a job; None unless it is done."""
+        return _read(self._done(job))
+
+    def failure(self, job: PlannedJob) -> dict[str, Any] | None:
+        """Recorded failure of a job; None if it did not fail."""
+        return None if self.result(job) is not None else _read(self._failed(job))
+
+    def record(self, job: PlannedJob, content: dict[str, Any]) -> None:
+        """Record that the job is done."""
+        _write(self._done(job), content)
+        self._failed(job).unlink(missing_ok=True)
+
+    def record_failure(self, job: PlannedJob, content: dict[str, Any]) -> None:
+        """Record that the job failed."""
+        _write(self._failed(job), content)
+
+    def forget_failure(self, job: PlannedJob) -> None:
+        self._failed(job).unlink(missing_ok=True)
+
+    def _done(self, job: PlannedJob) -> Path:
+        return self.out / "results" / job.run.name / f"{job.kind}.json"
+
+    def _failed(self, job: PlannedJob) -> Path:
+        return self.out / "results" / job.run.name / f"{job.kind}.failed.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A plan as it stands in its folder, with what each run costs by name."""
+
+    request: Request
+    estimates: dict[str, Estimate]
+
+    @cached_property
+    def plan(self) -> ReproductionPlan:
+        return make_plan(self.request)
+
+
+def save_plan(folder: ReproductionFolder, stored: Stored) -> None:
+    """Begin the folder with its `plan.json`."""
+    request = TypeAdapter(Request).dump_python(stored.request, mode="json")
+    estimates = {name: dataclasses.asdict(estimate) for name, estimate in stored.estimates.items()}
+    try:
+        with hold_lock(folder.common_lock, wait=True):
+            _write(folder.plan, {"format": FORMAT, "request": request, "estimates": estimates})
+    except OSError as error:
+        raise UserError(f"--out {folder.out}: {error.strerror}; give a folder that can be written") from error
+
+
+def load_plan(folder: ReproductionFolder) -> Stored | None:
+    """The plan that the folder was begun with; None where there is none that can be read.
+
+    Raises:
+        UserError: a later version of this program wrote it.
+    """
+    content = _read(folder.plan)
+    if content is None:
+        return None
+    if content.get("format") != FORMAT:
+        raise UserError(f"{folder.plan} has format {content.get('format')}, not {FORMAT}: give another --out")
+    try:
+        request = TypeAdapter(Request).validate_python(content["request"])
+        estimates = TypeAdapter(dict[str, Estimate]).validate_python(content["estimates"])
+    except (KeyError, ValidationError):
+        return None
+    return Stored(request, estimates)
+
+
+def check_same(folder: ReproductionFolder, stored: Request, given: Request) -> None:
+    """Raises UserError for the first flag that is not what the folder was begun with."""
+    for field in dataclasses.fields(Request):
+        before, now = getattr(stored, field.name), getattr(given, field.name)
+        if before != now:
+            flag = "--" + field.name.replace("_", "-")
+            raise UserError(
+                f"{folder.out} was begun with {flag} {_shown(before)} and the flags now say {_shown(now)}: give "
+                "the flags that it was begun with, or another --out"
+            )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(str(item) for item in value) or "(its default)"
+    return "(its default)" if value in (None, "") else str(value)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.write_json(path, content)
+
+
+@contextmanager
+def hold_lock(path: Path, wait: bool = False) -> Iterator[int | None]:
+    """Hold a lock inside the block.
+
+    Args:
+        wait: until whoever holds it has done.
+
+    Yields:
+        The descriptor that a child must inherit; None if another process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+            return
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def lock_holder(path: Path) -> str:
+    """Describe the process that took a lock last; to be asked while it is held."""
+    try:
+        taken = json.loads(path.read_text(encoding="utf-8"))
+        return f"pid {taken['pid']} on {taken['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,244 @@
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deconattn.data.reading.input_files import find_inputs, find_remote
+from deconattn.errors import UserError
+from tests.data.reading.mutations import encode
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode(path.name, texts))
+    return path
+
+
+def save_dataset(folder: Path, files: list[str]) -> list[Path]:
+    """What `datasets.Dataset.save_to_disk` leaves, as far as it matters."""
+    paths = [write(folder / name, [name]) for name in files]
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in files]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return paths
+
+
+def found(*given: object) -> list[Path]:
+    return [Path(source.name) for source in find_inputs([str(name) for name in given])]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "codec"),
+    [
+        ("a.txt", "text", None),
+        ("a.TXT.GZ", "text", "gzip"),
+        ("a.jsonl", "json", None),
+        ("a.ndjson.zst", "json", "zstd"),
+        ("c4.00001-of-00002.json.gz", "json", "gzip"),
+        ("a.json.bz2", "json", "bz2"),
+        ("a.parquet", "parquet", None),
+        ("a.arrow", "arrow", None),
+    ],
+)
+def test_the_name_tells_the_kind(tmp_path: Path, name: str, kind: str, codec: str | None) -> None:
+    path = write(tmp_path / name, ["x"])
+    for given in (path, tmp_path):
+        (source,) = find_inputs([str(given)])
+        assert (source.name, source.kind, source.codec) == (str(path), kind, codec)
+        assert source.size == path.stat().st_size
+        assert pickle.loads(pickle.dumps(source)) == source
+
+
+def test_the_stamp_changes_with_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["x"])
+    stamps = [find_inputs([str(path)])[0].stamp]
+    os.utime(path, (0, 0))
+    stamps.append(find_inputs([str(path)])[0].stamp)
+    path.write_bytes(path.read_bytes() * 2)
+    os.utime(path, (0, 0))
+    stamps.append(find_inputs([str(path)])[0].stamp)
+    assert len(set(stamps)) == 3
+
+
+def test_inputs_expand_in_a_fixed_order(tmp_path: Path) -> None:
+    names = ["b.jsonl", "a.txt", "sub/c.parquet", "sub/d.jsonl.gz"]
+    paths = {name: write(tmp_path / name, ["x"]) for name in names}
+    (tmp_path / "notes.md").write_text("not a document")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / ".hidden").mkdir()
+    write(tmp_path / ".hidden" / "e.txt", ["x"])
+    everything = [paths["a.txt"], paths["b.jsonl"], paths["sub/c.parquet"], paths["sub/d.jsonl.gz"]]
+    assert found(tmp_path) == everything
+    assert found(tmp_path / "*.jsonl", tmp_path / "a.txt") == [paths["b.jsonl"], paths["a.txt"]]
+    assert found(tmp_path / "**/*.gz") == [paths["sub/d.jsonl.gz"]]
+    assert found(tmp_path / "[ab].*", tmp_path / "s*") == everything
+    assert found(tmp_path / "config.json", tmp_path / "sub") == [tmp_path / "config.json", *everything[2:]]
+
+
+def test_a_pattern_gives_a_folder_and_its_files_once(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "x" / name, ["x"]) for name in ("a.txt", "b.txt")]
+    assert found(tmp_path / "**") == paths
+
+
+def test_a_name_with_a_pattern_s_marks_is_a_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a[1].txt", ["x"])
+    assert found(path) == [path]
+
+
+def test_a_file_given_twice_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["x"])
+    link = tmp_path / "link.jsonl"
+    with pytest.raises(UserError, match=f"{path}: duplicate inputs: it is given twice; name each file once"):
+        find_inputs([str(path), str(tmp_path)])
+    link.symlink_to(path)
+    with pytest.raises(UserError, match=rf"{link}: duplicate inputs: .* \(as {path} too\)"):
+        find_inputs([str(tmp_path)])
+    with pytest.raises(UserError, match="-: duplicate inputs"):
+        find_inputs(["-", "-"])
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    path = write(tmp_path / "elsewhere" / "a.txt", ["x"])
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "linked").symlink_to(path.parent)
+    (folder / "circle").symlink_to(folder)
+    assert found(folder) == [folder / "linked" / "a.txt"]
+
+
+def test_saved_datasets_come_in_their_own_order(tmp_path: Path) -> None:
+    one = save_dataset(tmp_path / "one", ["data-1.arrow", "data-0.arrow"])
+    write(tmp_path / "one" / "cache-5.arrow", ["not of the data set"])
+    assert found(tmp_path / "one") == one
+    train, test = (save_dataset(tmp_path / "two" / split, ["data-0.arrow"]) for split in ("train", "test"))
+    (tmp_path / "two" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    assert found(tmp_path / "two") == [*train, *test]
+    first, last = write(tmp_path / "a.txt", ["x"]), write(tmp_path / "z.txt", ["x"])
+    assert found(tmp_path) == [first, *one, *train, *test, last]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (b"{", "not what the datasets library writes"),
+        (b"[1]", "not what the datasets library writes"),
+        (b"[" * 100_000, "not what the datasets library writes"),
+        (b'{"_data_files": [{"name": "x"}]}', "not what the datasets library writes"),
+        (b'{"_data_files": [{"filename": 5}]}', "not what the datasets library writes"),
+        (b'{"_data_files": [{"filename": "data-0.arrow"}, {"filename": "data-1.arrow"}]}', "data-1.arrow: missing"),
+    ],
+)
+def test_a_data_set_that_is_not_whole(tmp_path: Path, state: bytes, message: str) -> None:
+    save_dataset(tmp_path, ["data-0.arrow"])
+    (tmp_path / "state.json").write_bytes(state)
+    with pytest.raises(UserError, match=message):
+        find_inputs([str(tmp_path)])
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(UserError, match="train/state.json: missing, so the data set is not whole"):
+        find_inputs([str(tmp_path)])
+
+
+def test_inputs_that_give_nothing(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "a.parquet.gz").write_text("x")
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "a.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for given, message in [
+        ("absent.jsonl", "no such file"),
+        ("n" * 5000, "cannot be read"),
+        ("*.jsonl.zst", "matches nothing"),
+        ("notes.md", "unknown kind of file; give one of .txt, .jsonl"),
+        ("a.parquet.gz", "unknown kind of file"),
+        ("pipe.jsonl", "neither a file nor a folder.*give -"),
+        ("", "pipe.jsonl: neither a file nor a folder"),
+        ("empty", "holds no .txt"),
+        ("json", r"holds no .txt.*a plain .json file must be named"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            find_inputs([str(tmp_path / given)])
+        assert str(tmp_path / given) in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "open" / "a.txt", ["x"])
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=f"{tmp_path / 'closed'}: cannot be read .Permission denied"):
+        find_inputs([str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", [b"\xff.txt", b"two\nlines.txt"])
+def test_names_that_cannot_be_shown(tmp_path: Path, name: bytes) -> None:
+    try:
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_text("x")
+    except OSError:
+        pytest.skip("the file system takes other names only")
+    with pytest.raises(UserError, match=r"(udcff|two.nlines).txt': .*; rename it") as caught:
+        find_inputs([str(tmp_path)])
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+
+
+def test_urls(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    paths = [write(tmp_path / name, ["x"]) for name in ("a.txt", "b.jsonl.gz", "sub/c.parquet")]
+    (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "state.json").write_text("{}")
+    url = tmp_path.as_uri()
+    for given in ([url], [f"{url}/*.*[tz]", f"{url}/sub"]):
+        sources = find_inputs(given)
+        assert [source.name for source in sources] == [path.as_uri() for path in paths]
+        assert [source.size for source in sources] == [path.stat().st_size for path in paths]
+        assert [source.codec for source in sources] == [None, "gzip", None]
+    before = find_inputs([paths[0].as_uri()])
+    os.utime(paths[0], (0, 0))
+    assert find_inputs([paths[0].as_uri()]) != before
+    with pytest.raises(UserError, match="duplicate inputs"):
+        find_inputs([url, paths[0].as_uri()])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("file:///nowhere/a.txt", "nowhere/a.txt: cannot be read .FileNotFoundError"),
+        ("file:///nowhere/*.txt", "is there; check the URL"),
+        ("nonsense://bucket/a.txt", "nonsense"),
+        ("memory://a.md", "cannot be read|unknown kind"),
+    ],
+)
+def test_urls_that_give_nothing(given: str, message: str) -> None:
+    pytest.importorskip("fsspec")
+    with pytest.raises(UserError, match=message):
+        find_inputs([given])
+
+
+@pytest.mark.parametrize("missing", ["fsspec", "fsspec.core"])
+def test_urls_without_the_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=r"s3://b/a.txt: reading URLs needs pip install .*\[remote\]"):
+        find_inputs(["s3://b/a.txt"])
+
+
+def test_what_a_protocol_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec.core")
+
+    class Broken:
+        def isdir(self, path: str) -> bool:
+            raise RuntimeError("no credentials\nlong story")
+
+    monkeypatch.setattr(fsspec, "url_to_fs", lambda url: (Broken(), url))
+    check: Callable[[str], bool] = bool
+    with pytest.raises(UserError, match=r"s3://b: cannot be read \(RuntimeError: no credentials\); check"):
+        list(find_remote("s3://b", check, ""))

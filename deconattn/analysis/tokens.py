@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deconattn.analysis.sample import SHORTEST, Sample
-from deconattn.analysis.subjects import Subject
+from deconattn.checkpoint.stored_model import StoredModel
 from deconattn.data import SampleStream, TokenCorpus, Tokenizer, load_tokenizer, read_manifest
 from deconattn.data.reading.texts import read_texts
 from deconattn.errors import UserError
@@ -17,33 +17,33 @@ LONGEST = 2048
 """Tokens of a sequence where no length is asked for and every model takes more: the paper's."""
 
 
-def read_sample(sample: Sample, subjects: Sequence[Subject]) -> list[Tensor]:
-    """Each subject's token ids, int64 [sequences, seq_len]; the same ones where tokenizers agree.
+def read_sample(sample: Sample, models: Sequence[StoredModel]) -> list[Tensor]:
+    """Each model's token ids, int64 [sequences, seq_len]; the same ones where tokenizers agree.
 
     Raises:
         UserError: a length that a model cannot take, too little text, or a corpus of another tokenizer.
     """
     sample.check()
-    length = _length(sample, subjects)
+    length = _length(sample, models)
     if sample.data is not None:
         ids, tokenizer = _packed(sample.data, sample.sequences, length)
-        for subject in subjects:
-            _check_tokenizer(sample.data, tokenizer, ids, subject)
-        return [ids] * len(subjects)
-    return [_encoded(sample, length, subject) for subject in subjects]
+        for stored in models:
+            _check_tokenizer(sample.data, tokenizer, ids, stored)
+        return [ids] * len(models)
+    return [_encoded(sample, length, stored) for stored in models]
 
 
-def _length(sample: Sample, subjects: Sequence[Subject]) -> int:
+def _length(sample: Sample, models: Sequence[StoredModel]) -> int:
     if sample.seq_len is None:
-        shortest = min(subjects, key=lambda subject: subject.config.max_position_embeddings)
+        shortest = min(models, key=lambda stored: stored.model_config.max_position_embeddings)
         length = shortest.config.max_position_embeddings
         if length < SHORTEST:
             raise UserError(f"{shortest.path} takes {length} tokens, fewer than {SHORTEST}: give another model")
         return min(LONGEST, length)
-    for subject in subjects:
-        if subject.stored.longest is not None and sample.seq_len > subject.stored.longest:
+    for stored in models:
+        if stored.longest is not None and sample.seq_len > stored.longest:
             raise UserError(
-                f"--seq-len {sample.seq_len} is beyond the fixed stream of {subject.path}, {subject.stored.longest} "
+                f"--seq-len {sample.seq_len} is beyond the fixed stream of {stored.path}, {stored.longest} "
                 "tokens: give less"
             )
     return sample.seq_len
@@ -65,20 +65,20 @@ def _packed(folder: Path, sequences: int, length: int) -> tuple[Tensor, Tokenize
     )
 
 
-def _check_tokenizer(folder: Path, theirs: Tokenizer, ids: Tensor, subject: Subject) -> None:
+def _check_tokenizer(folder: Path, theirs: Tokenizer, ids: Tensor, stored: StoredModel) -> None:
     """The model's tokenizer must read the sample's own text as the corpus's does."""
     text = theirs.decode(ids[0].numpy())
-    ours = subject.stored.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    if ours != theirs.encode_batch([text])[0].tolist() or int(ids.max()) >= subject.config.vocab_size:
+    ours = stored.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if ours != theirs.encode_batch([text])[0].tolist() or int(ids.max()) >= stored.model_config.vocab_size:
         raise UserError(
-            f"--data {folder} was packed with another tokenizer than that of {subject.path}: pack the text with its "
+            f"--data {folder} was packed with another tokenizer than that of {stored.path}: pack the text with its "
             "own, or give the text itself with --text"
         )
 
 
-def _encoded(sample: Sample, length: int, subject: Subject) -> Tensor:
+def _encoded(sample: Sample, length: int, stored: StoredModel) -> Tensor:
     """The first tokens of all documents end to end, each followed by the tokenizer's end of text."""
-    tokenizer, wanted = subject.stored.tokenizer, sample.sequences * length
+    tokenizer, wanted = stored.tokenizer, sample.sequences * length
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids: list[int] = []
     for text in _documents(sample.text):
@@ -86,7 +86,7 @@ def _encoded(sample: Sample, length: int, subject: Subject) -> Tensor:
         if len(ids) >= wanted:
             return torch.tensor(ids[:wanted]).view(sample.sequences, length)
     raise UserError(
-        f"{sample.source} has {len(ids)} tokens in the tokenizer of {subject.path}, fewer than {sample.sequences} "
+        f"{sample.source} has {len(ids)} tokens in the tokenizer of {stored.path}, fewer than {sample.sequences} "
         f"sequences of {length}: give more text, or lower --sequences or --seq-len"
     )
 

@@ -19,6 +19,7 @@ the collective side is :mod:`deconattn.train.saving`.
 import hashlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, contiguous_format
 
+from deconattn import durable
 from deconattn.config.command_line import RUN_CONFIG, from_json
 from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
@@ -156,6 +158,21 @@ class TensorFiles:
 def describe(path: Path) -> dict[str, Any]:
     """Size and checksum of a file."""
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def seal(
+    folder: Path, progress: Progress, config: dict[str, Any], tokenizer: Path, known: Mapping[str, Any] | None = None
+) -> None:
+    """Make a folder with a step's tensors a checkpoint: configuration, tokenizer, and the manifest last.
+
+    Args:
+        tokenizer: the file that the corpus was packed with.
+        known: see :func:`write_manifest`.
+    """
+    durable.write_json(folder / RUN_CONFIG, config)
+    (folder / "tokenizer").mkdir()
+    shutil.copy(tokenizer, folder / "tokenizer")
+    write_manifest(folder, progress, known)
 
 
 def write_manifest(folder: Path, progress: Progress, known: Mapping[str, Any] | None = None) -> None:

@@ -1,8 +1,10 @@
 """Any trained model as Hugging Face runs it: an export, a stock model, a run or one of its checkpoints."""
 
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,15 +22,20 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from deconattn.checkpoint.format import Checkpoint, open_checkpoint
+from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, open_checkpoint
+from deconattn.checkpoint.hf_config import MODEL_TYPES, read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.kinds import HF_CONFIG, kind_of, read_config
+from deconattn.checkpoint.without_layers import check_skip, without_layers
 from deconattn.errors import UserError
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
 from deconattn.hf.tokenizer_files import check_tokenizer, write_tokenizer
-from deconattn.mixers import mixer_class, variant_names
+from deconattn.layers.config import ModelConfig
+from deconattn.mixers import variant_names
 from deconattn.mixers.plugins import load_plugins
+from deconattn.model.decoder import Decoder
+from deconattn.model.streams import Streams
 
 Precision = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -36,23 +43,47 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model of which all is known but its weights.
+    """A model that is opened: all is known but its weights.
 
     Attributes:
+        path: the folder that was given.
         config: Hugging Face's configuration; of a run, what its export would have.
         tokenizer: Hugging Face's; of our models it gives the ids that they were trained on, and adds none.
+        label: what tables and pictures call it.
+        checkpoint: the one checkpoint that was verified and is read; None where the folder is Hugging Face's.
+        skipped: numbers, from 1, of the layers that are left out.
     """
 
+    path: Path
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
+    label: str
+    checkpoint: Checkpoint | None
     _read: Callable[[torch.dtype | None], PreTrainedModel]
+    skipped: frozenset[int] = frozenset()
+
+    @cached_property
+    def model_config(self) -> ModelConfig:
+        """Our configuration of it.
+
+        Raises:
+            UserError: its layers are not ours.
+        """
+        if isinstance(self.config, DeconAttnConfig):
+            return self.config.to_model_config()
+        if self.config.model_type in MODEL_TYPES:
+            return read_model_config(self.path)
+        raise UserError(
+            f"{self.path} is a {self.config.model_type}, whose layers are not ours to look into: give a run, a "
+            "checkpoint, an export, or a Qwen2 or Qwen3 model"
+        )
 
     @property
     def longest(self) -> int | None:
         """Tokens that a sequence can have: as many as the fixed stream; None where nothing sets an end."""
         if not isinstance(self.config, DeconAttnConfig):
             return None
-        fixed = any(mixer_class(variant).fixed_stream for variant in self.config.layer_variants or ())
+        fixed = Streams.of(self.config.layer_variants or ()).fixed
         return self.config.max_position_embeddings if fixed else None
 
     def load(self, precision: Precision | None = None) -> PreTrainedModel:
@@ -66,6 +97,32 @@ class StoredModel:
         """
         model = self._read(None if precision is None else _DTYPES[precision])
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def decoder(self) -> Decoder:
+        """Read the weights, in fp32 whatever the model was trained in: its layers, on the GPU where there is one.
+
+        Raises:
+            UserError: weights that are not this configuration's, or layers that are not ours.
+        """
+        config, model = self.model_config, self.load("fp32")
+        if isinstance(self.config, DeconAttnConfig):
+            return model.model
+        decoder = Decoder(config)  # of a stock model, whose tensors have the same names
+        decoder.load_state_dict(model.model.state_dict())
+        return decoder.to(model.device).eval()
+
+    def without(self, skipped: Collection[int]) -> "StoredModel":
+        """The model less the layers of these numbers, from 1 (:mod:`deconattn.checkpoint.without_layers`).
+
+        Raises:
+            UserError: it cannot do without them.
+        """
+        check_skip(self.config, skipped, self.label)
+        label = f"{self.label}, skip {','.join(str(number) for number in sorted(skipped))}"
+        read = self._read
+        return replace(
+            self, label=label, _read=lambda dtype: without_layers(read(dtype), skipped), skipped=frozenset(skipped)
+        )
 
 
 def open_model(path: Path, plugins: Sequence[Path] = ()) -> StoredModel:
@@ -99,7 +156,8 @@ def _in_checkpoint(path: Path, plugins: Sequence[Path]) -> StoredModel:
     config = DeconAttnConfig.of(
         checkpoint.model_config, eos_token_id=eos, pad_token_id=eos, dtype=_DTYPES[checkpoint.precision]
     )
-    return StoredModel(config, tokenizer, lambda dtype: _read_checkpoint(checkpoint, config, dtype))
+    read = partial(_read_checkpoint, checkpoint, config)
+    return StoredModel(path, config, tokenizer, _label(path), checkpoint, read)
 
 
 def _exported_tokenizer(source: Path, longest: int) -> PreTrainedTokenizerBase:
@@ -142,7 +200,8 @@ def _in_folder(folder: Path) -> StoredModel:
         if variant not in variant_names():
             raise UserError(f"{folder} has layers of variant {variant!r}: give its file with --plugin")
     HFWeights(folder)  # raises where there is no weight to read
-    return StoredModel(config, _tokenizer_in(folder), lambda dtype: _read_folder(folder, config, dtype))
+    read = partial(_read_folder, folder, config)
+    return StoredModel(folder, config, _tokenizer_in(folder), _label(folder), None, read)
 
 
 def _tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
@@ -183,6 +242,18 @@ def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | No
         for name in sorted(found[kind]):
             raise UserError(f"{folder} {says} {name}: give a whole model and its own config.json")
     return model
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run whose `step-N` folder this is; None where it is none."""
+    folder = folder.resolve()
+    is_step = re.fullmatch(r"step-\d+", folder.name) is not None and folder.parent.name == CHECKPOINTS
+    return folder.parents[1] if is_step else None
+
+
+def _label(path: Path) -> str:
+    run, name = run_of(path), path.resolve().name
+    return name if run is None else f"{run.name}/{name}"
 
 
 def _last_line(error: Exception) -> str:

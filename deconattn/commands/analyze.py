@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deconattn.analysis.findings import ModelFindings
-    from deconattn.analysis.subjects import Subject
+    from deconattn.checkpoint.stored_model import StoredModel
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,21 @@ def analyze(arguments: Arguments) -> None:
     require("plot", "analysis")
     from transformers.utils.logging import disable_progress_bar
 
+    from deconattn.analysis.models import open_models
     from deconattn.analysis.report import check_free, summary_table, write_report
-    from deconattn.analysis.subjects import open_subjects
     from deconattn.analysis.tokens import read_sample
 
     disable_progress_bar()
     check_free(arguments.out)
-    subjects = open_subjects(arguments.model, arguments.all_steps, arguments.plugin)
-    depth = max(subject.config.num_hidden_layers for subject in subjects)
+    models = open_models(arguments.model, arguments.all_steps, arguments.plugin)
+    depth = max(stored.model_config.num_hidden_layers for stored in models)
     for layer in arguments.maps:
         if not 1 <= layer <= depth:
             raise UserError(f"--maps {layer}: there are layers 1 to {depth}")
-    ids = read_sample(arguments.sample, subjects)
+    ids = read_sample(arguments.sample, models)
     found = [
-        look_into(subject, tokens, arguments.maps, f"{place} of {len(subjects)}")
-        for place, (subject, tokens) in enumerate(zip(subjects, ids, strict=True), start=1)
+        look_into(stored, tokens, arguments.maps, f"{place} of {len(models)}")
+        for place, (stored, tokens) in enumerate(zip(models, ids, strict=True), start=1)
     ]
     sequences, length = ids[0].shape
     sample = {"source": arguments.sample.source, "sequences": sequences, "seq_len": length}
@@ -86,20 +86,24 @@ def analyze(arguments: Arguments) -> None:
     print(f"{sequences} sequences of {length} tokens of {sample['source']}; written: {arguments.out}")
 
 
-def look_into(subject: "Subject", ids: "Tensor", maps: tuple[int, ...], place: str) -> "ModelFindings":
+def look_into(stored: "StoredModel", ids: "Tensor", maps: tuple[int, ...], place: str) -> "ModelFindings":
     """Run one model over its tokens, int64 [N, L], telling a terminal how far it is."""
     from deconattn.analysis.collect import collect
     from deconattn.analysis.findings import ModelFindings
+    from deconattn.checkpoint.stored_model import run_of
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{escape(subject.label)} ({place})", total=len(ids))
+        task = progress.add_task(f"{escape(stored.label)} ({place})", total=len(ids))
         layers = collect(
-            subject.decoder(),
+            stored.decoder(),
             ids,
-            subject.label,
+            stored.label,
             pictured=[layer - 1 for layer in maps],
             advance=lambda sequences: progress.advance(task, sequences),
         )
-    return ModelFindings(subject.label, str(subject.path), subject.run, subject.step, layers)
+    run = run_of(stored.path)
+    step = None if run is None else int(stored.path.resolve().name.removeprefix("step-"))
+    name = None if run is None else stored.label.rpartition("/")[0]
+    return ModelFindings(stored.label, str(stored.path), name, step, layers)

@@ -23,7 +23,7 @@ from deconattn.extras import require
 from deconattn.program import command
 
 if TYPE_CHECKING:
-    from deconattn.evaluation.subject import Subject
+    from deconattn.checkpoint.stored_model import StoredModel
 
 RESULTS, TABLES = "results.json", "results.md"
 
@@ -82,11 +82,11 @@ def evaluate(arguments: Arguments) -> None:
     if arguments.datasets is not None:
         files = data_files(arguments.datasets, needed)
         harness.without_network()
-    subjects = _subjects(arguments, lengths)
+    models = _open(arguments, lengths)
     with staged_folder(out, lambda folder: _check_free(folder, arguments.overwrite)) as folder:
         with TemporaryDirectory(prefix="deconattn-evaluation-") as cache:
             tasks = harness.load_tasks(list(dict.fromkeys(needed)), files, Path(cache))
-            scored = _score(arguments, subjects, tasks, [task.name for task in chosen], lengths)
+            scored = _score(arguments, models, tasks, [task.name for task in chosen], lengths)
         _write(arguments, scored, lengths, folder)
     print(f"written: {out / RESULTS}, {out / TABLES}", file=sys.stderr)
     if arguments.wandb_project:
@@ -106,36 +106,45 @@ class _Scored:
 
 
 def _score(
-    arguments: Arguments, subjects: "list[Subject]", tasks: harness.Tasks, chosen: list[str], lengths: list[int]
+    arguments: Arguments, models: "list[StoredModel]", tasks: harness.Tasks, chosen: list[str], lengths: list[int]
 ) -> _Scored:
     from deconattn.evaluation.chance import chance_rows
 
     wanted = {name: tasks[name] for name in chosen}
     scored = _Scored([], [], [])
-    for subject in subjects:
-        print(f"{subject.label}: {', '.join(wanted)}", file=sys.stderr)
-        model = subject.load(arguments.dtype)
+    for stored in models:
+        print(f"{stored.label}: {', '.join(wanted)}", file=sys.stderr)
+        model = stored.load(arguments.dtype)
         common: dict[str, Any] = {"batch_size": arguments.batch_size, "limit": arguments.limit}
-        found = harness.score(model, subject.tokenizer, wanted, **common)
+        found = harness.score(model, stored.tokenizer, wanted, **common)
         perplexities = {}
         for length in lengths:
-            print(f"{subject.label}: WikiText, context of {length} tokens", file=sys.stderr)
+            print(f"{stored.label}: WikiText, context of {length} tokens", file=sys.stderr)
             wikitext = {"wikitext": tasks["wikitext"]}
-            at_length = harness.score(model, subject.tokenizer, wikitext, max_length=length, **common)
+            at_length = harness.score(model, stored.tokenizer, wikitext, max_length=length, **common)
             perplexities[length] = float(at_length["results"]["wikitext"]["word_perplexity,none"])
-        scored.rows.append(row_of(subject.label, found))
+        scored.rows.append(row_of(stored.label, found))
         description = {
-            "label": subject.label,
-            **subject.description,
+            "label": stored.label,
+            **_origin(stored),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
         }
         scored.entries.append({"model": description, "context_perplexities": perplexities, "harness": found})
         if not scored.chance:
-            scored.chance = chance_rows(wanted, model, subject.tokenizer, arguments.limit)
+            scored.chance = chance_rows(wanted, model, stored.tokenizer, arguments.limit)
         del model
     return scored
+
+
+def _origin(stored: "StoredModel") -> dict[str, Any]:
+    """Where a model comes from: path, layers left out, and of a run the step and the tokens that it has seen."""
+    origin: dict[str, Any] = {"path": str(stored.path), "skipped_layers": sorted(stored.skipped)}
+    if stored.checkpoint is not None:
+        flags, step = stored.checkpoint.flags, stored.checkpoint.step
+        origin |= {"step": step, "tokens": step * flags.optimization.global_batch_size * flags.data.seq_len}
+    return origin
 
 
 def _write(arguments: Arguments, scored: _Scored, lengths: list[int], folder: Path) -> None:
@@ -165,20 +174,29 @@ def _write(arguments: Arguments, scored: _Scored, lengths: list[int], folder: Pa
         show(console, *table)
 
 
-def _subjects(arguments: Arguments, lengths: list[int]) -> "list[Subject]":
+def _open(arguments: Arguments, lengths: list[int]) -> "list[StoredModel]":
     from transformers.utils.logging import disable_progress_bar
 
-    from deconattn.evaluation.skip import layer_numbers
-    from deconattn.evaluation.subject import open_subject
+    from deconattn.checkpoint.stored_model import open_model
+    from deconattn.checkpoint.without_layers import layer_numbers, variant_layers
 
     disable_progress_bar()
     skip = frozenset() if arguments.skip is None else frozenset(layer_numbers(arguments.skip))
-    subjects = []
+    models = []
     for path in arguments.models:
-        subject = open_subject(path, arguments.plugin, skip, arguments.skip_variant_layers)
-        subject.check_lengths(lengths)
-        subjects.append(subject)
-    return subjects
+        stored, skipped = open_model(path, arguments.plugin), skip
+        if arguments.skip_variant_layers:
+            skipped = skip | variant_layers(stored.config)
+        if arguments.skip is not None or arguments.skip_variant_layers:
+            stored = stored.without(skipped)
+        for length in lengths:
+            if stored.longest is not None and length > stored.longest:
+                raise UserError(
+                    f"--context-lengths {length} is beyond the fixed stream of {stored.label}, {stored.longest} "
+                    "tokens: leave it out"
+                )
+        models.append(stored)
+    return models
 
 
 def _context_lengths(text: str) -> list[int]:

@@ -5,7 +5,6 @@ OUT/
     checkpoints/step-0/     the weights in fp32, moments of zero, the corpus's tokenizer
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from deconattn import durable
-from deconattn.checkpoint.format import CHECKPOINTS, Progress, TensorFiles, write_manifest
+from deconattn.checkpoint.format import CHECKPOINTS, Progress, TensorFiles, seal
 from deconattn.checkpoint.hf_config import read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.config.command_line import RUN_CONFIG
@@ -71,8 +70,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
 def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingData, source: Path) -> None:
     content = resolved_config(flags, model.config, data.identities, source.resolve().name)
     step = folder / CHECKPOINTS / "step-0"
-    (step / "tokenizer").mkdir(parents=True)
-    shutil.copy(data.tokenizer_path, step / "tokenizer")
+    step.mkdir(parents=True)
     weights = TensorFiles(step, "weights")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         weights.add(name, tensor)
@@ -82,8 +80,7 @@ def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingDat
         for name, parameter in model.named_parameters():
             zeros.add(name, torch.zeros_like(parameter))
         zeros.flush()
-    durable.write_json(step / RUN_CONFIG, content)
-    write_manifest(step, Progress())
+    seal(step, Progress(), content, data.tokenizer_path)
     durable.write_json(folder / RUN_CONFIG, content)
 
 

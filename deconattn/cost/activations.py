@@ -7,7 +7,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.shards import largest_part
 from deconattn.mixers import Workload, mixer_class
 from deconattn.mixers.costs import rms_norm_bytes
-from deconattn.model.streams import layer_output_rows, layer_rows
+from deconattn.model.streams import Streams, layer_output_rows, layer_rows
 from deconattn.ops.cross_entropy import LOGITS_AT_ONCE
 
 
@@ -80,7 +80,7 @@ def feed_forward_bytes(config: ModelConfig, tokens: int, bytes_per_element: int,
 def static_bytes(job: Job, span: range) -> int:
     """The static token embeddings, one tensor for all layers of a stage that read them."""
     rows = layer_rows(job.model, job.micro_batch)
-    readers = [i for i in span if mixer_class(job.model.layer_variants[i]).needs_static_embeddings]
+    readers = [layer for layer in Streams.of(job.model.layer_variants).static_layers if layer in span]
     if not readers:
         return 0
     return job.bytes_per_element * rows[readers[0]] * job.length // job.sequence_shards * job.model.hidden_size
@@ -89,8 +89,7 @@ def static_bytes(job: Job, span: range) -> int:
 def hop_bytes(job: Job, layer: int) -> int:
     """What travels to the stage that begins with `layer`: hidden states, and static embeddings while still needed."""
     config = job.model
-    later = config.layer_variants[layer:]
-    tensors = 2 if any(mixer_class(variant).needs_static_embeddings for variant in later) else 1
+    tensors = 2 if layer <= Streams.of(config.layer_variants).last_static_layer else 1
     tokens = layer_rows(config, job.micro_batch)[layer] * job.length // job.sequence_shards
     return tensors * job.bytes_per_element * tokens * config.hidden_size
 

@@ -8,7 +8,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.mixers import Mixer, Workload, mixer_class
 from deconattn.model.decoding_cache import fixed_length
 from deconattn.model.flops import feed_forward_flops, head_forward_flops
-from deconattn.model.streams import fixed_streams
+from deconattn.model.streams import Streams
 
 
 def prefill_flops(config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
@@ -32,12 +32,13 @@ def decode_flops(config: ModelConfig, rows: int, length: int, bytes_per_element:
 
 def fixed_flops(config: ModelConfig, length: int) -> int:
     """FLOPs of the fixed streams' own pass over `length` tokens, as far as the last layer that reads one of them."""
-    streams, last = fixed_streams(config)
-    if last < 0:
+    streams = Streams.of(config.layer_variants)
+    if not streams.fixed:
         return 0
-    *before, reader = _mixers(config)[: last + 1]
-    passed = sum(mixer.forward_flops(config, Workload(streams, length)) for mixer in before)
-    feed_forwards = len(before) * feed_forward_flops(config, streams, length)
+    carried = len(streams.fixed)
+    *before, reader = _mixers(config)[: streams.last_fixed_layer + 1]
+    passed = sum(mixer.forward_flops(config, Workload(carried, length)) for mixer in before)
+    feed_forwards = len(before) * feed_forward_flops(config, carried, length)
     return passed + feed_forwards + reader.decoding.fixed_flops(reader, config, length)
 
 

@@ -64,10 +64,11 @@ def _register_all(files: Sequence[Path], name_here: Callable[[str, type[Mixer]],
 def _variants(path: Path, visible: Sequence[str]) -> dict[str, type[Mixer]]:
     """What a file registers, by its names; while it runs, no other plugin's variants are known but `visible`."""
     digest = code_digest(path)
-    for module in map(vars, list(sys.modules.values())):
-        if module.get(_DIGEST) == digest:
-            copied: dict[str, type[Mixer]] = module[_VARIANTS]
-            return copied
+    copies: list[dict[str, type[Mixer]]] = [
+        module[_VARIANTS] for module in map(vars, list(sys.modules.values())) if module.get(_DIGEST) == digest
+    ]
+    if copies:  # of several, loaded before either was known here, the one that models may be of
+        return next((found for found in copies if found.items() <= registry._REGISTRY.items()), copies[0])
     name = f"deconattn_plugin_{path.stem}"
     if name in sys.modules:  # a namesake in another folder, or the file before it was changed
         name += f"_{digest}"

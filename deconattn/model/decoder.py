@@ -11,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear
 from deconattn.layers.rotary import Rotary
-from deconattn.mixers import FixedStream, Mixer, MixerContext, mixer_class
+from deconattn.mixers import FixedStream, Mixer, MixerContext
 from deconattn.model.block import Block, FeedForward
 from deconattn.model.decoding_cache import DecodingCache, check_length, fixed_length
+from deconattn.model.streams import Streams
 from deconattn.ops.documents import Documents
 
 Observer = Callable[[Block, Tensor, Tensor | None, MixerContext | None], None]
@@ -56,13 +57,9 @@ class Decoder(nn.Module):
         self.local_sequence: Callable[[Tensor], Tensor] = _whole
         self._fixed_parts: _FixedParts | None = None
 
-        classes = [mixer_class(variant) for variant in config.layer_variants]
-        streams = [mixer.fixed_stream for mixer in classes]
-        self.streams: list[FixedStream] = sorted({stream for stream in streams if stream is not None})
-        self.last_fixed_layer = max((i for i, stream in enumerate(streams) if stream is not None), default=-1)
-        self.last_static_layer = max(
-            (i for i, mixer in enumerate(classes) if mixer.needs_static_embeddings), default=-1
-        )
+        streams = Streams.of(config.layer_variants)
+        self.streams: list[FixedStream] = list(streams.fixed)
+        self.last_fixed_layer, self.last_static_layer = streams.last_fixed_layer, streams.last_static_layer
 
         if self.is_first:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)

@@ -1,23 +1,49 @@
-"""The rows that each layer computes: the batch's sequences, and the fixed streams as far as a layer reads them."""
+"""Which layers read what beside the hidden states, and the rows that each layer therefore computes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import mixer_class
+from deconattn.mixers import FixedStream, mixer_class
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What a stack of layers carries beside the batch's hidden states.
+
+    Attributes:
+        fixed: the fixed streams, in the order of their rows, which follow the batch's.
+        last_fixed_layer: the last layer that reads one; none carries them beyond. -1: none reads one.
+        static_layers: layers that read the static token embeddings.
+    """
+
+    fixed: tuple[FixedStream, ...]
+    last_fixed_layer: int
+    static_layers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, variants: Sequence[str]) -> "Streams":
+        """The streams of layers of these variants."""
+        mixers = [mixer_class(variant) for variant in variants]
+        readers = {index: mixer.fixed_stream for index, mixer in enumerate(mixers) if mixer.fixed_stream is not None}
+        static = tuple(index for index, mixer in enumerate(mixers) if mixer.needs_static_embeddings)
+        return cls(tuple(sorted(set(readers.values()))), max(readers, default=-1), static)
+
+    @property
+    def last_static_layer(self) -> int:
+        """The last layer that reads the static embeddings, -1 if none does."""
+        return max(self.static_layers, default=-1)
 
 
 def layer_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
     """Rows of each layer's input: `batch`, plus the fixed streams up to and including the last layer that reads one."""
-    streams, last_fixed = fixed_streams(config)
-    return tuple(batch + (streams if index <= last_fixed else 0) for index in range(config.num_hidden_layers))
+    streams = Streams.of(config.layer_variants)
+    carried = len(streams.fixed)
+    return tuple(
+        batch + (carried if index <= streams.last_fixed_layer else 0) for index in range(config.num_hidden_layers)
+    )
 
 
 def layer_output_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
     """Rows of each layer's output: what the next one reads."""
     return (*layer_rows(config, batch)[1:], batch)
-
-
-def fixed_streams(config: ModelConfig) -> tuple[int, int]:
-    """How many fixed streams the model carries, and the last layer that reads one (-1: none)."""
-    classes = [mixer_class(variant) for variant in config.layer_variants]
-    streams = {mixer.fixed_stream for mixer in classes} - {None}
-    last_fixed = max((index for index, mixer in enumerate(classes) if mixer.fixed_stream), default=-1)
-    return len(streams), last_fixed

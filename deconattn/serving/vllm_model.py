@@ -34,6 +34,7 @@ from vllm.transformers_utils.config import set_default_rope_theta
 
 from deconattn.errors import UserError
 from deconattn.mixers import FixedStream
+from deconattn.model.streams import Streams
 from deconattn.serving.vllm_layers import MIXERS, DecoderLayer, FeedForward
 from deconattn.serving.vllm_plugin import check
 
@@ -67,16 +68,18 @@ class DeconAttnModel(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps) if group.is_last_rank else PPMissingLayer()
 
-        self.has_static = any(MIXERS[variant].needs_static_embeddings for variant in config.layer_variants)
+        streams = Streams.of(config.layer_variants)
+        self.has_static = bool(streams.static_layers)
         keys = ["hidden_states", "residual", *(["static"] if self.has_static else [])]
         self.make_empty_intermediate_tensors = make_empty_intermediate_tensors_factory(keys, config.hidden_size)
 
-        streams = {layer.fixed_stream for layer in self._layers if layer.fixed_stream is not None}
-        self.fixed_rows: dict[FixedStream, int] = {stream: row for row, stream in enumerate(sorted(streams))}
+        here = {layer.fixed_stream for layer in self._layers}
+        fixed = [stream for stream in streams.fixed if stream in here]
+        self.fixed_rows: dict[FixedStream, int] = {stream: row for row, stream in enumerate(fixed)}
         length = config.max_position_embeddings
-        if "random" in streams:
+        if "random" in fixed:
             self.register_buffer("fixed_embeddings", torch.zeros(length, config.hidden_size))
-        if "text" in streams:
+        if "text" in fixed:
             self.register_buffer("fixed_ids", torch.zeros(length, dtype=torch.long))
 
     @property

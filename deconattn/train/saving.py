@@ -18,10 +18,9 @@ from deconattn.checkpoint.format import (
     Progress,
     TensorFiles,
     describe,
+    seal,
     steps_in,
-    write_manifest,
 )
-from deconattn.config.command_line import RUN_CONFIG
 from deconattn.errors import UserError
 from deconattn.layers.shards import buffer_shards, shard_of
 from deconattn.model.causal_lm import CausalLM
@@ -174,10 +173,7 @@ def _seal(
     tokenizer: Path,
     known: dict[str, Any],
 ) -> None:
-    durable.write_json(unfinished / RUN_CONFIG, config)
-    (unfinished / "tokenizer").mkdir()
-    shutil.copy(tokenizer, unfinished / "tokenizer")
-    write_manifest(unfinished, progress, known)
+    seal(unfinished, progress, config, tokenizer, known)
     durable.sync_tree(unfinished)
     if folder.exists():  # a damaged checkpoint of the same step, which resuming has passed over
         shutil.rmtree(folder)

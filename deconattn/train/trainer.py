@@ -14,10 +14,10 @@ from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.cost.hardware import peak_flops
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import mixer_class
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.flops import training_flops
 from deconattn.model.init import initialize
+from deconattn.model.streams import Streams
 from deconattn.parallel.build import build_model
 from deconattn.parallel.process_group import wait_for_rank_0
 from deconattn.parallel.topology import Topology
@@ -196,7 +196,7 @@ class Trainer:
     def _build_model(self, checkpoint: Checkpoint | None) -> CausalLM:
         model = build_model(self.model_config, self.topology, self.flags.engine.sequence_parallel)
         if checkpoint is None:
-            needs_text = any(mixer_class(name).fixed_stream == "text" for name in self.model_config.layer_variants)
+            needs_text = "text" in Streams.of(self.model_config.layer_variants).fixed
             initialize(model, self.flags.optimization.seed, self.data.fixed_ids() if needs_text else None)
         else:
             load_weights(model, checkpoint)

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 
 from deconattn.analysis.collect import collect
 from deconattn.analysis.indicators import NAMES
+from deconattn.analysis.models import open_models
 from deconattn.analysis.sample import Sample
-from deconattn.analysis.subjects import open_subjects
 from deconattn.analysis.tokens import read_sample
 from deconattn.data import PackConfig, TokenCorpus
 from deconattn.data.packing.pack import pack
@@ -85,12 +85,12 @@ def test_models_become_pictures_and_numbers(run: Path, stock: Path, call: Call, 
     assert [model["layers"] for model in told["models"]] == [list(VARIANTS), ["standard"] * 2]
 
     rows = read(out, "indicators")
-    for subject in open_subjects([run / "checkpoints" / "step-12", stock]):
+    for subject in open_models([run / "checkpoints" / "step-12", stock]):
         (ids,) = read_sample(Sample(sequences=5), [subject])
-        label = "run" if subject.step else "stock"
+        label = "run" if subject.checkpoint else "stock"
         found = collect(subject.decoder(), ids, label)
         here = {(r["layer"], r["indicator"], r["head"]): r["value"] for r in rows if r["model"] == label}
-        assert {number for number, _, _ in here} == ({1, 3} if subject.step else {1, 2})
+        assert {number for number, _, _ in here} == ({1, 3} if subject.checkpoint else {1, 2})
         for number, layer in enumerate(found, start=1):
             for name, tensor in layer.indicators.by_name().items() if layer.indicators else ():
                 heads = [None] if tensor.ndim == 0 else range(1, 5)
@@ -124,8 +124,8 @@ def test_the_same_twice_is_the_same_bytes(run: Path, call: Call, tmp_path: Path)
 
 
 def test_a_stock_model_is_looked_into_as_it_runs(stock: Path):
-    (subject,) = open_subjects([stock])
-    model, ids = subject.stored.load("fp32"), tokens(2, 30)
+    (subject,) = open_models([stock])
+    model, ids = subject.load("fp32"), tokens(2, 30)
     decoder = subject.decoder()
     with torch.no_grad():
         expected = model.model(ids.to(model.device)).last_hidden_state
@@ -147,8 +147,8 @@ def test_third_parties_maps_are_drawn_without_activations(byte_level: Path, tmp_
 def test_text_and_corpus_give_the_tokens_that_they_hold(run: Path, stock: Path, byte_level: Path, tmp_path: Path):
     (tmp_path / "a.txt").write_text("abcd")
     (tmp_path / "b.txt").write_text("efghij")
-    subjects = open_subjects([run, stock])
-    tokenizer = subjects[0].stored.tokenizer
+    subjects = open_models([run, stock])
+    tokenizer = subjects[0].tokenizer
     ids = read_sample(Sample(text=(str(tmp_path),), sequences=2, seq_len=5), subjects)
     expected = [*tokenizer("abcd").input_ids, 0, *tokenizer("efghij").input_ids][:10]
     assert len(expected) == 10 and ids[0].tolist() == ids[1].tolist() == [expected[:5], expected[5:]]
@@ -222,8 +222,8 @@ def test_a_model_whose_layers_are_not_ours(stock: Path, tmp_path: Path, refused:
 def test_runs_of_one_name_are_told_apart_by_their_folders(run: Path, byte_level: Path, tmp_path: Path):
     other = write_run(trained(small_config("standard")), byte_level, tmp_path / "run")
     steps = [run / "checkpoints" / "step-12", other / "checkpoints" / "step-7"]
-    assert [one.label for one in open_subjects(steps)] == [f"{run}/step-12", f"{other}/step-7"]
-    assert [one.label for one in open_subjects([run, other / "checkpoints" / "step-7"])] == [
+    assert [one.label for one in open_models(steps)] == [f"{run}/step-12", f"{other}/step-7"]
+    assert [one.label for one in open_models([run, other / "checkpoints" / "step-7"])] == [
         str(run),
         f"{other}/step-7",
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from deconattn.checkpoint.stored_model import open_model
 from deconattn.evaluation import harness
 from deconattn.program import installation
 from tests.conftest import TOOLS
@@ -218,3 +219,15 @@ def test_as_a_program() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --tasks: there is no task 'nothing' here")
+
+
+def test_the_tool_scores_what_remains(hybrid: Path, documents: Path, results: Callable[..., dict[str, Any]]) -> None:
+    words = (hybrid, "--datasets", documents, "--tasks", "wikitext,lambada_openai")
+    by_flag = results(*words, "--skip-variant-layers")["models"][0]
+    by_number = results(*words, "--skip", "1,3")["models"][0]
+    whole = results(*words)["models"][0]
+    assert by_flag["model"]["label"] == "hybrid, skip 1,3"
+    assert by_flag["model"]["skipped_layers"] == [1, 3]
+    assert by_flag["scores"] == by_number["scores"] != whole["scores"]
+    assert by_flag["model"]["parameters"] < whole["model"]["parameters"]
+    assert open_model(hybrid).config.num_hidden_layers == 4

@@ -20,7 +20,7 @@ from deconattn.model.causal_lm import CausalLM
 from deconattn.model.decoding_cache import DecodingCache
 from deconattn.model.flops import forward_flops
 from deconattn.model.init import initialize
-from deconattn.model.streams import fixed_streams, layer_output_rows
+from deconattn.model.streams import Streams, layer_output_rows
 from deconattn.ops import taylor_state
 
 ROWS, LENGTH, LONGER = 3, 20, 40
@@ -166,14 +166,14 @@ def test_a_decoded_token(variants: tuple[str, ...], heads: str, length: int, sta
 def test_the_fixed_streams(variants: tuple[str, ...], heads: str):
     model = build_model(variants, HEADS[heads])
     config = model.config
-    streams, last = fixed_streams(config)
+    found = Streams.of(config.layer_variants)
+    streams, last = len(found.fixed), found.last_fixed_layer
     count = counted(lambda: model.model.fixed_parts(LONGER))
     more = 0
     for variant in variants[: max(last, 0)]:
         more += map_differs(config, variant, streams, LONGER)
-        more += mixer_class(variant).decoding.fixed_flops(
-            mixer_class(variant), config, LONGER
-        )  # queries and keys are projected twice
+        mixer = mixer_class(variant)
+        more += mixer.decoding.fixed_flops(mixer, config, LONGER)  # queries and keys are projected twice
     assert count == generation.fixed_flops(config, LONGER) + more
     assert (count > 0) == any(variant in FIXED for variant in variants)
 

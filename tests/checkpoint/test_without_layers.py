@@ -1,6 +1,5 @@
 """A model without some of its layers is the model whose other layers let the residual stream pass."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from deconattn.checkpoint.stored_model import open_model
+from deconattn.checkpoint.without_layers import check_skip, layer_numbers, variant_layers, without_layers
 from deconattn.errors import UserError
-from deconattn.evaluation.skip import check_skip, layer_numbers, variant_layers, without_layers
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.layers.config import ModelConfig
 from tests.hf.models import MIXED, exported, small_config, tokens, trained
@@ -110,15 +108,3 @@ def test_layer_lists() -> None:
     for wrong in ("", "1,", "1-3", "x", "-1"):
         with pytest.raises(UserError, match="--skip"):
             layer_numbers(wrong)
-
-
-def test_the_tool_scores_what_remains(hybrid: Path, documents: Path, results: Callable[..., dict[str, Any]]) -> None:
-    words = (hybrid, "--datasets", documents, "--tasks", "wikitext,lambada_openai")
-    by_flag = results(*words, "--skip-variant-layers")["models"][0]
-    by_number = results(*words, "--skip", "1,3")["models"][0]
-    whole = results(*words)["models"][0]
-    assert by_flag["model"]["label"] == "hybrid, skip 1,3"
-    assert by_flag["model"]["skipped_layers"] == [1, 3]
-    assert by_flag["scores"] == by_number["scores"] != whole["scores"]
-    assert by_flag["model"]["parameters"] < whole["model"]["parameters"]
-    assert open_model(hybrid).config.num_hidden_layers == 4

@@ -51,9 +51,6 @@ def check(arguments: Arguments) -> None:
     Raises:
         UserError: the first promise that is not kept.
     """
-    from deconattn.parallel.process_group import quiet_accelerator
-
-    quiet_accelerator()
     from deconattn.hf.plugin_code import plugin_files
     from deconattn.layers.config import ModelConfig
     from deconattn.mixers import mixer_class, variant_names
@@ -77,6 +74,12 @@ def check(arguments: Arguments) -> None:
                 layer_variants=(variant,),
             )
             tp_size = 1 if mixer_class(variant).splits is None else 2
-            print(f"{variant}, {name}: {', '.join(Trial(variant, config, tp_size).run())}")
+            trial = Trial(variant, config, tp_size)
+            print(f"{variant}, {name}: {', '.join(trial.run())}")
+            print(f"    {trial.figures()}")
+        try:
+            Trial(variant, config, doc_mask=True).run()
+        except UserError as error:
+            print(error)
         if mixer_class(variant).splits is None:
             print(f"{variant} declares no splits: it trains with --tp 1 alone")

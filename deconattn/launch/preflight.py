@@ -6,6 +6,7 @@ from deconattn.config.command_line import parse_training_flags
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.hf.plugin_code import plugin_files
+from deconattn.parallel.trial import Trial
 from deconattn.train.inputs import TrainingData
 from deconattn.train.run_folder import check_run_folder
 
@@ -39,6 +40,4 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
         vocab_size = TrainingData(flags.data.data, flags).vocab_size
         model = model_config(flags.model, vocab_size, flags.data.seq_len)
         for variant in plugin_files(set(model.layer_variants)):
-            from deconattn.parallel.trial import Trial  # brings DeepSpeed, which has its say when it is imported
-
-            Trial(variant, model, flags.engine.tp).run()
+            Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()

@@ -1,12 +1,15 @@
 """Which rank is where: tensor, data and pipeline coordinates, and the process groups along them."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
-from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch.distributed import ProcessGroup
 
 from deconattn.config.flags import EngineFlags
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Topology:
     tp_group: ProcessGroup | None = None
     replica_group: ProcessGroup | None = None
     tied_group: ProcessGroup | None = None
-    grid: PipeModelDataParallelTopology | None = field(default=None, repr=False, compare=False)
+    grid: "PipeModelDataParallelTopology | None" = field(default=None, repr=False, compare=False)
 
     @classmethod
     def create(cls, tp_size: int = 1, pp_size: int = 1) -> "Topology":
@@ -40,6 +43,9 @@ class Topology:
         Raises:
             UserError: the ranks do not divide.
         """
+        # Only here: DeepSpeed speaks when it is imported, and cutting a layer needs no process group.
+        from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
         dp_size = EngineFlags(tp=tp_size, pp=pp_size).data_parallel_size(dist.get_world_size())
         grid = PipeModelDataParallelTopology(num_pp=pp_size, num_mp=tp_size, num_dp=dp_size)
         here = grid.get_coord(dist.get_rank())

@@ -1,4 +1,4 @@
-"""What the contract of a mixer promises, tried on one layer of a third party's before it trains.
+"""What the contract of a mixer promises, tried on one layer before it trains.
 
 A mixer that looks ahead reaches a loss that no model has, one whose cache is another's writes nonsense, and neither
 says a word. Each trial takes milliseconds at the sizes of a laptop and about a second at those of a large model.
@@ -7,17 +7,21 @@ says a word. Each trial takes milliseconds at the sizes of a laptop and about a 
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.utils.flop_counter import FlopCounterMode
 
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.rotary import Rotary
-from deconattn.mixers import Mixer, MixerContext, mixer_class
+from deconattn.mixers import Mixer, MixerContext, Workload, mixer_class
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.decoding_cache import DecodingCache
 from deconattn.model.init import initialize, own_names
+from deconattn.ops.documents import Documents
 from deconattn.parallel.tensor import cut_tensors
 
 LENGTH, VOCABULARY = 16, 64
@@ -34,11 +38,12 @@ class Trial:
         variant: a registered name.
         config: the model that it is to be a part of.
         tp_size: tensor-parallel ranks that it is to be cut for.
+        doc_mask: rows are to hold several documents.
     """
 
-    def __init__(self, variant: str, config: ModelConfig, tp_size: int = 1) -> None:
+    def __init__(self, variant: str, config: ModelConfig, tp_size: int = 1, doc_mask: bool = False) -> None:
         length = min(LENGTH, config.max_position_embeddings)
-        self.variant, self.tp_size = variant, tp_size
+        self.variant, self.tp_size, self.doc_mask = variant, tp_size, doc_mask
         self.config = replace(
             config,
             layer_variants=(variant,),
@@ -71,12 +76,42 @@ class Trial:
                 "causality": self._causality,
                 "gradients": self._gradients,
                 "decoding as the whole pass": self._decoding,
+                "map": self._map,
             }
+            if self.doc_mask:
+                trials["documents apart"] = self._documents
             if self.tp_size > 1:
                 trials[f"parts of {self.tp_size} tensor-parallel ranks"] = self._cut
             for attempt in trials.values():
                 attempt()
         return list(trials)
+
+    def figures(self) -> str:
+        """What the class claims beside what one layer of 4 rows takes, in a line; after :meth:`run`."""
+        mixer, work = type(self._mixer), Workload(len(self._hidden), self._hidden.shape[1])
+        standard = mixer_class("standard").num_parameters(self.config)
+        parameters = mixer.num_parameters(self.config)
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        counter, context = FlopCounterMode(display=False), self._context
+        hidden = self._hidden.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = self._mixer(hidden, self._static, context)
+        for tensor in (*self._mixer.parameters(), context.rotary.cos, context.rotary.sin):
+            kept.pop(tensor.untyped_storage().data_ptr(), None)
+        del output
+        with counter, torch.no_grad():
+            self._mixer(hidden, self._static, context)
+        return (
+            f"{parameters:,} parameters, {parameters / standard - 1:+.2%} of standard's; "
+            f"{mixer.forward_flops(self.config, work):,} FLOPs claimed, {counter.get_total_flops():,} counted; "
+            f"{mixer.activation_bytes(self.config, work):,} bytes saved for backward claimed, "
+            f"{sum(kept.values()):,} measured"
+        )
 
     def _parameters(self) -> None:
         claimed = type(self._mixer).num_parameters(self.config)
@@ -118,6 +153,39 @@ class Trial:
         if _differ(steps, whole):
             self._refuse("tokens that are decoded with the cache get other logits than in the whole sequence")
 
+    @torch.no_grad()
+    def _map(self) -> None:
+        arguments = self._hidden, self._static, self._context
+        whole = self._mixer.attention_map(*arguments)
+        blocks = [*self._mixer.map_blocks(*arguments, 5)]
+        if whole is None and not blocks:
+            return
+        length = self._hidden.shape[1]
+        if whole is None or whole.shape[-2:] != (length, length):
+            self._refuse(f"attention_map is no [R, heads, {length}, {length}]")
+        if not whole.isfinite().all() or whole.triu(1).any():
+            self._refuse("attention_map is not causal and finite")
+        joined = torch.cat([pad(block.weights, (0, length - block.stop)) for block in blocks], dim=-2)
+        if _differ(joined, whole):
+            self._refuse("map_blocks are not the rows of attention_map")
+
+    def _documents(self) -> None:
+        ids = torch.zeros(self._hidden.shape[:2], dtype=torch.long)
+        ids[:2, 7:] = 1
+        positions = torch.arange(ids.shape[1]).expand(len(ids), -1).clone()
+        positions[:2, 7:] -= 7
+        rotary = Rotary.of(self.config, positions, torch.float32)
+        packed = replace(self._context, rotary=rotary, documents=Documents(ids, positions))
+        changed = [None if tensor is None else tensor.clone() for tensor in (self._hidden, self._static)]
+        for tensor in changed:
+            if tensor is not None:
+                tensor[:2, :7] += 1
+        with torch.no_grad():
+            before = self._mixer(self._hidden, self._static, packed)[:2, 7:]
+            after = self._mixer(*changed, packed)[:2, 7:]
+        if _differ(after, before):
+            self._refuse("it mixes over document boundaries: look at context.document_ids, or train without --doc-mask")
+
     def _cut(self) -> None:
         whole = self._mixed(self._hidden, self._static)[:2]
         remedy = "name in `splits` what belongs to some heads, or use --tp 1"
@@ -147,7 +215,7 @@ class Trial:
         mixed: Tensor = (mixer or self._mixer)(hidden, static, self._context)
         return mixed
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> NoReturn:
         raise UserError(f"variant {self.variant!r}: {reason}")
 
 

@@ -16,12 +16,16 @@ from torch import Tensor
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.flags import TrainingFlags
 from deconattn.data import Batch
+from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM, LossSum
 from deconattn.ops.cross_entropy import IGNORED
 from deconattn.parallel.gradients import clip_gradients
 from deconattn.parallel.pipeline import Pipeline, microbatch
 from deconattn.parallel.topology import Topology
 from deconattn.train.zero_state import ZeroState
+
+CAUSAL = 1e-5
+"""Relative change of a loss up to which a model counts as causal; one that looks ahead changes by some 1e-3."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,28 @@ class Engine:
         deepspeed.comm.all_reduce(self._sums)
         total, labels = self._sums.tolist()
         return total / max(1.0, labels)
+
+    def check_causality(self, length: int, vocab_size: int) -> None:
+        """Refuse a model whose loss changes with tokens that follow; a collective call of two forward passes.
+
+        The real model, on its own devices, by its own kernels and exchanges: what it is trained by.
+
+        Raises:
+            UserError: on every rank.
+        """
+        half, rows = length // 2, self.flags.optimization.micro_batch_size
+        ids = torch.randint(vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
+        labels = ids[:, 1:].clone()
+        labels[:, : max(0, half - 8)] = labels[:, half:] = IGNORED  # few: each changes the mean by more
+        others = ids[:, :-1].clone()
+        others[:, half:] = (others[:, half:] + 1) % vocab_size
+        own, other = (self.evaluate([Batch(tokens, labels)]) for tokens in (ids[:, :-1], others))
+        if not abs(own - other) <= CAUSAL * abs(own):
+            variants = ", ".join(dict.fromkeys(self.model.config.layer_variants))
+            raise UserError(
+                f"the loss of a token changes with those that follow it ({own:.7g}, then {other:.7g}): one of "
+                f"{variants} looks ahead, or computes no finite numbers"
+            )
 
     def destroy(self) -> None:
         """Let go of what DeepSpeed keeps alive, process groups included: for a process that makes more engines."""

@@ -86,6 +86,7 @@ class Trainer:
         """
         for line in self.data.packing_report():
             self._say(line)
+        self.engine.check_causality(self.flags.data.seq_len, self.data.vocab_size)
         topology, pin = self.topology, self.engine.device.type == "cuda"
         self._batches = self.data.loader(self.progress.step, topology.dp_rank, topology.dp_size, pin)
         try:

@@ -1,5 +1,6 @@
 """`check-variant` on a variant that keeps what it promises, and on those that do not."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,15 @@ def written(folder: Path, old: str = "", new: str = "") -> Path:
 def test_a_sound_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check-variant", str(written(tmp_path))]) is None
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert all(line.startswith("mine, 4 heads") and line.endswith("parts of 2 tensor-parallel ranks") for line in lines)
+    assert len(lines) == 7
+    for tried, figures in zip(lines[:6:2], lines[1:6:2], strict=True):
+        assert tried.startswith("mine, 4 heads") and tried.endswith("map, parts of 2 tensor-parallel ranks")
+        assert re.fullmatch(
+            r"    [\d,]+ parameters, \+0\.0\d% of standard's; [\d,]+ FLOPs claimed, [\d,]+ counted; "
+            r"[\d,]+ bytes saved for backward claimed, [\d,]+ measured",
+            figures,
+        )
+    assert lines[6].startswith("variant 'mine': it mixes over document boundaries: look at context.document_ids")
 
 
 def test_without_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,10 +96,11 @@ def test_an_explicit_deepspeed_file_is_used(small: list[str], tmp_path: Path) ->
 def test_a_plugin_trains_and_resumes(small: list[str], tmp_path: Path) -> None:
     plugin = tmp_path / "uniform_mean.py"
     plugin.write_text(
-        "from deconattn.mixers import NonApproximate, register\n"
+        "from deconattn.mixers import Decoding, NonApproximate, register\n"
         "from deconattn.ops.prefix_average import prefix_average\n"
         "@register('uniform_mean')\n"
         "class UniformMean(NonApproximate):\n"
+        "    decoding, map_blocks = Decoding(), NonApproximate.map_blocks\n"
         "    def forward(self, hidden, static, context):\n"
         "        values = self.per_query_head(self.values(hidden))\n"
         "        scores = values.new_zeros(values.shape[:-1])\n"

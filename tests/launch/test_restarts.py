@@ -92,7 +92,7 @@ def test_when_the_launcher_starts_again(
     """Not after success, nor after an error that is the user's to mend."""
     given: list[list[str]] = []
 
-    class Job(launcher.Job):
+    class Job(launcher.LauncherProcess):
         def run(self, program: list[str], options: list[str]) -> int:
             script, *arguments = program
             assert script == SCRIPT
@@ -104,7 +104,7 @@ def test_when_the_launcher_starts_again(
         def stop_asked(self, within: float = 0.0) -> bool:
             return False
 
-    monkeypatch.setattr(launcher, "Job", Job)
+    monkeypatch.setattr(launcher, "LauncherProcess", Job)
     monkeypatch.setattr("sys.argv", ["launcher", SCRIPT, *small, "--max-restarts", "2", "--save", str(tmp_path)])
     assert launcher.main() == code
     flags = [*small, "--max-restarts", "2", "--save", str(tmp_path)]

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from deconattn.checkpoint.format import open_checkpoint, steps_in
 from deconattn.errors import UserError
+from deconattn.mixers import Decoding, MixerContext, Standard, registry
+from deconattn.train.metrics import METRICS
 from tests.train.conftest import rows
 from tests.train.jobs import run_job
 
@@ -51,3 +54,21 @@ def test_an_infinite_loss_with_finite_gradients_is_caught(
     progress = open_checkpoint(tmp_path).progress
     assert (progress.optimizer_steps, progress.skipped_steps) == (0, 6)
     assert [row["loss"] for row in rows(tmp_path) if "loss" in row] == ["inf"] * 6
+
+
+def test_a_model_that_looks_ahead_is_refused_before_its_first_step(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(Standard):
+        decoding, map_blocks = Decoding(), Standard.map_blocks
+
+        def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+            return super().forward(hidden, static, context) + self.o_proj(hidden.roll(-1, dims=1))
+
+    monkeypatch.setattr(registry, "_REGISTRY", registry._REGISTRY | {"ahead": Ahead})
+    flags = [*small, "--variant", "ahead", "--pattern", "1:1"]
+    for precision in ("fp32", "bf16"):
+        run = tmp_path / precision
+        with pytest.raises(UserError, match="changes with those that follow it .*: one of ahead, standard looks ahead"):
+            run_job([*flags, "--precision", precision, "--save", str(run)])
+        assert not (run / METRICS).exists() or not rows(run)

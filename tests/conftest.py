@@ -11,6 +11,7 @@ import torch
 from deconattn.data import PackConfig
 from deconattn.data.packing.pack import pack
 from deconattn.launch.ranks import VARIABLES
+from deconattn.mixers.plugins import load_plugins
 from tests.ranks import Ranks
 
 # Tensors this small gain nothing from more threads and lose much where tests run side by side.
@@ -25,6 +26,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--plugin", action="append", default=[], help="a variant's file, for the tests of every variant")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before tests are collected, so that they are parametrised with its variants."""
+    load_plugins([Path(file) for file in config.getoption("--plugin")])
+
+
 TOOLS = ROOT / "tools"
 DEMO = ROOT / "deconattn" / "data" / "demo" / "shakespeare.jsonl"
 

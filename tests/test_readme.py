@@ -1,6 +1,8 @@
 """What the README and docs/ say is what the code does."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,9 +38,26 @@ def test_training_commands_parse(command: str) -> None:
     assert parse_training_flags(words).total_steps > 0
 
 
-def test_the_example_plugin_registers(tmp_path: Path) -> None:
+def example() -> str:
+    """The README's plugin."""
     [source] = re.findall(r"```python\n(from deconattn.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return source
+
+
+def test_the_example_plugin_registers(tmp_path: Path) -> None:
+    source = example()
     plugin = tmp_path / "readme_plugin.py"
     plugin.write_text(source)
     load_plugins([plugin])
     assert mixer_class("mean").__name__ == "Mean"
+
+
+@pytest.mark.slow
+def test_the_contract_suite_runs_on_the_example_plugin(tmp_path: Path) -> None:
+    plugin = tmp_path / "mean.py"
+    plugin.write_text(example())
+    suite = [sys.executable, "-m", "pytest", "-n", "0", "-k", "mean", "--plugin", str(plugin), "tests/mixers"]
+    done = subprocess.run(suite, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None and int(passed[1]) > 30, done.stdout[-2000:]

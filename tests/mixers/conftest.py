@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import pytest
 
 from deconattn.mixers import register, registry
-from tests.mixers.models import ThirdParty
 
 
 @pytest.fixture(scope="module", autouse=True)
 def third_party() -> Iterator[None]:
+    from tests.mixers.models import ThirdParty  # only now: its list of variants has those of --plugin, once configured
+
     before = dict(registry._REGISTRY)
     register("thirdparty")(ThirdParty)
     yield

@@ -83,7 +83,7 @@ def test_steps_in_fp32_are_the_whole_pass_in_fp32(variant: str, heads: str):
         assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("parent", (*OURS, "thirdparty"))
+@pytest.mark.parametrize("parent", [*OURS, "thirdparty"])
 @pytest.mark.parametrize("way", ["subclass", "mixin", "mixin of a parent", "grandchild"])
 def test_a_forward_of_its_own_is_decoded_by_itself(parent: str, way: str, monkeypatch: pytest.MonkeyPatch):
     """A class that only mixes otherwise, wherever it has that from: its parent's caches and maps are not for it."""

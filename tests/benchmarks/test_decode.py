@@ -181,6 +181,7 @@ def test_everything_is_measured(run: Run, uncompiled: None, capsys: pytest.Captu
     assert "A step from a static cache" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_contestants_that_do_not_fit_together(run: Run, monkeypatch: pytest.MonkeyPatch):
     """Race in groups; the peer's figures are those of the first, and every group's samples are kept."""
     monkeypatch.setattr(decode, "_memory", lambda device: 0)

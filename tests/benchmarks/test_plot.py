@@ -126,6 +126,7 @@ def test_every_variant_has_a_colour():
     assert len(set(COLOURS.values())) == len(COLOURS)
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_every_time(results: Path, tmp_path: Path):
     pytest.importorskip("matplotlib")
     found = throughputs(results), decodings(results), operations(results)

@@ -142,6 +142,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_torchtitan_trains_its_model_in_bf16_with_fp32_master_weights(checkout: Path):
     (result,) = trained_apart(replace(TOY, torchtitan=str(checkout)), "torchtitan")
     assert result["losses"][-1] < result["losses"][0] == pytest.approx(math.log(64), abs=0.1)

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.training.memory import TOLERANCE, Arguments, compare
 
 
+@pytest.mark.slow
 def test_the_prediction_is_near_what_is_measured(tmp_path: Path):
     arguments = Arguments(size="tiny", variant="fixedseq", pattern="1:1", seq_len=512, micro_batch_size=4, steps=1)
     found = compare(arguments, "1 rank", "fp32", 0, tmp_path)

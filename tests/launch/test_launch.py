@@ -100,6 +100,7 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(how: str, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_kill_9_between_checkpoints(long_flags: list[str], undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start_worker([*long_flags, "--save", str(run)])

@@ -197,8 +197,7 @@ STARTS = {
 
 @pytest.mark.parametrize(
     "start",
-    ["mpirun launch.sh", "srun python -m"]
-    + [pytest.param(start, marks=pytest.mark.slow) for start in ("mpirun python launch.sh", "srun launch.sh")],
+    [start if start == "srun python -m" else pytest.param(start, marks=pytest.mark.slow) for start in STARTS],
 )
 def test_two_processes_are_one_run(start: str, small: list[str], tmp_path: Path) -> None:
     command, variables = STARTS[start]

@@ -23,7 +23,7 @@ def check(ranks: Callable[[int], Ranks], topology: Topology, model: str) -> None
 
 
 @pytest.mark.parametrize(
-    "case", [case if case in MIXED else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+    "case", [case if case == next(iter(MIXED)) else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 )
 def test_fp32(ranks: Callable[[int], Ranks], case: str) -> None:
     for topology in TOPOLOGIES:
@@ -49,7 +49,7 @@ def test_heavier_combinations_of_all_variants_in_two_models(ranks: Callable[[int
 
 
 @pytest.mark.parametrize(
-    "flags", [pytest.param(HEAVIER[1].flags, marks=pytest.mark.slow), HEAVIER[-2].flags, HEAVIER[-1].flags]
+    "flags", [*(pytest.param(HEAVIER[i].flags, marks=pytest.mark.slow) for i in (1, -2)), HEAVIER[-1].flags]
 )
 def test_all_together(ranks: Callable[[int], Ranks], flags: str) -> None:
     topology = next(topology for topology in HEAVIER if topology.flags == flags)

@@ -93,6 +93,7 @@ def test_halves_of_the_dimensions_and_padding():
     assert max(errors(attended(1, 1, 1, 2 * CHUNK + 1, 40), document_ids((100, 29)))) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_bfloat16():
     assert max(errors(attended(1, 2, 1, CHUNK + 9, 64, torch.bfloat16))) < BFLOAT16_ERROR

@@ -27,7 +27,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from pydantic import NonNegativeInt, TypeAdapter
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, contiguous_format
 
@@ -66,6 +67,7 @@ class Checkpoint:
     folder: Path
     progress: Progress
     config: dict[str, Any]
+    files: tuple[str, ...]
 
     @property
     def step(self) -> int:
@@ -128,7 +130,7 @@ class Checkpoint:
         return dict(self.tensors("weights"))
 
     def _files(self, kind: str) -> list[Path]:
-        return sorted(self.folder.glob(f"{kind}-*.safetensors"))
+        return [self.folder / name for name in self.files if re.fullmatch(rf"{kind}-\d+-\d+\.safetensors", name)]
 
 
 class TensorFiles:
@@ -152,6 +154,7 @@ class TensorFiles:
         if self._pending:
             self.paths.append(self._folder / f"{self._kind}-{len(self.paths) + 1:05d}.safetensors")
             save_file(self._pending, self.paths[-1])
+            durable.make_readable(self.paths[-1])
             self._pending, self._bytes = {}, 0
 
 
@@ -185,31 +188,97 @@ def write_manifest(folder: Path, progress: Progress, known: Mapping[str, Any] | 
     names = {str(path.relative_to(folder)): path for path in files}
     listed = {name: known.get(name) or describe(path) for name, path in names.items()}
     content = {"format_version": FORMAT_VERSION, "progress": vars(progress), "files": listed}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+    durable.write_json(folder / MANIFEST, content | {"sha256": _digest(content)})
+
+
+@dataclass(frozen=True)
+class _Entry:
+    bytes: NonNegativeInt
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format_version: int
+    progress: Progress
+    files: dict[str, _Entry]
+    sha256: str | None = None
+
+
+_MANIFESTS = TypeAdapter(_Manifest)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Verify and open one `step-N` folder.
 
     Raises:
-        UserError: naming the file that is missing or damaged.
+        UserError: naming the file that is missing or damaged, or that this user must not read.
     """
+    remedy = "restore it or use an earlier checkpoint"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["format_version"] > FORMAT_VERSION:
-            raise UserError(f"{folder} was written by a newer version of deconattn: update this one")
-        for name, entry in manifest["files"].items():
+        manifest = _read_manifest(folder)
+        for name, entry in manifest.files.items():
             path = folder / name
             if not path.is_file():
-                raise UserError(f"{path} is missing: restore it or use an earlier checkpoint")
-            if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
-                raise UserError(f"{path} is damaged: restore it or use an earlier checkpoint")
-        config = json.loads((folder / RUN_CONFIG).read_text())
-        return Checkpoint(folder, Progress(**manifest["progress"]), config)
+                raise UserError(f"{path} is missing: {remedy}")
+            if path.stat().st_size != entry.bytes or _sha256(path) != entry.sha256:
+                raise UserError(f"{path} is damaged: {remedy}")
+        config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not {"flags", "model"} <= config.keys():
+            raise UserError(f"{folder / RUN_CONFIG} is no run's configuration: {remedy}")
+    except PermissionError as error:
+        raise UnreadableError(f"{error.filename}: no permission to read it: change its mode or owner") from error
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: restore it or use an earlier checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder / MANIFEST} cannot be read ({error}): use an earlier checkpoint") from error
+        raise UserError(f"{error.filename} is missing: {remedy}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder} cannot be read ({_first_line(error)}): use an earlier checkpoint") from error
+    return Checkpoint(folder, manifest.progress, config, tuple(manifest.files))
+
+
+class UnreadableError(UserError):
+    """A checkpoint that is no worse for this: nothing goes on from an earlier one in its place."""
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a `step-N` folder has a sound manifest, and every file in its size; no file is read."""
+    try:
+        manifest = _read_manifest(folder)
+        return all((folder / name).stat().st_size == entry.bytes for name, entry in manifest.files.items())
+    except (UserError, OSError, ValueError, RecursionError):
+        return False
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    path = folder / MANIFEST
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file: restore it or use an earlier checkpoint")
+    text = path.read_bytes()
+    content = json.loads(text)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(f"{folder} was written by a newer version of deconattn: update this one")
+    manifest = _MANIFESTS.validate_json(text, strict=True)
+    progress = manifest.progress
+    if manifest.sha256 is not None and manifest.sha256 != _digest({k: v for k, v in content.items() if k != "sha256"}):
+        raise UserError(f"{path} was changed after it was written: restore it or use an earlier checkpoint")
+    number = re.fullmatch(r"step-(\d+)", folder.resolve().name)
+    counted = progress.optimizer_steps + progress.skipped_steps
+    if min(vars(progress).values()) < 0 or counted > progress.step or (number and int(number[1]) != progress.step):
+        raise UserError(f"{path} says step {progress.step}: restore it or use an earlier checkpoint")
+    missing = [name for name in (RUN_CONFIG,) if name not in manifest.files]
+    if missing or not any(name.startswith("weights-") for name in manifest.files):
+        raise UserError(f"{path} lists no {(missing or ['weights'])[0]}: restore it or use an earlier checkpoint")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):
+        raise UserError(f"{path} names files outside the checkpoint: use an earlier one")
+    return manifest
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def steps_in(run: Path) -> list[Path]:
@@ -219,12 +288,24 @@ def steps_in(run: Path) -> list[Path]:
 
 
 def newest_good(run: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; one that does not is named on standard error and passed over."""
+    """The newest checkpoint that verifies, None where there is none at all.
+
+    One that is damaged is named on standard error and passed over.
+
+    Raises:
+        UserError: all are damaged, or one must not be read: nothing is begun anew over them.
+    """
+    reasons = []
     for folder in steps_in(run):
         try:
             return read_checkpoint(folder)
+        except UnreadableError:
+            raise
         except UserError as error:
             print(f"warning: passing over {folder.name}: {error}", file=sys.stderr)
+            reasons.append(f"{folder.name}: {error}")
+    if reasons:
+        raise UserError(f"{run} has no checkpoint that can be read: {'; '.join(reasons)}")
     return None
 
 
@@ -240,7 +321,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path} is neither a run folder nor a checkpoint: give a folder with {CHECKPOINTS}/ or step-N")
     checkpoint = newest_good(path)
     if checkpoint is None:
-        raise UserError(f"{path} holds no good checkpoint: train it further or restore one")
+        raise UserError(f"{path} holds no checkpoint yet: train it further")
     return checkpoint
 
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from rich.table import Table
 
 from deconattn.cli import handled, parse, show
+from deconattn.durable import hold_lock
 from deconattn.errors import UserError
 from deconattn.extras import require
 from deconattn.program import command
 from deconattn.reproduction import estimate
 from deconattn.reproduction.estimate import deal, read_shard
-from deconattn.reproduction.folder import ReproductionFolder, Stored, check_same, hold_lock, load_plan, save_plan
+from deconattn.reproduction.folder import ReproductionFolder, Stored, check_same, load_plan, save_plan
 from deconattn.reproduction.plans import PlannedJob, Request, make_plan
 from deconattn.reproduction.progress_view import ProgressView
 from deconattn.reproduction.runner import Runner, Stop

@@ -211,7 +211,9 @@ class RunFlags:
     save_every: int = 0
     """Steps between checkpoints (one is always written at the end)."""
     keep: int = 3
-    """Checkpoints kept."""
+    """Checkpoints kept, the newest ones."""
+    keep_every: int = 0
+    """Keep those of every so many steps for good, too; 0 keeps none."""
     resume: bool = False
     """Go on from the newest good checkpoint of --save; flags not given keep the run's values."""
     eval_every: int = 0

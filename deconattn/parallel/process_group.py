@@ -2,11 +2,20 @@
 
 import logging
 import os
+import pickle
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
+from typing import TypeVar
 
 import torch
 from torch.distributed import distributed_c10d
+
+from deconattn.errors import UserError
+
+T = TypeVar("T")
+_published = count()
 
 
 def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.device:
@@ -53,6 +62,29 @@ def wait_for_rank_0(what: str) -> None:
         store.set(what, "")
     else:
         store.wait([what], timedelta(days=7))
+
+
+def from_rank_0(make: Callable[[], T]) -> T:
+    """What rank 0 makes, on every rank; the others wait without a collective, which would time out.
+
+    Every rank calls this equally often.
+
+    Raises:
+        UserError: on every rank, where making it did.
+    """
+    store, key = distributed_c10d._get_default_store(), f"deconattn-{next(_published)}"
+    if torch.distributed.get_rank() == 0:
+        try:
+            made: T | UserError = make()
+        except UserError as error:
+            made = error
+        store.set(key, pickle.dumps(made))  # type: ignore[arg-type]
+    else:
+        store.wait([key], timedelta(days=7))
+        made = pickle.loads(store.get(key))
+    if isinstance(made, UserError):
+        raise made
+    return made
 
 
 def quiet_accelerator() -> None:

@@ -19,12 +19,7 @@ has ended. Where a shared file system does not pass flock on between machines, -
 """
 
 import dataclasses
-import fcntl
 import json
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +107,7 @@ def save_plan(folder: ReproductionFolder, stored: Stored) -> None:
     request = TypeAdapter(Request).dump_python(stored.request, mode="json")
     estimates = {name: dataclasses.asdict(estimate) for name, estimate in stored.estimates.items()}
     try:
-        with hold_lock(folder.common_lock, wait=True):
+        with durable.hold_lock(folder.common_lock, wait=True):
             _write(folder.plan, {"format": FORMAT, "request": request, "estimates": estimates})
     except OSError as error:
         raise UserError(f"--out {folder.out}: {error.strerror}; give a folder that can be written") from error
@@ -166,37 +161,3 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.write_json(path, content)
-
-
-@contextmanager
-def hold_lock(path: Path, wait: bool = False) -> Iterator[int | None]:
-    """Hold a lock inside the block.
-
-    Args:
-        wait: until whoever holds it has done.
-
-    Yields:
-        The descriptor that a child must inherit; None if another process holds the lock.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-            return
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def lock_holder(path: Path) -> str:
-    """Describe the process that took a lock last; to be asked while it is held."""
-    try:
-        taken = json.loads(path.read_text(encoding="utf-8"))
-        return f"pid {taken['pid']} on {taken['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"

@@ -21,9 +21,10 @@ from typing import Protocol
 
 import psutil
 
+from deconattn.durable import hold_lock, lock_holder
 from deconattn.errors import UserError
 from deconattn.launch.ranks import without_rank
-from deconattn.reproduction.folder import ReproductionFolder, Stored, hold_lock, lock_holder
+from deconattn.reproduction.folder import ReproductionFolder, Stored
 from deconattn.reproduction.jobs import command_of, outcome_of
 from deconattn.reproduction.plans import PlannedJob
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed
 
+from deconattn import durable
 from deconattn.checkpoint.format import steps_in
 from deconattn.config.command_line import RUN_CONFIG
 from deconattn.config.flags import TrainingFlags
@@ -30,7 +31,10 @@ def check_run_folder(flags: TrainingFlags) -> None:
         UserError: naming the folder and the ways out.
     """
     save = flags.run.save
-    if save is None or flags.run.resume:
+    if save is None:
+        return
+    durable.check_unused(save)
+    if flags.run.resume:
         return
     if save.exists() and not save.is_dir():
         raise UserError(f"--save {save} is not a folder: give another")
@@ -38,16 +42,18 @@ def check_run_folder(flags: TrainingFlags) -> None:
         raise UserError(f"--save {save} already holds a run ({steps_in(save)[0].name}): add --resume, or give another")
 
 
-def claim_run_folder(flags: TrainingFlags) -> Path:
-    """Make the run folder; a collective call that gives every rank the same path.
+def claim_run_folder(flags: TrainingFlags) -> tuple[Path, durable.FolderLock | None]:
+    """Make the run folder; a collective call that gives every rank the same path, and rank 0 its lock.
 
     Raises:
-        UserError: it cannot be made, or another machine does not see it.
+        UserError: it cannot be made, another process trains in it, or another machine does not see it.
     """
     chosen: list[Any] = [None, None]  # the path and the name of a file in it, or an error
+    lock: durable.FolderLock | None = None
     if torch.distributed.get_rank() == 0:
         try:
             chosen = [make_run_folder(flags), f".seen-{secrets.token_hex(4)}"]
+            lock = durable.FolderLock(chosen[0], "training")
             (chosen[0] / chosen[1]).touch()
         except UserError as error:
             chosen = [None, str(error)]
@@ -59,10 +65,14 @@ def claim_run_folder(flags: TrainingFlags) -> Path:
         raise UserError(token)
     try:
         _check_shared(run, token)
+    except UserError:
+        if lock is not None:
+            lock.release()
+        raise
     finally:
         if torch.distributed.get_rank() == 0:
             (run / token).unlink(missing_ok=True)
-    return run
+    return run, lock
 
 
 def data_arguments(flags: TrainingFlags, run: Path) -> tuple[str, ...]:

@@ -18,9 +18,11 @@ from deconattn.checkpoint.format import (
     Progress,
     TensorFiles,
     describe,
+    is_whole,
     seal,
     steps_in,
 )
+from deconattn.config.command_line import RUN_CONFIG
 from deconattn.errors import UserError
 from deconattn.layers.shards import buffer_shards, shard_of
 from deconattn.model.causal_lm import CausalLM
@@ -31,7 +33,13 @@ KINDS = ("weights", *MOMENTS)
 
 
 def save_checkpoint(
-    engine: Engine, run: Path, progress: Progress, config: dict[str, Any], tokenizer: Path, keep: int
+    engine: Engine,
+    run: Path,
+    progress: Progress,
+    config: dict[str, Any],
+    tokenizer: Path,
+    keep: int,
+    keep_every: int = 0,
 ) -> Path:
     """Write `RUN/checkpoints/step-N` and delete all but the newest `keep`; a collective call.
 
@@ -49,6 +57,7 @@ def save_checkpoint(
     engine.barrier()
     written = [unfinished / f"random-{engine.rank:05d}.safetensors"]
     writer(lambda: save_file(_random_state(engine), written[0]))
+    writer(lambda: durable.make_readable(written[0]))
     writes = engine.topology.owns_stage
     for kind in KINDS:
         files = TensorFiles(unfinished, kind, engine.topology.pp_rank)
@@ -69,9 +78,27 @@ def save_checkpoint(
         writer(lambda: _seal(unfinished, folder, progress, config, tokenizer, known))
     _raise_together(engine, writer.error, folder, unfinished)
     if engine.rank == 0:
-        for old in steps_in(run)[keep:]:
+        for old in outdated(run, progress.step, keep, keep_every):
             shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def outdated(run: Path, step: int, keep: int, keep_every: int) -> list[Path]:
+    """The checkpoints that are deleted after step `step` has been saved.
+
+    Whole ones alone count: `keep` of them stay, that of `step` among them, and every `keep_every`-th step. What is
+    newer than `step` was passed over, as damaged, when the run was resumed: it stays as it is.
+    """
+    older = [folder for folder in steps_in(run) if int(folder.name.removeprefix("step-")) < step]
+    whole = [folder for folder in older if is_whole(folder)]
+    if len(whole) < keep:
+        return []
+    first_kept = older.index(whole[keep - 2]) if keep > 1 else -1
+    return [
+        folder
+        for folder in older[first_kept + 1 :]
+        if not keep_every or int(folder.name.removeprefix("step-")) % keep_every
+    ]
 
 
 def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
@@ -84,10 +111,12 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
         whole = CausalLM(model.config)
     expected = {name: tuple(parameter.shape) for name, parameter in whole.canonical_parameters().items()}
     expected |= {name: tuple(buffer.shape) for name, buffer in whole.named_buffers()}
-    found = checkpoint.shapes("weights")
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise UserError(f"{checkpoint.folder} does not fit the model ({name}): start a new run")
+    moments = {name: tuple(parameter.shape) for name, parameter in whole.canonical_parameters().items()}
+    for kind in KINDS:
+        wanted, found = expected if kind == "weights" else moments, checkpoint.shapes(kind)
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise UserError(f"{checkpoint.folder} does not fit the model ({kind} of {name}): start a new run")
     targets = {**model.canonical_parameters(), **dict(model.named_buffers())}
     shards = buffer_shards(model)
     with torch.no_grad():
@@ -146,8 +175,11 @@ def _raise_together(engine: Engine, error: Exception | None, folder: Path, unfin
 
 
 def _empty_folder(folder: Path) -> None:
+    if not (folder.parents[1] / RUN_CONFIG).is_file():
+        raise FileNotFoundError(2, "the run folder has vanished", str(folder.parents[1]))
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.parent.mkdir(exist_ok=True)
+    folder.mkdir()
 
 
 def _flush_and_describe(written: list[Path], writer: _Attempt) -> dict[str, Any]:

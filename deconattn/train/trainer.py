@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from deconattn.model.flops import training_flops
 from deconattn.model.init import initialize
 from deconattn.model.streams import Streams
 from deconattn.parallel.build import build_model
-from deconattn.parallel.process_group import wait_for_rank_0
+from deconattn.parallel.process_group import from_rank_0, wait_for_rank_0
 from deconattn.parallel.topology import Topology
 from deconattn.program import command, quoted
 from deconattn.train.engine import Engine, StepResult
@@ -53,7 +54,15 @@ class Trainer:
 
     def __init__(self, flags: TrainingFlags, stop: SupportsBool, scorer: Scorer | None = None) -> None:
         self.flags, self.stop, self._scorer = flags, stop, scorer
-        self.run_folder = claim_run_folder(flags)
+        self.run_folder, self._lock = claim_run_folder(flags)
+        try:
+            self._open()
+        except BaseException:
+            self._release()
+            raise
+
+    def _open(self) -> None:
+        flags = self.flags
         self.data = TrainingData(data_arguments(flags, self.run_folder), flags)
         self.model_config = model_config(flags.model, self.data.vocab_size, flags.data.seq_len)
         check_space(self.run_folder, self.model_config, flags.run.keep)
@@ -65,6 +74,7 @@ class Trainer:
         if checkpoint is not None:
             load_checkpoint(self.engine, checkpoint)
             self.progress = checkpoint.progress
+        self.engine.check_causality(flags.data.seq_len, self.data.vocab_size)
         self._saved_step = self.progress.step if checkpoint else -1
         self._val_loss: float | None = None
         self._validated_step = -1
@@ -77,6 +87,10 @@ class Trainer:
                 self.run_folder, self.config, flags.run.wandb_project, flags.total_steps, self.progress.step
             )
 
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
     def run(self) -> None:
         """Train to the last step, or until asked to stop; either way a checkpoint is the last thing written.
 
@@ -84,20 +98,20 @@ class Trainer:
             UserError: too many steps in a row without a finite loss and gradient, or a checkpoint that could not
                 be written.
         """
-        for line in self.data.packing_report():
-            self._say(line)
-        self.engine.check_causality(self.flags.data.seq_len, self.data.vocab_size)
         topology, pin = self.topology, self.engine.device.type == "cuda"
-        self._batches = self.data.loader(self.progress.step, topology.dp_rank, topology.dp_size, pin)
         try:
-            if self._train():
-                self._interrupted()
-            else:
-                self._finished()
+            for line in self.data.packing_report():
+                self._say(line)
+            self._batches = self.data.loader(self.progress.step, topology.dp_rank, topology.dp_size, pin)
+            with closing(self._batches):
+                if self._train():
+                    self._interrupted()
+                else:
+                    self._finished()
         finally:
-            self._batches.close()
             if self.metrics:
                 self.metrics.close()
+            self._release()
 
     def _train(self) -> bool:
         """Whether a stop was asked for before the last step."""
@@ -166,7 +180,13 @@ class Trainer:
         folder = self.run_folder / "checkpoints" / f"step-{self.progress.step}"
         if self._saved_step != self.progress.step:
             folder = save_checkpoint(
-                self.engine, self.run_folder, self.progress, self.config, self.data.tokenizer_path, self.flags.run.keep
+                self.engine,
+                self.run_folder,
+                self.progress,
+                self.config,
+                self.data.tokenizer_path,
+                self.flags.run.keep,
+                self.flags.run.keep_every,
             )
             self._saved_step = self.progress.step
         return folder
@@ -188,7 +208,8 @@ class Trainer:
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         if not self.flags.run.resume:
             return None
-        checkpoint = newest_good(self.run_folder)
+        # Rank 0 alone chooses and verifies: ranks that see different folders would train on from different steps.
+        checkpoint = from_rank_0(lambda: newest_good(self.run_folder))
         if checkpoint is not None:
             saved = [CorpusIdentity(**identity) for identity in checkpoint.config["data"]]
             check_identities(saved, self.data.identities)

@@ -305,9 +305,10 @@ class TrainingFlags:
         for path in (self.engine.deepspeed_config, self.data.fixed_text, *self.model.plugin):
             if path is not None and not path.is_file():
                 raise UserError(f"no such file: {path}")
-        from deconattn.mixers.plugins import load_plugins
+        if self.model.plugin:
+            from deconattn.mixers.plugins import load_plugins
 
-        load_plugins(self.model.plugin)
+            load_plugins(self.model.plugin)
         model = model_config(self.model, 1, self.data.seq_len)  # the tokenizer is not known yet
         self.engine.check(model, self.data.seq_len)
 

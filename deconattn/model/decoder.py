@@ -13,8 +13,8 @@ from deconattn.layers.linear import Linear
 from deconattn.layers.rotary import Rotary
 from deconattn.mixers import FixedStream, Mixer, MixerContext
 from deconattn.model.block import Block, FeedForward
-from deconattn.model.decoding_cache import DecodingCache, check_length, fixed_length
-from deconattn.model.streams import Streams
+from deconattn.model.decoding_cache import DecodingCache, fixed_length
+from deconattn.model.streams import Streams, check_length
 from deconattn.ops.documents import Documents
 
 Observer = Callable[[Block, Tensor, Tensor | None, MixerContext | None], None]

@@ -9,6 +9,7 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.rotary import Rotary
 from deconattn.mixers import LayerCache, Step
+from deconattn.model.streams import check_length
 
 if TYPE_CHECKING:
     from deconattn.model.decoder import Decoder
@@ -159,16 +160,6 @@ class DecodingCache:
 def fixed_length(config: ModelConfig, tokens: int) -> int:
     """Tokens of the fixed streams that are computed when `tokens` are needed: more are likely to be, soon."""
     return min(config.max_position_embeddings, max(BLOCK, 1 << (tokens - 1).bit_length()))
-
-
-def check_length(model: "Decoder", tokens: int) -> None:
-    """Raises UserError if a sequence of so many tokens is beyond the model's fixed stream."""
-    longest = model.model_config.max_position_embeddings
-    if model.streams and tokens > longest:
-        raise UserError(
-            f"a sequence of {tokens} tokens is beyond the fixed stream of {longest}: "
-            "shorten it, or train with a longer --seq-len"
-        )
 
 
 def _beyond(tokens: int, limit: int) -> str:

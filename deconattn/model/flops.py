@@ -1,8 +1,28 @@
-"""Model FLOPs: what the formulas ask for, not what an implementation spends (recomputation is not counted)."""
+"""Parameters and model FLOPs: what the formulas ask for; recomputation is not counted."""
+
+from dataclasses import dataclass
 
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import Workload, mixer_class
 from deconattn.model.streams import layer_output_rows
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Trained parameters. `non_embedding` leaves out the embedding table and the head."""
+
+    total: int
+    non_embedding: int
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """Counts for one model; the random fixed stream is not trained and not counted."""
+    d = config.hidden_size
+    feed_forward_and_norms = 3 * d * config.intermediate_size + 2 * d
+    mixers = sum(mixer_class(variant).num_parameters(config) for variant in config.layer_variants)
+    non_embedding = mixers + config.num_hidden_layers * feed_forward_and_norms + d
+    tables = 1 if config.tie_word_embeddings else 2
+    return ParameterCount(non_embedding + tables * config.vocab_size * d, non_embedding)
 
 
 def forward_flops(config: ModelConfig, rows: int, length: int) -> int:

@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import FixedStream, mixer_class
+
+if TYPE_CHECKING:
+    from deconattn.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -47,3 +52,13 @@ def layer_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
 def layer_output_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
     """Rows of each layer's output: what the next one reads."""
     return (*layer_rows(config, batch)[1:], batch)
+
+
+def check_length(model: "Decoder", tokens: int) -> None:
+    """Raises UserError if a sequence of so many tokens is beyond the model's fixed stream."""
+    longest = model.model_config.max_position_embeddings
+    if model.streams and tokens > longest:
+        raise UserError(
+            f"a sequence of {tokens} tokens is beyond the fixed stream of {longest}: "
+            "shorten it, or train with a longer --seq-len"
+        )

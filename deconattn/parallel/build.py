@@ -14,7 +14,9 @@ def build_model(config: ModelConfig, topology: Topology, sequence_parallel: bool
 
     :func:`deconattn.model.init.initialize` or a checkpoint fills it.
     """
-    span = stage_spans(config, topology.pp_size, config.max_position_embeddings)[topology.pp_rank]
+    span = None
+    if topology.pp_size > 1:
+        span = stage_spans(config, topology.pp_size, config.max_position_embeddings)[topology.pp_rank]
     with torch.device("meta"):
         model = CausalLM(config, span)
         parallel = TensorParallel(model, topology, sequence_parallel) if topology.tp_group is not None else None

@@ -52,7 +52,7 @@ def layer_activations(job: Job) -> tuple[LayerActivations, ...]:
 def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivations:
     config, size, mixer = job.model, job.bytes_per_element, mixer_class(variant)
     tokens = output_rows * job.length
-    local, local_input = tokens // job.sequence_shards, rows * job.length // job.sequence_shards
+    local, local_input = tokens // job.sequence_parallel_size, rows * job.length // job.sequence_parallel_size
     width = largest_part(config.intermediate_size, config.intermediate_size, job.tp)
     feed_forward = feed_forward_bytes(config, tokens, size, job.tp)
     norms = sum(rms_norm_bytes(part, config.hidden_size, size, fused=job.gpu) for part in (local_input, local))
@@ -83,21 +83,21 @@ def static_bytes(job: Job, span: range) -> int:
     readers = [layer for layer in Streams.of(job.model.layer_variants).static_layers if layer in span]
     if not readers:
         return 0
-    return job.bytes_per_element * rows[readers[0]] * job.length // job.sequence_shards * job.model.hidden_size
+    return job.bytes_per_element * rows[readers[0]] * job.length // job.sequence_parallel_size * job.model.hidden_size
 
 
-def hop_bytes(job: Job, layer: int) -> int:
+def p2p_bytes(job: Job, layer: int) -> int:
     """What travels to the stage that begins with `layer`: hidden states, and static embeddings while still needed."""
     config = job.model
     tensors = 2 if layer <= Streams.of(config.layer_variants).last_static_layer else 1
-    tokens = layer_rows(config, job.micro_batch)[layer] * job.length // job.sequence_shards
+    tokens = layer_rows(config, job.micro_batch)[layer] * job.length // job.sequence_parallel_size
     return tensors * job.bytes_per_element * tokens * config.hidden_size
 
 
 def final_norm_bytes(job: Job) -> int:
     """Of the norm before the head: what it keeps, and its output, whole."""
     tokens, width = job.micro_batch * job.length, job.model.hidden_size
-    kept = rms_norm_bytes(tokens // job.sequence_shards, width, job.bytes_per_element, fused=job.gpu)
+    kept = rms_norm_bytes(tokens // job.sequence_parallel_size, width, job.bytes_per_element, fused=job.gpu)
     return kept + job.bytes_per_element * tokens * width
 
 

@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass
 
-from deconattn.cost.activations import hop_bytes
+from deconattn.cost.activations import p2p_bytes
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import rank_parameters
 from deconattn.cost.zero import LIVE
@@ -40,12 +40,12 @@ def stage_traffic(job: Job, stage: int) -> Traffic:
     return Traffic(
         tensor=job.accumulation * _tensor(job, span),
         data=_data(job, span),
-        pipeline=job.accumulation * _hops(job, span),
+        pipeline=job.accumulation * _p2p(job, span),
         tied=_tied(job, span),
     )
 
 
-def all_reduced(size: int, ranks: int) -> int:
+def all_reduce_bytes(size: int, ranks: int) -> int:
     """Sent by a rank in an all-reduce of `size` bytes; a gather to or reduce-scatter of as much sends half."""
     return 2 * (ranks - 1) * size // ranks
 
@@ -72,7 +72,7 @@ def _tensor(job: Job, span: range) -> int:
         exchanged += tokens
     if job.sequence_parallel:  # each rank has seen a part of the sequence: the norms' gradients are summed
         exchanged += (2 * len(span) + (span.stop == config.num_hidden_layers)) * config.hidden_size
-    return all_reduced(exchanged * size, job.tp)
+    return all_reduce_bytes(exchanged * size, job.tp)
 
 
 def _data(job: Job, span: range) -> int:
@@ -85,7 +85,7 @@ def _data(job: Job, span: range) -> int:
     if job.dp == 1:
         return 0
     parameters = rank_parameters(job.model, span, job.tp).total
-    whole = all_reduced(parameters * job.bytes_per_element, job.dp)
+    whole = all_reduce_bytes(parameters * job.bytes_per_element, job.dp)
     if job.zero == 0:
         return whole
     if job.zero == 1:
@@ -93,14 +93,14 @@ def _data(job: Job, span: range) -> int:
     if job.zero == 2:
         return job.accumulation * whole + whole // 2
     released = max(0, parameters - LIVE // 2)  # reused within LIVE elements of the way to the end and back
-    again = all_reduced(released * job.bytes_per_element, job.dp) // 2
+    again = all_reduce_bytes(released * job.bytes_per_element, job.dp) // 2
     return job.accumulation * (whole + again)
 
 
-def _hops(job: Job, span: range) -> int:
+def _p2p(job: Job, span: range) -> int:
     """Of one micro-batch: a hop on, and the gradient of the hop that came."""
-    sent = hop_bytes(job, span.stop) if span.stop < job.model.num_hidden_layers else 0
-    return sent + (hop_bytes(job, span.start) if span.start > 0 else 0)
+    sent = p2p_bytes(job, span.stop) if span.stop < job.model.num_hidden_layers else 0
+    return sent + (p2p_bytes(job, span.start) if span.start > 0 else 0)
 
 
 def _tied(job: Job, span: range) -> int:
@@ -109,4 +109,4 @@ def _tied(job: Job, span: range) -> int:
     if not config.tie_word_embeddings or job.pp == 1 or not ends:
         return 0
     table = largest_part(config.vocab_size, config.vocab_size, job.tp) * config.hidden_size
-    return all_reduced(table * 4, 2)
+    return all_reduce_bytes(table * 4, 2)

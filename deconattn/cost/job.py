@@ -84,7 +84,7 @@ class Job:
         return self.tp * self.pp * self.dp
 
     @property
-    def sequence_shards(self) -> int:
+    def sequence_parallel_size(self) -> int:
         """Parts of the sequence between tensor-parallel regions."""
         return self.tp if self.sequence_parallel else 1
 

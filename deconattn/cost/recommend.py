@@ -7,7 +7,7 @@ from typing import Literal
 
 from deconattn.config.flags import TrainingFlags
 from deconattn.cost.job import Job
-from deconattn.cost.memory import Moment, peak
+from deconattn.cost.memory import MemorySnapshot, peak
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
@@ -20,11 +20,11 @@ STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A choice of flags, its job and largest moment, and why it is the one, in a line."""
+    """A choice of flags, its job and largest snapshot, and why it is the one, in a line."""
 
     flags: TrainingFlags
     job: Job
-    peak: Moment
+    peak: MemorySnapshot
     reason: str
 
     @property
@@ -39,9 +39,9 @@ class Recommendation:
         return " ".join(parts + ["--activation-checkpointing"] * engine.activation_checkpointing)
 
 
-def fits(moment: Moment, gib: float) -> bool:
-    """Whether a moment fits a GPU of `gib` GiB with headroom."""
-    return moment.memory.total <= (1 - HEADROOM) * gib * 2**30
+def fits(snapshot: MemorySnapshot, gib: float) -> bool:
+    """Whether a snapshot fits a GPU of `gib` GiB with headroom."""
+    return snapshot.memory.total <= (1 - HEADROOM) * gib * 2**30
 
 
 def recommend(model: ModelConfig, flags: TrainingFlags, ranks: int, gib: float) -> Recommendation:
@@ -53,8 +53,8 @@ def recommend(model: ModelConfig, flags: TrainingFlags, ranks: int, gib: float) 
     Raises:
         UserError: none fits, or no topology goes with model, batch and ranks.
     """
-    before: tuple[TrainingFlags, Moment] | None = None
-    smallest: tuple[TrainingFlags, Moment] | None = None
+    before: tuple[TrainingFlags, MemorySnapshot] | None = None
+    smallest: tuple[TrainingFlags, MemorySnapshot] | None = None
     complaint: UserError | None = None
     for candidate in _candidates(flags, ranks):
         try:
@@ -105,7 +105,9 @@ def _with(
     return dataclasses.replace(flags, engine=engine, optimization=optimization)
 
 
-def _reason(flags: TrainingFlags, largest: Moment, gib: float, before: tuple[TrainingFlags, Moment] | None) -> str:
+def _reason(
+    flags: TrainingFlags, largest: MemorySnapshot, gib: float, before: tuple[TrainingFlags, MemorySnapshot] | None
+) -> str:
     need = f"{_describe(flags)} needs {largest.memory.total / 2**30:.1f} of {gib:g} GiB"
     if before is None:
         return f"{need}, and nothing is simpler"

@@ -17,8 +17,8 @@ from deconattn.layers.linear import Linear
 from deconattn.mixers import MixerContext, variant_names
 from deconattn.model.block import Block
 from deconattn.model.decoder import Decoder
-from deconattn.model.decoding_cache import check_length
 from deconattn.model.padding import Padding
+from deconattn.model.streams import check_length
 
 CACHE = (
     "cache"

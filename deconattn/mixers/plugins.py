@@ -6,7 +6,7 @@ import inspect
 import io
 import sys
 import tokenize
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deconattn.errors import UserError
@@ -113,3 +113,33 @@ def code_digest(file: Path) -> str:
             lines[row - 1] = lines[row - 1][:column]
     kept = "\n".join(line.rstrip() for line in lines if line.strip())
     return hashlib.sha256(kept.encode()).hexdigest()[:16]
+
+
+def plugin_code(variants: Iterable[str]) -> dict[str, str]:
+    """Return :func:`mixer_digest` of each variant that is not this package's, for an export to carry."""
+    return {variant: mixer_digest(variant) for variant in plugin_files(variants)}
+
+
+def plugin_files(variants: Iterable[str]) -> dict[str, Path]:
+    """Return the file that registers each variant that is not this package's."""
+    files = {variant: Path(inspect.getfile(registry.mixer_class(variant))).resolve() for variant in sorted(variants)}
+    ours = Path(__file__).resolve().parents[1]
+    return {variant: file for variant, file in files.items() if ours not in file.parents}
+
+
+def check_plugin_code(exported: Mapping[str, str]) -> None:
+    """Check that the variants loaded here are those that an export was made with.
+
+    `import deconattn` makes this package's classes serve every export, whatever code lies beside it, and these run
+    what a plugin file registered. Two files that register one name are two models.
+
+    Raises:
+        UserError: a variant of `exported` (:func:`plugin_code`) is loaded from a file with other code.
+    """
+    for variant, digest in exported.items():
+        if variant in registry.variant_names() and plugin_code([variant]).get(variant) != digest:
+            file = inspect.getfile(registry.mixer_class(variant))
+            raise UserError(
+                f"variant {variant!r} is loaded from {file}, which is not the code that this model was exported with: "
+                "load that file, or the model where deconattn is not imported"
+            )

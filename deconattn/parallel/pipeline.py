@@ -36,13 +36,13 @@ class Stage(nn.Module):
 
     Args:
         loss: normed hidden states [B, L, d] and labels [B, L] -> a scalar; called on the last stage.
-        sequence_shards: into how many parts hops share the sequence out.
+        sequence_parallel_size: into how many parts hops share the sequence out.
     """
 
-    def __init__(self, model: CausalLM, loss: Callable[[Tensor, Tensor], Tensor], sequence_shards: int) -> None:
+    def __init__(self, model: CausalLM, loss: Callable[[Tensor, Tensor], Tensor], sequence_parallel_size: int) -> None:
         super().__init__()
         self.model = model
-        self._loss, self._sequence_shards = loss, sequence_shards
+        self._loss, self._sequence_parallel_size = loss, sequence_parallel_size
 
     def forward(self, hop: Hop) -> Hop | Tensor:
         received, labels, *documents = hop
@@ -53,7 +53,7 @@ class Stage(nn.Module):
             static = hidden if decoder.last_static_layer >= 0 else None
             length = received.shape[1]
         else:
-            hidden, length = received, received.shape[1] * self._sequence_shards
+            hidden, length = received, received.shape[1] * self._sequence_parallel_size
             if decoder.span.start <= decoder.last_static_layer:
                 hidden, static = received.chunk(2, dim=-1)
         context = decoder.context(length, hidden, *documents)

@@ -10,7 +10,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.shards import Shard, mark, mark_buffer, shard_of
 from deconattn.layers.splits import Split
 from deconattn.model.causal_lm import CausalLM
-from deconattn.parallel.collectives import enter, leave, sum_over
+from deconattn.parallel.collectives import all_reduce, enter, leave
 from deconattn.parallel.topology import Topology
 from deconattn.parallel.vocabulary import VocabularyEmbedding, VocabularyHead
 
@@ -114,4 +114,4 @@ def cut_tensors(module: nn.Module, config: ModelConfig, rank: int, ranks: int) -
 
 
 def _sum_gradients(parameter: nn.Parameter, group: ProcessGroup) -> None:
-    parameter.register_hook(lambda gradient: sum_over(group, gradient))
+    parameter.register_hook(lambda gradient: all_reduce(group, gradient))

@@ -7,7 +7,7 @@ from torch.distributed import ProcessGroup
 from deconattn.layers.shards import Shard
 from deconattn.model.causal_lm import Head
 from deconattn.ops.cross_entropy import linear_cross_entropy
-from deconattn.parallel.collectives import enter, gather, leave, sum_over
+from deconattn.parallel.collectives import all_gather, all_reduce, enter, leave
 
 
 class VocabularyEmbedding(nn.Embedding):
@@ -54,8 +54,8 @@ class VocabularyHead(Head):
 
     def log_normaliser(self, local: Tensor) -> Tensor:
         """log sum exp over the whole vocabulary from this rank's, [n] each."""
-        return torch.logsumexp(gather(self._group, local[None], 0), dim=0)
+        return torch.logsumexp(all_gather(self._group, local[None], 0), dim=0)
 
     def total(self, local: Tensor) -> Tensor:
         """The sum over ranks."""
-        return sum_over(self._group, local)
+        return all_reduce(self._group, local)

@@ -29,7 +29,7 @@ Stacked = Mapping[str, tuple[str, str | int]]
 """Of a layer of our checkpoints, the layer of vLLM's that holds it, and which part of it."""
 
 
-class FeedForward(nn.Module):
+class VllmFeedForward(nn.Module):
     """Down(SiLU(Gate(x)) * Up(x)).
 
     Args:
@@ -53,7 +53,7 @@ class FeedForward(nn.Module):
         return self.down_proj(self.act_fn(self.gate_up_proj(hidden)[0]))[0]
 
 
-class MLP(FeedForward):
+class VllmMLP(VllmFeedForward):
     """`mlp`: a feed-forward block of attention's size, without a cache."""
 
     needs_static_embeddings = False
@@ -69,7 +69,7 @@ class MLP(FeedForward):
         return super().forward(hidden)
 
 
-class SelfAttention(nn.Module):
+class VllmSelfAttention(nn.Module):
     """`standard`: queries, keys and values of the hidden states."""
 
     needs_static_embeddings = False
@@ -166,7 +166,7 @@ class SelfAttention(nn.Module):
         )
 
 
-class StaticEmb(SelfAttention):
+class VllmStaticEmb(VllmSelfAttention):
     """`staticemb`: queries and keys of the token embeddings, values of the hidden states."""
 
     needs_static_embeddings = True
@@ -186,7 +186,7 @@ class StaticEmb(SelfAttention):
         self.v_proj = self._projection(config, f"{prefix}.v_proj", queries_keys=False)
 
 
-class FixedMap(StaticEmb):
+class VllmFixedMap(VllmStaticEmb):
     """`rndemb` and `fixedseq`: queries and keys depend on the position alone, and are looked up.
 
     Attributes:
@@ -220,17 +220,17 @@ class FixedMap(StaticEmb):
         return self.queries[positions], self.keys[positions], self.v_proj(hidden)[0]
 
 
-MIXERS: dict[str, type[MLP] | type[SelfAttention]] = {
-    "standard": SelfAttention,
-    "staticemb": StaticEmb,
-    "rndemb": FixedMap,
-    "fixedseq": FixedMap,
-    "mlp": MLP,
+MIXERS: dict[str, type[VllmMLP] | type[VllmSelfAttention]] = {
+    "standard": VllmSelfAttention,
+    "staticemb": VllmStaticEmb,
+    "rndemb": VllmFixedMap,
+    "fixedseq": VllmFixedMap,
+    "mlp": VllmMLP,
 }
 """By variant; the others are refused by :func:`deconattn.serving.vllm_plugin.check`."""
 
 
-class DecoderLayer(nn.Module):
+class VllmDecoderLayer(nn.Module):
     """One pre-norm block. The residual stream is the sum of two tensors, as vLLM's fused norm wants it."""
 
     def __init__(self, config: ModelConfig, vllm_config: VllmConfig, variant: str, prefix: str) -> None:
@@ -239,7 +239,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = MIXERS[variant](config, vllm_config, f"{prefix}.self_attn")
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = FeedForward(config.hidden_size, config.intermediate_size, f"{prefix}.mlp")
+        self.mlp = VllmFeedForward(config.hidden_size, config.intermediate_size, f"{prefix}.mlp")
 
     def forward(
         self, positions: Tensor, hidden: Tensor, residual: Tensor | None, static: Tensor | None
@@ -264,7 +264,7 @@ class DecoderLayer(nn.Module):
             fixed_rows: which of the S sequences each stream is.
         """
         normed, rows = self.input_layernorm(hidden), len(fixed_rows)
-        if isinstance(self.self_attn, FixedMap):
+        if isinstance(self.self_attn, VllmFixedMap):
             assert self.fixed_stream is not None
             row = fixed_rows[self.fixed_stream]
             self.self_attn.fill(*(tensor.view(rows, -1, *tensor.shape[1:])[row] for tensor in (positions, normed)))

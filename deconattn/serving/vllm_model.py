@@ -35,7 +35,7 @@ from vllm.transformers_utils.config import set_default_rope_theta
 from deconattn.errors import UserError
 from deconattn.mixers import FixedStream
 from deconattn.model.streams import Streams
-from deconattn.serving.vllm_layers import MIXERS, DecoderLayer, FeedForward
+from deconattn.serving.vllm_layers import MIXERS, VllmDecoderLayer, VllmFeedForward
 from deconattn.serving.vllm_plugin import check
 
 
@@ -61,7 +61,7 @@ class DeconAttnModel(nn.Module):
             self.embed_tokens = PPMissingLayer()
         self.start_layer, self.end_layer, self.layers = make_layers(
             config.num_hidden_layers,
-            lambda prefix: DecoderLayer(
+            lambda prefix: VllmDecoderLayer(
                 config, vllm_config, config.layer_variants[extract_layer_index(prefix)], prefix
             ),
             prefix=maybe_prefix(prefix, "layers"),
@@ -83,7 +83,7 @@ class DeconAttnModel(nn.Module):
             self.register_buffer("fixed_ids", torch.zeros(length, dtype=torch.long))
 
     @property
-    def _layers(self) -> Iterable[DecoderLayer]:
+    def _layers(self) -> Iterable[VllmDecoderLayer]:
         """Those of this pipeline stage."""
         return islice(self.layers, self.start_layer, self.end_layer)
 
@@ -209,6 +209,6 @@ class DeconAttnForCausalLM(nn.Module, SupportsPP):
         return {
             f"layers.{index}.{module}.{ours}.": (f"layers.{index}.{module}.{theirs}.", part)
             for index, variant in enumerate(self.config.layer_variants)
-            for module, stacked in (("self_attn", MIXERS[variant].stacked), ("mlp", FeedForward.stacked))
+            for module, stacked in (("self_attn", MIXERS[variant].stacked), ("mlp", VllmFeedForward.stacked))
             for ours, (theirs, part) in stacked.items()
         }

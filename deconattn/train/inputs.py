@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deconattn.config.flags import TrainingFlags
-from deconattn.data import Batch, SampleStream, TokenCorpus, load_tokenizer, parse_data_argument
+from deconattn.data import Batch, SampleStream, TokenCorpus, parse_data_argument
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.loader import Loader, open_loader
 from deconattn.errors import UserError
@@ -106,6 +106,8 @@ class TrainingData:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--fixed-text {path}: {error}; give a UTF-8 text file") from error
+        from deconattn.data import load_tokenizer
+
         ids = load_tokenizer(self.tokenizer_path).encode_batch([text])[0]
         if len(ids) < length:
             raise UserError(

@@ -1,21 +1,27 @@
-"""The run folder: chosen, claimed, and given its demo corpus, by rank 0 for all."""
+"""The run folder: rank 0 chooses and claims it, and fills it with the demo corpus and `config.json`."""
 
+import dataclasses
+import platform
 import secrets
 import shutil
 import socket
+import sys
 import time
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
+import torch
 
 from deconattn.checkpoint.format import steps_in
-from deconattn.config.command_line import RUN_CONFIG
+from deconattn.config.command_line import RUN_CONFIG, to_json
 from deconattn.config.flags import TrainingFlags
-from deconattn.cost.parameters import count_parameters
-from deconattn.data import pack_demo, read_manifest
+from deconattn.data import read_manifest
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.model.flops import count_parameters
+from deconattn.train.inputs import CorpusIdentity
 
 BYTES_A_PARAMETER = 12
 """A checkpoint's fp32 weight and two moments."""
@@ -74,6 +80,8 @@ def data_arguments(flags: TrainingFlags, run: Path) -> tuple[str, ...]:
         try:
             read_manifest(folder)
         except UserError:
+            from deconattn.data import pack_demo  # a run with --data needs nothing of packing
+
             pack_demo(folder)
     torch.distributed.barrier()
     return (str(folder),)
@@ -89,6 +97,33 @@ def check_space(run: Path, config: ModelConfig, keep: int) -> None:
             f"--save {run}: {free / 2**30:.1f} GiB free, but {keep} checkpoints and one being written need "
             f"{needed / 2**30:.1f} GiB: free space, lower --keep, or give another folder"
         )
+
+
+def resolved_config(
+    flags: TrainingFlags, model: ModelConfig, data: Sequence[CorpusIdentity], base_model: str | None = None
+) -> dict[str, Any]:
+    """Plain values: the resolved flags, the model, the data's identities, the schedule, versions and machine.
+
+    Args:
+        base_model: what the weights were converted from, if they were.
+    """
+    converted = {} if base_model is None else {"base_model": base_model}
+    return converted | {
+        "flags": to_json(flags),
+        "model": dataclasses.asdict(model),
+        "data": [dataclasses.asdict(identity) for identity in data],
+        "total_steps": flags.total_steps,
+        "warmup_steps": flags.warmup_steps,
+        "environment": environment(),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the run's configuration."""
+    packages = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"python": sys.version.split()[0], **packages, "device": device, "world_size": str(ranks)}
 
 
 def make_run_folder(flags: TrainingFlags) -> Path:

@@ -1,5 +1,6 @@
 """The training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,8 @@ from deconattn.program import command, quoted
 from deconattn.train.engine import Engine, StepResult
 from deconattn.train.inputs import CorpusIdentity, TrainingData, check_identities
 from deconattn.train.metrics import Metrics, memory_gib
-from deconattn.train.resolved_config import resolved_config
-from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments
+from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments, resolved_config
 from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
-from deconattn.train.schedule import learning_rate
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, float]]
 """Benchmark scores by name of a step-N folder; the second argument asks whether to leave the other tasks out."""
@@ -217,6 +216,14 @@ class Trainer:
     def _say(self, line: str) -> None:
         if self.metrics:
             self.metrics.display.say(line)
+
+
+def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
+    """Return the rate of optimiser step `step`, from 0: linear warm-up, then half a cosine to 0 (paper, table 9)."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class _Clock:

@@ -11,7 +11,7 @@ from deconattn.convert.run_flags import run_flags
 from deconattn.errors import UserError
 from deconattn.launch import launcher
 from deconattn.layers.config import ModelConfig
-from deconattn.train.resolved_config import resolved_config
+from deconattn.train.run_folder import resolved_config
 
 
 @pytest.fixture
@@ -127,12 +127,12 @@ def test_restarts_of_a_file_do_not_reach_the_workers(
 ) -> None:
     given: list[list[str]] = []
 
-    class Job(launcher.Job):
+    class Job(launcher.LauncherProcess):
         def run(self, program: list[str], options: list[str]) -> int:
             given.append(program)
             return 0
 
-    monkeypatch.setattr(launcher, "Job", Job)
+    monkeypatch.setattr(launcher, "LauncherProcess", Job)
     file.write_text(f"max_restarts: 2\nsave: {tmp_path / 'run'}")
     assert launcher.launch([*small, "--config", str(file)], ["script"]) == 0
     assert parse_training_flags(given[0][1:]).run.max_restarts == 0

@@ -1,6 +1,6 @@
-"""Peak memory of a rank: the snapshots of a step at which much lives at once, and the largest of them.
+"""Peak memory of a rank: snapshots of the points of a step where much is allocated, and the largest of them.
 
-A snapshot is what ZeRO holds then (:mod:`deconattn.cost.zero`), the activations of the micro-batches in flight, and
+A snapshot sums what ZeRO holds then (:mod:`deconattn.cost.zero`), the activations of the micro-batches in flight, and
 what the computation works with:
 
 * `start-up`: the engine is made, weights beside their flat copy.
@@ -26,7 +26,7 @@ from deconattn.cost.zero import Memory, ZeroMemory, gather_bytes, zero_memory
 
 @dataclass(frozen=True)
 class MemorySnapshot:
-    """One point of a step on one rank."""
+    """Memory of one rank at one point of a step."""
 
     stage: int
     name: str
@@ -34,18 +34,18 @@ class MemorySnapshot:
 
 
 def peak(job: Job) -> MemorySnapshot:
-    """The largest snapshot of any rank."""
+    """Return the largest snapshot of any rank."""
     snapshots = [snapshot for stage in range(job.pp) for snapshot in stage_snapshots(job, stage)]
     return max(snapshots, key=lambda snapshot: snapshot.memory.total)
 
 
 def stage_peak(job: Job, stage: int) -> MemorySnapshot:
-    """The largest snapshot of a pipeline stage's rank with the largest tensor-parallel part."""
+    """Return the largest snapshot of a pipeline stage, on its rank with the largest tensor-parallel part."""
     return max(stage_snapshots(job, stage), key=lambda snapshot: snapshot.memory.total)
 
 
 def stage_snapshots(job: Job, stage: int) -> Iterator[MemorySnapshot]:
-    """In the order in which they come."""
+    """Yield the snapshots of a step of one pipeline stage, in order."""
     span = job.spans[stage]
     parameters = rank_parameters(job.model, span, job.tp)
     zero = zero_memory(job, parameters.total, parameters.largest)
@@ -65,7 +65,7 @@ def stage_snapshots(job: Job, stage: int) -> Iterator[MemorySnapshot]:
 def _micro_batch(
     job: Job, span: range, parameters: RankParameters, zero: ZeroMemory, in_flight: int, first: bool
 ) -> Iterator[tuple[str, Memory]]:
-    """Forward and backward pass of the last micro-batch that comes in, beside the others in flight."""
+    """Yield name and memory of the snapshots in a micro-batch's forward and backward pass, others in flight."""
     every = layer_activations(job)
     layers = [every[index] for index in span]
     is_first, is_last = span.start == 0, span.stop == job.model.num_hidden_layers
@@ -110,5 +110,5 @@ def _micro_batch(
 
 
 def _largest_matrix(job: Job) -> int:
-    """Elements of a feed-forward weight on one rank."""
+    """Number of elements of a feed-forward weight on one rank."""
     return job.model.hidden_size * (-(-job.model.intermediate_size // job.tp))

@@ -13,7 +13,7 @@ from deconattn.model.block import Block
 
 @dataclass(frozen=True)
 class RankParameters:
-    """What one rank holds of a model: one tensor-parallel part of one pipeline stage.
+    """Number of parameters on one rank: one tensor-parallel part of one pipeline stage.
 
     Attributes:
         embedding: 0 but on the first stage.
@@ -33,7 +33,7 @@ class RankParameters:
 
 
 def rank_parameters(config: ModelConfig, span: range, tp_size: int = 1) -> RankParameters:
-    """Of the rank that holds most among `tp_size` tensor-parallel ones, for the layers `span`."""
+    """Count the parameters of the layers `span` on the one of `tp_size` tensor-parallel ranks that holds most."""
     table = largest_part(config.vocab_size, config.vocab_size, tp_size) * config.hidden_size
     first, last = span.start == 0, span.stop == config.num_hidden_layers
     tied_here = config.tie_word_embeddings and first
@@ -48,7 +48,7 @@ def rank_parameters(config: ModelConfig, span: range, tp_size: int = 1) -> RankP
 
 @lru_cache(maxsize=256)
 def _layer(config: ModelConfig, variant: str, tp_size: int) -> tuple[int, int]:
-    """Parameters of one rank's part of a layer, and of the largest tensor in it: those of the real module."""
+    """Count the parameters of one rank's part of a layer and of the largest tensor in it, in the real module."""
     with torch.device("meta"):
         block = Block(config, variant)
     counts = {id(parameter): parameter.numel() for parameter in block.parameters()}

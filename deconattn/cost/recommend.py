@@ -1,4 +1,4 @@
-"""The simplest topology whose peak memory fits."""
+"""Search for the simplest topology whose peak memory fits."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A choice of flags, its job and largest snapshot, and why it is the one, in a line."""
+    """Recommended flags, their job and peak snapshot, and the reason in a line."""
 
     flags: TrainingFlags
     job: Job
@@ -29,7 +29,7 @@ class Recommendation:
 
     @property
     def command(self) -> str:
-        """The flags that differ from the plain ones."""
+        """Return the flags that differ from the defaults, as typed."""
         engine, job = self.flags.engine, self.job
         parts = [f"--zero {job.zero}", f"--micro-batch-size {job.micro_batch}"]
         if job.tp > 1:
@@ -40,12 +40,12 @@ class Recommendation:
 
 
 def fits(snapshot: MemorySnapshot, gib: float) -> bool:
-    """Whether a snapshot fits a GPU of `gib` GiB with headroom."""
+    """Return whether a snapshot fits a GPU of `gib` GiB with headroom."""
     return snapshot.memory.total <= (1 - HEADROOM) * gib * 2**30
 
 
 def recommend(model: ModelConfig, flags: TrainingFlags, ranks: int, gib: float) -> Recommendation:
-    """The first that fits: fewest tensor-parallel ranks, then fewest stages, then lowest ZeRO stage.
+    """Return the first topology that fits: fewest tensor-parallel ranks, then stages, then lowest ZeRO stage.
 
     Within one of these the micro-batch is halved first, then layers are recomputed, which costs a third more time.
     Tensor parallelism comes with sequence parallelism, which only saves; DeepSpeed's files are those of ds_configs/.

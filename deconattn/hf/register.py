@@ -24,7 +24,7 @@ def register() -> None:
 
 
 class _WhenLoaded(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: lets the other finders load AutoConfig's module and registers once it is there."""
+    """Import hook that registers once AutoConfig's module is loaded; it finds no module itself."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

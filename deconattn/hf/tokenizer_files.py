@@ -11,7 +11,7 @@ from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 
 _WITH_A_TOKENIZER_OF_ITS_OWN = "qwen2"
-"""The model type for which AutoTokenizer passes over what tokenizer_config.json says, unless an auto_map is there.
+"""Model type for which AutoTokenizer passes over what tokenizer_config.json says, unless an auto_map is there.
 
 The file that the auto_map names is read with `trust_remote_code=True` only; without, the tokenizer.json is taken as it
 is, which the file says, too. A tokenizer that was loaded without and is saved again keeps the auto_map but not the
@@ -107,7 +107,7 @@ def check_tokenizer(source: Path, out: Path) -> None:
 
 
 def _adding_nothing(content: str) -> str:
-    """Ids as in training: a post-processor may add tokens, and a file may cut or pad."""
+    """Return the tokenizer.json without what changes ids: a post-processor that adds tokens, truncation, padding."""
     document = json.loads(content)
     adds = Tokenizer.from_str(content).num_special_tokens_to_add(is_pair=False) > 0
     changes = {key: None for key in ("truncation", "padding") if document.get(key) is not None}
@@ -167,7 +167,7 @@ def _unigram(proto: Any) -> models.Unigram:
 
 
 def _guard(proto: Any) -> str:
-    """A pattern that cuts a literal `<s>` beside a character that has no piece, where `<s>` itself would score better.
+    """Return a pattern that cuts a literal `<s>` beside a character without a piece, where `<s>` would score better.
 
     No piece crosses such a cut, nor does a run of unknown characters, so it changes nothing else.
     """

@@ -33,7 +33,7 @@ def register(name: str) -> Callable[[MixerClass], MixerClass]:
 
 
 def known_as(name: str) -> Callable[[MixerClass], MixerClass]:
-    """:func:`register` without a look at the class: what an export has of it."""
+    """Register a class without checking it; an export has this in the place of :func:`register`."""
 
     def add(mixer: MixerClass) -> MixerClass:
         known = _REGISTRY.get(name)
@@ -49,23 +49,23 @@ def known_as(name: str) -> Callable[[MixerClass], MixerClass]:
 
 
 def _place(mixer: type[Mixer]) -> str:
-    """File and name of a class."""
+    """Return file and name of a class."""
     file = getattr(sys.modules.get(mixer.__module__), "__file__", None)
     return f"{mixer.__qualname__} in {file or mixer.__module__}"
 
 
 def mixer_class(name: str) -> type[Mixer]:
-    """The mixer registered as `name` (KeyError if there is none)."""
+    """Return the mixer registered as `name` (KeyError if there is none)."""
     return _REGISTRY[name]
 
 
 def variant_names() -> tuple[str, ...]:
-    """All registered names, in order of registration."""
+    """Return all registered names, in order of registration."""
     return tuple(_REGISTRY)
 
 
 def contract_faults(mixer: type[Mixer]) -> list[str]:
-    """What a class has inherited of another forward pass than its own, each with its remedy.
+    """List members that a class inherits from another forward pass than its own, each with its remedy.
 
     What counts is where each member comes from in the end: from the class, a parent or a mixin.
     """
@@ -101,5 +101,5 @@ def contract_faults(mixer: type[Mixer]) -> list[str]:
 
 
 def _home(mixer: type[Mixer], name: str) -> type:
-    """The class of the inheritance that a member comes from."""
+    """Return the base class that a member comes from."""
     return next(base for base in mixer.__mro__ if name in vars(base))

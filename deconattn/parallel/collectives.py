@@ -1,4 +1,4 @@
-"""What tensor-parallel ranks exchange where a cut module begins and ends, with the gradients' way back.
+"""Collectives of tensor and sequence parallelism around cut modules, with their backward passes.
 
 Entering with a whole input and leaving with a sum are each other's transposes, and so are the two forms of
 sequence parallelism (Shoeybi et al. 2019, figure 4; Korthikanti et al. 2023, section 4.2.2). The sequence is
@@ -35,7 +35,7 @@ def all_reduce(group: ProcessGroup, tensor: Tensor) -> Tensor:
 
 
 def all_gather(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
-    """All ranks' equal parts side by side along `dim`; not differentiable."""
+    """All-gather equal parts side by side along `dim`; not differentiable."""
     if torch.compiler.is_compiling():
         return collectives.wait_tensor(_all_gather(tensor.contiguous(), dim, group))
     parts = tensor.new_empty(group.size(), *tensor.shape)
@@ -44,7 +44,7 @@ def all_gather(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
 
 
 def reduce_scatter(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
-    """This rank's equal part along `dim` of the sum over ranks; not differentiable."""
+    """Reduce-scatter: this rank's equal part along `dim` of the sum over ranks; not differentiable."""
     if torch.compiler.is_compiling():
         return collectives.wait_tensor(_reduce_scatter(tensor.contiguous(), "sum", dim, group))
     parts = tensor.unflatten(dim, (group.size(), -1)).movedim(dim, 0).contiguous()
@@ -54,12 +54,12 @@ def reduce_scatter(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
 
 
 def enter(hidden: Tensor, group: ProcessGroup, sequence_parallel: bool) -> Tensor:
-    """Into a cut module: [R, L, d] on every rank, from the same, or from [R, L / ranks, d]."""
+    """Enter a cut module (Megatron's f or g): [R, L, d] on every rank, from the same or [R, L / tp_size, d]."""
     return (_Gather if sequence_parallel else _Copy).apply(hidden, group)
 
 
 def leave(partial: Tensor, group: ProcessGroup, sequence_parallel: bool) -> Tensor:
-    """Out of a cut module: the sum of all ranks' [R, L, d], whole, or as [R, L / ranks, d]."""
+    """Leave a cut module (Megatron's f-bar or g-bar): the sum of all ranks' [R, L, d], whole or as [R, L / tp_size, d]."""
     return (_Scatter if sequence_parallel else _Sum).apply(partial, group)
 
 

@@ -1,4 +1,4 @@
-"""Pipeline stages under DeepSpeed: one module a stage, one float tensor a hop.
+"""Pipeline stages under DeepSpeed: one module a stage, one float tensor sent between stages.
 
 What DeepSpeed sends between stages must be float tensors that all get a gradient, and each costs a backward pass of
 its own. So the fixed streams are rows of the hidden states, the static embeddings lie beside them along the feature
@@ -26,17 +26,17 @@ parallelism); then int64 [B, L] each: labels, and position ids and document ids 
 
 
 def microbatch(batch: Batch) -> tuple[Hop, Tensor]:
-    """What the first stage reads, and a second value that DeepSpeed wants and nobody does."""
+    """Return the first stage's input, and a label that DeepSpeed expects and nothing reads."""
     hop = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
     return tuple(tensor for tensor in hop if tensor is not None), torch.empty(0)
 
 
 class Stage(nn.Module):
-    """One stage's part of the model as a function of a hop: to the next hop, or to the loss.
+    """Module of one stage: from the tensors received to those sent on, or to the loss.
 
     Args:
         loss: normed hidden states [B, L, d] and labels [B, L] -> a scalar; called on the last stage.
-        sequence_parallel_size: into how many parts hops share the sequence out.
+        sequence_parallel_size: number of parts of the sequence between stages.
     """
 
     def __init__(self, model: CausalLM, loss: Callable[[Tensor, Tensor], Tensor], sequence_parallel_size: int) -> None:
@@ -68,7 +68,7 @@ class Stage(nn.Module):
 
 
 class Pipeline(PipelineModule):
-    """This rank's stage, for DeepSpeed's pipeline engine.
+    """Pipeline module of this rank's stage, for DeepSpeed's pipeline engine.
 
     Args:
         model: the stage's layers.
@@ -94,5 +94,5 @@ class Pipeline(PipelineModule):
             self._tied.append((weight, topology.tied_group))
 
     def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, ProcessGroup]]:
-        """What the engine sums over stages before an optimiser step."""
+        """Return the tied weights whose gradients the engine sums over stages before an optimiser step."""
         return self._tied

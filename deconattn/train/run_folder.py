@@ -24,9 +24,9 @@ from deconattn.model.flops import count_parameters
 from deconattn.train.inputs import CorpusIdentity
 
 BYTES_A_PARAMETER = 12
-"""A checkpoint's fp32 weight and two moments."""
+"""Bytes of a checkpoint per parameter: the fp32 weight and two moments."""
 SHARED_SECONDS = 5.0
-"""How long a network file system may take to show one machine what another has written."""
+"""Seconds that a network file system may take to show one machine what another has written."""
 
 
 def check_run_folder(flags: TrainingFlags) -> None:
@@ -72,7 +72,7 @@ def claim_run_folder(flags: TrainingFlags) -> Path:
 
 
 def data_arguments(flags: TrainingFlags, run: Path) -> tuple[str, ...]:
-    """`--data`, or the bundled demo corpus packed into the run folder by rank 0; a collective call."""
+    """Return `--data`, or the demo corpus, packed into the run folder by rank 0; a collective call."""
     if flags.data.data:
         return flags.data.data
     folder = run / "demo-data"
@@ -88,7 +88,7 @@ def data_arguments(flags: TrainingFlags, run: Path) -> tuple[str, ...]:
 
 
 def check_space(run: Path, config: ModelConfig, keep: int) -> None:
-    """Raises UserError if the disk cannot hold one more checkpoint than are kept."""
+    """Raise UserError if the disk cannot hold one more checkpoint than are kept."""
     needed = (keep + 1) * BYTES_A_PARAMETER * count_parameters(config).total
     held = sum(path.stat().st_size for folder in steps_in(run) for path in folder.rglob("*"))
     free = shutil.disk_usage(run).free
@@ -102,7 +102,7 @@ def check_space(run: Path, config: ModelConfig, keep: int) -> None:
 def resolved_config(
     flags: TrainingFlags, model: ModelConfig, data: Sequence[CorpusIdentity], base_model: str | None = None
 ) -> dict[str, Any]:
-    """Plain values: the resolved flags, the model, the data's identities, the schedule, versions and machine.
+    """Return `config.json` as plain values: flags, model, data identities, schedule, versions and machine.
 
     Args:
         base_model: what the weights were converted from, if they were.
@@ -119,7 +119,7 @@ def resolved_config(
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine, for the run's configuration."""
+    """Return versions and machine, for the run's configuration."""
     packages = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
@@ -127,7 +127,7 @@ def environment() -> dict[str, str]:
 
 
 def make_run_folder(flags: TrainingFlags) -> Path:
-    """`--save`, or a new folder under runs/.
+    """Make and return the folder of `--save`, or a new folder under runs/.
 
     Raises:
         UserError: it cannot be made, or holds no run to resume.
@@ -158,7 +158,7 @@ def _made(flags: TrainingFlags) -> Path:
 
 
 def _check_shared(run: Path, token: str) -> None:
-    """A collective call: every rank looks for the file that rank 0 made."""
+    """Check that every rank sees the file that rank 0 made; a collective call."""
     deadline = time.monotonic() + SHARED_SECONDS
     while not (run / token).exists() and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
+"""Training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
 import math
 import time
@@ -30,17 +30,17 @@ from deconattn.train.run_folder import check_space, claim_run_folder, data_argum
 from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, float]]
-"""Benchmark scores by name of a step-N folder; the second argument asks whether to leave the other tasks out."""
+"""Function from a step-N folder to benchmark scores by name; its second argument asks whether to stop early."""
 
 
 class SupportsBool(Protocol):
-    """True once the run is asked to stop."""
+    """Flag that is true once the run is asked to stop."""
 
     def __bool__(self) -> bool: ...
 
 
 class Trainer:
-    """One run, from flags to its last checkpoint; made and run on every rank.
+    """Training of one run, from flags to its last checkpoint; made and run on every rank.
 
     Args:
         stop: read between steps.
@@ -98,7 +98,7 @@ class Trainer:
                 self.metrics.close()
 
     def _train(self) -> bool:
-        """Whether a stop was asked for before the last step."""
+        """Run the steps; return whether a stop was asked for before the last one."""
         flags, total = self.flags, self.flags.total_steps
         in_a_row, accumulation = 0, self.engine.accumulation_steps
         clock = _Clock(self.model_config, flags)
@@ -170,7 +170,7 @@ class Trainer:
         return folder
 
     def _score(self, checkpoint: Path) -> None:
-        """Benchmarks on rank 0, while the others wait without a collective, which would time out."""
+        """Score a checkpoint on rank 0, while the others wait without a collective, which would time out."""
         if self._scorer is None:
             return
         if self.metrics is not None:
@@ -227,7 +227,7 @@ def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int) -
 
 
 class _Clock:
-    """Throughput since the last row, validation and checkpoints not counted."""
+    """Clock of the throughput since the last row, validation and checkpoints not counted."""
 
     def __init__(self, config: ModelConfig, flags: TrainingFlags) -> None:
         self._tokens_a_step = flags.optimization.global_batch_size * flags.data.seq_len
@@ -240,14 +240,14 @@ class _Clock:
         self._since: float | None = None
 
     def tick(self) -> None:
-        """A step ended."""
+        """Count a step that ended."""
         if self._since is None:  # the first step's time is start-up
             self._since = time.perf_counter()
         else:
             self._steps += 1
 
     def rates(self) -> dict[str, float]:
-        """`tokens_per_second` over all ranks, and `mfu` where the device's peak is known."""
+        """Return `tokens_per_second` over all ranks, and `mfu` where the device's peak is known."""
         if self._since is None or not self._steps:
             return {}
         now = time.perf_counter()
@@ -259,5 +259,5 @@ class _Clock:
         return rates
 
     def restart(self) -> None:
-        """Leave out what just passed."""
+        """Exclude the time since the last step."""
         self._since, self._steps = time.perf_counter(), 0

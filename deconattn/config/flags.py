@@ -113,7 +113,7 @@ class OptimizationFlags:
 
 @dataclass(frozen=True)
 class EngineFlags:
-    """How it runs."""
+    """The engine: precision, memory and parallelism."""
 
     precision: Literal["bf16", "fp32"] | None = None
     """Weights and activations; the optimiser's master weights are always fp32. By default bf16 where there are GPUs,

@@ -59,7 +59,7 @@ def enter(hidden: Tensor, group: ProcessGroup, sequence_parallel: bool) -> Tenso
 
 
 def leave(partial: Tensor, group: ProcessGroup, sequence_parallel: bool) -> Tensor:
-    """Leave a cut module (Megatron's f-bar or g-bar): the sum over ranks of [R, L, d], whole or as [R, L / tp_size, d]."""
+    """Leave a cut module (Megatron's f-bar or g-bar): the sum over ranks, whole or as [R, L / tp_size, d]."""
     return (_Scatter if sequence_parallel else _Sum).apply(partial, group)
 
 

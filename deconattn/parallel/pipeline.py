@@ -20,15 +20,15 @@ from deconattn.data import Batch
 from deconattn.model.causal_lm import CausalLM
 from deconattn.parallel.topology import Topology
 
-Hop = tuple[Tensor, ...]
+StageTensors = tuple[Tensor, ...]
 """Token ids int64 [B, L] before the first stage, else [R, L, d] or [R, L, 2d] (this rank's part of L under sequence
 parallelism); then int64 [B, L] each: labels, and position ids and document ids where documents are masked."""
 
 
-def microbatch(batch: Batch) -> tuple[Hop, Tensor]:
+def microbatch(batch: Batch) -> tuple[StageTensors, Tensor]:
     """Return the first stage's input, and a label that DeepSpeed expects and nothing reads."""
-    hop = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
-    return tuple(tensor for tensor in hop if tensor is not None), torch.empty(0)
+    tensors = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
+    return tuple(tensor for tensor in tensors if tensor is not None), torch.empty(0)
 
 
 class Stage(nn.Module):
@@ -44,8 +44,8 @@ class Stage(nn.Module):
         self.model = model
         self._loss, self._sequence_parallel_size = loss, sequence_parallel_size
 
-    def forward(self, hop: Hop) -> Hop | Tensor:
-        received, labels, *documents = hop
+    def forward(self, tensors: StageTensors) -> StageTensors | Tensor:
+        received, labels, *documents = tensors
         decoder = self.model.model
         static = None
         if decoder.is_first:
@@ -73,7 +73,7 @@ class Pipeline(PipelineModule):
     Args:
         model: the stage's layers.
         loss: of :class:`Stage`.
-        sequence_parallel: hops carry a part of the sequence.
+        sequence_parallel: stages exchange this rank's part of the sequence.
     """
 
     def __init__(

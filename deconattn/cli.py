@@ -1,4 +1,4 @@
-"""The frame around every command line: flags from a dataclass, errors in one line."""
+"""Command-line frame: flags from a dataclass, errors in one line."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def parse(
 
 
 def completed_name(program: str, words: Sequence[str]) -> str:
-    """What tyro is to call a program: as it is spelt, but a shell's completion belongs to a file's name."""
+    """Return the name of a program for tyro: as it is spelt, but a shell's completion belongs to a file's name."""
     return program.rpartition("/")[2] if asks_for_completion(words) else program
 
 
@@ -58,7 +58,7 @@ def asks_for_completion(words: Sequence[str]) -> bool:
 
 @contextmanager
 def complaints_in_one_line() -> Iterator[None]:
-    """Turns the box in which tyro explains a wrong flag, and its exit, into a UserError."""
+    """Turn the box in which tyro explains a wrong flag, and its exit, into a UserError."""
     box = StringIO()
     try:
         with redirect_stderr(box):
@@ -72,7 +72,7 @@ def complaints_in_one_line() -> Iterator[None]:
 
 
 def show(table: "Table") -> None:
-    """Print it as wide as it is: numbers are not to be cut off."""
+    """Print a table at its natural width: numbers are not to be cut off."""
     from rich.console import Console  # not cheap, and many a command line has no table
 
     console = Console()
@@ -83,7 +83,7 @@ def show(table: "Table") -> None:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
-    """Hands signals to `handler`, and to what had them before once this is left: a notebook goes on after us."""
+    """Install `handler` for signals, and what had them before on exit: a notebook goes on after us."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

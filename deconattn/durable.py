@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: write to a temporary name, fsync, rename."""
+"""Atomic writes of files and folders: write to a temporary name, fsync, rename."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ LOCK = ".lock"
 PROBE_SECONDS = 0.5
 """How long a lock may be held by those who only look whether it is free."""
 STAGING = "partial"
-"""An output folder NAME is filled as its sibling .NAME.partial-XXXX; by a pack, which can go on, as .NAME.partial."""
+"""Suffix of a folder NAME while it is filled: .NAME.partial-XXXX; a pack, which can go on, has .NAME.partial."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -71,7 +71,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def staged_folder(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
-    """A temporary sibling of `out` to write into; renamed to `out` on a clean exit, removed on an exception.
+    """Yield a temporary sibling of `out` to write into; renamed to `out` on a clean exit, removed on an exception.
 
     Args:
         check: called with `out` before anything is written and again before the rename; raises UserError where
@@ -100,7 +100,7 @@ def staged_folder(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(out: Path) -> Iterator[None]:
-    """Turns an OSError on the way to `out` into a UserError: a full disk, no permission, whatever it is."""
+    """Turn an OSError on the way to `out` into a UserError: a full disk, no permission, whatever it is."""
     try:
         yield
     except OSError as error:

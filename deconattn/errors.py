@@ -1,8 +1,8 @@
-"""The one exception that a user is meant to read."""
+"""Exception that a user is meant to read."""
 
 
 class UserError(Exception):
-    """Something the user gave is wrong: a flag, a file, a checkpoint, a topology.
+    """Error in what the user gave: a flag, a file, a checkpoint, a topology.
 
     The message is one line that names the offender and the remedy. Command lines print it
     as ``error: MESSAGE`` and exit with code 2 (see :mod:`deconattn.cli`); no traceback.

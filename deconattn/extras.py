@@ -1,4 +1,4 @@
-"""The package's extras: what no training needs, asked for in one line before the work that needs it begins."""
+"""Optional dependencies (extras), checked before the work that needs them begins."""
 
 import importlib.util
 
@@ -12,16 +12,16 @@ MODULES = {
     "plot": ("matplotlib", "jinja2", "markupsafe"),
     "remote": ("fsspec",),
 }
-"""Of each extra, what is imported of it."""
+"""Modules that are imported of each extra."""
 
 
 def missing(extra: str) -> str | None:
-    """The first module of an extra that is not installed; imports none of them."""
+    """Return the first module of an extra that is not installed; imports none of them."""
     return next((module for module in MODULES[extra] if not _is_installed(module)), None)
 
 
 def require(extra: str, purpose: str) -> None:
-    """Ask for an extra.
+    """Require an extra.
 
     Raises:
         UserError: a module of it is missing; `purpose` begins the message, as in "drawing".

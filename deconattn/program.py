@@ -1,4 +1,4 @@
-"""What our commands are called where we are: by a clone's files, or `deconattn NAME` where the package is installed.
+"""Names of our commands as typed: a clone's files, or `deconattn NAME` where the package is installed.
 
 Whatever tells a user what to type next asks here.
 """
@@ -14,7 +14,7 @@ _FILES = {"train": "launch.sh", "export": "tools/export_hf.py", "check-variant":
 
 
 def command(name: str) -> str:
-    """A command as it can be typed in the directory we are in, in the form in which this process was called.
+    """Return a command as it can be typed in the current directory, in the form in which this process was called.
 
     `deconattn pack`, `python -m deconattn pack`, or in a clone `python tools/pack.py`.
     """
@@ -27,26 +27,26 @@ def command(name: str) -> str:
 
 
 def program() -> str:
-    """The program that has all commands: `deconattn`, or `python -m deconattn` if it was called so."""
+    """Return the program that has all commands: `deconattn`, or `python -m deconattn` if it was called so."""
     return f"python -m {PACKAGE}" if Path(sys.argv[0]).resolve() == _FOLDER / "__main__.py" else PACKAGE
 
 
 def process(name: str) -> list[str]:
-    """The beginning of a command line that starts a command from any directory."""
+    """Return the beginning of a command line that starts a command from any directory."""
     if _CLONE is None:
         return [sys.executable, "-m", PACKAGE, name]
     return ["bash" if name == "train" else sys.executable, str(_file(_CLONE, name))]
 
 
 def installation(extra: str) -> str:
-    """What installs one of the package's extras."""
+    """Return the command that installs one of the package's extras."""
     if _CLONE is None:
         return f"pip install {shlex.quote(f'{PACKAGE}[{extra}]')}"
     return f"pip install -e {shlex.quote(f'{_shown(_CLONE)}[{extra}]')}"
 
 
 def quoted(path: Path) -> str:
-    """A path for a shell, relative to the directory we are in if it lies there."""
+    """Quote a path for a shell, relative to the current directory if it lies there."""
     return shlex.quote(str(_shown(path)))
 
 

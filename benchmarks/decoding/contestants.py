@@ -19,9 +19,9 @@ from benchmarks.training.cpu_contestant import PEER
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import model_config
 from deconattn.cost import generation as cost
-from deconattn.cost.parameters import count_parameters
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.layers.config import ModelConfig
+from deconattn.model.flops import count_parameters
 
 Precision = Literal["fp32", "bf16"]
 Call = Callable[[], Any]

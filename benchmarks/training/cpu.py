@@ -29,9 +29,9 @@ from benchmarks.machine import RESULTS, ROOT, describe, write_result
 from benchmarks.training.cpu_contestant import PEER, Spec
 from deconattn.cli import parse, run
 from deconattn.config.flags import model_config
-from deconattn.cost.parameters import count_parameters
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
+from deconattn.model.flops import count_parameters
 
 BYTES_A_PARAMETER = 36
 """Weight, gradient, two moments, flattened copies of them, and room for activations; on the safe side."""

@@ -93,7 +93,7 @@ def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     from deconattn.train.engine import Engine
     from deconattn.train.inputs import TrainingData
     from deconattn.train.metrics import memory_gib
-    from deconattn.train.schedule import learning_rate
+    from deconattn.train.trainer import learning_rate
 
     flags = parse_training_flags(arguments.training(variant, arguments.steps))
     data = TrainingData(flags.data.data, flags)

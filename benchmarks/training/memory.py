@@ -31,7 +31,7 @@ from deconattn.cli import parse, run
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.cost.job import Job
-from deconattn.cost.memory import Moment, peak
+from deconattn.cost.memory import MemorySnapshot, peak
 from deconattn.launch.ranks import free_port
 
 TOLERANCE = 0.15
@@ -98,7 +98,7 @@ def flags_of(arguments: Arguments, layout: str, precision: str, zero: int, folde
     return made
 
 
-def predict(flags: TrainingFlags, ranks: int) -> Moment:
+def predict(flags: TrainingFlags, ranks: int) -> MemorySnapshot:
     """The largest moment of any rank, on a CPU."""
     config = model_config(flags.model, flags.model.vocab_size, flags.data.seq_len)
     return peak(Job.of(config, flags, ranks, gpu=False))

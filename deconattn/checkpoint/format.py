@@ -1,4 +1,4 @@
-"""Checkpoints: one folder a step, whole or not there, and free of topology and pickles.
+"""Checkpoint format: one folder a step, written atomically, free of topology and pickles.
 
     RUN/checkpoints/step-300/
         checkpoint.json               step, data position, size and SHA-256 of every other file; written last
@@ -47,7 +47,7 @@ BYTES_A_FILE = 2**30
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stood.
+    """Progress of training at a checkpoint.
 
     Attributes:
         step: optimiser steps begun, skipped ones included; the schedule's clock.
@@ -95,7 +95,7 @@ class Checkpoint:
 
     @property
     def base_model(self) -> str | None:
-        """What the run was converted from, if it was."""
+        """Name of the model that the run was converted from, if it was."""
         name: str | None = self.config.get("base_model")
         return name
 
@@ -110,7 +110,7 @@ class Checkpoint:
         return folder if folder.is_dir() else None
 
     def tensors(self, kind: str, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) one after another, only the wanted ones read; kind is `weights`, `exp_avg` or `exp_avg_sq`."""
+        """Yield (name, tensor), reading only the wanted ones; kind is `weights`, `exp_avg` or `exp_avg_sq`."""
         for path in self._files(kind):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -118,7 +118,7 @@ class Checkpoint:
                         yield name, file.get_tensor(name)
 
     def shapes(self, kind: str) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, none of them read."""
+        """Return the shape of every tensor without reading it."""
         found: dict[str, tuple[int, ...]] = {}
         for path in self._files(kind):
             with safe_open(path, framework="pt") as file:
@@ -126,7 +126,7 @@ class Checkpoint:
         return found
 
     def weights(self) -> dict[str, Tensor]:
-        """The canonical state dict: fp32 parameters and the buffers, Hugging Face names."""
+        """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names."""
         return dict(self.tensors("weights"))
 
     def _files(self, kind: str) -> list[Path]:
@@ -139,7 +139,7 @@ class TensorFiles:
     def __init__(self, folder: Path, kind: str, stage: int = 0) -> None:
         self._folder, self._kind = folder, f"{kind}-{stage:02d}"
         self.paths: list[Path] = []
-        """Written so far."""
+        """Files written so far."""
         self._pending: dict[str, Tensor] = {}
         self._bytes = 0
 
@@ -159,14 +159,14 @@ class TensorFiles:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Size and checksum of a file."""
+    """Return size and checksum of a file."""
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def seal(
     folder: Path, progress: Progress, config: dict[str, Any], tokenizer: Path, known: Mapping[str, Any] | None = None
 ) -> None:
-    """Make a folder with a step's tensors a checkpoint: configuration, tokenizer, and the manifest last.
+    """Complete a folder with a step's tensors to a checkpoint: configuration, tokenizer, and the manifest last.
 
     Args:
         tokenizer: the file that the corpus was packed with.
@@ -282,13 +282,13 @@ def _first_line(error: Exception) -> str:
 
 
 def steps_in(run: Path) -> list[Path]:
-    """The `step-N` folders of a run, newest first."""
+    """Return the `step-N` folders of a run, newest first."""
     folders = [path for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
     return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def newest_good(run: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies, None where there is none at all.
+    """Open the newest checkpoint that verifies, None where there is none at all.
 
     One that is damaged is named on standard error and passed over.
 
@@ -310,7 +310,7 @@ def newest_good(run: Path) -> Checkpoint | None:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A run folder's newest good checkpoint, or the `step-N` folder itself.
+    """Open a run folder's newest good checkpoint, or a `step-N` folder.
 
     Raises:
         UserError: neither, or nothing good in it.

@@ -1,4 +1,4 @@
-"""What a Hugging Face model is, in our terms, or why ours cannot be it."""
+"""Hugging Face configurations read as :class:`ModelConfig`, or refused with the reason."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ MODEL_TYPES = ("qwen2", "qwen3", "deconattn")
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """The model in a Hugging Face folder: Qwen2, Qwen3 or an export of ours.
+    """Read the configuration of a Hugging Face folder: Qwen2, Qwen3 or an export of ours.
 
     Raises:
         UserError: another model, or a feature of Qwen's that our model lacks, by name.
@@ -59,7 +59,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def _lacking(config: Any) -> list[str]:
-    """What a Qwen configuration asks for and our model lacks. Dropout is not among it: training here has none."""
+    """List what a Qwen configuration asks for and our model lacks, dropout aside: training here has none."""
     rope = config.rope_parameters
     found = {
         f"activation {config.hidden_act!r} (hidden_act), only silu": config.hidden_act != "silu",

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face folder: safetensors, in one file or several."""
+"""Weights of a Hugging Face folder: safetensors, in one file or several."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class HFWeights:
-    """A folder's tensors by name; one at a time is read.
+    """Tensors of a folder by name, read one at a time.
 
     Raises:
         UserError: no safetensors, or a damaged one.
@@ -72,7 +72,7 @@ class HFWeights:
         return iter(self._shapes)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, as it is stored."""
+        """Read one tensor, in its stored dtype."""
         with safe_open(self._homes[name], framework="pt") as file:
             return file.get_tensor(name)
 

@@ -1,4 +1,4 @@
-"""What a folder that is to be converted is."""
+"""Kinds of model folders."""
 
 import json
 import re
@@ -13,7 +13,7 @@ Kind = Literal["checkpoint", "hugging face"]
 
 
 def kind_of(path: Path) -> Kind:
-    """`checkpoint` (a run folder or a `step-N` folder) or `hugging face`.
+    """Return `checkpoint` (a run folder or a `step-N` folder) or `hugging face`.
 
     Raises:
         UserError: neither.
@@ -36,7 +36,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of a Hugging Face folder's config.json (UserError if it is damaged)."""
+    """Read a Hugging Face folder's config.json (UserError if it is damaged)."""
     try:
         config = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config, dict):

@@ -1,4 +1,4 @@
-"""Any trained model as Hugging Face runs it: an export, a stock model, a run or one of its checkpoints."""
+"""Trained models of any kind as Hugging Face models: an export, a stock model, a run or a checkpoint."""
 
 import re
 import tempfile
@@ -43,7 +43,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model that is opened: all is known but its weights.
+    """Opened model: everything but its weights has been read.
 
     Attributes:
         path: the folder that was given.
@@ -64,7 +64,7 @@ class StoredModel:
 
     @cached_property
     def model_config(self) -> ModelConfig:
-        """Our configuration of it.
+        """Our configuration of the model.
 
         Raises:
             UserError: its layers are not ours.
@@ -80,14 +80,14 @@ class StoredModel:
 
     @property
     def longest(self) -> int | None:
-        """Tokens that a sequence can have: as many as the fixed stream; None where nothing sets an end."""
+        """Maximum sequence length: that of the fixed stream; None where nothing sets a limit."""
         if not isinstance(self.config, DeconAttnConfig):
             return None
         fixed = Streams.of(self.config.layer_variants or ()).fixed
         return self.config.max_position_embeddings if fixed else None
 
     def load(self, precision: Precision | None = None) -> PreTrainedModel:
-        """Read the weights: the model in evaluation mode, on the GPU where there is one.
+        """Read the weights; return the model in evaluation mode, on the GPU where there is one.
 
         Args:
             precision: of the weights; by default what an export stores and what a run computed in.
@@ -99,7 +99,7 @@ class StoredModel:
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def decoder(self) -> Decoder:
-        """Read the weights, in fp32 whatever the model was trained in: its layers, on the GPU where there is one.
+        """Read the weights in fp32, whatever the model was trained in; return the decoder, on the GPU if any.
 
         Raises:
             UserError: weights that are not this configuration's, or layers that are not ours.
@@ -112,7 +112,7 @@ class StoredModel:
         return decoder.to(model.device).eval()
 
     def without(self, skipped: Collection[int]) -> "StoredModel":
-        """The model less the layers of these numbers, from 1 (:mod:`deconattn.checkpoint.without_layers`).
+        """Return the model without the layers of these numbers, from 1 (:mod:`deconattn.checkpoint.without_layers`).
 
         Raises:
             UserError: it cannot do without them.
@@ -126,7 +126,7 @@ class StoredModel:
 
 
 def open_model(path: Path, plugins: Sequence[Path] = ()) -> StoredModel:
-    """Find out what `path` is, check it, and read all but the weights.
+    """Detect what `path` is, check it, and read all but the weights.
 
     No code that lies beside a model is run: exports of ours run on this package.
 
@@ -161,7 +161,7 @@ def _in_checkpoint(path: Path, plugins: Sequence[Path]) -> StoredModel:
 
 
 def _exported_tokenizer(source: Path, longest: int) -> PreTrainedTokenizerBase:
-    """The tokenizer that an export would carry."""
+    """Write the tokenizer that an export would carry, and return it."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(source, Path(folder), DeconAttnConfig.model_type, longest)
         check_tokenizer(source, Path(folder))
@@ -245,7 +245,7 @@ def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | No
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run whose `step-N` folder this is; None where it is none."""
+    """Return the run whose `step-N` folder this is; None where it is none."""
     folder = folder.resolve()
     is_step = re.fullmatch(r"step-\d+", folder.name) is not None and folder.parent.name == CHECKPOINTS
     return folder.parents[1] if is_step else None

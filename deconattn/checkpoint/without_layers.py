@@ -1,4 +1,4 @@
-"""A trained model without some of its layers, as in the paper's skip ablation: no further training."""
+"""Removal of layers from a trained model, as in the paper's skip ablation: no further training."""
 
 import copy
 import re
@@ -16,7 +16,7 @@ _A_LAYER_EACH = ("layer_variants", "layer_types")
 
 
 def layer_numbers(text: str) -> set[int]:
-    """`1,3,5` as numbers (UserError if it is no such list)."""
+    """Parse layer numbers such as `1,3,5` (UserError if it is no such list)."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words):
         raise UserError(f"--skip {text}: give layers as numbers from 1, comma-separated, such as 1,3,5")
@@ -24,13 +24,13 @@ def layer_numbers(text: str) -> set[int]:
 
 
 def variant_layers(config: PreTrainedConfig) -> set[int]:
-    """Numbers, from 1, of the layers whose mixer is not standard attention."""
+    """Return the numbers, from 1, of the layers whose mixer is not standard attention."""
     variants = getattr(config, "layer_variants", None) or []
     return {number for number, variant in enumerate(variants, start=1) if variant != STANDARD}
 
 
 def check_skip(config: PreTrainedConfig, skipped: Collection[int], name: str) -> None:
-    """Whether a model can do without these layers.
+    """Check that a model can do without these layers.
 
     Raises:
         UserError: no layer named, a layer that it does not have, or none left.
@@ -46,7 +46,7 @@ def check_skip(config: PreTrainedConfig, skipped: Collection[int], name: str) ->
 
 
 def without_layers(model: PreTrainedModel, skipped: Collection[int]) -> PreTrainedModel:
-    """A model of the remaining layers with their weights, in the same order; the residual stream passes the others.
+    """Return a model of the remaining layers with their weights, in order; the residual stream skips the others.
 
     A fixed stream passes the remaining layers only, and is left out where none of them reads it.
 

@@ -51,10 +51,9 @@ def check(arguments: Arguments) -> None:
     Raises:
         UserError: the first promise that is not kept.
     """
-    from deconattn.hf.plugin_code import plugin_files
     from deconattn.layers.config import ModelConfig
     from deconattn.mixers import mixer_class, variant_names
-    from deconattn.mixers.plugins import code_digest, load_plugins, mixer_digest
+    from deconattn.mixers.plugins import code_digest, load_plugins, mixer_digest, plugin_files
     from deconattn.parallel.trial import Trial
 
     if not arguments.file.is_file():

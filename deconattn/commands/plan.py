@@ -101,7 +101,7 @@ def plan_job(flags: Arguments) -> None:
 
 def count_variants(flags: Arguments) -> None:
     """Print the parameter counts of all variants."""
-    from deconattn.cost.parameters import count_parameters
+    from deconattn.model.flops import count_parameters
 
     models = {variant: flags.config(variant) for variant in variants()}
     counts = {variant: count_parameters(config) for variant, config in models.items()}

@@ -1,4 +1,4 @@
-"""From a command line to :class:`~deconattn.config.flags.TrainingFlags`, fresh or on top of a run to resume."""
+"""Parser from a command line to :class:`~deconattn.config.flags.TrainingFlags`, fresh or of a run to resume."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ RUN_CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class _Decisive:
-    """The flags on which other flags' defaults depend; None where they are not given."""
+    """Flags on which other flags' defaults depend; None where they are not given."""
 
     size: str | None = None
     config: Path | None = None
@@ -83,7 +83,7 @@ def _with_precision(flags: TrainingFlags) -> TrainingFlags:
 
 
 def to_json(flags: TrainingFlags) -> dict[str, Any]:
-    """Plain values, paths made absolute; `--resume` and `--config` are acts, not properties of the run."""
+    """Return plain values, paths made absolute; `--resume` and `--config` are acts, not properties of the run."""
     from pydantic import TypeAdapter
 
     run = dataclasses.replace(flags.run, resume=False, save=None, config=None)
@@ -91,14 +91,14 @@ def to_json(flags: TrainingFlags) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> TrainingFlags:
-    """The inverse of :func:`to_json` (pydantic.ValidationError, a ValueError, if it is not one)."""
+    """Invert :func:`to_json` (pydantic.ValidationError, a ValueError, if it is not its result)."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(TrainingFlags).validate_python(values)
 
 
 def saved_flags(save: Path | None) -> TrainingFlags:
-    """The flags of the run in folder `save`.
+    """Read the flags of the run in folder `save`.
 
     Raises:
         UserError: no folder, no run in it, or an unreadable configuration.
@@ -116,7 +116,7 @@ def saved_flags(save: Path | None) -> TrainingFlags:
 
 
 def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tuple[str, Any, Any]]:
-    """What defines the model, the data order or the arithmetic must not change within a run.
+    """Yield (flag, before, now) of what defines model, data order or arithmetic and must not change within a run.
 
     Steps, learning rate, evaluation, ZeRO stage, micro-batch and the like may; the data are compared by content.
     """

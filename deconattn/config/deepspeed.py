@@ -1,4 +1,4 @@
-"""The DeepSpeed side of the configuration: a file of ds_configs/ and what our flags add to it."""
+"""DeepSpeed configuration: a file of ds_configs/ and what our flags add to it."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ OURS = {
 
 
 def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets.
+    """Return the configuration for `deepspeed.initialize`.
 
     Raises:
         UserError: `--deepspeed-config` is not JSON, sets what a flag of ours sets, or asks for a ZeRO stage that

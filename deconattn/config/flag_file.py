@@ -18,14 +18,14 @@ from deconattn.config.pattern import nearest
 from deconattn.errors import UserError
 
 _RUN = {"flags", "model", "data", "total_steps", "warmup_steps", "environment"}
-"""What a run's config.json holds."""
+"""Keys of a run's config.json."""
 _ACTS = ("config", "resume")
 """Flags that only a command line can have."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-    """The flags of a file.
+    """Flags of a file.
 
     Attributes:
         values: of each flag that the file gives, by the field's name, as the file has it.
@@ -35,7 +35,7 @@ class ConfigFile:
     values: dict[str, Any]
 
     def on(self, flags: TrainingFlags) -> TrainingFlags:
-        """`flags` with the file's in place of theirs.
+        """Return `flags` with those of the file replaced.
 
         Raises:
             UserError: a value that is not of the flag's type.
@@ -55,7 +55,7 @@ class ConfigFile:
             raise UserError(f"--config {self.path}: {name} is {self.values[name]!r}: {reason}") from None
 
     def _fitting(self, name: str, value: Any, default: Any) -> Any:
-        """What pydantic would take too literally, or not literally enough."""
+        """Convert a value that pydantic would take too literally, or not literally enough."""
         if isinstance(default, tuple) and isinstance(value, str):
             return (value,)
         if isinstance(value, bool) and not isinstance(default, bool):
@@ -87,7 +87,7 @@ def read_config_file(path: Path) -> ConfigFile:
 
 
 def _groups(flags: TrainingFlags) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each concern's name, and its flags with their values."""
+    """Yield each group's name, and its flags with their values."""
     for group in dataclasses.fields(flags):
         part = getattr(flags, group.name)
         yield group.name, {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}

@@ -1,4 +1,4 @@
-"""The table of flags in docs/flags.md, made from the dataclasses: `python -m deconattn.config.flag_table`."""
+"""Table of flags in docs/flags.md, made from the dataclasses: `python -m deconattn.config.flag_table`."""
 
 import ast
 import dataclasses
@@ -16,7 +16,7 @@ BEGIN, END = "<!-- flags: made by python -m deconattn.config.flag_table docs/fla
 
 
 def flag_table() -> str:
-    """Markdown, a table for each concern."""
+    """Return Markdown, a table for each group of flags."""
     parts = []
     for group in dataclasses.fields(TrainingFlags):
         defaults = [getattr(size_defaults(size), group.name) for size in SIZES]
@@ -33,13 +33,13 @@ def flag_table() -> str:
 
 
 def with_table(page: str) -> str:
-    """The page with its table made anew (ValueError if the markers are missing)."""
+    """Return the page with its table made anew (ValueError if the markers are missing)."""
     before, after = page.index(BEGIN) + len(BEGIN), page.index(END)
     return f"{page[:before]}\n\n{flag_table()}\n\n{page[after:]}"
 
 
 def _docstrings(name: str) -> dict[str, str]:
-    """Docstrings of a configuration class and, by name, of its fields."""
+    """Return docstrings of a configuration class and, by name, of its fields."""
     tree = ast.parse(inspect.getsource(config))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name).body
     found = {"": _text(body[0])}

@@ -1,4 +1,4 @@
-"""What a run is: one dataclass a concern, the single source of flags, of help texts and of `config.json`.
+"""Flags of a run: one dataclass a group, the single source of flags, of help texts and of `config.json`.
 
 The defaults depend on `--size`: :mod:`deconattn.config.presets` gives them, and :mod:`deconattn.config.command_line`
 reads the size first, so that every default in `--help` is a real value. The variants, and PyTorch with them, are
@@ -25,7 +25,7 @@ class ModelFlags:
     size: str = "tiny"
     """Preset of dimensions and training defaults: tiny, 70m, 160m, 500m, 1.7b."""
     variant: str = "standard"
-    """What the layers that are not standard are: standard, mlp, approximate, nonapproximate, rndemb, fixedseq,
+    """Variant of the layers that are not standard: standard, mlp, approximate, nonapproximate, rndemb, fixedseq,
     staticemb, or a plugin's."""
     pattern: str = "uniform"
     """Which layers are standard: uniform, even, odd, top, middle, bottom, 25%, first, last, bilateral; S:V
@@ -55,7 +55,7 @@ class ModelFlags:
     rope_theta: float = 1_000_000.0
     """Base of the rotary embedding's wavelengths."""
     rms_norm_eps: float = 1e-6
-    """Added to the mean square in RMSNorm."""
+    """Epsilon added to the mean square in RMSNorm."""
     initializer_range: float = 0.02
     """Standard deviation of the initial weights."""
 
@@ -73,7 +73,7 @@ class DataFlags:
     fixed_text: Path | None = None
     """Text of fixedseq's stream; by default the first tokens of the first corpus."""
     packing: Literal["concat", "best-fit"] = "concat"
-    """How documents come into sequences: concat cuts their concatenation; best-fit pads, and cuts no document that
+    """Packing of documents into sequences: concat cuts their concatenation; best-fit pads, and cuts no document that
     fits (docs/data.md). Validation is always concat."""
     loader_workers: int = 0
     """Processes of each rank that make its batches; 0 is a thread, enough for local files. The order is the same."""
@@ -96,7 +96,7 @@ class OptimizationFlags:
     warmup_steps: int | None = None
     """Steps of linear warm-up; by default 2000, at most a tenth of the run. A half cosine to zero follows."""
     weight_decay: float = 0.1
-    """On matrices; norms and biases have none."""
+    """AdamW's weight decay of matrices; norms and biases have none."""
     adam_beta1: float = 0.9
     """AdamW's first decay."""
     adam_beta2: float = 0.9999
@@ -113,7 +113,7 @@ class OptimizationFlags:
 
 @dataclass(frozen=True)
 class EngineFlags:
-    """How it runs."""
+    """The engine: precision, memory and parallelism."""
 
     precision: Literal["bf16", "fp32"] | None = None
     """Weights and activations; the optimiser's master weights are always fp32. By default bf16 where there are GPUs,
@@ -138,13 +138,13 @@ class EngineFlags:
 
     @property
     def zero_stage(self) -> int:
-        """`--zero`, or the precision's default."""
+        """ZeRO stage: `--zero`, or the precision's default."""
         if self.zero is not None:
             return self.zero
         return 1 if self.precision == "bf16" else 0
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Replicas of the model on `world_size` ranks.
+        """Return the data-parallel size on `world_size` ranks.
 
         Raises:
             UserError: the ranks do not make whole replicas.
@@ -159,7 +159,7 @@ class EngineFlags:
         return world_size // replica
 
     def check(self, model: ModelConfig, length: int) -> None:
-        """Whether the topology fits a model and a sequence length.
+        """Check that the topology fits a model and a sequence length.
 
         Raises:
             UserError: what does not divide or does not go together, and the remedy.
@@ -238,7 +238,7 @@ class EvaluationFlags:
     eval_datasets: Path | None = None
     """Folder with their documents (docs/evaluation.md); by default the hub's."""
     eval_limit: int | None = None
-    """Only the first so many documents of a task."""
+    """Score only this many documents of a task, from the first."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class TrainingFlags:
 
     @property
     def total_steps(self) -> int:
-        """`--steps`, or what `--tokens` comes to."""
+        """Optimiser steps: `--steps`, or as many as `--tokens` takes."""
         tokens = self.optimization.tokens
         if tokens is None:
             return self.optimization.steps
@@ -266,7 +266,7 @@ class TrainingFlags:
         return given if given is not None else min(2000, self.total_steps // 10)
 
     def check(self) -> None:
-        """Everything that is known before a process starts.
+        """Check everything that is known before a process starts.
 
         Raises:
             UserError: naming the flag and the remedy.
@@ -307,14 +307,15 @@ class TrainingFlags:
         for path in (self.engine.deepspeed_config, self.data.fixed_text, *self.model.plugin):
             if path is not None and not path.is_file():
                 raise UserError(f"no such file: {path}")
-        from deconattn.mixers.plugins import load_plugins
+        if self.model.plugin:
+            from deconattn.mixers.plugins import load_plugins
 
-        load_plugins(self.model.plugin)
+            load_plugins(self.model.plugin)
         model = model_config(self.model, 1, self.data.seq_len)  # the tokenizer is not known yet
         self.engine.check(model, self.data.seq_len)
 
     def accumulation_steps(self, data_parallel_size: int) -> int:
-        """Micro-batches a rank computes in one optimiser step.
+        """Return the gradient accumulation steps: micro-batches that a rank computes in one optimiser step.
 
         Raises:
             UserError: the global batch does not divide.
@@ -335,7 +336,7 @@ class TrainingFlags:
 
 
 def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embeddings: int) -> ModelConfig:
-    """The model that the flags describe; plugins must have been loaded.
+    """Return the configuration of the model that the flags describe; plugins must have been loaded.
 
     Raises:
         UserError: unknown variant or pattern, impossible dimensions, a vocabulary smaller than the tokenizer's.

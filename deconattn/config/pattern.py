@@ -1,4 +1,4 @@
-"""Which layers are standard attention and which are the variant (paper, section 3.3 and table 11)."""
+"""Layer patterns: which layers are standard attention and which are the variant (paper, section 3.3 and table 11)."""
 
 import difflib
 import re
@@ -11,7 +11,7 @@ NAMED = ("uniform", "even", "odd", "top", "middle", "bottom", "25%", "first", "l
 
 
 def layer_variants(pattern: str, variant: str, num_layers: int, known: Collection[str]) -> tuple[str, ...]:
-    """The variant of each layer, first layer first.
+    """Return the variant of each layer, first layer first.
 
     Args:
         pattern: a name of table 11; `S:V` for S standard layers to V variant layers, variants first in
@@ -37,7 +37,7 @@ def check_variant(name: str, known: Collection[str]) -> None:
 
 
 def _standard_layers(pattern: str, num_layers: int) -> set[int]:
-    """Numbers, from 1, of the standard layers."""
+    """Return the numbers, from 1, of the standard layers."""
     layers = range(1, num_layers + 1)
     half, quarter = num_layers // 2, num_layers // 4
     match pattern:
@@ -89,6 +89,6 @@ def _explicit(pattern: str, num_layers: int, known: Collection[str]) -> tuple[st
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """The end of a message about a name that is not known: the known one that it may mean, or nothing."""
+    """Return the end of a message about an unknown name: the known one that it may mean, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -35,7 +35,7 @@ SIZES = {
 
 
 def size_defaults(name: str) -> TrainingFlags:
-    """All defaults of a size.
+    """Return all defaults of a size.
 
     Raises:
         UserError: no such size.

@@ -25,7 +25,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
 from deconattn.train.inputs import TrainingData
-from deconattn.train.resolved_config import resolved_config
+from deconattn.train.run_folder import resolved_config
 
 
 def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:

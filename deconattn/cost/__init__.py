@@ -1,4 +1,4 @@
-"""What a model costs: parameters, memory, communication and generation, summed over its mixers' own accounts.
+"""Costs of a model: parameters, memory, communication and generation, summed over its mixers' own counts.
 
 A :mod:`.job` is a model on a topology: :mod:`.memory` (from :mod:`.activations` and :mod:`.zero`),
 :mod:`.communication`, :mod:`.recommend`, and :mod:`.report`, which prints them; :mod:`.tables` compares variants. FLOPs

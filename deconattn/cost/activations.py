@@ -1,4 +1,4 @@
-"""What the forward pass of one micro-batch leaves for its backward pass, on one rank."""
+"""Activation memory: bytes saved for backward by one micro-batch's forward pass, on one rank."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ from deconattn.ops.cross_entropy import LOGITS_AT_ONCE
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """Bytes of one layer.
+    """Activation bytes of one layer.
 
     Attributes:
-        kept: until its backward pass, when nothing is recomputed.
-        input: its input alone, which is all that checkpointing keeps.
-        working: more than `kept`, less what is freed by then, at the backward pass's heaviest point: the product
+        kept: bytes saved for backward when nothing is recomputed.
+        input: bytes of its input, which is all that activation checkpointing saves.
+        working: bytes beyond `kept`, less what is freed by then, at the peak of the backward pass: the product
             SiLU(gate) * up is differentiated, with two gradients of the feed-forward's width, and one of its output.
     """
 
@@ -29,7 +29,7 @@ class LayerActivations:
 
 @dataclass(frozen=True)
 class LossBytes:
-    """The head and the cross-entropy, whose gradients are computed in the forward pass.
+    """Bytes of head and cross-entropy, whose gradients are computed in the forward pass.
 
     Attributes:
         logits: the slice of logits at hand, in fp32 and in the weights' format, and what the slices' sums need.
@@ -43,7 +43,7 @@ class LossBytes:
 
 
 def layer_activations(job: Job) -> tuple[LayerActivations, ...]:
-    """Of every layer of the model, on a rank that holds it."""
+    """Return activation bytes of every layer of the model, on a rank that holds it."""
     read, written = layer_rows(job.model, job.micro_batch), layer_output_rows(job.model, job.micro_batch)
     layers = zip(job.model.layer_variants, read, written, strict=True)
     return tuple(_layer(job, variant, here, there) for variant, here, there in layers)
@@ -52,7 +52,7 @@ def layer_activations(job: Job) -> tuple[LayerActivations, ...]:
 def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivations:
     config, size, mixer = job.model, job.bytes_per_element, mixer_class(variant)
     tokens = output_rows * job.length
-    local, local_input = tokens // job.sequence_shards, rows * job.length // job.sequence_shards
+    local, local_input = tokens // job.sequence_parallel_size, rows * job.length // job.sequence_parallel_size
     width = largest_part(config.intermediate_size, config.intermediate_size, job.tp)
     feed_forward = feed_forward_bytes(config, tokens, size, job.tp)
     norms = sum(rms_norm_bytes(part, config.hidden_size, size, fused=job.gpu) for part in (local_input, local))
@@ -69,7 +69,7 @@ def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivati
 
 
 def feed_forward_bytes(config: ModelConfig, tokens: int, bytes_per_element: int, tp_size: int) -> int:
-    """What one layer's feed-forward block keeps on one of `tp_size` tensor-parallel ranks.
+    """Bytes saved for backward by one layer's feed-forward block on one of `tp_size` tensor-parallel ranks.
 
     Its input is whole on every rank, with sequence parallelism as well: it was gathered.
     """
@@ -78,31 +78,31 @@ def feed_forward_bytes(config: ModelConfig, tokens: int, bytes_per_element: int,
 
 
 def static_bytes(job: Job, span: range) -> int:
-    """The static token embeddings, one tensor for all layers of a stage that read them."""
+    """Bytes of the static token embeddings, one tensor for all layers of a stage that read them."""
     rows = layer_rows(job.model, job.micro_batch)
     readers = [layer for layer in Streams.of(job.model.layer_variants).static_layers if layer in span]
     if not readers:
         return 0
-    return job.bytes_per_element * rows[readers[0]] * job.length // job.sequence_shards * job.model.hidden_size
+    return job.bytes_per_element * rows[readers[0]] * job.length // job.sequence_parallel_size * job.model.hidden_size
 
 
-def hop_bytes(job: Job, layer: int) -> int:
-    """What travels to the stage that begins with `layer`: hidden states, and static embeddings while still needed."""
+def p2p_bytes(job: Job, layer: int) -> int:
+    """P2P bytes per micro-batch to the stage from `layer` on: hidden states, and static embeddings if needed."""
     config = job.model
     tensors = 2 if layer <= Streams.of(config.layer_variants).last_static_layer else 1
-    tokens = layer_rows(config, job.micro_batch)[layer] * job.length // job.sequence_shards
+    tokens = layer_rows(config, job.micro_batch)[layer] * job.length // job.sequence_parallel_size
     return tensors * job.bytes_per_element * tokens * config.hidden_size
 
 
 def final_norm_bytes(job: Job) -> int:
-    """Of the norm before the head: what it keeps, and its output, whole."""
+    """Bytes saved for backward by the final norm, and its output, not sharded."""
     tokens, width = job.micro_batch * job.length, job.model.hidden_size
-    kept = rms_norm_bytes(tokens // job.sequence_shards, width, job.bytes_per_element, fused=job.gpu)
+    kept = rms_norm_bytes(tokens // job.sequence_parallel_size, width, job.bytes_per_element, fused=job.gpu)
     return kept + job.bytes_per_element * tokens * width
 
 
 def loss_bytes(job: Job) -> LossBytes:
-    """:mod:`deconattn.ops.cross_entropy` on this rank's rows of the head."""
+    """Bytes of :mod:`deconattn.ops.cross_entropy` on this rank's rows of the head."""
     config, size = job.model, job.bytes_per_element
     vocabulary = largest_part(config.vocab_size, config.vocab_size, job.tp)
     table, tokens = vocabulary * config.hidden_size, job.micro_batch * job.length

@@ -1,10 +1,10 @@
-"""What a rank sends in one optimiser step, bytes, by ring algorithms: an all-reduce of n bytes over r ranks sends
-2 (r - 1) / r n from each, a gather or a reduce-scatter half of that.
+"""Bytes that a rank sends in one optimiser step, by ring algorithms: an all-reduce of n bytes over r ranks sends
+2 (r - 1) / r n from each, an all-gather or a reduce-scatter half of that.
 """
 
 from dataclasses import dataclass
 
-from deconattn.cost.activations import hop_bytes
+from deconattn.cost.activations import p2p_bytes
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import rank_parameters
 from deconattn.cost.zero import LIVE
@@ -18,7 +18,7 @@ class Traffic:
     """Bytes that one rank sends in an optimiser step.
 
     Attributes:
-        tensor: around each cut module: all-reduces, or gathers and reduce-scatters under sequence parallelism.
+        tensor: all-reduces of tensor parallelism, or all-gathers and reduce-scatters of sequence parallelism.
         data: ZeRO's reduction of gradients and gathering of weights.
         pipeline: hidden states to the next stage, gradients to the one before.
         tied: the embedding's gradient, where the head is another stage's copy of it.
@@ -35,23 +35,23 @@ class Traffic:
 
 
 def stage_traffic(job: Job, stage: int) -> Traffic:
-    """Of a rank of one pipeline stage."""
+    """Return the bytes that a rank of one pipeline stage sends."""
     span = job.spans[stage]
     return Traffic(
         tensor=job.accumulation * _tensor(job, span),
         data=_data(job, span),
-        pipeline=job.accumulation * _hops(job, span),
+        pipeline=job.accumulation * _p2p(job, span),
         tied=_tied(job, span),
     )
 
 
-def all_reduced(size: int, ranks: int) -> int:
-    """Sent by a rank in an all-reduce of `size` bytes; a gather to or reduce-scatter of as much sends half."""
+def all_reduce_bytes(size: int, ranks: int) -> int:
+    """Bytes that a rank sends in an all-reduce of `size` bytes; an all-gather or reduce-scatter sends half."""
     return 2 * (ranks - 1) * size // ranks
 
 
 def _tensor(job: Job, span: range) -> int:
-    """Of one micro-batch. A gather and a reduce-scatter are together an all-reduce, so both forms come to the same.
+    """Bytes of tensor parallelism per micro-batch; an all-gather and a reduce-scatter are together an all-reduce.
 
     A cut module sums its output in the forward pass, and the gradient of each input in the backward pass. Where a
     layer is recomputed, its mixer's output is summed again; recomputing stops before the feed-forward's.
@@ -72,11 +72,11 @@ def _tensor(job: Job, span: range) -> int:
         exchanged += tokens
     if job.sequence_parallel:  # each rank has seen a part of the sequence: the norms' gradients are summed
         exchanged += (2 * len(span) + (span.stop == config.num_hidden_layers)) * config.hidden_size
-    return all_reduced(exchanged * size, job.tp)
+    return all_reduce_bytes(exchanged * size, job.tp)
 
 
 def _data(job: Job, span: range) -> int:
-    """DeepSpeed reduces in the weights' format: in fp32 or in bf16.
+    """Bytes of data parallelism per step; DeepSpeed reduces in the weights' format, fp32 or bf16.
 
     ZeRO-0 and 1 all-reduce once a step, ZeRO-2 (all-reduce too, in DeepSpeed) and 3 (reduce-scatter) every
     micro-batch; updated weights are gathered once a step by ZeRO-1 and 2, and for every micro-batch by ZeRO-3, for the
@@ -85,7 +85,7 @@ def _data(job: Job, span: range) -> int:
     if job.dp == 1:
         return 0
     parameters = rank_parameters(job.model, span, job.tp).total
-    whole = all_reduced(parameters * job.bytes_per_element, job.dp)
+    whole = all_reduce_bytes(parameters * job.bytes_per_element, job.dp)
     if job.zero == 0:
         return whole
     if job.zero == 1:
@@ -93,14 +93,14 @@ def _data(job: Job, span: range) -> int:
     if job.zero == 2:
         return job.accumulation * whole + whole // 2
     released = max(0, parameters - LIVE // 2)  # reused within LIVE elements of the way to the end and back
-    again = all_reduced(released * job.bytes_per_element, job.dp) // 2
+    again = all_reduce_bytes(released * job.bytes_per_element, job.dp) // 2
     return job.accumulation * (whole + again)
 
 
-def _hops(job: Job, span: range) -> int:
-    """Of one micro-batch: a hop on, and the gradient of the hop that came."""
-    sent = hop_bytes(job, span.stop) if span.stop < job.model.num_hidden_layers else 0
-    return sent + (hop_bytes(job, span.start) if span.start > 0 else 0)
+def _p2p(job: Job, span: range) -> int:
+    """P2P bytes per micro-batch: activations to the next stage, and gradients to the one before."""
+    sent = p2p_bytes(job, span.stop) if span.stop < job.model.num_hidden_layers else 0
+    return sent + (p2p_bytes(job, span.start) if span.start > 0 else 0)
 
 
 def _tied(job: Job, span: range) -> int:
@@ -109,4 +109,4 @@ def _tied(job: Job, span: range) -> int:
     if not config.tie_word_embeddings or job.pp == 1 or not ends:
         return 0
     table = largest_part(config.vocab_size, config.vocab_size, job.tp) * config.hidden_size
-    return all_reduced(table * 4, 2)
+    return all_reduce_bytes(table * 4, 2)

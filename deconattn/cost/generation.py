@@ -1,6 +1,6 @@
-"""What generating text costs a model: FLOPs of a prompt and of a token after it, and the bytes held in between.
+"""Costs of generation: FLOPs of prefill and of a decoding step, and bytes of the cache.
 
-Model FLOPs, as in :mod:`deconattn.model.flops`. The batch carries no fixed streams: what decoding needs of them is
+FLOPs are those of :mod:`deconattn.model.flops`. The batch carries no fixed streams: what decoding needs of them is
 computed and held once per model (`fixed_flops`, `fixed_bytes`), for all batches.
 """
 

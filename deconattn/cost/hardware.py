@@ -21,10 +21,10 @@ PEAK_BF16_FLOPS = {
     "MI300X": 1307e12,
     "MI250X": 383e12,
 }
-"""FLOP/s by a part of the device's name."""
+"""Peak FLOP/s by a part of the device's name."""
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Peak dense bf16 FLOP/s, or None if the device is not known."""
+    """Return peak dense bf16 FLOP/s, or None if the device is not known."""
     matches = [name for name in PEAK_BF16_FLOPS if name.lower() in device_name.lower()]
     return PEAK_BF16_FLOPS[max(matches, key=len)] if matches else None

@@ -1,4 +1,4 @@
-"""What is planned: a model, how it is trained, and over which ranks."""
+"""Job to plan: a model, how it is trained, and over which ranks."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ BUCKET = 500_000_000
 
 @dataclass(frozen=True)
 class Job:
-    """One training run, as far as its costs depend on it.
+    """Training job: what the costs of a run depend on.
 
     Attributes:
         micro_batch: sequences in one forward pass of one replica.
@@ -43,7 +43,7 @@ class Job:
 
     @classmethod
     def of(cls, model: ModelConfig, flags: TrainingFlags, ranks: int, gpu: bool = True) -> "Job":
-        """The job of `flags` on `ranks` ranks.
+        """Return the job of `flags` on `ranks` ranks.
 
         Raises:
             UserError: flags that do not go together or with the model, batches or ranks that do not divide, or a
@@ -76,7 +76,7 @@ class Job:
 
     @cached_property
     def spans(self) -> tuple[range, ...]:
-        """Layers of each pipeline stage."""
+        """Layer indices of each pipeline stage."""
         return stage_spans(self.model, self.pp, self.length)
 
     @property
@@ -84,8 +84,8 @@ class Job:
         return self.tp * self.pp * self.dp
 
     @property
-    def sequence_shards(self) -> int:
-        """Parts of the sequence between tensor-parallel regions."""
+    def sequence_parallel_size(self) -> int:
+        """Number of parts that sequence parallelism cuts the sequence into between tensor-parallel regions."""
         return self.tp if self.sequence_parallel else 1
 
     def in_flight(self, stage: int) -> int:
@@ -94,5 +94,5 @@ class Job:
 
     @property
     def bubble(self) -> float:
-        """Share of a step in which a stage waits for the pipeline to fill and drain."""
+        """Bubble fraction: share of a step in which a stage waits for the pipeline to fill and drain."""
         return (self.pp - 1) / (self.accumulation + self.pp - 1)

@@ -1,6 +1,6 @@
-"""Peak memory of a rank: the moments of a step at which much lives at once, and the largest of them.
+"""Peak memory of a rank: snapshots of the points of a step where much is allocated, and the largest of them.
 
-A moment is what ZeRO holds then (:mod:`deconattn.cost.zero`), the activations of the micro-batches in flight, and
+A snapshot sums what ZeRO holds then (:mod:`deconattn.cost.zero`), the activations of the micro-batches in flight, and
 what the computation works with:
 
 * `start-up`: the engine is made, weights beside their flat copy.
@@ -12,66 +12,66 @@ what the computation works with:
 * `reduction`: gradients are reduced over the data-parallel ranks.
 * `step`: AdamW and what ZeRO makes of its result.
 
-With several micro-batches a step, every moment also comes with the gradients of those before.
+With several micro-batches a step, every snapshot also comes with the gradients of those before.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from deconattn.cost.activations import final_norm_bytes, hop_bytes, layer_activations, loss_bytes, static_bytes
+from deconattn.cost.activations import final_norm_bytes, layer_activations, loss_bytes, p2p_bytes, static_bytes
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import RankParameters, rank_parameters
 from deconattn.cost.zero import Memory, ZeroMemory, gather_bytes, zero_memory
 
 
 @dataclass(frozen=True)
-class Moment:
-    """One point of a step on one rank."""
+class MemorySnapshot:
+    """Memory of one rank at one point of a step."""
 
     stage: int
     name: str
     memory: Memory
 
 
-def peak(job: Job) -> Moment:
-    """The largest moment of any rank."""
-    moments = [moment for stage in range(job.pp) for moment in stage_moments(job, stage)]
-    return max(moments, key=lambda moment: moment.memory.total)
+def peak(job: Job) -> MemorySnapshot:
+    """Return the largest snapshot of any rank."""
+    snapshots = [snapshot for stage in range(job.pp) for snapshot in stage_snapshots(job, stage)]
+    return max(snapshots, key=lambda snapshot: snapshot.memory.total)
 
 
-def stage_peak(job: Job, stage: int) -> Moment:
-    """The largest moment of a pipeline stage's rank with the largest tensor-parallel part."""
-    return max(stage_moments(job, stage), key=lambda moment: moment.memory.total)
+def stage_peak(job: Job, stage: int) -> MemorySnapshot:
+    """Return the largest snapshot of a pipeline stage, on its rank with the largest tensor-parallel part."""
+    return max(stage_snapshots(job, stage), key=lambda snapshot: snapshot.memory.total)
 
 
-def stage_moments(job: Job, stage: int) -> Iterator[Moment]:
-    """In the order in which they come."""
+def stage_snapshots(job: Job, stage: int) -> Iterator[MemorySnapshot]:
+    """Yield the snapshots of a step of one pipeline stage, in order."""
     span = job.spans[stage]
     parameters = rank_parameters(job.model, span, job.tp)
     zero = zero_memory(job, parameters.total, parameters.largest)
-    yield Moment(stage, "start-up", zero.startup)
+    yield MemorySnapshot(stage, "start-up", zero.startup)
     in_flight = job.in_flight(stage)
-    for moment in _micro_batch(job, span, parameters, zero, in_flight, first=True):
-        yield Moment(stage, moment[0], zero.always + moment[1])
+    for snapshot in _micro_batch(job, span, parameters, zero, in_flight, first=True):
+        yield MemorySnapshot(stage, snapshot[0], zero.always + snapshot[1])
     if job.accumulation > 1:
         # One more begins while the others wait, unless all are in flight at once.
         again = in_flight if job.accumulation > in_flight else in_flight - 1
-        for moment in _micro_batch(job, span, parameters, zero, again, first=False):
-            yield Moment(stage, moment[0], zero.always + moment[1])
-    yield Moment(stage, "reduction", zero.always + zero.reduction)
-    yield Moment(stage, "step", zero.always + zero.step)
+        for snapshot in _micro_batch(job, span, parameters, zero, again, first=False):
+            yield MemorySnapshot(stage, snapshot[0], zero.always + snapshot[1])
+    yield MemorySnapshot(stage, "reduction", zero.always + zero.reduction)
+    yield MemorySnapshot(stage, "step", zero.always + zero.step)
 
 
 def _micro_batch(
     job: Job, span: range, parameters: RankParameters, zero: ZeroMemory, in_flight: int, first: bool
 ) -> Iterator[tuple[str, Memory]]:
-    """Forward and backward pass of the last micro-batch that comes in, beside the others in flight."""
+    """Yield name and memory of the snapshots in a micro-batch's forward and backward pass, others in flight."""
     every = layer_activations(job)
     layers = [every[index] for index in span]
     is_first, is_last = span.start == 0, span.stop == job.model.num_hidden_layers
     static = static_bytes(job, span)
     kept = [layer.input if job.checkpointing else layer.kept for layer in layers]
-    around = static + (0 if is_last else hop_bytes(job, span.stop))
+    around = static + (0 if is_last else p2p_bytes(job, span.stop))
     whole = sum(kept) + around + (final_norm_bytes(job) if is_last else 0)
     waiting = (in_flight - 1) * whole
     before = Memory() if first else zero.held
@@ -110,5 +110,5 @@ def _micro_batch(
 
 
 def _largest_matrix(job: Job) -> int:
-    """Elements of a feed-forward weight on one rank."""
+    """Number of elements of a feed-forward weight on one rank."""
     return job.model.hidden_size * (-(-job.model.intermediate_size // job.tp))

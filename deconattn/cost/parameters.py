@@ -1,4 +1,4 @@
-"""Parameter counts without memory for the model."""
+"""Parameters of one rank, counted without memory for the model."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,21 +8,12 @@ from torch import Tensor
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.shards import largest_part
-from deconattn.mixers import mixer_class
 from deconattn.model.block import Block
 
 
 @dataclass(frozen=True)
-class ParameterCount:
-    """Trained parameters. `non_embedding` leaves out the embedding table and the head."""
-
-    total: int
-    non_embedding: int
-
-
-@dataclass(frozen=True)
 class RankParameters:
-    """What one rank holds of a model: one tensor-parallel part of one pipeline stage.
+    """Number of parameters on one rank: one tensor-parallel part of one pipeline stage.
 
     Attributes:
         embedding: 0 but on the first stage.
@@ -41,22 +32,12 @@ class RankParameters:
         return self.embedding + sum(self.layers) + self.head
 
 
-def count_parameters(config: ModelConfig) -> ParameterCount:
-    """Counts for one model; the random fixed stream is not trained and not counted."""
-    d = config.hidden_size
-    feed_forward_and_norms = 3 * d * config.intermediate_size + 2 * d
-    mixers = sum(mixer_class(variant).num_parameters(config) for variant in config.layer_variants)
-    non_embedding = mixers + config.num_hidden_layers * feed_forward_and_norms + d
-    tables = 1 if config.tie_word_embeddings else 2
-    return ParameterCount(non_embedding + tables * config.vocab_size * d, non_embedding)
-
-
-def rank_parameters(config: ModelConfig, span: range, shards: int = 1) -> RankParameters:
-    """Of the rank that holds most among `shards` tensor-parallel ones, for the layers `span`."""
-    table = largest_part(config.vocab_size, config.vocab_size, shards) * config.hidden_size
+def rank_parameters(config: ModelConfig, span: range, tp_size: int = 1) -> RankParameters:
+    """Count the parameters of the layers `span` on the one of `tp_size` tensor-parallel ranks that holds most."""
+    table = largest_part(config.vocab_size, config.vocab_size, tp_size) * config.hidden_size
     first, last = span.start == 0, span.stop == config.num_hidden_layers
     tied_here = config.tie_word_embeddings and first
-    layers = [_layer(config, config.layer_variants[index], shards) for index in span]
+    layers = [_layer(config, config.layer_variants[index], tp_size) for index in span]
     return RankParameters(
         embedding=table if first else 0,
         layers=tuple(total for total, _ in layers),
@@ -66,8 +47,8 @@ def rank_parameters(config: ModelConfig, span: range, shards: int = 1) -> RankPa
 
 
 @lru_cache(maxsize=256)
-def _layer(config: ModelConfig, variant: str, shards: int) -> tuple[int, int]:
-    """Parameters of one rank's part of a layer, and of the largest tensor in it: those of the real module."""
+def _layer(config: ModelConfig, variant: str, tp_size: int) -> tuple[int, int]:
+    """Count the parameters of one rank's part of a layer and of the largest tensor in it, in the real module."""
     with torch.device("meta"):
         block = Block(config, variant)
     counts = {id(parameter): parameter.numel() for parameter in block.parameters()}
@@ -78,5 +59,5 @@ def _layer(config: ModelConfig, variant: str, shards: int) -> tuple[int, int]:
                 if id(parameter) in counts and split.dim < parameter.ndim:
                     size = parameter.shape[split.dim]
                     pieces = getattr(config, split.pieces) if split.pieces else size
-                    counts[id(parameter)] = parameter.numel() // size * largest_part(size, pieces, shards)
+                    counts[id(parameter)] = parameter.numel() // size * largest_part(size, pieces, tp_size)
     return sum(counts.values()), max(counts.values())

@@ -1,4 +1,4 @@
-"""The simplest topology whose peak memory fits."""
+"""Search for the simplest topology whose peak memory fits."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Literal
 
 from deconattn.config.flags import TrainingFlags
 from deconattn.cost.job import Job
-from deconattn.cost.memory import Moment, peak
+from deconattn.cost.memory import MemorySnapshot, peak
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
@@ -20,16 +20,16 @@ STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A choice of flags, its job and largest moment, and why it is the one, in a line."""
+    """Recommended flags, their job and peak snapshot, and the reason in a line."""
 
     flags: TrainingFlags
     job: Job
-    peak: Moment
+    peak: MemorySnapshot
     reason: str
 
     @property
     def command(self) -> str:
-        """The flags that differ from the plain ones."""
+        """Return the flags that differ from the defaults, as typed."""
         engine, job = self.flags.engine, self.job
         parts = [f"--zero {job.zero}", f"--micro-batch-size {job.micro_batch}"]
         if job.tp > 1:
@@ -39,13 +39,13 @@ class Recommendation:
         return " ".join(parts + ["--activation-checkpointing"] * engine.activation_checkpointing)
 
 
-def fits(moment: Moment, gib: float) -> bool:
-    """Whether a moment fits a GPU of `gib` GiB with headroom."""
-    return moment.memory.total <= (1 - HEADROOM) * gib * 2**30
+def fits(snapshot: MemorySnapshot, gib: float) -> bool:
+    """Return whether a snapshot fits a GPU of `gib` GiB with headroom."""
+    return snapshot.memory.total <= (1 - HEADROOM) * gib * 2**30
 
 
 def recommend(model: ModelConfig, flags: TrainingFlags, ranks: int, gib: float) -> Recommendation:
-    """The first that fits: fewest tensor-parallel ranks, then fewest stages, then lowest ZeRO stage.
+    """Return the first topology that fits: fewest tensor-parallel ranks, then stages, then lowest ZeRO stage.
 
     Within one of these the micro-batch is halved first, then layers are recomputed, which costs a third more time.
     Tensor parallelism comes with sequence parallelism, which only saves; DeepSpeed's files are those of ds_configs/.
@@ -53,8 +53,8 @@ def recommend(model: ModelConfig, flags: TrainingFlags, ranks: int, gib: float) 
     Raises:
         UserError: none fits, or no topology goes with model, batch and ranks.
     """
-    before: tuple[TrainingFlags, Moment] | None = None
-    smallest: tuple[TrainingFlags, Moment] | None = None
+    before: tuple[TrainingFlags, MemorySnapshot] | None = None
+    smallest: tuple[TrainingFlags, MemorySnapshot] | None = None
     complaint: UserError | None = None
     for candidate in _candidates(flags, ranks):
         try:
@@ -105,7 +105,9 @@ def _with(
     return dataclasses.replace(flags, engine=engine, optimization=optimization)
 
 
-def _reason(flags: TrainingFlags, largest: Moment, gib: float, before: tuple[TrainingFlags, Moment] | None) -> str:
+def _reason(
+    flags: TrainingFlags, largest: MemorySnapshot, gib: float, before: tuple[TrainingFlags, MemorySnapshot] | None
+) -> str:
     need = f"{_describe(flags)} needs {largest.memory.total / 2**30:.1f} of {gib:g} GiB"
     if before is None:
         return f"{need}, and nothing is simpler"

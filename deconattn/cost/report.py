@@ -1,4 +1,4 @@
-"""The plan of a job in words and figures."""
+"""Report of a job's plan, for the terminal."""
 
 from collections.abc import Iterator
 
@@ -21,11 +21,11 @@ MEMORY = {
 }
 """Attributes of :class:`deconattn.cost.zero.Memory` and what they are called."""
 SENT = {"tensor": "for tp", "data": "for ZeRO", "pipeline": "to stages", "tied": "for the tied head"}
-"""The same of :class:`deconattn.cost.communication.Traffic`."""
+"""Attributes of :class:`deconattn.cost.communication.Traffic` and what they are called."""
 
 
 def per_rank(job: Job) -> Table:
-    """Parameters, memory at the peak and bytes sent in a step, of one rank of each pipeline stage."""
+    """Tabulate parameters, peak memory and bytes sent in a step, for one rank of each pipeline stage."""
     table = Table(title=f"One rank of {job.ranks}: tp {job.tp} x pp {job.pp} x dp {job.dp}, ZeRO {job.zero}")
     table.add_column("", no_wrap=True)
     for stage in range(job.pp):
@@ -44,7 +44,7 @@ def per_rank(job: Job) -> Table:
 
 
 def summary(job: Job, gpu_memory: float) -> Iterator[str]:
-    """A step in words, the pipeline's bubble, and whether the job fits GPUs of `gpu_memory` GiB."""
+    """Describe a step, the pipeline's bubble, and whether the job fits GPUs of `gpu_memory` GiB."""
     tokens = job.micro_batch * job.accumulation * job.dp * job.length
     yield (
         f"a step: {job.accumulation} x {job.micro_batch} sequences of {job.length} tokens on each of {job.dp} "
@@ -64,7 +64,7 @@ def summary(job: Job, gpu_memory: float) -> Iterator[str]:
 
 
 def advice(recommendation: Recommendation) -> Iterator[str]:
-    """The flags, and why."""
+    """Return the recommended flags and the reason, as lines."""
     yield f"recommended: {recommendation.command}"
     yield f"  because {recommendation.reason}"
 

@@ -1,4 +1,4 @@
-"""What variants cost, one a line: a layer's mixer alone, and whole models."""
+"""Tables of the variants' costs: a layer's mixer alone, and whole models."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,12 +22,12 @@ COLUMNS = {
 }
 """Attributes of :class:`Costs` and what they are called."""
 BYTES = {"activations", "cache", "fixed_bytes"}
-"""Those among them that are bytes; the others are FLOPs."""
+"""Columns that are bytes; the others are FLOPs."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of a job's micro-batch, on one GPU.
+    """Costs of a job's micro-batch, on one GPU.
 
     Attributes:
         training: FLOPs of a token of the batch, forward and backward pass.
@@ -49,7 +49,7 @@ class Costs:
 
 
 def mixer_costs(job: Job, variant: str) -> Costs:
-    """Of one layer's mixer in the job's dimensions; in training its fixed stream's row comes with the batch."""
+    """Return costs of one layer's mixer in the job's dimensions; in training its fixed stream is a row of the batch."""
     config, mixer = job.model, mixer_class(variant)
     decoding = mixer.decoding
     work = Workload(job.micro_batch, job.length, job.bytes_per_element, fused_norms=job.gpu)
@@ -66,7 +66,7 @@ def mixer_costs(job: Job, variant: str) -> Costs:
 
 
 def feed_forward_costs(job: Job) -> Costs:
-    """Of one layer's feed-forward block."""
+    """Return costs of one layer's feed-forward block."""
     config, rows, length = job.model, job.micro_batch, job.length
     forward = feed_forward_flops(config, rows, length)
     return Costs(
@@ -81,7 +81,7 @@ def feed_forward_costs(job: Job) -> Costs:
 
 
 def model_costs(job: Job) -> Costs:
-    """Of the whole model."""
+    """Return costs of the whole model."""
     config, rows, length, size = job.model, job.micro_batch, job.length, job.bytes_per_element
     layers = sum(layer.kept for layer in layer_activations(job))
     return Costs(
@@ -96,7 +96,7 @@ def model_costs(job: Job) -> Costs:
 
 
 def cost_tables(jobs: Mapping[str, Job], pattern: str) -> Iterator[Table]:
-    """A layer's mixer of each variant, and the model that each makes in `pattern`; a job by its variant's name."""
+    """Tabulate each variant's mixer and the model that it makes in `pattern`; `jobs` by variant."""
     job = next(iter(jobs.values()))
     precision = "bf16" if job.bytes_per_element == 2 else "fp32"
     batch = f"{job.micro_batch} x {job.length} tokens, {precision}"
@@ -108,12 +108,12 @@ def cost_tables(jobs: Mapping[str, Job], pattern: str) -> Iterator[Table]:
 
 
 def flop(count: float) -> str:
-    """With the prefix that leaves one to three digits before the point."""
+    """Format FLOPs with the SI prefix that leaves one to three digits before the point."""
     return _scaled(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"))
 
 
 def binary(size: float) -> str:
-    """Bytes, in the same way."""
+    """Format bytes with a binary prefix, in the same way."""
     return _scaled(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
 
 
@@ -134,7 +134,7 @@ def _cells(costs: Costs) -> Iterator[str]:
 
 
 def _scaled(value: float, step: int, units: tuple[str, ...]) -> str:
-    """Three digits or, where a unit takes more, whole ones; "0" alone for nothing."""
+    """Format with three digits or, where a unit takes more, whole ones; "0" alone for nothing."""
     if not value:
         return "0"
     power = 0

@@ -1,4 +1,4 @@
-"""What DeepSpeed 0.19.8 holds beside the model, by ZeRO stage: AdamW's states and its own flat buffers.
+"""Memory of DeepSpeed 0.19.8 beside the model, by ZeRO stage: AdamW's states and its own flat buffers.
 
 P parameters on this rank in tensors of w bytes an element, D data-parallel ranks, B = `reduce_bucket_size`. Read in
 `runtime/zero/stage_1_and_2.py`, `stage3.py`, `runtime/bf16_optimizer.py` and `engine.py`, and checked by measurement
@@ -27,9 +27,9 @@ from deconattn.cost.job import Job
 FLAT = 500_000_000
 """Elements that DeepSpeed reduces at once where no bucket is configured (`MEMORY_OPT_ALLREDUCE_SIZE`)."""
 LIVE = 1_000_000_000
-"""`stage3_max_reuse_distance` and `stage3_max_live_parameters`, elements."""
+"""DeepSpeed's `stage3_max_reuse_distance` and `stage3_max_live_parameters`, elements."""
 PREFETCH = 50_000_000
-"""`stage3_prefetch_bucket_size`, elements."""
+"""DeepSpeed's `stage3_prefetch_bucket_size`, elements."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class ZeroMemory:
-    """The states of one rank and what is added to them.
+    """Memory of one rank between steps, and what each phase of a step adds to it.
 
     Attributes:
-        startup: the most while the engine is made.
+        startup: peak while the engine is made.
         always: between steps.
         held: from one micro-batch's backward pass to the next one's.
         forward: while a micro-batch is computed.
@@ -79,7 +79,7 @@ class ZeroMemory:
 
 
 def zero_memory(job: Job, parameters: int, largest: int) -> ZeroMemory:
-    """For a rank with `parameters` elements, of which its `largest` tensor."""
+    """Return the memory of a rank with `parameters` elements, the largest tensor of `largest`."""
     if job.zero == 0:
         return _without(job, parameters)
     if job.zero == 3:
@@ -185,14 +185,14 @@ def _stage_3(job: Job, p: int, largest: int) -> ZeroMemory:
 
 
 def gather_bytes(job: Job, parameters: int, largest: int) -> int:
-    """ZeRO-3: the flat buffer of a gather, beside the weights that are filled from it."""
+    """Bytes of ZeRO-3's flat all-gather buffer, beside the weights that are filled from it."""
     if job.dp == 1:
         return 0
     return job.bytes_per_element * min(parameters, PREFETCH + largest)
 
 
 def _gathering(job: Job, p: int) -> Memory:
-    """Updated weights come back in place; gloo gathers them in a copy."""
+    """Return memory of gathering updated weights: in place with NCCL; gloo gathers them in a copy."""
     return Memory(buffers=0 if job.gpu else job.bytes_per_element * p)
 
 

@@ -1,4 +1,4 @@
-"""A model's decoding cache as `transformers` handles one."""
+"""Decoding cache with the interface of `transformers`."""
 
 from typing import Any
 
@@ -47,11 +47,11 @@ class DeconAttnCache(DecodingCache, Cache):
         self.select_rows(torch.arange(self.rows).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last -`tokens_to_remove` tokens."""
+        """Remove the last -`tokens_to_remove` tokens."""
         super().crop(-tokens_to_remove)
 
     def activate_past_recording(self) -> None:
-        """Nothing to record: tokens are there to be taken back, and sums cannot be."""
+        """Do nothing: cached tokens can be removed without a record, and sums cannot be."""
 
     @property
     def batch_size(self) -> int:

@@ -1,16 +1,19 @@
-"""`config.json` and `generation_config.json` of an export: Qwen's where Qwen is what was trained, else our own."""
+"""`config.json` and `generation_config.json` of an export: Qwen's for an all-standard model, else our own."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deconattn.hf.plugin_code import plugin_code
-from deconattn.hf.source import AUTO_MAP, FILE_NAME
+from deconattn.errors import UserError
+from deconattn.hf.source import AUTO_MAP, FILE_NAME, modeling_source
 from deconattn.layers.config import ModelConfig
+from deconattn.mixers import variant_names
+from deconattn.mixers.plugins import plugin_code, plugin_files
 
 _SHARED = (
     "vocab_size",
@@ -27,7 +30,7 @@ _SHARED = (
 
 
 def stock_model_type(config: ModelConfig) -> str | None:
-    """`qwen2` or `qwen3` if that architecture is exactly this model, else None."""
+    """Return `qwen2` or `qwen3` if that architecture is exactly this model, else None."""
     if set(config.layer_variants) != {"standard"}:
         return None
     if config.attention_bias and not config.qk_norm and config.query_size == config.hidden_size:
@@ -38,7 +41,7 @@ def stock_model_type(config: ModelConfig) -> str | None:
 
 
 def config_json(config: ModelConfig, dtype: torch.dtype, eos_token_id: int | None) -> dict[str, Any]:
-    """The content of config.json."""
+    """Return the content of config.json."""
     dtype_name = str(dtype).removeprefix("torch.")
     common: dict[str, Any] = {
         "bos_token_id": None,
@@ -77,7 +80,7 @@ def config_json(config: ModelConfig, dtype: torch.dtype, eos_token_id: int | Non
 
 
 def code_fields(variants: Sequence[str]) -> dict[str, Any]:
-    """What config.json says of the code beside it, for a model whose layers have these variants."""
+    """Return config.json's fields about the code beside it, for a model whose layers have these variants."""
     return {
         "auto_map": {auto: f"{Path(FILE_NAME).stem}.{name}" for auto, name in AUTO_MAP.items()},
         "deconattn_version": version("deconattn"),
@@ -86,6 +89,30 @@ def code_fields(variants: Sequence[str]) -> dict[str, Any]:
 
 
 def generation_config_json(eos_token_id: int | None) -> dict[str, Any]:
-    """The content of generation_config.json: greedy, from one separator to the next."""
+    """Return the content of generation_config.json: greedy decoding to the next separator."""
     ids = {} if eos_token_id is None else {"eos_token_id": eos_token_id, "pad_token_id": eos_token_id}
     return {"do_sample": False, **ids}
+
+
+def with_code(save_pretrained: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a configuration's `save_pretrained`, which a model's calls, to write the modelling file beside it.
+
+    A Trainer's checkpoint, or a model that was changed and saved again, then loads where the package is not installed.
+
+    Raises:
+        UserError: a layer's variant is not registered, so that its code is not known.
+    """
+
+    @wraps(save_pretrained)
+    def save(self: Any, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        unknown = sorted(set(self.layer_variants) - set(variant_names()))
+        if unknown:
+            raise UserError(f"variant {unknown[0]!r} is not registered: load the plugin file that registers it first")
+        files = sorted(set(plugin_files(self.layer_variants).values()))
+        source = modeling_source(self.layer_variants, files)
+        for name, value in code_fields(self.layer_variants).items():
+            setattr(self, name, value)
+        save_pretrained(self, save_directory, *arguments, **options)
+        (Path(save_directory) / FILE_NAME).write_text(source, encoding="utf-8")
+
+    return save

@@ -1,4 +1,4 @@
-"""A model's configuration as Hugging Face reads and writes it."""
+"""Configuration class for Hugging Face."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from deconattn.layers.config import ModelConfig
 
 
 class DeconAttnConfig(PreTrainedConfig):
-    """The fields of :class:`ModelConfig` under their own names; `layer_variants` names one variant a layer.
+    """Configuration with the fields of :class:`ModelConfig`; `layer_variants` names one variant a layer.
 
     Raises:
         UserError: from :meth:`to_model_config`, a dimension that cannot be.
@@ -43,11 +43,11 @@ class DeconAttnConfig(PreTrainedConfig):
 
     @classmethod
     def of(cls, config: ModelConfig, **kwargs: object) -> "DeconAttnConfig":
-        """From a model's configuration; `kwargs` are Hugging Face's further fields (`eos_token_id`, `dtype`)."""
+        """Convert a model's configuration; `kwargs` are Hugging Face's further fields (`eos_token_id`, `dtype`)."""
         fields = dataclasses.asdict(config) | {"layer_variants": list(config.layer_variants)}
         return cls(**fields, **kwargs)
 
     def to_model_config(self) -> ModelConfig:
-        """What the model is built from."""
+        """Convert to the model's own configuration."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)}
         return ModelConfig(**fields | {"layer_variants": tuple(fields["layer_variants"])})

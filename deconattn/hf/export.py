@@ -86,7 +86,7 @@ def export(
 
 
 def _checked(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The weights in the model's order, without the tied head."""
+    """Check the weights; return them in the model's order, without the tied head."""
     with torch.device("meta"):
         expected = CausalLM(config).state_dict()
     if config.tie_word_embeddings:

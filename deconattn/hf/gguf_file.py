@@ -1,4 +1,4 @@
-"""`model.gguf`: an all-standard model in one file for llama.cpp and what is built on it."""
+"""GGUF export, `model.gguf`: an all-standard model in one file for llama.cpp and what is built on it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ FILE_NAME = "model.gguf"
 
 
 def gguf_vocabulary(config: ModelConfig, tokenizer_folder: Path | None) -> Vocabulary:
-    """The tokenizer as :func:`write_gguf` takes it.
+    """Return the tokenizer as :func:`write_gguf` takes it.
 
     Raises:
         UserError: llama.cpp cannot run this model, or would read other tokens, or the gguf package is missing.
@@ -110,7 +110,7 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:
-    """In `dtype`; a vector back in float32, a matrix in bfloat16, which NumPy lacks, as its bits."""
+    """Convert to `dtype`; vectors to float32, and bfloat16, which NumPy lacks, to its bits."""
     tensor = tensor.detach().cpu().to(dtype).contiguous()
     if tensor.dim() == 1:
         tensor = tensor.float()

@@ -1,4 +1,4 @@
-"""A byte-level BPE in llama.cpp's terms: tokens, kinds, merges, and the name of its way of cutting text into words.
+"""Byte-level BPE in llama.cpp's terms: tokens, types, merges, and the name of its pre-tokenizer.
 
 llama.cpp has these ways built in and knows them by name alone. The name is therefore chosen by what a tokenizer.json
 does, and a tokenizer that none of them equals is refused: the model would be fed other tokens than it was trained on.
@@ -26,19 +26,19 @@ _NAMES = {
     ((_LLAMA3,), True): "llama-bpe",
     ((_QWEN2,), False): "qwen2",
 }
-"""By the patterns that are applied one after the other, and whether a word that is a token is not merged up to.
+"""Name of the pre-tokenizer by its patterns in order, and whether a word that is a token skips merging.
 
 Compared over all of Unicode, they cut as the patterns do but for letters and digits that came with Unicode 16, and for
 the long s: where case is ignored it is an s to the pattern, in "'\u017f" before a letter, and not to llama.cpp.
 """
 
 _NEVER_IN_UTF8 = "".join(map(chr, (0xC0, 0xC1, *range(0xF5, 0x100))))
-"""As a byte-level alphabet spells these bytes: like the characters of Latin-1."""
+"""Bytes that UTF-8 never has, as a byte-level alphabet spells them: like the characters of Latin-1."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer.
+    """Tokenizer fields of a GGUF file.
 
     Attributes:
         pre: llama.cpp's name of the way in which text is cut into words.
@@ -57,7 +57,7 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
-    """The tokenizer in `folder`, filled up to the `vocab_size` rows of the embedding.
+    """Read the tokenizer in `folder`, padded to the `vocab_size` rows of the embedding.
 
     Raises:
         UserError: llama.cpp would give other ids than the tokenizer.
@@ -103,7 +103,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
 
 
 class _NoCounterpart(Exception):
-    """Names what llama.cpp lacks."""
+    """Feature of a tokenizer that llama.cpp lacks, by name."""
 
 
 def _pre_tokenizer(document: dict[str, Any]) -> str:
@@ -186,7 +186,7 @@ def _notes(document: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The steps of a sequence of sequences, in order."""
+    """Flatten a sequence of sequences to its steps, in order."""
     if part is None:
         return []
     if part["type"] != "Sequence":

@@ -1,4 +1,4 @@
-"""The README.md of an export: the Hub's metadata, what the model is, and how to use it."""
+"""Model card, the README.md of an export: the Hub's metadata, what the model is, and how to use it."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from deconattn.layers.config import ModelConfig
 
 @dataclass(frozen=True)
 class Provenance:
-    """What weights do not say of themselves; None, and empty, where it is not known.
+    """Origin of the weights; None or empty where it is not known.
 
     Attributes:
         step: training steps.
@@ -31,7 +31,7 @@ class Provenance:
 
 
 def model_card(config: ModelConfig, dtype: torch.dtype, parameters: int, provenance: Provenance) -> str:
-    """Markdown: what the model is, layer by layer, how to load it and how to fine-tune it."""
+    """Return Markdown: what the model is, layer by layer, how to load it and how to fine-tune it."""
     stock = stock_model_type(config)
     trust = "" if stock else ", trust_remote_code=True"
     note = (
@@ -91,7 +91,7 @@ model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="
 
 
 def _metadata(provenance: Provenance) -> str:
-    """The card's YAML: what is not known is left out, for whoever publishes the model to say."""
+    """Return the card's YAML; what is not known is left out, for whoever publishes the model to say."""
     known: dict[str, object] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -106,7 +106,7 @@ def _metadata(provenance: Provenance) -> str:
 
 
 def _spans(variants: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Runs of equal layers, numbered from 1."""
+    """Return runs of equal layers, numbered from 1."""
     spans, first = [], 1
     for variant, run in groupby(variants):
         last = first + len(list(run)) - 1

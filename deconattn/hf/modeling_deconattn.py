@@ -1,4 +1,4 @@
-"""The trained model as Hugging Face runs it: the same decoder and head, Hugging Face's calling convention."""
+"""Model classes for Hugging Face: the decoder and head of training under Hugging Face's calling convention."""
 
 import inspect
 from typing import Any
@@ -17,21 +17,21 @@ from deconattn.layers.linear import Linear
 from deconattn.mixers import MixerContext, variant_names
 from deconattn.model.block import Block
 from deconattn.model.decoder import Decoder
-from deconattn.model.decoding_cache import check_length
 from deconattn.model.padding import Padding
+from deconattn.model.streams import check_length
 
 CACHE = (
     "cache"
     if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
     else ("past_key_values")
 )
-"""What this version of transformers calls a cache, in arguments and in outputs; 5.24 renamed it."""
+"""Name of the cache argument and output in this version of transformers; 5.24 renamed it."""
 IGNORED = -100
-"""The label of a token that counts for nothing."""
+"""Label of a token that does not count in the loss."""
 
 
 class DeconAttnPreTrainedModel(PreTrainedModel):
-    """What our models are to Hugging Face."""
+    """Base class of our models: what they support of Hugging Face's features."""
 
     config: DeconAttnConfig
     config_class = DeconAttnConfig
@@ -47,7 +47,7 @@ class DeconAttnPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_backend_compatible(cls) -> bool:
-        """Not by any attention function that a serving engine would put in the place of ours."""
+        """Return False: no attention function of a serving engine can replace ours."""
         return False
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -65,7 +65,7 @@ class DeconAttnPreTrainedModel(PreTrainedModel):
 
 
 class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
-    """The stack without the head: token ids or embeddings to hidden states.
+    """Decoder without the head: token ids or embeddings to hidden states.
 
     Raises:
         UserError: a layer's variant is not registered.
@@ -97,7 +97,7 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
         max_length_k: int | Tensor | None = None,
         seq_idx: Tensor | None = None,
     ) -> BaseModelOutputWithPast:
-        """Hidden states [B, L, hidden_size] after the final norm.
+        """Return hidden states [B, L, hidden_size] after the final norm.
 
         Args:
             input_ids: int64 [B, L].
@@ -162,7 +162,7 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
         cache: DeconAttnCache | None,
         watched: "_Watched",
     ) -> Tensor:
-        """Of more than one token, or with nothing before them: [B, L, d] in the caller's columns -> in packed ones."""
+        """Run a pass of several tokens or with none cached: [B, L, d] in the caller's columns -> in packed ones."""
         rows, tokens = hidden.shape[:2]
         if padding is not None:
             hidden = padding.pack(hidden)
@@ -184,7 +184,7 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
 
 
 class DeconAttnForCausalLM(DeconAttnPreTrainedModel, GenerationMixin):
-    """Its state dict has the names of :class:`deconattn.model.causal_lm.CausalLM`'s, buffers included.
+    """Decoder with head, its state dict as :class:`deconattn.model.causal_lm.CausalLM`'s, buffers included.
 
     `generate` keeps of each layer what its variant needs (:class:`DeconAttnCache`); `cache_implementation="static"`
     gives tensors of constant shape, for torch.compile.
@@ -219,7 +219,7 @@ class DeconAttnForCausalLM(DeconAttnPreTrainedModel, GenerationMixin):
         max_length_k: int | Tensor | None = None,
         seq_idx: Tensor | None = None,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, kept, vocab_size] and, with labels, the mean loss; else as :meth:`DeconAttnModel.forward`.
+        """Return logits [B, kept, vocab_size] and, with labels, the mean loss; see :meth:`DeconAttnModel.forward`.
 
         Args:
             labels: int64 [B, L], the inputs' own ids (shifted here), -100 where ignored.
@@ -263,7 +263,7 @@ class DeconAttnForCausalLM(DeconAttnPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
     ) -> None:
-        """Where Hugging Face would make a cache of keys and values for every layer.
+        """Make a :class:`DeconAttnCache` where Hugging Face would make a key/value cache.
 
         Raises:
             UserError: the longest sequence asked for is beyond the fixed stream.
@@ -286,12 +286,12 @@ class DeconAttnForCausalLM(DeconAttnPreTrainedModel, GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None, inputs_embeds: Tensor, **_: Any) -> Tensor | None:
-        """Of a static cache: the prompt's mask as it is, and none afterwards, whose shape would change every step."""
+        """Return the prompt's mask for a static cache, and none afterwards: its shape would change every step."""
         return attention_mask if inputs_embeds.shape[1] > 1 else None
 
 
 class _Watched:
-    """Collects what `output_hidden_states` and `output_attentions` ask for, as an observer of the decoder's layers."""
+    """Observer that collects what `output_hidden_states` and `output_attentions` ask for."""
 
     def __init__(self, rows: int, wants_hidden: bool, wants_maps: bool) -> None:
         self.wants_maps = wants_maps
@@ -308,7 +308,7 @@ class _Watched:
             self._maps.append(None if whole is None else whole[: self._rows])
 
     def all_hidden(self, last: Tensor, padding: Padding | None) -> tuple[Tensor, ...] | None:
-        """The embeddings, every layer's result but the last one's, and `last`; in the caller's columns."""
+        """Return embeddings, every layer's output but the last one's, and `last`; in the caller's columns."""
         if not self._wants_hidden:
             return None
         return (*(hidden if padding is None else padding.unpack(hidden) for hidden in self._hidden), last)
@@ -324,7 +324,7 @@ def _asked(given: bool | None, default: bool | None) -> bool:
 
 
 def _one_cache(cache: Any, past_key_values: Any) -> DeconAttnCache | None:
-    """The cache, under whichever name it came."""
+    """Return the cache, under whichever name it was passed."""
     if cache is not None and past_key_values is not None:
         raise ValueError("cache and past_key_values are one argument under two names: give one of them")
     cache = past_key_values if cache is None else cache
@@ -334,7 +334,7 @@ def _one_cache(cache: Any, past_key_values: Any) -> DeconAttnCache | None:
 
 
 def _new_columns(mask: Tensor, hidden: Tensor, cache: DeconAttnCache | None) -> Tensor:
-    """The attention mask of the new tokens, bool [B, L]."""
+    """Return the attention mask of the new tokens, bool [B, L]."""
     rows, tokens = hidden.shape[:2]
     lengths = {tokens} if cache is None else {tokens, cache.seen + tokens}
     if mask.ndim != 2 or mask.shape[0] != rows or mask.shape[1] not in lengths:
@@ -343,7 +343,7 @@ def _new_columns(mask: Tensor, hidden: Tensor, cache: DeconAttnCache | None) -> 
 
 
 def _positions(offsets: Tensor | None, documents: Tensor | None) -> Tensor | None:
-    """int64 [B, L], where one of the two says it: where documents begin, and the end, or each token's document."""
+    """Return positions, int64 [B, L], from documents' bounds or from each token's document, if either is given."""
     if offsets is not None:
         documents = torch.arange(len(offsets) - 1, device=offsets.device).repeat_interleave(offsets.diff())[None]
     if documents is None:
@@ -355,7 +355,7 @@ def _positions(offsets: Tensor | None, documents: Tensor | None) -> Tensor | Non
 
 
 def _document_starts(position_ids: Tensor | None, padding: Padding | None) -> Tensor | None:
-    """bool [B, L], true where a new document begins after a row's first; None where none does. All packed."""
+    """Return where a document begins after a row's first, bool [B, L]; None where none does. All packed."""
     if position_ids is None:
         return None
     starts = torch.zeros_like(position_ids, dtype=torch.bool)

@@ -24,7 +24,7 @@ def register() -> None:
 
 
 class _WhenLoaded(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: lets the other finders load AutoConfig's module and registers once it is there."""
+    """Import hook that registers once AutoConfig's module is loaded; it finds no module itself."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -55,7 +55,7 @@ def _register_config(auto: ModuleType) -> None:
     def new(cls: type, *args: object, plugin_code: Mapping[str, str] | None = None, **kwargs: object) -> object:
         _register_model()
         if plugin_code:
-            from deconattn.hf.plugin_code import check_plugin_code
+            from deconattn.mixers.plugins import check_plugin_code
 
             check_plugin_code(plugin_code)
         return object.__new__(cls)
@@ -64,7 +64,7 @@ def _register_config(auto: ModuleType) -> None:
     plain = DeconAttnConfig.save_pretrained
 
     def save_pretrained(self: DeconAttnConfig, *arguments: object, **options: object) -> None:
-        from deconattn.hf.saved_code import with_code  # not before: every import of ours would pay for it
+        from deconattn.hf.config_files import with_code  # not before: every import of ours would pay for it
 
         with_code(plain)(self, *arguments, **options)
 

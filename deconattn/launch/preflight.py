@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.flags import TrainingFlags, model_config
-from deconattn.hf.plugin_code import plugin_files
+from deconattn.mixers.plugins import plugin_files
 from deconattn.parallel.trial import Trial
 from deconattn.train.inputs import TrainingData
 from deconattn.train.run_folder import check_run_folder

@@ -1,4 +1,4 @@
-"""What a model is: its dimensions and the variant of each layer. Names are Hugging Face's."""
+"""Model configuration: dimensions and the variant of each layer, under Hugging Face's names."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The linear layer that everything here is made of."""
+"""Linear layer of all modules."""
 
 from torch import Tensor, nn
 

@@ -23,7 +23,7 @@ class Rotary:
 
     @classmethod
     def of(cls, config: ModelConfig, position_ids: Tensor, dtype: torch.dtype) -> "Rotary":
-        """For int64 positions [R or 1, L]; angles in fp32 (fp64 for fp64), the result in `dtype`."""
+        """Compute for int64 positions [R or 1, L]; angles in fp32 (fp64 for fp64), the result in `dtype`."""
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         exponents = torch.arange(0, config.head_dim, 2, dtype=precise, device=position_ids.device) / config.head_dim
         angles = position_ids[..., None].to(precise) / config.rope_theta**exponents
@@ -39,10 +39,10 @@ class Rotary:
         return heads * self.cos + torch.cat([-second, first], dim=-1) * self.sin
 
     def row(self, row: int) -> "Rotary":
-        """Of one row alone."""
+        """Return those of one row alone."""
         row = 0 if len(self.cos) == 1 else row
         return Rotary(self.cos[row].unsqueeze(0), self.sin[row].unsqueeze(0))
 
     def rows(self, count: int) -> "Rotary":
-        """Of the first `count` rows."""
+        """Return those of the first `count` rows."""
         return self if len(self.cos) == 1 else Rotary(self.cos[:count], self.sin[:count])

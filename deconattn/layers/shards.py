@@ -1,4 +1,4 @@
-"""A parameter that is one rank's part of a whole: its whole shape, where the cuts lie, and how to take and join."""
+"""Tensor-parallel shards: the whole shape, where the cuts lie, and how to take and join parts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Shard:
 
     @classmethod
     def of(cls, shape: Sequence[int], dim: int, pieces: int, rank: int, ranks: int) -> "Shard":
-        """The part of `rank` as :func:`part_bounds` deals them."""
+        """Return the part of `rank` of `ranks`, as :func:`part_bounds` deals them."""
         return cls(tuple(shape), dim, part_bounds(shape[dim], pieces, ranks), rank)
 
     @property
@@ -38,27 +38,27 @@ class Shard:
 
     @property
     def copies(self) -> int:
-        """How many ranks hold this part."""
+        """Number of ranks that hold this part."""
         return self.bounds.count(self.bounds[self.rank])
 
     @property
     def is_first_copy(self) -> bool:
-        """Whether this rank answers for the part where each must be counted once."""
+        """Whether this rank is the first that holds its part, to count each part once."""
         return self.bounds.index(self.bounds[self.rank]) == self.rank
 
     def take(self, whole: Tensor) -> Tensor:
-        """This rank's part, a view."""
+        """Return this rank's part of a whole tensor, a view."""
         start, stop = self.bounds[self.rank]
         return whole.narrow(self.dim, start, stop - start)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole from all ranks' parts."""
+        """Join all ranks' parts to the whole tensor."""
         distinct = [part for index, part in enumerate(parts) if self.bounds.index(self.bounds[index]) == index]
         return torch.cat(distinct, dim=self.dim)
 
 
 def part_bounds(size: int, pieces: int, ranks: int) -> tuple[tuple[int, int], ...]:
-    """(start, stop) of each rank's part of `size` elements in `pieces` equal pieces that stay whole.
+    """Return (start, stop) of each rank's part of `size` elements in `pieces` equal pieces that stay whole.
 
     Pieces are dealt to `ranks` in order, as evenly as it goes. Fewer pieces than ranks: each is held by ranks / pieces
     neighbours.
@@ -73,23 +73,23 @@ def part_bounds(size: int, pieces: int, ranks: int) -> tuple[tuple[int, int], ..
 
 
 def largest_part(size: int, pieces: int, ranks: int) -> int:
-    """Elements of the rank that holds most, of `size` in `pieces` pieces that stay whole."""
+    """Return elements of the rank that holds most, of `size` in `pieces` pieces that stay whole."""
     return max(stop - start for start, stop in part_bounds(size, pieces, ranks))
 
 
 def mark(parameter: nn.Parameter, shard: Shard) -> None:
-    """Note on a parameter what it is a part of, for us and (`model_parallel`) for DeepSpeed's gradient norm."""
+    """Attach its shard to a parameter, and `model_parallel` for DeepSpeed's gradient norm."""
     parameter.shard = shard  # type: ignore[attr-defined]
     parameter.model_parallel = shard.is_first_copy  # type: ignore[attr-defined]
 
 
 def mark_buffer(owner: nn.Module, name: str, shard: Shard) -> None:
-    """The same for a buffer, noted on its module: a change of device or type makes another tensor of it."""
+    """Attach a buffer's shard to its module: a change of device or type makes another tensor of it."""
     vars(owner).setdefault(_BUFFERS, {})[name] = shard
 
 
 def buffer_shards(model: nn.Module) -> dict[str, Shard]:
-    """The buffers that are a part of a whole."""
+    """Return the shards of buffers that are cut, by name."""
     return {
         f"{path}.{name}": shard
         for path, module in model.named_modules()
@@ -98,5 +98,5 @@ def buffer_shards(model: nn.Module) -> dict[str, Shard]:
 
 
 def shard_of(parameter: Tensor) -> Shard | None:
-    """What a parameter is a part of; None if every tensor-parallel rank holds all of it."""
+    """Return a parameter's shard; None if every tensor-parallel rank holds all of it."""
     return getattr(parameter, "shard", None)

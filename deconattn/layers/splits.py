@@ -1,4 +1,4 @@
-"""How tensor parallelism cuts a module's tensors, declared beside them (Megatron's column and row cuts).
+"""Tensor-parallel splits that a module declares for its tensors (Megatron's column and row parallelism).
 
 A module that declares `splits` takes whole inputs and, computed with the cut layers of one rank, gives a part of
 its output: the parts of all ranks sum to the whole. What it does not name is held by every rank.
@@ -22,10 +22,10 @@ class Split:
 
 
 def column(pieces: str | None = None) -> Split:
-    """Cut the outputs: each rank computes some of them from the whole input."""
+    """Return a column-parallel split: each rank computes some of the outputs from the whole input."""
     return Split(0, pieces)
 
 
 def row(pieces: str | None = None) -> Split:
-    """Cut the inputs: each rank adds its inputs' share to every output. The layer must have no bias."""
+    """Return a row-parallel split: each rank adds its inputs' share to every output. The layer must have no bias."""
     return Split(1, pieces)

@@ -1,4 +1,4 @@
-"""The variants. One file each; importing this package registers the seven of the paper."""
+"""Token mixers, one file a variant; importing this package registers the seven of the paper."""
 
 from deconattn.mixers.approximate import Approximate
 from deconattn.mixers.base import Mixer

@@ -33,7 +33,7 @@ class TaylorCache(LayerCache):
         self.recent = 0
 
     def sums(self, keys: Tensor, step: Step) -> Tensor:
-        """Over all tokens held, [R, key_value_heads, head_dim + 1, features]."""
+        """Return the sums over all tokens held, [R, key_value_heads, head_dim + 1, features]."""
         sums = self._sums(keys, step)
         if self.recent:
             recent = (self.tensors[name][:, :, : self.recent] for name in ("recent_keys", "recent_values"))
@@ -42,7 +42,7 @@ class TaylorCache(LayerCache):
         return sums
 
     def step(self, queries: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
-        """Hold one more token, and mix what it sees: queries and result [R, heads, 1, head_dim]."""
+        """Add one token to the cache and attend from it: queries and result [R, heads, 1, head_dim]."""
         sums = self._sums(keys, step)
         recent_keys, recent_values = self.tensors["recent_keys"], self.tensors["recent_values"]
         recent_keys[:, :, self.recent] = keys[:, :, 0].detach()
@@ -55,7 +55,7 @@ class TaylorCache(LayerCache):
         return mixed
 
     def _sums(self, keys: Tensor, step: Step) -> Tensor:
-        """Without the recent tokens. Keys and values that were held until now are added and dropped."""
+        """Return the sums without the recent tokens; keys and values held until now are added to them and dropped."""
         if "sums" not in self.tensors:
             sums = taylor_state.no_sums(keys)
             if "keys" in self.tensors:
@@ -72,7 +72,7 @@ class TaylorCache(LayerCache):
 
 
 class TaylorDecoding(Decoding["Approximate"]):
-    """Sums of the tokens' features are kept, or their keys and values while those take fewer bytes."""
+    """Decoding that caches sums of the tokens' features, or keys and values while those take fewer bytes."""
 
     def new_cache(self) -> LayerCache:
         return TaylorCache()
@@ -122,7 +122,7 @@ def _keeps_sums(config: ModelConfig, work: Workload) -> bool:
 
 
 def _sum_flops(config: ModelConfig, heads: int) -> int:
-    """FLOPs of adding a token to the sums of so many heads, or of reading them."""
+    """FLOPs of adding one token to the sums of `heads` heads, or of reading them."""
     return 2 * heads * taylor_state.num_features(config.head_dim) * (config.head_dim + 1)
 
 

@@ -1,4 +1,4 @@
-"""The contract of a mixer: everything that depends on the variant of a layer, and nothing else does.
+"""Contract of a mixer: everything that depends on the variant of a layer, and nothing else does.
 
 A variant is one file: a subclass of :class:`Mixer` (or of :class:`~deconattn.mixers.projected.ProjectedMixer`, which
 has the four projections of multi-head attention) under :func:`deconattn.mixers.register`. Training, parameter matching,
@@ -20,22 +20,22 @@ from deconattn.mixers.map_blocks import MapBlock, cut
 
 
 class Mixer(nn.Module, ABC):
-    """One layer's token mixing: [R, L, hidden_size] -> [R, L, hidden_size].
+    """Token mixer of one layer: [R, L, hidden_size] -> [R, L, hidden_size].
 
     Parameters carry Hugging Face names; the module is a block's `self_attn`.
     """
 
     fixed_stream: ClassVar[FixedStream | None] = None
-    """The fixed stream that the layer reads beside the hidden states, carried as an extra row."""
+    """Fixed stream that the layer reads beside the hidden states, carried as an extra row."""
     needs_static_embeddings: ClassVar[bool] = False
     """Whether the layer reads the token embeddings (through its own input norm)."""
     splits: ClassVar[Mapping[str, Split] | None] = None
-    """The cut of each linear layer under tensor parallelism, by its name here; None: it cannot be cut.
+    """Tensor-parallel split of each linear layer, by its name here; None: it cannot be cut.
 
     A parameter or buffer that belongs to some heads, such as a slope a head, is named too.
     """
     decoding: ClassVar[Decoding[Any]] = Decoding()
-    """How the layer continues a sequence, as :meth:`forward` would: by default the whole is mixed again."""
+    """Decoding that continues a sequence as :meth:`forward` would: by default the whole is mixed again."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        """Mix.
+        """Mix tokens.
 
         Args:
             hidden: [R, L, d], normed hidden states, the fixed streams' rows last.
@@ -54,7 +54,7 @@ class Mixer(nn.Module, ABC):
         """
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor | None:
-        """The map A that `forward` applies, [R, heads, L, L]; None if nothing is mixed.
+        """Return the map A that `forward` applies, [R, heads, L, L]; None if nothing is mixed.
 
         A class gives this or :meth:`map_blocks`; each follows from the other.
         """
@@ -62,7 +62,7 @@ class Mixer(nn.Module, ABC):
         return blocks[0].weights if blocks else None
 
     def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
-        """The rows of :meth:`attention_map` in blocks of `size`, first rows first; no block if nothing is mixed.
+        """Yield :meth:`attention_map` in blocks of `size` rows, first rows first; no block if nothing is mixed.
 
         A class that gives it holds one block at a time, and shows the activations before the softmax.
         """
@@ -73,7 +73,7 @@ class Mixer(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def num_parameters(cls, config: ModelConfig) -> int:
-        """Parameters of one layer's mixer; within 0.1 % of a layer equal to standard attention's."""
+        """Number of parameters of one layer's mixer; within 0.1 % of a layer equal to standard attention's."""
 
     @classmethod
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a layer keeps of the tokens so far while text is generated: its decoding cache.
+"""Decoding cache of one layer: what it keeps of the tokens so far while text is generated.
 
 Rows are sequences. A token of a row has a slot, its position in the row: padding takes none, so that a row's slots
 are filled from the first on, whatever side its prompt was padded on. What lies in the slots behind a row's last token
@@ -15,7 +15,7 @@ from deconattn.layers.rotary import Rotary
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Where a cached pass stands: T new tokens a row, in the slots after those that the row has filled.
+    """Position of a cached forward pass: T new tokens a row, in the slots after those that the row has filled.
 
     Attributes:
         rotary: cosines and sines of the new tokens' positions.
@@ -38,7 +38,7 @@ class Step:
     static: bool
 
     def visible(self, tokens: int) -> Tensor | None:
-        """bool [R or 1, tokens, window]: the slots that each new token sees; None if it is all of them."""
+        """Return the attention mask of the new tokens, bool [R or 1, tokens, window]; None if they see all slots."""
         if self.positions is None:
             if tokens == 1:
                 return None
@@ -66,7 +66,7 @@ class LayerCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, without what is shared."""
+        """Bytes held, without what all caches of a model share."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def append(self, name: str, new: Tensor, step: Step) -> Tensor:
@@ -98,13 +98,13 @@ class LayerCache:
         return self.tensors[name]
 
     def select_rows(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was; int64 [R'], R' may differ from R. In place where R' is R."""
+        """Reorder rows: row i becomes row rows[i], int64 [R']; R' may differ from R. In place where R' is R."""
         for name, tensor in self.tensors.items():
             selected = tensor.index_select(0, rows.to(tensor.device))
             self.tensors[name] = tensor.copy_(selected) if selected.shape == tensor.shape else selected
 
     def reset(self) -> None:
-        """Empty it."""
+        """Drop all tokens."""
         self.tensors.clear()
 
 
@@ -117,7 +117,7 @@ class SumCache(LayerCache):
 
 
 def new_tokens_of(whole: Tensor, step: Step, tokens: int) -> Tensor:
-    """[R, window, x], all slots -> [R, tokens, x], the new tokens' own."""
+    """Select the new tokens' slots: [R, window, x] -> [R, tokens, x]."""
     if step.positions is None:
         return whole[:, step.past : step.past + tokens]
     return whole.gather(1, step.positions[..., None].expand(-1, -1, whole.shape[-1]))

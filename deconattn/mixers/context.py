@@ -1,4 +1,4 @@
-"""What a layer may know of the batch beside the hidden states."""
+"""Context of a layer: what it may know of the batch beside the hidden states."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ FixedStream = Literal["random", "text"]
 
 @dataclass(frozen=True, eq=False)
 class MixerContext:
-    """The batch, as a layer sees it beside the hidden states.
+    """Positions, document boundaries and fixed streams of the batch, which each layer gets beside the hidden states.
 
     Rows are the batch's sequences followed by the fixed streams, each a sequence like any other.
 
@@ -32,10 +32,10 @@ class MixerContext:
 
     @property
     def document_ids(self) -> Tensor | None:
-        """int64 [R, L] or None."""
+        """Document number of each token, int64 [R, L]; None where a row is one document."""
         return None if self.documents is None else self.documents.ids
 
     def rows(self, count: int) -> "MixerContext":
-        """The same for the first `count` rows alone, once no later layer reads the fixed streams."""
+        """Return the context of the first `count` rows alone, once no later layer reads the fixed streams."""
         documents = None if self.documents is None else self.documents.rows(count)
         return MixerContext(self.rotary.rows(count), documents, {})

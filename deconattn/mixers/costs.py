@@ -1,4 +1,4 @@
-"""What a mixer's costs are counted for, and what several mixers count alike."""
+"""Workload that a mixer's costs are counted for, and counts that several mixers share."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from deconattn.layers.config import ModelConfig
 
 @dataclass(frozen=True)
 class Workload:
-    """What one layer has to do.
+    """Shape and format of one layer's work.
 
     Attributes:
         rows: sequences; where a pass carries the fixed streams, their rows among them.
@@ -25,12 +25,12 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows."""
+        """Number of tokens in all rows."""
         return self.rows * self.length
 
 
 def rms_norm_bytes(vectors: int, width: int, bytes_per_element: int, fused: bool) -> int:
-    """Bytes kept for `vectors` vectors of `width` elements.
+    """Bytes saved for backward by an RMSNorm over `vectors` vectors of `width` elements.
 
     PyTorch's fused kernel (GPUs) keeps its input and one fp32 number a vector. Where there is none (CPUs), it
     normalises in fp32 and keeps the input and the result in that format, beside the number.
@@ -40,7 +40,7 @@ def rms_norm_bytes(vectors: int, width: int, bytes_per_element: int, fused: bool
 
 
 def attention_parameters(config: ModelConfig) -> int:
-    """Parameters of standard attention in one layer, the count that every variant matches."""
+    """Number of parameters of standard attention in one layer, which every variant matches."""
     widths = config.query_size + 2 * config.key_value_size
     weights = config.hidden_size * (widths + config.query_size)
     return weights + config.attention_bias * widths + config.qk_norm * 2 * config.head_dim

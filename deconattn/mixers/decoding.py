@@ -1,4 +1,4 @@
-"""How a mixer continues a sequence: the other half of its forward pass, with its cache and its costs, as one object."""
+"""Decoding of a mixer: its forward pass with a cache, the cache and their costs, as one object."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -19,18 +19,18 @@ AnyMixer = TypeVar("AnyMixer", bound="Mixer")
 
 
 class Decoding(Generic[AnyMixer]):
-    """Decoding that is right for any causal mixer: the whole sequence is kept and mixed again.
+    """Decoding for any causal mixer: the whole sequence is cached and mixed again.
 
     A subclass keeps and computes less. It has no state: what it holds of a sequence is in the cache that
     :meth:`new_cache` makes.
     """
 
     def new_cache(self) -> LayerCache:
-        """An empty cache, for :meth:`extend` to fill."""
+        """Return an empty cache, for :meth:`extend` to fill."""
         return LayerCache()
 
     def extend(self, mixer: AnyMixer, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
-        """The mixer's forward pass for tokens that continue those in the cache, which then holds them too.
+        """Run the mixer's forward pass for tokens that continue those in the cache, which then holds them too.
 
         What padding's outputs are does not matter.
 
@@ -59,7 +59,7 @@ class Decoding(Generic[AnyMixer]):
     def fixed_part(
         self, mixer: AnyMixer, hidden: Tensor, static: Tensor | None, context: MixerContext
     ) -> tuple[Tensor, ...]:
-        """What :meth:`extend` needs of the fixed streams: computed once per model, found in `cache.fixed`.
+        """Compute what :meth:`extend` needs of the fixed streams: once per model, found in `cache.fixed`.
 
         Args:
             hidden: [S, L, d], normed hidden states of the fixed streams alone, in `context.fixed_rows`.

@@ -1,4 +1,4 @@
-"""What the variants with input-independent maps share: Q and K from a fixed stream, V from the data."""
+"""Variants with input-independent maps: Q and K from a fixed stream, V from the data (paper, section 3.2)."""
 
 from abc import ABC
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from deconattn.ops.softmax_attention import causal_attention
 
 
 class ValueDecoding(Decoding["FixedMap"]):
-    """Values are kept; queries and keys of the stream are those of every sequence."""
+    """Decoding that caches values; queries and keys of the stream are those of every sequence."""
 
     def extend(self, mixer: "FixedMap", hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
         queries, keys = cache.fixed
@@ -84,7 +84,7 @@ class FixedMap(ProjectedMixer, ABC):
         yield from softmax_blocks(queries, keys, context.documents.ids[:, None], size)
 
     def fixed_queries_keys(self, hidden: Tensor, context: MixerContext) -> tuple[Tensor, Tensor]:
-        """Rotated queries [heads, L, head_dim] and keys [key_value_heads, L, head_dim] of the fixed stream."""
+        """Return rotated queries [heads, L, head_dim] and keys [key_value_heads, L, head_dim] of the fixed stream."""
         assert self.fixed_stream is not None
         row = context.fixed_rows[self.fixed_stream]
         stream = hidden[row].unsqueeze(0)
@@ -109,5 +109,5 @@ class FixedMap(ProjectedMixer, ABC):
 
 
 def _projection_flops(config: ModelConfig, tokens: int) -> int:
-    """FLOPs of queries and keys, or of values and outputs."""
+    """FLOPs of the query and key projections, or of the value and output projections."""
     return 2 * tokens * config.hidden_size * (config.query_size + config.key_value_size)

@@ -1,4 +1,4 @@
-"""A mixer's map some rows at a time, for whoever looks into it without holding all of it."""
+"""Attention maps in blocks of rows, for analysis that cannot hold a whole map."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from deconattn.ops import reference
 
 
 class MapBlock(NamedTuple):
-    """Rows start .. stop - 1 of a map, and the activations before its softmax that come with them.
+    """Rows start .. stop - 1 of a map, and their activations before the softmax.
 
     Attributes:
         weights: [R, heads, stop - start, stop]: the map is causal, so no key from `stop` on has a weight.
@@ -34,26 +34,26 @@ class MapBlock(NamedTuple):
 
 
 def cut(whole: Tensor, size: int) -> Iterator[MapBlock]:
-    """Blocks of `size` rows, the last maybe fewer, of a map [R, heads, L, L]."""
+    """Cut a map [R, heads, L, L] into blocks of `size` rows, the last maybe fewer."""
     for start, stop in _spans(whole.shape[-1], size):
         yield MapBlock(whole[..., start:stop, :stop], None)
 
 
 def softmax_blocks(queries: Tensor, keys: Tensor, documents: Tensor | None, size: int) -> Iterator[MapBlock]:
-    """Of :func:`deconattn.ops.reference.softmax_map`, queries and keys [R, heads, L, head_dim]; s_ij for scores."""
+    """Yield blocks of :func:`deconattn.ops.reference.softmax_map` and scores s_ij; Q and K [R, heads, L, head_dim]."""
     for scores, _ in _scores(queries, keys, documents, size):
         yield MapBlock(scores.softmax(dim=-1), scores)
 
 
 def taylor_blocks(queries: Tensor, keys: Tensor, documents: Tensor | None, size: int) -> Iterator[MapBlock]:
-    """Of :func:`deconattn.ops.reference.taylor_map`; for scores s_ij, what its polynomial is of."""
+    """Yield blocks of :func:`deconattn.ops.reference.taylor_map` and its polynomial's arguments s_ij."""
     for scores, hidden in _scores(queries, keys, documents, size):
         weights = (1 + scores + scores.square() / 2).masked_fill(hidden, 0)
         yield MapBlock(weights / weights.sum(dim=-1, keepdim=True), scores)
 
 
 def prefix_blocks(token_scores: Tensor, documents: Tensor | None, size: int) -> Iterator[MapBlock]:
-    """Of :func:`deconattn.ops.reference.prefix_map`, token scores [R, heads, L], which are the scores, row by row."""
+    """Yield blocks of :func:`deconattn.ops.reference.prefix_map` and their token scores, given [R, heads, L]."""
     for start, stop in _spans(token_scores.shape[-1], size):
         hidden = _hidden(start, stop, documents, token_scores.device)
         rows = token_scores[..., None, :stop].masked_fill(hidden, -math.inf)
@@ -61,7 +61,7 @@ def prefix_blocks(token_scores: Tensor, documents: Tensor | None, size: int) -> 
 
 
 def _scores(queries: Tensor, keys: Tensor, documents: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """s_ij, -inf where key j is hidden from query i, and where that is."""
+    """Yield (s_ij, -inf where key j is hidden from query i; the mask of what is hidden), block by block."""
     for start, stop in _spans(queries.shape[-2], size):
         hidden = _hidden(start, stop, documents, queries.device)
         scores = reference.scores(queries[..., start:stop, :], keys[..., :stop, :])
@@ -73,7 +73,7 @@ def _spans(length: int, size: int) -> list[tuple[int, int]]:
 
 
 def _hidden(start: int, stop: int, documents: Tensor | None, device: torch.device) -> Tensor:
-    """bool [.., stop - start, stop]: not what :func:`deconattn.ops.reference.allowed` allows."""
+    """Return where keys are hidden, bool [.., stop - start, stop]: not :func:`deconattn.ops.reference.allowed`."""
     columns = torch.arange(stop, device=device)
     hidden = columns > columns[start:, None]
     if documents is None:

@@ -20,7 +20,7 @@ from deconattn.mixers.registry import register
 
 
 class TokenDecoding(Decoding["MLP"]):
-    """Nothing is kept: a token meets no other."""
+    """Decoding without a cache: no tokens are mixed."""
 
     def extend(self, mixer: "MLP", hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
         return mixer.swiglu(hidden)
@@ -50,7 +50,7 @@ class MLP(Mixer):
         return self.swiglu(hidden)
 
     def swiglu(self, hidden: Tensor) -> Tensor:
-        """[.., hidden_size] -> [.., hidden_size], each token alone."""
+        """Apply the SwiGLU block to each token: [.., hidden_size] -> [.., hidden_size]."""
         return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> None:
@@ -72,7 +72,7 @@ class MLP(Mixer):
 
 
 def matched_width(config: ModelConfig) -> int:
-    """Width w of the block: 3 d w parameters against standard attention's 4 d^2 and biases.
+    """Return the block's width w: 3 d w parameters against standard attention's 4 d^2 and biases.
 
     Rounded to the largest power of two up to 128 (hardware likes multiples) that keeps the count within
     0.1 % of a layer's.

@@ -20,7 +20,7 @@ from deconattn.ops.prefix_average import prefix_attention
 
 
 class SumDecoding(Decoding["NonApproximate"]):
-    """The average over the tokens so far and the logarithm of its weights' sum are kept."""
+    """Decoding that caches the weighted average over the tokens so far and its log-sum-exp."""
 
     def new_cache(self) -> LayerCache:
         return SumCache()

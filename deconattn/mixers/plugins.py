@@ -6,7 +6,7 @@ import inspect
 import io
 import sys
 import tokenize
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deconattn.errors import UserError
@@ -14,7 +14,7 @@ from deconattn.mixers import registry
 from deconattn.mixers.base import Mixer
 
 _DIGEST, _VARIANTS = "__deconattn_digest__", "__deconattn_variants__"
-"""What a plugin's module knows: its file as it was when it ran, and what it has registered."""
+"""Attributes of a plugin's module: the digest of its file when it ran, and the variants that it registered."""
 
 
 def load_plugins(files: Sequence[Path]) -> None:
@@ -29,9 +29,9 @@ def load_plugins(files: Sequence[Path]) -> None:
 
 
 def own_names(files: Sequence[Path]) -> dict[str, str]:
-    """Run each file as :func:`load_plugins` does; of each variant that they register, its name in this process.
+    """Run each file as :func:`load_plugins` does; return each registered variant's name in this process.
 
-    That is another than in the file where a different file has the name already: models that were trained with plugins
+    It differs from the name in the file where a different file has that already: models trained with plugins
     of one name are each opened with their own.
 
     Raises:
@@ -62,7 +62,7 @@ def _register_all(files: Sequence[Path], name_here: Callable[[str, type[Mixer]],
 
 
 def _variants(path: Path, visible: Sequence[str]) -> dict[str, type[Mixer]]:
-    """What a file registers, by its names; while it runs, no other plugin's variants are known but `visible`."""
+    """Run a file and return what it registers; only the variants `visible` of other plugins are known to it."""
     digest = code_digest(path)
     copies: list[dict[str, type[Mixer]]] = [
         module[_VARIANTS] for module in map(vars, list(sys.modules.values())) if module.get(_DIGEST) == digest
@@ -97,14 +97,14 @@ def _variants(path: Path, visible: Sequence[str]) -> dict[str, type[Mixer]]:
 
 
 def mixer_digest(name: str) -> str:
-    """:func:`code_digest` of the file that registered a variant, as it was then."""
+    """Return :func:`code_digest` of the file that registered a variant, as it was then."""
     mixer = registry.mixer_class(name)
     found: str | None = vars(sys.modules.get(mixer.__module__, mixer)).get(_DIGEST)
     return found or code_digest(Path(inspect.getfile(mixer)))
 
 
 def code_digest(file: Path) -> str:
-    """Of a Python file without its comments and empty lines."""
+    """Return a digest of a Python file without its comments and empty lines."""
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -113,3 +113,33 @@ def code_digest(file: Path) -> str:
             lines[row - 1] = lines[row - 1][:column]
     kept = "\n".join(line.rstrip() for line in lines if line.strip())
     return hashlib.sha256(kept.encode()).hexdigest()[:16]
+
+
+def plugin_code(variants: Iterable[str]) -> dict[str, str]:
+    """Return :func:`mixer_digest` of each variant that is not this package's, for an export to carry."""
+    return {variant: mixer_digest(variant) for variant in plugin_files(variants)}
+
+
+def plugin_files(variants: Iterable[str]) -> dict[str, Path]:
+    """Return the file that registers each variant that is not this package's."""
+    files = {variant: Path(inspect.getfile(registry.mixer_class(variant))).resolve() for variant in sorted(variants)}
+    ours = Path(__file__).resolve().parents[1]
+    return {variant: file for variant, file in files.items() if ours not in file.parents}
+
+
+def check_plugin_code(exported: Mapping[str, str]) -> None:
+    """Check that the variants loaded here are those that an export was made with.
+
+    `import deconattn` makes this package's classes serve every export, whatever code lies beside it, and these run
+    what a plugin file registered. Two files that register one name are two models.
+
+    Raises:
+        UserError: a variant of `exported` (:func:`plugin_code`) is loaded from a file with other code.
+    """
+    for variant, digest in exported.items():
+        if variant in registry.variant_names() and plugin_code([variant]).get(variant) != digest:
+            file = inspect.getfile(registry.mixer_class(variant))
+            raise UserError(
+                f"variant {variant!r} is loaded from {file}, which is not the code that this model was exported with: "
+                "load that file, or the model where deconattn is not imported"
+            )

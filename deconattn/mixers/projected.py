@@ -39,7 +39,7 @@ class ProjectedMixer(Mixer):
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
     def queries_keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, L, d] -> queries [R, heads, L, head_dim] and keys [R, key_value_heads, L, head_dim], not rotated."""
+        """Map [R, L, d] to queries [R, heads, L, head_dim] and keys [R, key_value_heads, L, head_dim], not rotated."""
         queries = self.q_proj(source).unflatten(-1, (-1, self.config.head_dim))
         keys = self.k_proj(source).unflatten(-1, (-1, self.config.head_dim))
         if self.config.qk_norm:
@@ -47,15 +47,15 @@ class ProjectedMixer(Mixer):
         return queries.transpose(1, 2), keys.transpose(1, 2)
 
     def values(self, hidden: Tensor) -> Tensor:
-        """[R, L, d] -> [R, key_value_heads, L, head_dim]."""
+        """Project to values: [R, L, d] -> [R, key_value_heads, L, head_dim]."""
         return self.v_proj(hidden).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
 
     def output(self, mixed: Tensor) -> Tensor:
-        """[R, heads, L, head_dim] -> [R, L, d]."""
+        """Join heads and project: [R, heads, L, head_dim] -> [R, L, d]."""
         return self.o_proj(mixed.transpose(1, 2).flatten(-2))
 
     def per_query_head(self, shared: Tensor) -> Tensor:
-        """[.., key_value_heads, L, x] -> [.., heads, L, x]: each key or value head beside the queries it serves."""
+        """Repeat key or value heads for grouped queries: [.., key_value_heads, L, x] -> [.., heads, L, x]."""
         group = self.q_proj.out_features // self.k_proj.out_features
         return per_query_head(shared, shared.shape[-3] * group)
 
@@ -70,7 +70,7 @@ class ProjectedMixer(Mixer):
 
     @classmethod
     def activation_bytes(cls, config: ModelConfig, work: Workload) -> int:
-        """Bytes that a fused kernel saves: input, queries, keys, values, mixed values, and an fp32 lse a query."""
+        """Bytes saved by a fused kernel: input, queries, keys, values, output, and an fp32 log-sum-exp a query."""
         queries, keys = cls.rank_widths(config, work.tp_size)
         kept = work.bytes_per_element * work.tokens * (config.hidden_size + 2 * queries + 2 * keys)
         kept += 4 * work.tokens * queries // config.head_dim
@@ -78,7 +78,7 @@ class ProjectedMixer(Mixer):
 
     @classmethod
     def rank_widths(cls, config: ModelConfig, tp_size: int) -> tuple[int, int]:
-        """Widths of the queries and of the keys (or values) on the tensor-parallel rank that holds most."""
+        """Return the widths of queries and of keys (or values) on the tensor-parallel rank that holds most."""
         return (
             largest_part(config.query_size, config.num_attention_heads, tp_size),
             largest_part(config.key_value_size, config.num_key_value_heads, tp_size),
@@ -86,7 +86,7 @@ class ProjectedMixer(Mixer):
 
     @classmethod
     def query_key_norm_bytes(cls, config: ModelConfig, work: Workload) -> int:
-        """Bytes that the query/key norms save, 0 where there are none."""
+        """Bytes saved for backward by the query/key norms, 0 where there are none."""
         if not config.qk_norm:
             return 0
         vectors = work.tokens * sum(cls.rank_widths(config, work.tp_size)) // config.head_dim

@@ -1,11 +1,12 @@
-"""Variants by name."""
+"""Variants by name, and the check of a class when it is registered."""
 
 import sys
 from collections.abc import Callable
+from inspect import signature
 from typing import TypeVar
 
 from deconattn.mixers.base import Mixer
-from deconattn.mixers.contract import contract_faults
+from deconattn.mixers.decoding import Decoding
 
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])
 _REGISTRY: dict[str, type[Mixer]] = {}
@@ -32,7 +33,7 @@ def register(name: str) -> Callable[[MixerClass], MixerClass]:
 
 
 def known_as(name: str) -> Callable[[MixerClass], MixerClass]:
-    """:func:`register` without a look at the class: what an export has of it."""
+    """Register a class without checking it; an export has this in the place of :func:`register`."""
 
     def add(mixer: MixerClass) -> MixerClass:
         known = _REGISTRY.get(name)
@@ -48,16 +49,57 @@ def known_as(name: str) -> Callable[[MixerClass], MixerClass]:
 
 
 def _place(mixer: type[Mixer]) -> str:
-    """File and name of a class."""
+    """Return file and name of a class."""
     file = getattr(sys.modules.get(mixer.__module__), "__file__", None)
     return f"{mixer.__qualname__} in {file or mixer.__module__}"
 
 
 def mixer_class(name: str) -> type[Mixer]:
-    """The mixer registered as `name` (KeyError if there is none)."""
+    """Return the mixer registered as `name` (KeyError if there is none)."""
     return _REGISTRY[name]
 
 
 def variant_names() -> tuple[str, ...]:
-    """All registered names, in order of registration."""
+    """Return all registered names, in order of registration."""
     return tuple(_REGISTRY)
+
+
+def contract_faults(mixer: type[Mixer]) -> list[str]:
+    """List members that a class inherits from another forward pass than its own, each with its remedy.
+
+    What counts is where each member comes from in the end: from the class, a parent or a mixin.
+    """
+    home = {name: _home(mixer, name) for name in ("forward", "decoding", "attention_map", "map_blocks")}
+    forward, decoding, whole, blocks = home.values()
+    faults = [
+        f"{name} is no member of a mixer: it belongs on its `decoding` object, a subclass of deconattn.mixers.Decoding"
+        for name in vars(Decoding)
+        if not name.startswith("_") and hasattr(mixer, name)
+    ]
+    faults += [
+        f"{name} takes (config, work), a Workload"
+        for name in ("forward_flops", "activation_bytes")
+        if len(signature(getattr(mixer, name)).parameters) != 2
+    ]
+    if decoding is not Mixer and not issubclass(decoding, forward):
+        faults.append(
+            f"decoding belongs to the forward of {decoding.__qualname__}: name the class's own, such as `decoding = "
+            "Decoding()` (of deconattn.mixers), which mixes the whole sequence again"
+        )
+    given = blocks if whole is Mixer else whole
+    if given is Mixer:
+        faults.append("it has neither attention_map nor map_blocks: give one of them")
+    elif not issubclass(given, forward):
+        faults.append(f"its map belongs to the forward of {given.__qualname__}: give attention_map or map_blocks")
+    elif whole is not blocks and Mixer not in (whole, blocks):
+        older, newer = ("attention_map", "map_blocks") if issubclass(blocks, whole) else ("map_blocks", "attention_map")
+        faults.append(
+            f"{older} is {home[older].__qualname__}'s and {newer} is not: give both, or `{older} = Mixer.{older}`, "
+            "which follows from the other"
+        )
+    return faults
+
+
+def _home(mixer: type[Mixer], name: str) -> type:
+    """Return the base class that a member comes from."""
+    return next(base for base in mixer.__mro__ if name in vars(base))

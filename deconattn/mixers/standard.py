@@ -17,7 +17,7 @@ from deconattn.ops.softmax_attention import causal_attention
 
 
 class KeyValueDecoding(Decoding["Standard"]):
-    """Keys and values of every token are kept."""
+    """Decoding that caches every token's keys and values."""
 
     def extend(self, mixer: "Standard", hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
         queries, keys = step.rotary(*mixer.queries_keys(mixer.source(hidden, static)))
@@ -51,7 +51,7 @@ class Standard(ProjectedMixer):
         return softmax_blocks(queries, self.per_query_head(keys), documents, size)
 
     def source(self, hidden: Tensor, static: Tensor | None) -> Tensor:
-        """What queries and keys are projected from, [R, L, d]."""
+        """Return the input of the query and key projections, [R, L, d]."""
         return hidden
 
     @classmethod

@@ -1,4 +1,4 @@
-"""One pre-norm Transformer block (Qwen2's): the mixer, then a SwiGLU feed-forward."""
+"""Pre-norm Transformer block (Qwen2's): the mixer, then a SwiGLU feed-forward."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Hidden states [R, L, d] to hidden states."""
+    """Pre-norm Transformer block: [R, L, d] -> [R, L, d]."""
 
     def __init__(self, config: ModelConfig, variant: str) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Block(nn.Module):
     def forward(
         self, hidden: Tensor, static: Tensor | None, context: MixerContext | Step, cache: LayerCache | None = None
     ) -> Tensor:
-        """Of the first `context.output_rows` rows where that is given.
+        """Return hidden states of all rows, or of the first `context.output_rows` where that is given.
 
         Args:
             static: [R, L, d], the token embeddings, or None; they pass the same input norm as the hidden states.
@@ -59,13 +59,13 @@ class Block(nn.Module):
         return self.self_attn.decoding.extend(self.self_attn, hidden, static, step, cache)
 
     def mixer_inputs(self, hidden: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Both through the input norm, the static embeddings only where the mixer reads them."""
+        """Apply the input norm to both; None for static embeddings that the mixer does not read."""
         needed = static is not None and self.self_attn.needs_static_embeddings
         return self.input_layernorm(hidden), self.input_layernorm(static) if needed else None
 
 
 def _with_hooks(module: nn.Module, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A method of a module that runs the module's forward hooks, as calling the module does."""
+    """Wrap a module's method to run the module's forward hooks, as calling the module does."""
     if not module._forward_hooks and not module._forward_pre_hooks:
         return method
 

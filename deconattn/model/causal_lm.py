@@ -1,4 +1,4 @@
-"""The language model that trains: decoder, head, loss."""
+"""Language model for training: decoder, head, loss."""
 
 from typing import NamedTuple
 
@@ -11,24 +11,24 @@ from deconattn.ops.cross_entropy import IGNORED, linear_cross_entropy
 
 
 class LossSum(NamedTuple):
-    """Cross-entropy in nats, summed, and over how many labels (int64 scalar)."""
+    """Sum of the cross-entropy in nats, and the number of labels (int64 scalar)."""
 
     total: Tensor
     labels: Tensor
 
 
 class Head(Linear):
-    """Hidden states to logits, or straight to the summed loss when labels are given."""
+    """Output head: hidden states to logits, or to the summed loss when labels are given."""
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """[.., d] -> logits [.., V]; with int64 labels [..] (-100 ignored), the summed loss."""
+        """Return logits [.., V] of [.., d]; with int64 labels [..] (-100 ignored), the summed loss."""
         if labels is None:
             return super().forward(hidden)
         return linear_cross_entropy(hidden.flatten(0, -2), self.weight, labels.flatten())
 
 
 class CausalLM(nn.Module):
-    """Parameters and buffers carry Hugging Face's Qwen2/Qwen3 names: the state dict is the canonical one.
+    """Decoder with head. Parameters have Hugging Face's Qwen2/Qwen3 names: the state dict is the canonical one.
 
     Args:
         span: the layers to hold, all by default; the head comes with the last.
@@ -48,7 +48,7 @@ class CausalLM(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def canonical_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters by canonical name; a tied head whose embedding is in another stage goes by the embedding's."""
+        """Return parameters by canonical name; a tied head without its embedding here has the embedding's name."""
         named = dict(self.named_parameters())
         if self.config.tie_word_embeddings and "lm_head.weight" in named:
             named["model.embed_tokens.weight"] = named.pop("lm_head.weight")
@@ -61,12 +61,12 @@ class CausalLM(nn.Module):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
     ) -> LossSum:
-        """int64 [B, L] each; labels[:, t] is the token that follows input_ids[:, t], or -100."""
+        """Return the loss; int64 [B, L] each, labels[:, t] is the token that follows input_ids[:, t], or -100."""
         hidden = self.model(input_ids, position_ids, document_ids)
         return LossSum(self.lm_head(hidden, labels), (labels != IGNORED).sum())
 
     def logits(
         self, input_ids: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None
     ) -> Tensor:
-        """[B, L] -> [B, L, vocab_size]."""
+        """Return logits [B, L, vocab_size] of int64 [B, L]."""
         return self.lm_head(self.model(input_ids, position_ids, document_ids))

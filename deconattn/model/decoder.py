@@ -1,4 +1,4 @@
-"""The stack: embedding, blocks, final norm, and the fixed streams that ride along as extra rows."""
+"""Decoder stack: embedding, blocks, final norm, and the fixed streams that ride along as extra rows."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,12 +13,12 @@ from deconattn.layers.linear import Linear
 from deconattn.layers.rotary import Rotary
 from deconattn.mixers import FixedStream, Mixer, MixerContext
 from deconattn.model.block import Block, FeedForward
-from deconattn.model.decoding_cache import DecodingCache, check_length, fixed_length
-from deconattn.model.streams import Streams
+from deconattn.model.decoding_cache import DecodingCache, fixed_length
+from deconattn.model.streams import Streams, check_length
 from deconattn.ops.documents import Documents
 
 Observer = Callable[[Block, Tensor, Tensor | None, MixerContext | None], None]
-"""Told what each layer is about to receive: hidden states, static embeddings, and no context in a cached pass."""
+"""Callback with the inputs of each layer: hidden states, static embeddings, and no context in a cached pass."""
 
 
 class _FixedParts(NamedTuple):
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
         self.build(config, span)
 
     def build(self, config: ModelConfig, span: range | None) -> None:
-        """What a constructor does; by itself for a class that is another framework's module as well."""
+        """Build the modules; apart from the constructor for classes that are another framework's module as well."""
         self.model_config = config
         self.span = range(config.num_hidden_layers) if span is None else span
         self.is_first, self.is_last = self.span.start == 0, self.span.stop == config.num_hidden_layers
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None
     ) -> Tensor:
-        """Of a stack that holds all layers.
+        """Return hidden states [B, L, d] of int64 [B, L]; this stack must hold all layers.
 
         Both or neither of `position_ids` and `document_ids`, int64 [B, L]: mixing stays within a document.
 
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
         document_ids: Tensor | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """:meth:`forward` of token embeddings [B, L, d]."""
+        """Run :meth:`forward` on token embeddings [B, L, d]."""
         hidden = self.with_streams(embeddings, length)
         static = hidden if self.last_static_layer >= 0 else None
         context = self.context(length, hidden, position_ids, document_ids)
@@ -104,11 +104,11 @@ class Decoder(nn.Module):
         return self.norm(hidden[: embeddings.shape[0]])
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """[B, L] -> [R, L, d]: the token embeddings, and the fixed streams' rows after them."""
+        """Embed tokens and append the fixed streams' rows: [B, L] -> [R, L, d]."""
         return self.with_streams(self.embed_tokens(input_ids), input_ids.shape[1])
 
     def with_streams(self, embeddings: Tensor, length: int) -> Tensor:
-        """[B, L, d] -> [R, L, d]."""
+        """Append the fixed streams' rows: [B, L, d] -> [R, L, d]."""
         check_length(self, length)
         rows = [embeddings]
         for stream in self.streams:
@@ -122,7 +122,7 @@ class Decoder(nn.Module):
     def context(
         self, length: int, like: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None
     ) -> MixerContext:
-        """What the span's first layer may know; `like` gives device and dtype, `length` is the whole sequence's."""
+        """Return the span's first context; `like` gives device and dtype, `length` is the whole sequence's."""
         if (position_ids is None) != (document_ids is None):
             raise ValueError("position_ids and document_ids go together: give both, or neither")
         streams = self.streams if self.span.start <= self.last_fixed_layer else []
@@ -137,11 +137,11 @@ class Decoder(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        """The layers of the span."""
+        """Layers of the span."""
         return [self.layers[index] for index in self.span]  # type: ignore[misc]
 
     def extend(self, input_ids: Tensor, cache: DecodingCache, real: Tensor | None = None) -> Tensor:
-        """Of a stack that holds all layers: hidden states [B, T, d] of tokens that continue those in the cache.
+        """Return hidden states [B, T, d] of tokens that continue the cache; this stack must hold all layers.
 
         Args:
             real: bool [B, T], false where a token is padding, which comes after the row's real ones; None: nowhere.
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
     def extend_embedded(
         self, hidden: Tensor, cache: DecodingCache, real: Tensor | None = None, observe: Observer | None = None
     ) -> Tensor:
-        """:meth:`extend` of token embeddings [B, T, d]."""
+        """Run :meth:`extend` on token embeddings [B, T, d]."""
         step = cache.begin(self, hidden, real)
         static = hidden if self.last_static_layer >= 0 else None
         for layer, layer_cache in zip(self.blocks, cache.layers, strict=True):
@@ -165,7 +165,7 @@ class Decoder(nn.Module):
         return self.norm(hidden)
 
     def fixed_parts(self, length: int) -> list[tuple[Tensor, ...]]:
-        """Of each layer, what decoding needs of the fixed streams' first `length` tokens or more.
+        """Return per layer what decoding needs of the fixed streams' first `length` tokens or more.
 
         Computed when first asked for, again for more tokens, and again after the weights changed. Where modules of
         others (adapters, which can be switched) or hooks take part, nothing is kept.
@@ -202,7 +202,7 @@ class Decoder(nn.Module):
     def run(
         self, hidden: Tensor, static: Tensor | None, context: MixerContext, observe: Observer | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Through the layers of the span: hidden states and static embeddings, without rows that nobody reads."""
+        """Run the layers of the span; return hidden states and static embeddings, without rows that nobody reads."""
         for index in self.span:
             layer: Block = self.layers[index]  # type: ignore[assignment]
             batch = hidden.shape[0] - len(context.fixed_rows)  # len of a tensor would be a constant to torch.export
@@ -221,7 +221,7 @@ class Decoder(nn.Module):
 
 
 def _version(parameter: nn.Parameter) -> tuple[int, int, torch.dtype]:
-    """Changes where the values do."""
+    """Return a key that changes where a parameter's values do."""
     try:
         place = parameter.data_ptr()
     except RuntimeError:  # a tensor of several, as quantized ones are
@@ -242,5 +242,5 @@ def _altered(modules: Iterable[nn.Module]) -> bool:
 
 
 def _whole(sequence: Tensor) -> Tensor:
-    """What this process keeps of a [R, L, d] that every process has; sequence parallelism puts its own in place."""
+    """Return all of a [R, L, d]; sequence parallelism replaces this with a function that takes the rank's part."""
     return sequence

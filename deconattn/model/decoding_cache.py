@@ -9,6 +9,7 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.rotary import Rotary
 from deconattn.mixers import LayerCache, Step
+from deconattn.model.streams import check_length
 
 if TYPE_CHECKING:
     from deconattn.model.decoder import Decoder
@@ -18,7 +19,7 @@ BLOCK = 256
 
 
 class DecodingCache:
-    """For one model and one batch. :meth:`deconattn.model.decoder.Decoder.extend` fills it.
+    """Cache of one model and one batch, filled by :meth:`deconattn.model.decoder.Decoder.extend`.
 
     Args:
         limit: the most tokens that will be held, padding included; None grows without end.
@@ -45,7 +46,7 @@ class DecodingCache:
         self.reset()
 
     def reset(self) -> None:
-        """Empty it."""
+        """Drop all tokens."""
         self.capacity = 0
         self.rows = 0
         self._seen: int | Tensor = 0
@@ -55,12 +56,12 @@ class DecodingCache:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing has passed yet."""
+        """Whether no token has been cached yet."""
         return self.rows == 0
 
     @property
     def seen(self) -> int:
-        """Tokens of a row that have passed, padding included."""
+        """Tokens of a row that have been cached, padding included."""
         return int(self._seen)
 
     @property
@@ -120,7 +121,7 @@ class DecodingCache:
             self._lengths += tokens if step.real is None else step.real.sum(dim=1)
 
     def select_rows(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was, int64 [R']."""
+        """Reorder rows: row i becomes row rows[i], int64 [R']."""
         self.rows = len(rows)
         for layer in self.layers:
             layer.select_rows(rows)
@@ -129,10 +130,10 @@ class DecodingCache:
             self._lengths = self._lengths.copy_(selected) if selected.shape == self._lengths.shape else selected
 
     def crop(self, tokens: int) -> None:
-        """Take back the last tokens of every row.
+        """Remove the last `tokens` tokens of every row.
 
         Raises:
-            ValueError: a layer keeps sums, from which nothing can be taken back.
+            ValueError: a layer keeps sums, from which nothing can be removed.
         """
         if not tokens:
             return
@@ -157,18 +158,8 @@ class DecodingCache:
 
 
 def fixed_length(config: ModelConfig, tokens: int) -> int:
-    """Tokens of the fixed streams that are computed when `tokens` are needed: more are likely to be, soon."""
+    """Return how many tokens of the fixed streams to compute for `tokens`: the next power of two, within bounds."""
     return min(config.max_position_embeddings, max(BLOCK, 1 << (tokens - 1).bit_length()))
-
-
-def check_length(model: "Decoder", tokens: int) -> None:
-    """Raises UserError if a sequence of so many tokens is beyond the model's fixed stream."""
-    longest = model.model_config.max_position_embeddings
-    if model.streams and tokens > longest:
-        raise UserError(
-            f"a sequence of {tokens} tokens is beyond the fixed stream of {longest}: "
-            "shorten it, or train with a longer --seq-len"
-        )
 
 
 def _beyond(tokens: int, limit: int) -> str:

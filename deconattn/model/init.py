@@ -73,7 +73,7 @@ def _fill_buffers(model: CausalLM, own: Mapping[str, Tensor]) -> None:
 
 
 def _own_state(model: CausalLM, seed: int) -> dict[str, Tensor]:
-    """What mixers have made themselves, whole, by canonical name."""
+    """Return what mixers have initialised themselves, unsharded, by canonical name."""
     found: dict[str, Tensor] = {}
     for index in model.model.span:
         kind, prefix = type(model.model.layers[index].self_attn), f"model.layers.{index}.self_attn"
@@ -89,7 +89,7 @@ def _own_state(model: CausalLM, seed: int) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=64)
 def own_names(kind: type[Mixer], config: ModelConfig) -> tuple[str, ...]:
-    """Parameters and buffers that a mixer makes itself.
+    """Return names of parameters and buffers that a mixer initialises itself.
 
     PyTorch counts in-place writes to a tensor, and a layer as it is built has had one to each of its own.
 

@@ -19,22 +19,22 @@ class Padding:
 
     @classmethod
     def of(cls, mask: Tensor) -> "Padding | None":
-        """For bool [B, L], false at padding, which may be anywhere; None if there is none."""
+        """Build from a mask bool [B, L], false at padding, which may be anywhere; None if there is none."""
         if mask.all():
             return None
         order = (~mask).long().argsort(dim=1, stable=True)
         return cls(mask.gather(1, order), order)
 
     def pack(self, columns: Tensor) -> Tensor:
-        """[B, L] or [B, L, d], in the caller's columns -> in this order."""
+        """Reorder [B, L] or [B, L, d] from the caller's columns: real tokens first."""
         return _reordered(columns, self.order)
 
     def unpack(self, hidden: Tensor) -> Tensor:
-        """[B, L, d] -> back into the caller's columns."""
+        """Reorder [B, L, d] back into the caller's columns."""
         return _reordered(hidden, self.order.argsort(dim=1))
 
     def unpack_map(self, weights: Tensor) -> Tensor:
-        """[B, heads, L, L] -> back into the caller's rows and columns, zero where either is padding."""
+        """Reorder a map [B, heads, L, L] back into the caller's rows and columns, zero where either is padding."""
         inverse, real = self.order.argsort(dim=1), self.real[:, None]
         weights = weights * (real[..., None] & real[:, :, None])
         weights = weights.gather(2, inverse[:, None, :, None].expand_as(weights))

@@ -1,15 +1,20 @@
-"""Which layers read what beside the hidden states, and the rows that each layer therefore computes."""
+"""Streams beside the hidden states: which layers read them, and the rows that each layer computes for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import FixedStream, mixer_class
+
+if TYPE_CHECKING:
+    from deconattn.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
 class Streams:
-    """What a stack of layers carries beside the batch's hidden states.
+    """Fixed and static streams of a stack of layers.
 
     Attributes:
         fixed: the fixed streams, in the order of their rows, which follow the batch's.
@@ -23,7 +28,7 @@ class Streams:
 
     @classmethod
     def of(cls, variants: Sequence[str]) -> "Streams":
-        """The streams of layers of these variants."""
+        """Return the streams of layers of these variants."""
         mixers = [mixer_class(variant) for variant in variants]
         readers = {index: mixer.fixed_stream for index, mixer in enumerate(mixers) if mixer.fixed_stream is not None}
         static = tuple(index for index, mixer in enumerate(mixers) if mixer.needs_static_embeddings)
@@ -31,12 +36,12 @@ class Streams:
 
     @property
     def last_static_layer(self) -> int:
-        """The last layer that reads the static embeddings, -1 if none does."""
+        """Index of the last layer that reads the static embeddings, -1 if none does."""
         return max(self.static_layers, default=-1)
 
 
 def layer_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
-    """Rows of each layer's input: `batch`, plus the fixed streams up to and including the last layer that reads one."""
+    """Return rows of each layer's input: `batch`, and the fixed streams up to the last layer that reads one."""
     streams = Streams.of(config.layer_variants)
     carried = len(streams.fixed)
     return tuple(
@@ -45,5 +50,15 @@ def layer_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
 
 
 def layer_output_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:
-    """Rows of each layer's output: what the next one reads."""
+    """Return rows of each layer's output: the next layer's input."""
     return (*layer_rows(config, batch)[1:], batch)
+
+
+def check_length(model: "Decoder", tokens: int) -> None:
+    """Raise UserError if a sequence of `tokens` tokens is beyond the model's fixed stream."""
+    longest = model.model_config.max_position_embeddings
+    if model.streams and tokens > longest:
+        raise UserError(
+            f"a sequence of {tokens} tokens is beyond the fixed stream of {longest}: "
+            "shorten it, or train with a longer --seq-len"
+        )

@@ -1,4 +1,4 @@
-"""One model over many ranks: tensor, sequence and pipeline parallelism, put on from outside.
+"""Parallelism of one model over many ranks: tensor, sequence and pipeline, applied from outside the model.
 
 Model and mixers know nothing of ranks; they declare how their tensors may be cut. As the work flows:
 :mod:`.process_group` (joining the others), :mod:`.topology` (which rank holds what), :mod:`.tensor` (cut layers and

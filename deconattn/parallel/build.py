@@ -1,4 +1,4 @@
-"""From a configuration and a place in the topology to the part of the model that belongs there."""
+"""Construction of a rank's part of the model, from a configuration and its place in the topology."""
 
 import torch
 
@@ -10,11 +10,13 @@ from deconattn.parallel.topology import Topology
 
 
 def build_model(config: ModelConfig, topology: Topology, sequence_parallel: bool = False) -> CausalLM:
-    """This rank's layers and its part of each, on the CPU, not filled; a collective call.
+    """Build this rank's layers and its part of each, on the CPU, not initialised; a collective call.
 
-    :func:`deconattn.model.init.initialize` or a checkpoint fills it.
+    :func:`deconattn.model.init.initialize` or a checkpoint fills them.
     """
-    span = stage_spans(config, topology.pp_size, config.max_position_embeddings)[topology.pp_rank]
+    span = None
+    if topology.pp_size > 1:
+        span = stage_spans(config, topology.pp_size, config.max_position_embeddings)[topology.pp_rank]
     with torch.device("meta"):
         model = CausalLM(config, span)
         parallel = TensorParallel(model, topology, sequence_parallel) if topology.tp_group is not None else None

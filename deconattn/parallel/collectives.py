@@ -1,4 +1,4 @@
-"""What tensor-parallel ranks exchange where a cut module begins and ends, with the gradients' way back.
+"""Collectives of tensor and sequence parallelism around cut modules, with their backward passes.
 
 Entering with a whole input and leaving with a sum are each other's transposes, and so are the two forms of
 sequence parallelism (Shoeybi et al. 2019, figure 4; Korthikanti et al. 2023, section 4.2.2). The sequence is
@@ -25,7 +25,7 @@ _eager_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_
 _eager_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def sum_over(group: ProcessGroup, tensor: Tensor) -> Tensor:
+def all_reduce(group: ProcessGroup, tensor: Tensor) -> Tensor:
     """All-reduce into a new tensor; not differentiable."""
     if torch.compiler.is_compiling():
         return collectives.wait_tensor(collectives.all_reduce(tensor.contiguous(), "sum", group))
@@ -34,8 +34,8 @@ def sum_over(group: ProcessGroup, tensor: Tensor) -> Tensor:
     return total
 
 
-def gather(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
-    """All ranks' equal parts side by side along `dim`; not differentiable."""
+def all_gather(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
+    """All-gather equal parts side by side along `dim`; not differentiable."""
     if torch.compiler.is_compiling():
         return collectives.wait_tensor(_all_gather(tensor.contiguous(), dim, group))
     parts = tensor.new_empty(group.size(), *tensor.shape)
@@ -43,8 +43,8 @@ def gather(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
     return parts.movedim(0, dim).flatten(dim, dim + 1)
 
 
-def sum_and_scatter(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
-    """This rank's equal part along `dim` of the sum over ranks; not differentiable."""
+def reduce_scatter(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
+    """Reduce-scatter: this rank's equal part along `dim` of the sum over ranks; not differentiable."""
     if torch.compiler.is_compiling():
         return collectives.wait_tensor(_reduce_scatter(tensor.contiguous(), "sum", dim, group))
     parts = tensor.unflatten(dim, (group.size(), -1)).movedim(dim, 0).contiguous()
@@ -54,12 +54,12 @@ def sum_and_scatter(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
 
 
 def enter(hidden: Tensor, group: ProcessGroup, sequence_parallel: bool) -> Tensor:
-    """Into a cut module: [R, L, d] on every rank, from the same, or from [R, L / ranks, d]."""
+    """Enter a cut module (Megatron's f or g): [R, L, d] on every rank, from the same or [R, L / tp_size, d]."""
     return (_Gather if sequence_parallel else _Copy).apply(hidden, group)
 
 
 def leave(partial: Tensor, group: ProcessGroup, sequence_parallel: bool) -> Tensor:
-    """Out of a cut module: the sum of all ranks' [R, L, d], whole, or as [R, L / ranks, d]."""
+    """Leave a cut module (Megatron's f-bar or g-bar): the sum over ranks, whole or as [R, L / tp_size, d]."""
     return (_Scatter if sequence_parallel else _Sum).apply(partial, group)
 
 
@@ -71,13 +71,13 @@ class _Copy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return sum_over(ctx.group, grad), None
+        return all_reduce(ctx.group, grad), None
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, partial: Tensor, group: ProcessGroup) -> Tensor:
-        return sum_over(group, partial)
+        return all_reduce(group, partial)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -88,19 +88,19 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
-        return gather(group, hidden, SEQUENCE)
+        return all_gather(group, hidden, SEQUENCE)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return sum_and_scatter(ctx.group, grad, SEQUENCE), None
+        return reduce_scatter(ctx.group, grad, SEQUENCE), None
 
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, partial: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
-        return sum_and_scatter(group, partial, SEQUENCE)
+        return reduce_scatter(group, partial, SEQUENCE)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return gather(ctx.group, grad, SEQUENCE), None
+        return all_gather(ctx.group, grad, SEQUENCE), None

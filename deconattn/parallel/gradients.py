@@ -1,4 +1,4 @@
-"""The gradient of the whole model from its parts: its norm, and clipping by it."""
+"""Global gradient norm over all ranks' parts of the model, and clipping by it."""
 
 from collections.abc import Iterable
 

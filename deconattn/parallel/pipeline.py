@@ -1,4 +1,4 @@
-"""Pipeline stages under DeepSpeed: one module a stage, one float tensor a hop.
+"""Pipeline stages under DeepSpeed: one module a stage, one float tensor sent between stages.
 
 What DeepSpeed sends between stages must be float tensors that all get a gradient, and each costs a backward pass of
 its own. So the fixed streams are rows of the hidden states, the static embeddings lie beside them along the feature
@@ -20,32 +20,32 @@ from deconattn.data import Batch
 from deconattn.model.causal_lm import CausalLM
 from deconattn.parallel.topology import Topology
 
-Hop = tuple[Tensor, ...]
+StageTensors = tuple[Tensor, ...]
 """Token ids int64 [B, L] before the first stage, else [R, L, d] or [R, L, 2d] (this rank's part of L under sequence
 parallelism); then int64 [B, L] each: labels, and position ids and document ids where documents are masked."""
 
 
-def microbatch(batch: Batch) -> tuple[Hop, Tensor]:
-    """What the first stage reads, and a second value that DeepSpeed wants and nobody does."""
-    hop = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
-    return tuple(tensor for tensor in hop if tensor is not None), torch.empty(0)
+def microbatch(batch: Batch) -> tuple[StageTensors, Tensor]:
+    """Return the first stage's input, and a label that DeepSpeed expects and nothing reads."""
+    tensors = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
+    return tuple(tensor for tensor in tensors if tensor is not None), torch.empty(0)
 
 
 class Stage(nn.Module):
-    """One stage's part of the model as a function of a hop: to the next hop, or to the loss.
+    """Module of one stage: from the tensors received to those sent on, or to the loss.
 
     Args:
         loss: normed hidden states [B, L, d] and labels [B, L] -> a scalar; called on the last stage.
-        sequence_shards: into how many parts hops share the sequence out.
+        sequence_parallel_size: number of parts of the sequence between stages.
     """
 
-    def __init__(self, model: CausalLM, loss: Callable[[Tensor, Tensor], Tensor], sequence_shards: int) -> None:
+    def __init__(self, model: CausalLM, loss: Callable[[Tensor, Tensor], Tensor], sequence_parallel_size: int) -> None:
         super().__init__()
         self.model = model
-        self._loss, self._sequence_shards = loss, sequence_shards
+        self._loss, self._sequence_parallel_size = loss, sequence_parallel_size
 
-    def forward(self, hop: Hop) -> Hop | Tensor:
-        received, labels, *documents = hop
+    def forward(self, tensors: StageTensors) -> StageTensors | Tensor:
+        received, labels, *documents = tensors
         decoder = self.model.model
         static = None
         if decoder.is_first:
@@ -53,7 +53,7 @@ class Stage(nn.Module):
             static = hidden if decoder.last_static_layer >= 0 else None
             length = received.shape[1]
         else:
-            hidden, length = received, received.shape[1] * self._sequence_shards
+            hidden, length = received, received.shape[1] * self._sequence_parallel_size
             if decoder.span.start <= decoder.last_static_layer:
                 hidden, static = received.chunk(2, dim=-1)
         context = decoder.context(length, hidden, *documents)
@@ -68,12 +68,12 @@ class Stage(nn.Module):
 
 
 class Pipeline(PipelineModule):
-    """This rank's stage, for DeepSpeed's pipeline engine.
+    """Pipeline module of this rank's stage, for DeepSpeed's pipeline engine.
 
     Args:
         model: the stage's layers.
         loss: of :class:`Stage`.
-        sequence_parallel: hops carry a part of the sequence.
+        sequence_parallel: stages exchange this rank's part of the sequence.
     """
 
     def __init__(
@@ -94,5 +94,5 @@ class Pipeline(PipelineModule):
             self._tied.append((weight, topology.tied_group))
 
     def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, ProcessGroup]]:
-        """What the engine sums over stages before an optimiser step."""
+        """Return the tied weights whose gradients the engine sums over stages before an optimiser step."""
         return self._tied

@@ -1,4 +1,4 @@
-"""Joining the process group: devices, threads, timeouts, and a wait that is no collective."""
+"""Process group start-up: devices, threads, timeouts, and a wait that is no collective."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ _published = count()
 
 
 def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.device:
-    """Join the process group; returns this rank's device.
+    """Join the process group and return this rank's device.
 
     Args:
         timeout: a collective that waits longer for a rank fails (gloo: an exception; NCCL: its watchdog ends the

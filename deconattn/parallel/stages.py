@@ -1,4 +1,4 @@
-"""Which layers each pipeline stage holds."""
+"""Partition of the layers over pipeline stages."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -8,12 +8,12 @@ from deconattn.layers.config import ModelConfig
 from deconattn.model.flops import head_forward_flops, layer_forward_flops
 
 ROWS = 4
-"""Sequences in the micro-batch that the stages are balanced for. It only weighs the fixed streams' rows, and the
+"""Rows of the micro-batch that the stages are balanced for. It only weighs the fixed streams' rows, and the
 partition must not depend on a flag that may change when a run is resumed."""
 
 
 def stage_spans(config: ModelConfig, stages: int, length: int) -> tuple[range, ...]:
-    """Layers of each stage, in order: consecutive, at least one a stage, the largest stage's FLOPs as few as can be.
+    """Return each stage's layers: consecutive, at least one a stage, with the least FLOPs in the largest stage.
 
     Training FLOPs at sequences of `length` tokens; the last stage has the head too, the embedding costs nothing.
 

@@ -1,4 +1,4 @@
-"""Tensor parallelism put on a model: cut what modules declare to be cut, and exchange where they begin and end."""
+"""Tensor parallelism applied to a model: cuts what modules declare, and adds collectives around them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.shards import Shard, mark, mark_buffer, shard_of
 from deconattn.layers.splits import Split
 from deconattn.model.causal_lm import CausalLM
-from deconattn.parallel.collectives import enter, leave, sum_over
+from deconattn.parallel.collectives import all_reduce, enter, leave
 from deconattn.parallel.topology import Topology
 from deconattn.parallel.vocabulary import VocabularyEmbedding, VocabularyHead
 
 
 class TensorParallel:
-    """Cuts a model on the meta device, and finishes its parameters once they have memory."""
+    """Tensor parallelism of one model: cuts it on the meta device, and marks its parameters once they have memory."""
 
     def __init__(self, model: CausalLM, topology: Topology, sequence_parallel: bool) -> None:
         assert topology.tp_group is not None
@@ -29,7 +29,7 @@ class TensorParallel:
         self._cut_modules = [module for module in model.modules() if getattr(module, "splits", None) is not None]
 
     def cut(self) -> None:
-        """Replace whole layers by this rank's parts and put the exchanges around them."""
+        """Replace whole layers by this rank's parts and put the collectives around them."""
         model, config = self._model, self._model.config
         for module in self._cut_modules:
             self._shards += cut_tensors(module, config, self._topology.tp_rank, self._topology.tp_size)
@@ -54,7 +54,7 @@ class TensorParallel:
             model.model.local_sequence = self._local_sequence
 
     def finish(self) -> None:
-        """Mark the parts, and complete the gradients of what several ranks hold and each uses in part."""
+        """Mark the parts, and all-reduce the gradients of what several ranks hold and each uses in part."""
         for owner, name, shard in self._shards:
             if isinstance(tensor := getattr(owner, name), nn.Parameter):
                 mark(tensor, shard)
@@ -79,12 +79,12 @@ class TensorParallel:
         return leave(partial, self._group, self._sequence_parallel)
 
     def _local_sequence(self, whole: Tensor) -> Tensor:
-        """[R, L, d] -> this rank's [R, L / ranks, d]."""
+        """Return this rank's part of a sequence: [R, L, d] -> [R, L / tp_size, d]."""
         return whole.chunk(self._topology.tp_size, dim=1)[self._topology.tp_rank]
 
 
 def cut_tensors(module: nn.Module, config: ModelConfig, rank: int, ranks: int) -> list[tuple[nn.Module, str, Shard]]:
-    """Give a module that declares `splits` the linear layers, parameters and buffers of one rank, not filled.
+    """Cut a module that declares `splits` to one rank's linear layers, parameters and buffers, not initialised.
 
     Returns:
         (owner, name, shard) of every tensor that was cut.
@@ -114,4 +114,4 @@ def cut_tensors(module: nn.Module, config: ModelConfig, rank: int, ranks: int) -
 
 
 def _sum_gradients(parameter: nn.Parameter, group: ProcessGroup) -> None:
-    parameter.register_hook(lambda gradient: sum_over(group, gradient))
+    parameter.register_hook(lambda gradient: all_reduce(group, gradient))

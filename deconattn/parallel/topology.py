@@ -1,4 +1,4 @@
-"""Which rank is where: tensor, data and pipeline coordinates, and the process groups along them."""
+"""Topology of ranks: tensor, data and pipeline coordinates, and the process groups along them."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Topology:
-    """The place of this rank in tensor x data x pipeline.
+    """Place of this rank in the grid of tensor x data x pipeline.
 
     Tensor-parallel neighbours have neighbouring ranks, pipeline stages are farthest apart: the most talkative
     share a machine.
@@ -38,7 +38,7 @@ class Topology:
 
     @classmethod
     def create(cls, tp_size: int = 1, pp_size: int = 1) -> "Topology":
-        """Over the default process group, data parallelism being what is left; a collective call.
+        """Build over the default process group, data parallelism being what is left; a collective call.
 
         Raises:
             UserError: the ranks do not divide.
@@ -77,14 +77,14 @@ class Topology:
         return self.tp_rank == 0 and self.dp_rank == 0
 
     def tp_neighbours(self, count: int) -> ProcessGroup | None:
-        """`count` consecutive ranks of the tensor group, this one among them; a collective call."""
+        """Return a group of `count` consecutive ranks of the tensor group, with this one; a collective call."""
         assert self.grid is not None
         groups = self.grid.get_axis_comm_lists("model")
         return _own_group([ranks[i : i + count] for ranks in groups for i in range(0, len(ranks), count)])
 
 
 def _own_group(lists: list[list[int]]) -> ProcessGroup | None:
-    """The group that this rank is in, of those that all ranks make together; None for a group of one."""
+    """Create all groups on all ranks; return the one that this rank is in, None for a group of one."""
     own = None
     for ranks in lists:
         if len(ranks) > 1:

@@ -1,4 +1,4 @@
-"""Embedding and head cut by vocabulary: no rank ever holds all logits."""
+"""Vocabulary-parallel embedding and head: no rank ever holds all logits."""
 
 import torch
 from torch import Tensor, nn
@@ -7,11 +7,11 @@ from torch.distributed import ProcessGroup
 from deconattn.layers.shards import Shard
 from deconattn.model.causal_lm import Head
 from deconattn.ops.cross_entropy import linear_cross_entropy
-from deconattn.parallel.collectives import enter, gather, leave, sum_over
+from deconattn.parallel.collectives import all_gather, all_reduce, enter, leave
 
 
 class VocabularyEmbedding(nn.Embedding):
-    """Rows `shard` of an embedding; every rank gets the sum of what each finds in its rows."""
+    """Vocabulary-parallel embedding with the rows `shard`; each rank looks up its rows, and the sum is all-reduced."""
 
     def __init__(self, shard: Shard, group: ProcessGroup, sequence_parallel: bool) -> None:
         rows, width = shard.local_shape
@@ -20,7 +20,7 @@ class VocabularyEmbedding(nn.Embedding):
         self._group, self._sequence_parallel = group, sequence_parallel
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """int64 [R, L] -> [R, L, d], or this rank's [R, L / ranks, d]."""
+        """Embed int64 [R, L] -> [R, L, d], or this rank's [R, L / tp_size, d]."""
         local = input_ids - self._first
         elsewhere = (local < 0) | (local >= self.num_embeddings)
         found = super().forward(local.masked_fill(elsewhere, 0)).masked_fill(elsewhere[..., None], 0)
@@ -28,7 +28,7 @@ class VocabularyEmbedding(nn.Embedding):
 
 
 class VocabularyHead(Head):
-    """Rows `shard` of the head; the loss needs one number a token and rank from the others."""
+    """Vocabulary-parallel head with the rows `shard`; the loss needs one number a token and rank from the others."""
 
     def __init__(self, shard: Shard, group: ProcessGroup, sequence_parallel: bool) -> None:
         rows, width = shard.local_shape
@@ -36,7 +36,7 @@ class VocabularyHead(Head):
         self._shard, self._group, self._sequence_parallel = shard, group, sequence_parallel
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """[B, L, d], or this rank's [B, L / ranks, d], and all labels int64 [B, L] -> the summed loss."""
+        """Return the summed loss of [B, L, d], or this rank's [B, L / tp_size, d], and all labels int64 [B, L]."""
         if labels is None:
             raise ValueError("a head that is cut by vocabulary gives the loss, not logits: pass labels")
         hidden = enter(hidden, self._group, self._sequence_parallel).flatten(0, -2)
@@ -49,13 +49,13 @@ class VocabularyHead(Head):
 
     @property
     def most_rows(self) -> int:
-        """Of any rank."""
+        """Rows of the rank that holds most."""
         return max(stop - start for start, stop in self._shard.bounds)
 
     def log_normaliser(self, local: Tensor) -> Tensor:
-        """log sum exp over the whole vocabulary from this rank's, [n] each."""
-        return torch.logsumexp(gather(self._group, local[None], 0), dim=0)
+        """Return the log-sum-exp over the whole vocabulary from this rank's, [n] each."""
+        return torch.logsumexp(all_gather(self._group, local[None], 0), dim=0)
 
     def total(self, local: Tensor) -> Tensor:
-        """The sum over ranks."""
-        return sum_over(self._group, local)
+        """All-reduce over the ranks."""
+        return all_reduce(self._group, local)

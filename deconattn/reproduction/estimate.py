@@ -35,10 +35,9 @@ def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
     """
     # Late, because they load PyTorch, and a plan that has been made is carried on without.
     from deconattn.config.flags import model_config
-    from deconattn.cost.parameters import count_parameters
     from deconattn.evaluation.datasets import MAKE
     from deconattn.launch.preflight import checked_flags
-    from deconattn.model.flops import training_flops
+    from deconattn.model.flops import count_parameters, training_flops
 
     if request.datasets is not None and not request.datasets.is_dir():
         raise UserError(f"--datasets {request.datasets}: no such folder; {MAKE}")

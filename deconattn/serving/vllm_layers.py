@@ -1,4 +1,4 @@
-"""The layers of a served model, made of vLLM's: what :mod:`deconattn.model.block` and the mixers are in training.
+"""Layers of a served model, made of vLLM's: counterparts of :mod:`deconattn.model.block` and the mixers.
 
 vLLM's tensors are flat: the new tokens of all sequences in a row, [T, d], each with its position. What a layer kept
 of earlier ones is in vLLM's :class:`Attention`. Only :meth:`Mixer.run_stream`, which the fixed streams pass once
@@ -26,11 +26,11 @@ from deconattn.mixers import FixedStream, mixer_class
 from deconattn.mixers.mlp import matched_width
 
 Stacked = Mapping[str, tuple[str, str | int]]
-"""Of a layer of our checkpoints, the layer of vLLM's that holds it, and which part of it."""
+"""Fused layer of vLLM's, and the part of it, that holds each linear layer of our checkpoints."""
 
 
-class FeedForward(nn.Module):
-    """Down(SiLU(Gate(x)) * Up(x)).
+class VllmFeedForward(nn.Module):
+    """SwiGLU feed-forward: Down(SiLU(Gate(x)) * Up(x)).
 
     Args:
         whole: every tensor-parallel rank has all of it, and nothing is exchanged.
@@ -49,12 +49,12 @@ class FeedForward(nn.Module):
         self.act_fn = SiluAndMul()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[.., d] -> [.., d]."""
+        """Apply the block: [.., d] -> [.., d]."""
         return self.down_proj(self.act_fn(self.gate_up_proj(hidden)[0]))[0]
 
 
-class MLP(FeedForward):
-    """`mlp`: a feed-forward block of attention's size, without a cache."""
+class VllmMLP(VllmFeedForward):
+    """Mixer of `mlp`: a feed-forward block of attention's size, without a cache."""
 
     needs_static_embeddings = False
 
@@ -69,8 +69,8 @@ class MLP(FeedForward):
         return super().forward(hidden)
 
 
-class SelfAttention(nn.Module):
-    """`standard`: queries, keys and values of the hidden states."""
+class VllmSelfAttention(nn.Module):
+    """Mixer of `standard`: queries, keys and values of the hidden states."""
 
     needs_static_embeddings = False
     stacked: ClassVar[Stacked] = {"q_proj": ("qkv_proj", "q"), "k_proj": ("qkv_proj", "k"), "v_proj": ("qkv_proj", "v")}
@@ -104,7 +104,7 @@ class SelfAttention(nn.Module):
         )
 
     def forward(self, positions: Tensor, hidden: Tensor, static: Tensor | None) -> Tensor:
-        """Mix with the tokens in the cache.
+        """Attend to the tokens in vLLM's key/value cache.
 
         Args:
             positions: int64 [T].
@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
         return self.o_proj(self.attn(*self.queries_keys_values(positions, hidden, static)))[0]
 
     def run_stream(self, positions: Tensor, hidden: Tensor, static: Tensor | None, rows: int) -> Tensor:
-        """:meth:`forward` of `rows` whole sequences of equal length, one after the other, without a cache."""
+        """Run :meth:`forward` on `rows` whole sequences of equal length, one after the other, without a cache."""
         heads = [
             tensor.view(rows, -1, tensor.shape[-1] // self.head_dim, self.head_dim).transpose(1, 2)
             for tensor in self.queries_keys_values(positions, hidden, static)
@@ -132,14 +132,14 @@ class SelfAttention(nn.Module):
     def queries_keys_values(
         self, positions: Tensor, hidden: Tensor, static: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of this rank's heads, [T, query_size] and twice [T, key_value_size], rotated."""
+        """Return rotated queries [T, query_size] and keys, and values, [T, key_value_size], of this rank's heads."""
         queries, keys, values = self.qkv_proj(hidden)[0].split(
             [self.query_size, self.key_value_size, self.key_value_size], dim=-1
         )
         return *self.placed(positions, queries, keys), values
 
     def placed(self, positions: Tensor, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Normed where the model does so, and rotated."""
+        """Apply query/key norms where the model has them, and rotary embeddings."""
         if self.qk_norm:
             queries = self.q_norm(queries.unflatten(-1, (-1, self.head_dim))).flatten(-2)
             keys = self.k_norm(keys.unflatten(-1, (-1, self.head_dim))).flatten(-2)
@@ -150,7 +150,7 @@ class SelfAttention(nn.Module):
 
     @staticmethod
     def _projection(config: ModelConfig, prefix: str, queries_keys: bool = True, values: bool = True) -> Any:
-        """vLLM's fused projection, or a part of it: a part that is left out has heads of width 0.
+        """Build vLLM's fused projection, or a part of it: a part that is left out has heads of width 0.
 
         Its own class in either case, since it is what gives several ranks the same key/value head where there are
         fewer of them than ranks.
@@ -166,8 +166,8 @@ class SelfAttention(nn.Module):
         )
 
 
-class StaticEmb(SelfAttention):
-    """`staticemb`: queries and keys of the token embeddings, values of the hidden states."""
+class VllmStaticEmb(VllmSelfAttention):
+    """Mixer of `staticemb`: queries and keys of the token embeddings, values of the hidden states."""
 
     needs_static_embeddings = True
     stacked: ClassVar[Stacked] = {"q_proj": ("qk_proj", "q"), "k_proj": ("qk_proj", "k"), "v_proj": ("v_proj", "v")}
@@ -186,8 +186,8 @@ class StaticEmb(SelfAttention):
         self.v_proj = self._projection(config, f"{prefix}.v_proj", queries_keys=False)
 
 
-class FixedMap(StaticEmb):
-    """`rndemb` and `fixedseq`: queries and keys depend on the position alone, and are looked up.
+class VllmFixedMap(VllmStaticEmb):
+    """Mixer of `rndemb` and `fixedseq`: queries and keys depend on the position alone, and are looked up.
 
     Attributes:
         queries, keys: [max_model_len, query_size] and [max_model_len, key_value_size] of this rank's heads.
@@ -220,18 +220,18 @@ class FixedMap(StaticEmb):
         return self.queries[positions], self.keys[positions], self.v_proj(hidden)[0]
 
 
-MIXERS: dict[str, type[MLP] | type[SelfAttention]] = {
-    "standard": SelfAttention,
-    "staticemb": StaticEmb,
-    "rndemb": FixedMap,
-    "fixedseq": FixedMap,
-    "mlp": MLP,
+MIXERS: dict[str, type[VllmMLP] | type[VllmSelfAttention]] = {
+    "standard": VllmSelfAttention,
+    "staticemb": VllmStaticEmb,
+    "rndemb": VllmFixedMap,
+    "fixedseq": VllmFixedMap,
+    "mlp": VllmMLP,
 }
-"""By variant; the others are refused by :func:`deconattn.serving.vllm_plugin.check`."""
+"""Mixers by variant; the others are refused by :func:`deconattn.serving.vllm_plugin.check`."""
 
 
-class DecoderLayer(nn.Module):
-    """One pre-norm block. The residual stream is the sum of two tensors, as vLLM's fused norm wants it."""
+class VllmDecoderLayer(nn.Module):
+    """Pre-norm block. The residual stream is the sum of two tensors, as vLLM's fused norm wants it."""
 
     def __init__(self, config: ModelConfig, vllm_config: VllmConfig, variant: str, prefix: str) -> None:
         super().__init__()
@@ -239,12 +239,12 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = MIXERS[variant](config, vllm_config, f"{prefix}.self_attn")
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = FeedForward(config.hidden_size, config.intermediate_size, f"{prefix}.mlp")
+        self.mlp = VllmFeedForward(config.hidden_size, config.intermediate_size, f"{prefix}.mlp")
 
     def forward(
         self, positions: Tensor, hidden: Tensor, residual: Tensor | None, static: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """[T, d] each, `residual` None at the first layer; both may be overwritten, `static` is not."""
+        """Return hidden states and residual, [T, d]; both arguments may be overwritten; None at the first layer."""
         static = self._normed_static(static)
         if residual is None:
             hidden, residual = self.input_layernorm(hidden), hidden
@@ -264,7 +264,7 @@ class DecoderLayer(nn.Module):
             fixed_rows: which of the S sequences each stream is.
         """
         normed, rows = self.input_layernorm(hidden), len(fixed_rows)
-        if isinstance(self.self_attn, FixedMap):
+        if isinstance(self.self_attn, VllmFixedMap):
             assert self.fixed_stream is not None
             row = fixed_rows[self.fixed_stream]
             self.self_attn.fill(*(tensor.view(rows, -1, *tensor.shape[1:])[row] for tensor in (positions, normed)))

@@ -1,4 +1,4 @@
-"""Our exports as vLLM runs them: their decoder of vLLM's layers, its attention and its key/value cache.
+"""Model classes for vLLM: the decoder on vLLM's layers, attention and key/value cache.
 
 `staticemb` needs the token embeddings at every layer: a third tensor beside vLLM's hidden states and residual stream.
 `rndemb` and `fixedseq` have queries and keys that depend on the position alone: the fixed stream passes the layers
@@ -35,13 +35,13 @@ from vllm.transformers_utils.config import set_default_rope_theta
 from deconattn.errors import UserError
 from deconattn.mixers import FixedStream
 from deconattn.model.streams import Streams
-from deconattn.serving.vllm_layers import MIXERS, DecoderLayer, FeedForward
+from deconattn.serving.vllm_layers import MIXERS, VllmDecoderLayer, VllmFeedForward
 from deconattn.serving.vllm_plugin import check
 
 
 @support_torch_compile
 class DeconAttnModel(nn.Module):
-    """Token ids [T] and their positions to hidden states [T, hidden_size]."""
+    """Decoder without the head: token ids [T] and their positions to hidden states [T, hidden_size]."""
 
     fixed_embeddings: Tensor
     fixed_ids: Tensor
@@ -61,7 +61,7 @@ class DeconAttnModel(nn.Module):
             self.embed_tokens = PPMissingLayer()
         self.start_layer, self.end_layer, self.layers = make_layers(
             config.num_hidden_layers,
-            lambda prefix: DecoderLayer(
+            lambda prefix: VllmDecoderLayer(
                 config, vllm_config, config.layer_variants[extract_layer_index(prefix)], prefix
             ),
             prefix=maybe_prefix(prefix, "layers"),
@@ -83,12 +83,12 @@ class DeconAttnModel(nn.Module):
             self.register_buffer("fixed_ids", torch.zeros(length, dtype=torch.long))
 
     @property
-    def _layers(self) -> Iterable[DecoderLayer]:
-        """Those of this pipeline stage."""
+    def _layers(self) -> Iterable[VllmDecoderLayer]:
+        """Layers of this pipeline stage."""
         return islice(self.layers, self.start_layer, self.end_layer)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """[T] -> [T, d]."""
+        """Embed tokens: [T] -> [T, d]."""
         return self.embed_tokens(input_ids)
 
     def forward(
@@ -98,7 +98,7 @@ class DeconAttnModel(nn.Module):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor | IntermediateTensors:
-        """Annotated as vLLM's compiler reads it: every tensor's first dimension is the number of tokens."""
+        """Run the layers; annotated for vLLM's compiler: every tensor's first dimension is the number of tokens."""
         residual = static = None
         if get_pp_group().is_first_rank:
             if inputs_embeds is None:
@@ -120,7 +120,7 @@ class DeconAttnModel(nn.Module):
 
     @torch.no_grad()
     def run_fixed_streams(self) -> None:
-        """Compute what the fixed maps look up; nothing if there are none."""
+        """Fill the tables of the fixed maps, if there are any."""
         if not self.fixed_rows:
             return
         length = self.max_model_len
@@ -138,7 +138,7 @@ class DeconAttnModel(nn.Module):
 
 
 class DeconAttnForCausalLM(nn.Module, SupportsPP):
-    """What vLLM's registry has under our exports' architecture.
+    """Model class in vLLM's registry under our exports' architecture.
 
     Raises:
         UserError: see :func:`deconattn.serving.vllm_plugin.check`.
@@ -160,7 +160,7 @@ class DeconAttnForCausalLM(nn.Module, SupportsPP):
         self._is_loaded = False
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """[T] -> [T, d]."""
+        """Embed tokens: [T] -> [T, d]."""
         return self.model.embed_input_ids(input_ids)
 
     def forward(
@@ -170,15 +170,15 @@ class DeconAttnForCausalLM(nn.Module, SupportsPP):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Tensor | IntermediateTensors:
-        """Hidden states [T, d] of tokens [T], or what the next pipeline stage needs."""
+        """Return hidden states [T, d] of tokens [T], or what the next pipeline stage needs."""
         return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
-        """[N, d] -> [N, vocab_size], on the ranks that vLLM samples on."""
+        """Compute logits: [N, d] -> [N, vocab_size], on the ranks that vLLM samples on."""
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Take the tensors of an export, by their names there; returns vLLM's names of them.
+        """Load the tensors of an export by their names there; return vLLM's names of them.
 
         Again once the engine runs, as a trainer does that generates with it: what the fixed maps look up follows.
 
@@ -200,15 +200,15 @@ class DeconAttnForCausalLM(nn.Module, SupportsPP):
         return loaded
 
     def process_weights_after_loading(self) -> None:
-        """vLLM calls it once all weights are there, dummy ones included."""
+        """Fill the fixed maps' tables; vLLM calls this once all weights are loaded, dummy ones included."""
         self.model.run_fixed_streams()
         self._is_loaded = True
 
     def _stacked(self) -> dict[str, tuple[str, str | int]]:
-        """vLLM's layer and part of it for each layer of a checkpoint, whose name depends on its block's variant."""
+        """Return vLLM's fused layer and part for each layer of a checkpoint, by the variants of the blocks."""
         return {
             f"layers.{index}.{module}.{ours}.": (f"layers.{index}.{module}.{theirs}.", part)
             for index, variant in enumerate(self.config.layer_variants)
-            for module, stacked in (("self_attn", MIXERS[variant].stacked), ("mlp", FeedForward.stacked))
+            for module, stacked in (("self_attn", MIXERS[variant].stacked), ("mlp", VllmFeedForward.stacked))
             for ours, (theirs, part) in stacked.items()
         }

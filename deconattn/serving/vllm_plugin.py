@@ -1,4 +1,4 @@
-"""What vLLM finds under its entry point `vllm.general_plugins`: our architecture, and what it can serve of it.
+"""Plugin for vLLM's entry point `vllm.general_plugins`: registers our architecture and checks what can be served.
 
 Importable without vLLM. vLLM calls :func:`register` in every process of an engine.
 """
@@ -18,7 +18,7 @@ _LOG = logging.getLogger("vllm.deconattn")  # below the one logger that vLLM pri
 
 
 def register() -> None:
-    """Make vLLM know the architecture of our exports, and have it ask :class:`Checks` before it starts an engine."""
+    """Register the architecture of our exports, and :class:`Checks`, which vLLM runs before it starts an engine."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
@@ -27,15 +27,15 @@ def register() -> None:
 
 
 class Checks:
-    """vLLM's hooks on an architecture's configuration, which run before its processes are launched."""
+    """Hooks of vLLM on an architecture's configuration, which run before its processes are launched."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Nothing to do before the whole configuration is there."""
+        """Do nothing before the whole configuration is there."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """See :func:`check`. Without attention there are no prefixes to cache, and vLLM's cache of them would fail."""
+        """Run :func:`check`. Without attention there are no prefixes to cache, and vLLM's cache of them would fail."""
         check(vllm_config)
         tp_size, config = vllm_config.parallel_config.tensor_parallel_size, vllm_config.model_config.hf_config
         if "mlp" in config.layer_variants and (width := matched_width(config.to_model_config())) % tp_size:
@@ -47,7 +47,7 @@ class Checks:
 
 
 def check(vllm_config: Any) -> None:
-    """Refuse what would be served wrongly.
+    """Refuse configurations that would be served wrongly.
 
     Args:
         vllm_config: vLLM's `VllmConfig` of an engine for one of our exports.

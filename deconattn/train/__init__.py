@@ -1,1 +1,1 @@
-"""Training: the DeepSpeed engine behind one door, the loop, saving and resuming, metrics."""
+"""Training: the wrapped DeepSpeed engine, the loop, saving and resuming, metrics."""

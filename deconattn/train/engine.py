@@ -1,4 +1,4 @@
-"""The one door to DeepSpeed: this rank's part of a model and flags in, optimiser steps out."""
+"""Wrapper of DeepSpeed's engine, the only use of it: takes this rank's part of a model and flags, runs steps."""
 
 import math
 from collections.abc import Iterable
@@ -30,11 +30,11 @@ CAUSAL = 1e-5
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimiser step.
+    """Result of one optimiser step.
 
     Attributes:
         loss: mean cross-entropy over all ranks' labels, nats.
-        grad_norm: of the averaged gradient before clipping; not finite if the step was skipped.
+        grad_norm: global norm of the averaged gradient before clipping; not finite if the step was skipped.
         skipped: the loss or the gradient was not finite, so the weights did not change.
         interrupted: some rank asked to stop.
     """
@@ -83,7 +83,7 @@ class Engine:
         self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology)
 
     def train_step(self, micro_batches: Iterable[Batch], learning_rate: float, stop: bool = False) -> StepResult:
-        """One optimiser step over this rank's micro-batches; a collective call.
+        """Run one optimiser step over this rank's micro-batches; a collective call.
 
         Args:
             micro_batches: as many as `accumulation_steps`.
@@ -112,7 +112,7 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:
-        """Mean cross-entropy, nats, over the labels of all replicas' batches; a collective call.
+        """Return mean cross-entropy, nats, over the labels of all replicas' batches; a collective call.
 
         Every replica must bring the same number of batches, each of one shape.
         """
@@ -151,7 +151,7 @@ class Engine:
             )
 
     def destroy(self) -> None:
-        """Let go of what DeepSpeed keeps alive, process groups included: for a process that makes more engines."""
+        """Free what DeepSpeed keeps alive, process groups included: for a process that makes more engines."""
         self._engine.destroy()
         # A pipeline's last losses: their graphs' hooks hold the engine, out of the garbage collector's sight.
         self._engine.loss = self._engine.pipe_buffers = None
@@ -166,7 +166,7 @@ class Engine:
                 model.model.layers[index].compile()
 
     def _modules(self, model: CausalLM) -> dict[str, Any]:
-        """What `deepspeed.initialize` needs to know of model and topology."""
+        """Return the arguments of `deepspeed.initialize` that depend on model and topology."""
         if self.topology.pp_size > 1:
             return {"model": Pipeline(model, self.topology, self._stage_loss, self.flags.engine.sequence_parallel)}
         if self.topology.tp_size > 1:
@@ -180,11 +180,11 @@ class Engine:
         return self._engine(batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
 
     def _stage_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """The last pipeline stage's loss."""
+        """Return the last pipeline stage's loss."""
         return self._counted(LossSum(self.model.lm_head(hidden, labels), (labels != IGNORED).sum()), labels)
 
     def _counted(self, loss: LossSum, labels: Tensor) -> Tensor:
-        """What is differentiated; the loss is added to the step's sums on the way."""
+        """Return the loss to differentiate, after adding it to the step's sums."""
         if self.topology.tp_rank == 0:  # its neighbours have the same one
             self._sums[0] += loss.total.detach()
             self._sums[1] += loss.labels
@@ -198,7 +198,7 @@ class Engine:
 
 
 def _parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases) do not."""
+    """Return AdamW's parameter groups: weight decay on matrices, none on vectors (norms, biases)."""
     parameters = list(model.parameters())
     matrices: list[Tensor] = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors: list[Tensor] = [parameter for parameter in parameters if parameter.ndim < 2]

@@ -1,4 +1,4 @@
-"""The data of a run: corpora, the fixed text, and which samples a rank gets."""
+"""Data of a run: corpora, the fixed text, and the samples of each data-parallel rank."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deconattn.config.flags import TrainingFlags
-from deconattn.data import Batch, SampleStream, TokenCorpus, load_tokenizer, parse_data_argument
+from deconattn.data import Batch, SampleStream, TokenCorpus, parse_data_argument
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.loader import Loader, open_loader
 from deconattn.errors import UserError
@@ -19,7 +19,7 @@ from deconattn.ops.cross_entropy import IGNORED
 
 @dataclass(frozen=True)
 class CorpusIdentity:
-    """What a resumed run must find again: content and weight, not the path."""
+    """Identity of a corpus that a resumed run must find again: content and weight, not the path."""
 
     path: str
     weight: float
@@ -53,7 +53,7 @@ class TrainingData:
 
     @property
     def vocab_size(self) -> int:
-        """The tokenizer's."""
+        """Vocabulary size of the tokenizer."""
         return self.corpora[0].manifest.vocab_size
 
     @property
@@ -64,40 +64,40 @@ class TrainingData:
     def has_validation(self) -> bool:
         return self._validation is not None
 
-    def loader(self, first_step: int, rank: int, ranks: int, pin: bool) -> Loader:
-        """The micro-batches of data-parallel rank `rank` from optimiser step `first_step` (from 0) to the last.
+    def loader(self, first_step: int, dp_rank: int, dp_size: int, pin: bool) -> Loader:
+        """Open the micro-batches of data-parallel rank `dp_rank` from optimiser step `first_step` (from 0) on.
 
         Step s takes samples s * G .. s * G + G - 1 of the stream, G the global batch: the order does not depend
         on ranks, micro-batches or loader workers. Close it.
         """
         data, optimization = self._flags.data, self._flags.optimization
         whole, micro = optimization.global_batch_size, optimization.micro_batch_size
-        starts = range(first_step * whole + rank * micro, self._flags.total_steps * whole, ranks * micro)
+        starts = range(first_step * whole + dp_rank * micro, self._flags.total_steps * whole, dp_size * micro)
         numbers = (range(start, start + micro) for start in starts)
-        ahead = whole // (micro * ranks)
+        ahead = whole // (micro * dp_size)
         return open_loader(self._train, numbers, data.doc_mask, data.loader_workers, ahead, pin)
 
     def packing_report(self) -> list[str]:
-        """A line for each corpus whose documents are packed: what is padding and what was cut."""
+        """Return a line for each corpus whose documents are packed: what is padding and what was cut."""
         layouts = zip(self.corpora, self._train.layouts, strict=True)
         return [f"{corpus.folder}: {layout.packing}" for corpus, layout in layouts if isinstance(layout, BestFit)]
 
-    def validation_batches(self, rank: int, ranks: int) -> Iterator[Batch]:
-        """A data-parallel rank's share of the first `--eval-sequences` validation samples, the same at every call.
+    def validation_batches(self, dp_rank: int, dp_size: int) -> Iterator[Batch]:
+        """Yield a data-parallel rank's share of the first `--eval-sequences` validation samples, the same each time.
 
         Every rank gets equally many batches of equally many rows; where samples run out, labels are ignored.
         """
         assert self._validation is not None
         total = min(self._flags.run.eval_sequences, self._validation.num_samples)
         micro = self._flags.optimization.micro_batch_size
-        for start in range(0, total, ranks * micro):
-            numbers = range(start + rank * micro, start + (rank + 1) * micro)
+        for start in range(0, total, dp_size * micro):
+            numbers = range(start + dp_rank * micro, start + (dp_rank + 1) * micro)
             batch = self._validation.batch([min(number, total - 1) for number in numbers], self._flags.data.doc_mask)
             batch.labels[max(0, total - numbers.start) :].fill_(IGNORED)
             yield batch
 
     def fixed_ids(self) -> Tensor:
-        """The fixed stream's text, int64 [seq_len]: of `--fixed-text`, or the corpus's first tokens."""
+        """Return the fixed stream's token ids, int64 [seq_len]: of `--fixed-text`, or the corpus's first tokens."""
         length = self._flags.data.seq_len
         path = self._flags.data.fixed_text
         if path is None:
@@ -106,6 +106,8 @@ class TrainingData:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--fixed-text {path}: {error}; give a UTF-8 text file") from error
+        from deconattn.data import load_tokenizer
+
         ids = load_tokenizer(self.tokenizer_path).encode_batch([text])[0]
         if len(ids) < length:
             raise UserError(
@@ -116,7 +118,7 @@ class TrainingData:
 
 
 def check_identities(before: list[CorpusIdentity], now: list[CorpusIdentity]) -> None:
-    """Raises UserError unless a resumed run sees the data that it was started on."""
+    """Raise UserError unless a resumed run sees the data that it was started on."""
     for old, new in zip(before, now, strict=False):
         if (old.content, old.weight) != (new.content, new.weight):
             raise UserError(
@@ -128,6 +130,6 @@ def check_identities(before: list[CorpusIdentity], now: list[CorpusIdentity]) ->
 
 
 def _content(corpus: TokenCorpus) -> str:
-    """Identity of a corpus: its shards' checksums in order."""
+    """Return a digest of a corpus: of its shards' names and checksums in order."""
     shards = [[shard.name, shard.sha256] for shard in corpus.manifest.shards]
     return hashlib.sha256(json.dumps(shards).encode()).hexdigest()

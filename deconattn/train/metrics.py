@@ -1,4 +1,4 @@
-"""What is told of a run while it trains: `metrics.jsonl`, a progress line, Weights & Biases."""
+"""Metrics of a run while it trains: `metrics.jsonl`, a progress line, Weights & Biases."""
 
 import json
 import math
@@ -21,7 +21,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a step, never two for the same step.
+    """Writer of `metrics.jsonl`: one JSON object a step, never two for the same step.
 
     Args:
         resumed_step: rows of later steps, which a killed run wrote after its last checkpoint, are dropped.
@@ -48,7 +48,7 @@ class MetricsFile:
 
 
 class Display:
-    """A live progress line in a terminal; in a log, a line now and then."""
+    """Progress display: a live line in a terminal; in a log, a line now and then."""
 
     def __init__(self, total_steps: int, step: int) -> None:
         self._console = Console(stderr=True, soft_wrap=True)
@@ -83,7 +83,7 @@ class Display:
 
 
 class WandbRun:
-    """A Weights & Biases run that a resumed training continues; offline where there is no key."""
+    """Weights & Biases run that a resumed training continues; offline where there is no key."""
 
     def __init__(self, project: str, run: Path, config: dict[str, Any], resumed: bool) -> None:
         import wandb
@@ -106,7 +106,7 @@ class WandbRun:
 
 
 class Metrics:
-    """All of them at once; made on rank 0 only."""
+    """All three outputs of metrics; made on rank 0 only."""
 
     def __init__(
         self, run: Path, config: dict[str, Any], wandb_project: str | None, total_steps: int, resumed_step: int
@@ -116,17 +116,17 @@ class Metrics:
         self.display = Display(total_steps, resumed_step)
 
     def step(self, row: dict[str, Any]) -> None:
-        """A training step's row."""
+        """Write a training step's row."""
         self._write(row)
         self.display.step(row)
 
     def validation(self, step: int, loss: float) -> None:
-        """A validation's row: `step` and `val_loss`, nats."""
+        """Write a validation's row: `step` and `val_loss`, nats."""
         self._write({"step": step, "val_loss": loss})
         self.display.say(f"step {step}: validation loss {loss:.4f}")
 
     def scores(self, step: int, scores: dict[str, float]) -> None:
-        """A row of benchmarks: `step`, and each figure under `eval/TITLE`."""
+        """Write a row of benchmarks: `step`, and each figure under `eval/TITLE`."""
         self._write({"step": step} | {f"eval/{title}": value for title, value in scores.items()})
         shown = (f"{title} {value:.4g}" for title, value in scores.items() if not title.endswith("stderr"))
         self.display.say(f"step {step}: {', '.join(shown)}")
@@ -144,7 +144,7 @@ class Metrics:
 
 
 def _json_value(value: Any) -> Any:
-    """JSON has no infinities and no NaN: they become strings."""
+    """Return a value that JSON can hold: infinities and NaN become strings."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -170,7 +170,7 @@ def _summary(row: dict[str, Any]) -> str:
 
 
 def memory_gib() -> float:
-    """Peak allocated on the GPU, or what the process holds now on a CPU, GiB."""
+    """Return peak allocated GPU memory, or the resident set on a CPU, GiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return psutil.Process().memory_info().rss / 2**30

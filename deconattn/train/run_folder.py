@@ -1,27 +1,33 @@
-"""The run folder: chosen, claimed, and given its demo corpus, by rank 0 for all."""
+"""The run folder: rank 0 chooses and claims it, and fills it with the demo corpus and `config.json`."""
 
+import dataclasses
+import platform
 import secrets
 import shutil
 import socket
+import sys
 import time
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
+import torch
 
 from deconattn import durable
 from deconattn.checkpoint.format import steps_in
-from deconattn.config.command_line import RUN_CONFIG
+from deconattn.config.command_line import RUN_CONFIG, to_json
 from deconattn.config.flags import TrainingFlags
-from deconattn.cost.parameters import count_parameters
-from deconattn.data import pack_demo, read_manifest
+from deconattn.data import read_manifest
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.model.flops import count_parameters
+from deconattn.train.inputs import CorpusIdentity
 
 BYTES_A_PARAMETER = 12
-"""A checkpoint's fp32 weight and two moments."""
+"""Bytes of a checkpoint per parameter: the fp32 weight and two moments."""
 SHARED_SECONDS = 5.0
-"""How long a network file system may take to show one machine what another has written."""
+"""Seconds that a network file system may take to show one machine what another has written."""
 
 
 def check_run_folder(flags: TrainingFlags) -> None:
@@ -76,7 +82,7 @@ def claim_run_folder(flags: TrainingFlags) -> tuple[Path, durable.FolderLock | N
 
 
 def data_arguments(flags: TrainingFlags, run: Path) -> tuple[str, ...]:
-    """`--data`, or the bundled demo corpus packed into the run folder by rank 0; a collective call."""
+    """Return `--data`, or the demo corpus, packed into the run folder by rank 0; a collective call."""
     if flags.data.data:
         return flags.data.data
     folder = run / "demo-data"
@@ -84,13 +90,15 @@ def data_arguments(flags: TrainingFlags, run: Path) -> tuple[str, ...]:
         try:
             read_manifest(folder)
         except UserError:
+            from deconattn.data import pack_demo  # a run with --data needs nothing of packing
+
             pack_demo(folder)
     torch.distributed.barrier()
     return (str(folder),)
 
 
 def check_space(run: Path, config: ModelConfig, keep: int) -> None:
-    """Raises UserError if the disk cannot hold one more checkpoint than are kept."""
+    """Raise UserError if the disk cannot hold one more checkpoint than are kept."""
     needed = (keep + 1) * BYTES_A_PARAMETER * count_parameters(config).total
     held = sum(path.stat().st_size for folder in steps_in(run) for path in folder.rglob("*"))
     free = shutil.disk_usage(run).free
@@ -101,8 +109,35 @@ def check_space(run: Path, config: ModelConfig, keep: int) -> None:
         )
 
 
+def resolved_config(
+    flags: TrainingFlags, model: ModelConfig, data: Sequence[CorpusIdentity], base_model: str | None = None
+) -> dict[str, Any]:
+    """Return `config.json` as plain values: flags, model, data identities, schedule, versions and machine.
+
+    Args:
+        base_model: what the weights were converted from, if they were.
+    """
+    converted = {} if base_model is None else {"base_model": base_model}
+    return converted | {
+        "flags": to_json(flags),
+        "model": dataclasses.asdict(model),
+        "data": [dataclasses.asdict(identity) for identity in data],
+        "total_steps": flags.total_steps,
+        "warmup_steps": flags.warmup_steps,
+        "environment": environment(),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Return versions and machine, for the run's configuration."""
+    packages = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"python": sys.version.split()[0], **packages, "device": device, "world_size": str(ranks)}
+
+
 def make_run_folder(flags: TrainingFlags) -> Path:
-    """`--save`, or a new folder under runs/.
+    """Make and return the folder of `--save`, or a new folder under runs/.
 
     Raises:
         UserError: it cannot be made, or holds no run to resume.
@@ -133,7 +168,7 @@ def _made(flags: TrainingFlags) -> Path:
 
 
 def _check_shared(run: Path, token: str) -> None:
-    """A collective call: every rank looks for the file that rank 0 made."""
+    """Check that every rank sees the file that rank 0 made; a collective call."""
     deadline = time.monotonic() + SHARED_SECONDS
     while not (run / token).exists() and time.monotonic() < deadline:
         time.sleep(0.2)

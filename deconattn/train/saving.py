@@ -1,4 +1,4 @@
-"""The collective side of checkpoints: every rank takes part in gathering, one rank of each pipeline stage writes."""
+"""Collective saving and loading: every rank takes part in gathering, one rank of each pipeline stage writes."""
 
 import shutil
 import sys
@@ -126,7 +126,7 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Put weights, optimiser state and random state back, on any topology.
+    """Load weights, optimiser state and random state, on any topology.
 
     The model must have got the checkpoint's weights before the engine was made of it, which is how the
     low-precision copies get theirs; here the fp32 masters and the moments follow.
@@ -146,7 +146,7 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 class _Attempt:
-    """Runs file operations until one fails; a rank that cannot write must still take part in the gathering."""
+    """Run file operations until one fails; a rank that cannot write must still take part in the gathering."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -183,7 +183,7 @@ def _empty_folder(folder: Path) -> None:
 
 
 def _flush_and_describe(written: list[Path], writer: _Attempt) -> dict[str, Any]:
-    """This rank's files onto the disk and described, on the machine that wrote them; told to all ranks."""
+    """Flush this rank's files and describe them, on the machine that wrote them; gathered on all ranks."""
     mine: dict[str, Any] = {}
 
     def flush_and_describe(path: Path) -> None:

@@ -1,5 +1,6 @@
-"""The training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
+"""Training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -26,23 +27,21 @@ from deconattn.program import command, quoted
 from deconattn.train.engine import Engine, StepResult
 from deconattn.train.inputs import CorpusIdentity, TrainingData, check_identities
 from deconattn.train.metrics import Metrics, memory_gib
-from deconattn.train.resolved_config import resolved_config
-from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments
+from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments, resolved_config
 from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
-from deconattn.train.schedule import learning_rate
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, float]]
-"""Benchmark scores by name of a step-N folder; the second argument asks whether to leave the other tasks out."""
+"""Function from a step-N folder to benchmark scores by name; its second argument asks whether to stop early."""
 
 
 class SupportsBool(Protocol):
-    """True once the run is asked to stop."""
+    """Flag that is true once the run is asked to stop."""
 
     def __bool__(self) -> bool: ...
 
 
 class Trainer:
-    """One run, from flags to its last checkpoint; made and run on every rank.
+    """Training of one run, from flags to its last checkpoint; made and run on every rank.
 
     Args:
         stop: read between steps.
@@ -114,7 +113,7 @@ class Trainer:
             self._release()
 
     def _train(self) -> bool:
-        """Whether a stop was asked for before the last step."""
+        """Run the steps; return whether a stop was asked for before the last one."""
         flags, total = self.flags, self.flags.total_steps
         in_a_row, accumulation = 0, self.engine.accumulation_steps
         clock = _Clock(self.model_config, flags)
@@ -192,7 +191,7 @@ class Trainer:
         return folder
 
     def _score(self, checkpoint: Path) -> None:
-        """Benchmarks on rank 0, while the others wait without a collective, which would time out."""
+        """Score a checkpoint on rank 0, while the others wait without a collective, which would time out."""
         if self._scorer is None:
             return
         if self.metrics is not None:
@@ -241,8 +240,16 @@ class Trainer:
             self.metrics.display.say(line)
 
 
+def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
+    """Return the rate of optimiser step `step`, from 0: linear warm-up, then half a cosine to 0 (paper, table 9)."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
 class _Clock:
-    """Throughput since the last row, validation and checkpoints not counted."""
+    """Clock of the throughput since the last row, validation and checkpoints not counted."""
 
     def __init__(self, config: ModelConfig, flags: TrainingFlags) -> None:
         self._tokens_a_step = flags.optimization.global_batch_size * flags.data.seq_len
@@ -255,14 +262,14 @@ class _Clock:
         self._since: float | None = None
 
     def tick(self) -> None:
-        """A step ended."""
+        """Count a step that ended."""
         if self._since is None:  # the first step's time is start-up
             self._since = time.perf_counter()
         else:
             self._steps += 1
 
     def rates(self) -> dict[str, float]:
-        """`tokens_per_second` over all ranks, and `mfu` where the device's peak is known."""
+        """Return `tokens_per_second` over all ranks, and `mfu` where the device's peak is known."""
         if self._since is None or not self._steps:
             return {}
         now = time.perf_counter()
@@ -274,5 +281,5 @@ class _Clock:
         return rates
 
     def restart(self) -> None:
-        """Leave out what just passed."""
+        """Exclude the time since the last step."""
         self._since, self._steps = time.perf_counter(), 0

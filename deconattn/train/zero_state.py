@@ -1,4 +1,4 @@
-"""Whole tensors in and out of the ranks' parts: fp32 master weights and AdamW moments, by canonical name.
+"""Gathering and scattering of ZeRO's state: fp32 master weights and AdamW moments, by canonical name.
 
 This is what makes a checkpoint independent of the topology: DeepSpeed gathers its partitions over data-parallel
 ranks, and we what tensor parallelism has cut. It leans on internals of the
@@ -27,7 +27,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroState:
-    """The training state of one engine's parameters.
+    """Optimiser state and master weights of one engine's parameters.
 
     Args:
         model: this rank's part of the model, inside the engine.
@@ -55,7 +55,7 @@ class ZeroState:
             state["step"].fill_(steps)
 
     def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
-        """(name, whole fp32 tensor on the CPU) of each parameter of this stage; kind is `weights` or a moment.
+        """Yield (name, whole fp32 tensor on the CPU) of each parameter of this stage; kind is `weights` or a moment.
 
         A collective call: every rank must run through it, and every rank of a stage gets the whole tensors. What
         another stage holds too (a tied embedding) is left to the first.
@@ -65,7 +65,7 @@ class ZeroState:
                 yield name, self.whole(self._get(parameter, kind), shard_of(parameter)).to("cpu", torch.float32)
 
     def load(self, kind: str, name: str, value: Tensor) -> None:
-        """Put a whole tensor back; the inverse of :meth:`tensors`, parameter by parameter, on every rank."""
+        """Load a whole tensor; the inverse of :meth:`tensors`, parameter by parameter, on every rank."""
         parameter = self._parameters[name]
         shard = shard_of(parameter)
         value = (shard.take(value).contiguous() if shard else value).to(parameter.device)
@@ -78,7 +78,7 @@ class ZeroState:
             safe_set_full_optimizer_state(parameter, value, kind)
 
     def whole(self, part: Tensor, shard: Shard | None) -> Tensor:
-        """A tensor of which this rank holds `part`; a collective call if the others hold other parts."""
+        """All-gather the tensor of which this rank holds `part`; a collective call if `shard` is given."""
         if shard is None:
             return part
         # Parts may differ in size; the collective wants equal ones.
@@ -106,7 +106,7 @@ class ZeroState:
         return safe_get_full_optimizer_state(parameter, kind)
 
     def _partitions(self) -> list[Tensor]:
-        """The tensors that AdamW steps: parameters, or ZeRO's flat partitions of them."""
+        """Return the tensors that AdamW steps: parameters, or ZeRO's flat partitions of them."""
         if self._stage == 3:
             return list(self._wrapped.fp32_partitioned_groups_flat)  # type: ignore[attr-defined]
         return [parameter for group in self._base.param_groups for parameter in group["params"]]

@@ -11,7 +11,7 @@ from deconattn.convert.run_flags import run_flags
 from deconattn.errors import UserError
 from deconattn.launch import launcher
 from deconattn.layers.config import ModelConfig
-from deconattn.train.resolved_config import resolved_config
+from deconattn.train.run_folder import resolved_config
 
 
 @pytest.fixture

@@ -12,12 +12,11 @@ import torch
 from deconattn.config.command_line import from_json, parse_training_flags, to_json
 from deconattn.config.flags import EngineFlags, TrainingFlags, model_config
 from deconattn.config.presets import SIZES, size_defaults
-from deconattn.cost.parameters import count_parameters
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.flops import forward_flops
-from deconattn.train.schedule import learning_rate
+from deconattn.model.flops import count_parameters, forward_flops
+from deconattn.train.trainer import learning_rate
 
 TABLE_10 = {  # hidden, intermediate, layers, heads
     "70m": (512, 2048, 6, 8),

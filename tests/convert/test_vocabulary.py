@@ -9,7 +9,7 @@ import pytest
 
 from deconattn.convert.new_run import check_vocabulary
 from deconattn.errors import UserError
-from deconattn.hf import sentencepiece_json
+from deconattn.hf import tokenizer_files
 from tests.convert.conftest import MakeModel
 
 
@@ -17,7 +17,7 @@ def model_tokenizer(corpus: Path, folder: Path) -> Path:
     """The corpus's SentencePiece vocabulary as the tokenizer.json of a model."""
     folder.mkdir(exist_ok=True)
     path = folder / "tokenizer.json"
-    sentencepiece_json.convert(corpus / "tokenizer.model").save(str(path))
+    tokenizer_files.from_sentencepiece(corpus / "tokenizer.model").save(str(path))
     return path
 
 

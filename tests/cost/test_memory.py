@@ -8,9 +8,9 @@ from torch import Tensor
 
 from deconattn.config.flags import model_config
 from deconattn.config.presets import size_defaults
-from deconattn.cost.activations import hop_bytes, layer_activations, loss_bytes, static_bytes
+from deconattn.cost.activations import layer_activations, loss_bytes, p2p_bytes, static_bytes
 from deconattn.cost.job import Job
-from deconattn.cost.memory import peak, stage_moments
+from deconattn.cost.memory import peak, stage_snapshots
 from deconattn.cost.zero import zero_memory
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import variant_names
@@ -80,12 +80,12 @@ def test_no_rank_holds_more_logits_than_its_part():
 
 def test_static_embeddings_travel_as_far_as_a_layer_reads_them():
     job = build_job(model=replace(SMALL, layer_variants=("standard", "staticemb", "standard")))
-    assert hop_bytes(job, 1) == 2 * hop_bytes(job, 2) == 2 * 4 * 2 * 128 * 64
+    assert p2p_bytes(job, 1) == 2 * p2p_bytes(job, 2) == 2 * 4 * 2 * 128 * 64
 
 
 def test_fixed_streams_travel_as_far_as_a_layer_reads_them():
     job = build_job(model=replace(SMALL, layer_variants=("fixedseq", "rndemb", "standard")))
-    assert hop_bytes(job, 1) == 2 * hop_bytes(job, 2) == 4 * 4 * 128 * 64
+    assert p2p_bytes(job, 1) == 2 * p2p_bytes(job, 2) == 4 * 4 * 128 * 64
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,6 @@ def test_early_stages_hold_more_micro_batches():
     job = build_job(pp=3, accumulation=8)
     assert [job.in_flight(stage) for stage in range(3)] == [3, 2, 1]
     assert job.bubble == 2 / 10
-    most = [max(m.memory.activations for m in stage_moments(job, stage)) for stage in range(3)]
+    most = [max(m.memory.activations for m in stage_snapshots(job, stage)) for stage in range(3)]
     assert most[0] > most[1] > most[2]
     assert replace(job, accumulation=2).in_flight(0) == 2

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deconattn.cost.parameters import count_parameters, rank_parameters
+from deconattn.cost.parameters import rank_parameters
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.shards import largest_part
 from deconattn.mixers import variant_names
 from deconattn.model.causal_lm import CausalLM
+from deconattn.model.flops import count_parameters
 
 BASE = ModelConfig(
     vocab_size=200,

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.data.tokenizing.training import Training, train_tokenizer
 from deconattn.errors import UserError
-from deconattn.hf import sentencepiece_json
+from deconattn.hf import tokenizer_files
 from deconattn.layers.config import ModelConfig
 from tests.hf.models import exported, small_config, trained
 
@@ -104,14 +104,14 @@ def test_a_clean_file_is_copied_byte_for_byte(byte_pairs: Path, tmp_path: Path) 
 
 
 def test_other_ids_are_refused(sentencepiece: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    convert = sentencepiece_json.convert
+    convert = tokenizer_files.from_sentencepiece
 
     def lowered(path: Path) -> Tokenizer:
         tokenizer = convert(path)
         tokenizer.normalizer = normalizers.Lowercase()
         return tokenizer
 
-    monkeypatch.setattr(sentencepiece_json, "convert", lowered)
+    monkeypatch.setattr(tokenizer_files, "from_sentencepiece", lowered)
     with pytest.raises(UserError, match="--no-tokenizer"):
         exported(trained(MODELS["qwen2"]), tmp_path / "out", tokenizer_folder=sentencepiece)
     assert not list(tmp_path.iterdir())
@@ -136,7 +136,7 @@ def test_other_sentencepiece_models(options: dict[str, object], documents: list[
         sentence_iterator=iter(lines), model_prefix=str(prefix), vocab_size=500, minloglevel=3, **options
     )
     original = SentencePieceProcessor(model_file=f"{prefix}.model")
-    converted = sentencepiece_json.convert(tmp_path / "model.model")
+    converted = tokenizer_files.from_sentencepiece(tmp_path / "model.model")
     converted.encode_special_tokens = True
     for text in [*TEXTS, *lines[:200], "a <|sep|> b", "<|sep|><|sep|>x<|sep"]:
         assert converted.encode(text).ids == original.encode(text), text
@@ -154,4 +154,4 @@ def test_a_model_without_a_counterpart_is_refused(documents: list[str], tmp_path
         minloglevel=3,
     )
     with pytest.raises(UserError, match="neither a unigram nor a BPE"):
-        sentencepiece_json.convert(tmp_path / "model.model")
+        tokenizer_files.from_sentencepiece(tmp_path / "model.model")

@@ -1,4 +1,4 @@
-"""The model's code as an export carries it: one `modeling_deconattn.py`, made from the package's own source.
+"""Source of an export: one `modeling_deconattn.py`, made from the package's own source.
 
 transformers runs code that lies beside the weights from a copy, which it names by the content of the file and of what
 that imports from beside it. So everything is in that one file, the configuration too: two exports with different code

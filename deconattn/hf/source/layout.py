@@ -1,4 +1,4 @@
-"""How the file is laid out: as the package is (`ruff format` at 120 columns), although names have changed in length."""
+"""Layout of the exported file: as `ruff format` at 120 columns, although names have changed in length."""
 
 import ast
 import io
@@ -11,13 +11,13 @@ from deconattn.hf.source.names import Imported
 
 WIDTH = 120
 _IMPORTS_WIDTH = 88
-"""Of import statements, which then suit either of the two usual widths."""
+"""Width of import statements, which then suit either of the two usual widths."""
 _TO_TYPE_CHECKERS = re.compile(r"# type: ignore\b")
 _OPEN, _CLOSED = "([{", ")]}"
 
 
 def import_statements(imports: Iterable[tuple[Imported, str]]) -> str:
-    """Statements that bind each to a name, merged and sorted: the standard library first."""
+    """Return import statements that bind each to a name, merged and sorted: the standard library first."""
     whole: set[tuple[str, str]] = set()
     parts: dict[str, set[str]] = {}
     for imported, name in imports:
@@ -37,7 +37,7 @@ def import_statements(imports: Iterable[tuple[Imported, str]]) -> str:
 
 
 def laid_out(text: str) -> str:
-    """Lines that have become too long or short enough to be joined, as they should be; nothing for type checkers."""
+    """Wrap lines that have become too long, join those that fit one line, and drop comments for type checkers."""
     lines = text.splitlines(keepends=True)
     comments = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -56,7 +56,7 @@ def laid_out(text: str) -> str:
 
 
 def _statements(tree: ast.Module) -> Iterator[tuple[int, int, bool]]:
-    """First and last line of every simple statement and of the head of every definition; whether it is the latter."""
+    """Yield first and last line of every simple statement and definition's head, and whether it is a head."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             decorated = getattr(node.body[0], "decorator_list", [])
@@ -88,7 +88,7 @@ def _fitted(lines: list[str], is_definition: bool) -> list[str]:
 
 
 def _joined(lines: list[str]) -> str | None:
-    """As one line; None where a comma at the end of a bracket, or a text of several lines, says that it is not one."""
+    """Join lines to one; None where a trailing comma or a string of several lines forbids it."""
     joined = lines[0].rstrip()
     for line in lines[1:]:
         line = line.strip()
@@ -99,7 +99,7 @@ def _joined(lines: list[str]) -> str | None:
 
 
 def _outer_brackets(line: str) -> list[tuple[int, int]]:
-    """Where brackets that are in no other one begin and end, but for empty ones."""
+    """Return where outermost, non-empty brackets begin and end."""
     found, depth, start = [], 0, 0
     for place, mark in _marks(line):
         if mark in _OPEN:
@@ -113,7 +113,7 @@ def _outer_brackets(line: str) -> list[tuple[int, int]]:
 
 
 def _parts(inside: str) -> list[str]:
-    """What commas that are in no bracket separate."""
+    """Split at commas that are in no bracket."""
     parts, depth, start = [], 0, 0
     for place, mark in _marks(inside):
         depth += (mark in _OPEN) - (mark in _CLOSED)
@@ -124,7 +124,7 @@ def _parts(inside: str) -> list[str]:
 
 
 def _marks(line: str) -> Iterator[tuple[int, str]]:
-    """Brackets and commas, but for those in texts."""
+    """Yield brackets and commas outside strings."""
     quoted = ""
     for place, letter in enumerate(line):
         if quoted:
@@ -143,6 +143,6 @@ def _from(module: str, names: list[str]) -> str:
 
 
 def _rank(name: str) -> tuple[int, str]:
-    """Constants, classes, functions."""
+    """Return the sort key of a name: constants, then classes, then functions."""
     name = name.split(" as ")[0]
     return 0 if name.isupper() else 1 if name[:1].isupper() else 2, name

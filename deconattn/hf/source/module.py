@@ -1,4 +1,4 @@
-"""A Python file cut into the definitions of its top level, each with its comments and the names that it uses."""
+"""Python files cut into their top-level definitions, each with its comments and the names that it uses."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ def is_ours(module: str) -> bool:
 
 @dataclass(eq=False)
 class Piece:
-    """Neighbouring lines of a file: one statement of the top level or of a class, with the comments above it.
+    """Consecutive lines of a file: one statement of the top level or of a class, with the comments above it.
 
     What is a string on its own below an assignment, its documentation, belongs to it.
 
@@ -51,7 +51,7 @@ class Piece:
 
 
 class Module:
-    """One file.
+    """Parsed file.
 
     Attributes:
         name: dotted, or a plugin's path.
@@ -92,18 +92,18 @@ class Module:
 
     @property
     def stem(self) -> str:
-        """The last part of its name, as an identifier."""
+        """Last part of the module's name, as an identifier."""
         last = self.name.rsplit(".", 1)[1] if is_ours(self.name) else Path(self.name).stem
         return re.sub(r"\W", "_", last)
 
     @property
     def documentation(self) -> str:
-        """The docstring, empty where there is none."""
+        """Docstring of the module, empty where there is none."""
         return ast.get_docstring(self._tree) or ""
 
     @cached_property
     def defined(self) -> dict[str, list[Piece]]:
-        """Name -> the pieces that define it."""
+        """Pieces that define each name."""
         found: dict[str, list[Piece]] = {}
         for piece in self.pieces:
             for name in piece.names:
@@ -111,21 +111,21 @@ class Module:
         return found
 
     def uses(self, start: int, stop: int) -> list[Use]:
-        """The names of the top level that are used in a part of the text."""
+        """Return the top-level names that are used in a part of the text."""
         return [use for use in self.names.uses if start <= use.start < stop]
 
     def attributes(self, start: int, stop: int) -> list[str]:
-        """What is taken of other objects there."""
+        """Return names of the attributes that are read in a part of the text."""
         return [name for place, name in self.names.attributes if start <= place < stop]
 
     def line_span(self, node: ast.stmt) -> tuple[int, int]:
-        """The bytes of the lines that a statement is on."""
+        """Return first and last byte of the lines that a statement is on."""
         first, last = _first_line(node), node.end_lineno
         assert last is not None
         return self.names.place(first, 0), self.names.place(last, 0) + len(self._lines[last - 1])
 
     def is_only_statement(self, node: ast.stmt) -> bool:
-        """Whether a statement is all that a block has, beside text."""
+        """Whether a statement is the only one of a block, a docstring aside."""
         for block in ast.walk(self._tree):
             for body in (getattr(block, part, None) for part in ("body", "orelse", "finalbody")):
                 if isinstance(body, list) and node in body:
@@ -139,7 +139,7 @@ class Module:
         return not self.text[first:start].strip() and (not after or after.startswith(b"#"))
 
     def _without_imports(self, body: Sequence[ast.stmt]) -> list[ast.stmt]:
-        """Notes the imports of the top level and returns the other statements."""
+        """Record the imports of the top level and return the other statements."""
         kept: list[ast.stmt] = []
         for node in body:
             if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
@@ -175,7 +175,7 @@ class Module:
             raise UserError(f"{self.name}: name what is imported from {node.module}, an export cannot carry `*`")
 
     def _cut(self, body: Sequence[ast.stmt], kept: Sequence[ast.stmt]) -> list[Piece]:
-        """Pieces of those statements of a body that are kept; they cover all lines between them."""
+        """Cut the kept statements of a body into pieces, which cover all lines between them."""
         groups: list[list[ast.stmt]] = []
         for node in body:
             last = groups[-1][-1] if groups else None
@@ -218,7 +218,7 @@ def _documents(node: ast.stmt, above: ast.stmt) -> bool:
 
 
 def _names(group: Sequence[ast.stmt]) -> tuple[str, ...]:
-    """What statements bind, those within compound ones (`try`, `if`) included."""
+    """Return the names that statements bind, those within compound ones (`try`, `if`) included."""
     found: dict[str, None] = {}
 
     def look(node: ast.AST) -> None:

@@ -1,4 +1,4 @@
-"""Which names in a piece of Python mean something of its module's top level, and which are a function's own."""
+"""Resolution of names in a piece of Python: those of the module's top level, and a function's own."""
 
 import ast
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import statement binds a name to: a module, or (`attribute`) something of it.
+    """Target of an import statement: a module, or (`attribute`) something of it.
 
     Attributes:
         alias: the name that it binds; of `import a.b` that is `a`.
@@ -26,7 +26,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Use:
-    """A name of the top level in a module's text, with the attributes that are taken of it.
+    """Use of a top-level name in a module's text, with the attributes that are read of it.
 
     Attributes:
         start: where it is, in bytes of the module's text.
@@ -50,7 +50,7 @@ class _Scope:
 
 
 class Names(ast.NodeVisitor):
-    """Of the statements that are visited.
+    """Visitor that collects the uses of top-level names in statements.
 
     Attributes:
         uses: the names of the top level.
@@ -71,11 +71,11 @@ class Names(ast.NodeVisitor):
         self._scopes: list[_Scope] = []
 
     def place(self, line: int, column: int) -> int:
-        """Bytes before a place that a syntax tree names."""
+        """Return the byte offset of a place in a syntax tree."""
         return self._lines[line - 1] + column
 
     def span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
-        """Where a node is."""
+        """Return first and last byte of a node."""
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
         return self.place(node.lineno, node.col_offset), self.place(node.end_lineno, node.end_col_offset)
@@ -169,7 +169,7 @@ class Names(ast.NodeVisitor):
         self._scopes.pop()
 
     def _annotation(self, node: ast.expr | None) -> None:
-        """An annotation may be text, or have text in it."""
+        """Visit an annotation, which may be a string or contain one."""
         if node is None:
             return
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -198,7 +198,7 @@ class Names(ast.NodeVisitor):
             self.visit(node)
 
     def _defined(self, node: _Function | ast.ClassDef) -> None:
-        """The name of a function or class, which a syntax tree does not place."""
+        """Record the name of a function or class, which a syntax tree does not place."""
         self._use_word(node.name, self.span(node)[0] + len("def"), self.span(node)[1])
 
     def _use_word(self, name: str, start: int, stop: int) -> None:
@@ -207,7 +207,7 @@ class Names(ast.NodeVisitor):
         self._use(name, at, (at + len(name.encode()),), ())
 
     def _use(self, name: str, start: int, stops: tuple[int, ...], attributes: tuple[str, ...]) -> bool:
-        """Note it, if it is a name of the top level."""
+        """Record a use, if the name is of the top level."""
         scopes = [scope for index, scope in enumerate(reversed(self._scopes)) if not (scope.is_class and index)]
         scope = next((scope for scope in scopes if name in scope.names), None)
         if scope is not None and scope.names[name] is None:
@@ -218,7 +218,7 @@ class Names(ast.NodeVisitor):
 
 
 def imports_of(node: ast.Import | ast.ImportFrom, for_types: bool = False) -> Iterator[Imported]:
-    """What an import statement binds."""
+    """Yield what an import statement binds."""
     for alias in node.names:
         if isinstance(node, ast.ImportFrom):
             yield Imported(node.module or "", alias.name, alias.asname or alias.name, for_types)
@@ -227,7 +227,7 @@ def imports_of(node: ast.Import | ast.ImportFrom, for_types: bool = False) -> It
 
 
 def _bound(nodes: Iterable[ast.AST]) -> dict[str, Imported | None]:
-    """The names that a function's (or a class's) statements make its own, and what they are where it imports them."""
+    """Return names local to a function or class, and their targets where it imports them."""
     found: dict[str, Imported | None] = {}
     globals_: set[str] = set()
 
@@ -268,7 +268,7 @@ def _type_parameters(node: _Function | ast.ClassDef) -> list[Any]:  # since Pyth
 
 
 def _words(text: bytes, word: bytes) -> Iterator[tuple[int, bytes]]:
-    """Where `word` stands by itself."""
+    """Yield where `word` stands by itself."""
     start = text.find(word)
     while start >= 0:
         before, after = text[start - 1 : start], text[start + len(word) : start + len(word) + 1]

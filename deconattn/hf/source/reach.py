@@ -1,4 +1,4 @@
-"""What of the package (and of plugins) a model needs in order to run: definitions, and of classes the methods."""
+"""Reachability: the definitions and methods of package and plugins that a model needs in order to run."""
 
 import ast
 import inspect
@@ -19,7 +19,7 @@ AUTO_MAP = {
     "AutoModel": "DeconAttnModel",
     "AutoModelForCausalLM": "DeconAttnForCausalLM",
 }
-"""What transformers' auto classes find in the file."""
+"""Classes of the exported file by transformers' auto class."""
 STAND_INS = {
     "deconattn.layers.linear.Linear": "torch.nn.Linear",
     "deconattn.mixers.registry.register": "deconattn.mixers.registry.known_as",
@@ -29,9 +29,9 @@ STAND_INS = {
     "deconattn.ops.softmax_attention.causal_attention": "deconattn.ops.plain.causal_attention",
     "deconattn.ops.taylor_attention.taylor_attention": "deconattn.ops.plain.taylor_attention",
 }
-"""What an export has in the place of what chooses the fastest way to compute something, or checks a class."""
+"""Replacements in an export for functions that choose the fastest implementation, or check a class."""
 _HUGGING_FACE = f"{PACKAGE}.hf."
-"""Modules whose classes Hugging Face calls: these are carried whole."""
+"""Prefix of modules whose classes Hugging Face calls: these are carried whole."""
 _CONTRACT = (f"{PACKAGE}.mixers.base", f"{PACKAGE}.mixers.projected", f"{PACKAGE}.mixers.decoding")
 _REGISTER = f"{PACKAGE}.mixers.registry.register"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Definition:
-    """A name of the top level of one of our modules or of a plugin."""
+    """Top-level name of one of our modules or of a plugin."""
 
     module: Module
     name: str
@@ -47,18 +47,20 @@ class Definition:
 
 @dataclass(frozen=True)
 class External:
-    """What import statements of other packages bind a name to."""
+    """Name bound by import statements of other packages."""
 
     imports: tuple[Imported, ...]
 
     @property
     def alias(self) -> str:
-        """The name."""
+        """Name that is bound."""
         return self.imports[0].alias
 
 
 class Reached:
-    """Attributes:
+    """Definitions that the given variants need, found by following names from the model classes.
+
+    Attributes:
         pieces: what is carried, and of which module it is.
 
     Raises:
@@ -68,7 +70,7 @@ class Reached:
     def __init__(self, variants: Sequence[str], plugins: Sequence[Path]) -> None:
         self.pieces: dict[Piece, Module] = {}
         self._left: dict[Piece, Module] = {}
-        """Members of carried classes that nobody has called so far."""
+        """Members of carried classes that nothing has called so far."""
         self._called: set[str] = set()
         self.plugins = _read(plugins)
         self._contract = self._contract_names()
@@ -96,7 +98,7 @@ class Reached:
         return member in self._left
 
     def spans(self, piece: Piece) -> Iterator[tuple[int, int]]:
-        """The parts of a carried piece's text that are carried."""
+        """Yield the parts of a carried piece's text that are carried."""
         start = piece.start
         for member in piece.members:
             if self.is_left(member):
@@ -105,7 +107,7 @@ class Reached:
         yield start, piece.stop
 
     def meaning(self, module: Module, use: Use) -> tuple[Definition | External | None, int]:
-        """What a name stands for, None if it is nobody's to carry, and how many of its attributes lead there.
+        """Resolve a name; None if it is not to be carried; and the number of its attributes that lead there.
 
         Raises:
             UserError: there is no such thing, or it is a module itself.
@@ -142,7 +144,7 @@ class Reached:
             self._look(module, start, stop)
 
     def _look(self, module: Module, start: int, stop: int) -> None:
-        """At what a carried text uses."""
+        """Carry what a carried text uses."""
         called = module.attributes(start, stop)
         for use in module.uses(start, stop):
             target, consumed = self.meaning(module, use)
@@ -156,7 +158,7 @@ class Reached:
                 self._look(owner, member.start, member.stop)
 
     def _optional(self, module: Module, piece: Piece) -> list[Piece]:
-        """The members of a class that are carried only where something calls them by name."""
+        """Return the members of a class that are carried only where something calls them by name."""
         members = [member for member in piece.members if member.names and not _is_field(member.node)]
         if module in self.plugins:  # which may call its own in ways that cannot be seen
             return [member for member in members if self._contract.issuperset(member.names)]
@@ -166,12 +168,12 @@ class Reached:
         return [member for member in members if not any(_is_magic(name) or name in foreign for name in member.names)]
 
     def _contract_names(self) -> set[str]:
-        """Of a mixer: what the package, and not PyTorch, calls."""
+        """Return the members of a mixer that the package, and not PyTorch, calls."""
         homes = [(home, piece) for home in map(_module, _CONTRACT) for piece in home.pieces if piece.members]
         return {name for home, piece in homes for member in self._optional(home, piece) for name in member.names}
 
     def _variant(self, plugin: Module, piece: Piece) -> str | None:
-        """The name under which a piece registers a mixer, None where it does not."""
+        """Return the name under which a piece registers a mixer, None where it does not."""
         for decorator in getattr(piece.node, "decorator_list", []):
             if isinstance(decorator, ast.Call) and decorator.args and isinstance(decorator.args[0], ast.Constant):
                 for use in plugin.uses(*plugin.names.span(decorator.func)):
@@ -181,7 +183,7 @@ class Reached:
 
 
 def _resolved(dotted: str, origin: str) -> Definition | External:
-    """What a dotted name of ours is, through re-exports and stand-ins."""
+    """Resolve a dotted name of ours through re-exports and stand-ins."""
     home, name = dotted.rsplit(".", 1)
     if not is_ours(home):
         return External((Imported(home, name, name),))
@@ -235,7 +237,7 @@ def _read(plugins: Sequence[Path]) -> list[Module]:
 
 @cache
 def _foreign_names(module: str, name: str) -> set[str]:
-    """What other packages may call of a class of ours: the names that its bases, or its heirs', have there."""
+    """Return names that other packages may call on a class of ours: those of foreign bases, its subclasses' too."""
     heirs = [getattr(import_module(module), name)]
     for heir in heirs:
         heirs += [one for one in heir.__subclasses__() if is_ours(one.__module__)]
@@ -244,7 +246,7 @@ def _foreign_names(module: str, name: str) -> set[str]:
 
 
 def _is_field(node: ast.stmt) -> bool:
-    """Whether it belongs to a class's constructor, as dataclasses make one."""
+    """Whether a statement declares a dataclass field."""
     return isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation)
 
 

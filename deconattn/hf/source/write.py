@@ -1,4 +1,4 @@
-"""The pieces that a model needs, written as one file that is read from the top down."""
+"""Writer of the exported file: the pieces that a model needs, in an order to read from the top down."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ from deconattn.hf.source.reach import Definition, External, Reached
 
 FILE_NAME = "modeling_deconattn.py"
 _ROOMS = ("errors", "ops", "mixers", "plugins", "model", "hf")
-"""In the order in which they are read; what one needs of a later one stands before it all the same."""
+"""Rooms in reading order; what one needs of a later one stands before it all the same."""
 _ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`([^`]+)`")
 _HEADER = '''\
 # Made by DeconAttn {version} from its own source, for the layers of one model; there is no other copy of it to edit.
@@ -31,7 +31,7 @@ imported, transformers runs the package's classes in the place of these, with it
 
 
 def modeling_source(variants: Iterable[str], plugins: Sequence[Path] = ()) -> str:
-    """The file for a model whose layers have these variants.
+    """Return the file for a model whose layers have these variants.
 
     Args:
         plugins: the files that register variants of third parties; they must be loaded in this process.
@@ -66,7 +66,7 @@ class _Writer:
         return laid_out("\n".join([header, self._imports(), sections]))
 
     def _in_order(self) -> list[Module]:
-        """The modules that have something to carry, each after those that its top level needs."""
+        """Sort the modules that have something to carry: each after those that its top level needs."""
         needs: dict[Module, set[Module]] = {module: set() for module in self._reached.pieces.values()}
         for module, use, target, _ in self._uses:
             if not isinstance(target, Definition) or target.module is module or use.imported is not None:
@@ -95,7 +95,7 @@ class _Writer:
         return module.name if is_ours(module.name) else f"plugin {Path(module.name).name}"
 
     def _chosen_names(self) -> dict[Definition | External, str]:
-        """Of everything that is carried or imported the name in the file."""
+        """Choose the name in the file of everything that is carried or imported."""
         pieces = self._reached.pieces.items()
         names: dict[Definition | External, str] = {
             Definition(module, name): name for piece, module in pieces for name in piece.names
@@ -116,13 +116,13 @@ class _Writer:
         return names
 
     def _to_rename(self, targets: Sequence[Definition | External]) -> set[Definition | External]:
-        """Of several with one name those that get another: a plugin's, else all that are ours, else not the first."""
+        """Return those of several with one name to rename: a plugin's, else all that are ours, else not the first."""
         modules = {target: target.module.name for target in targets if isinstance(target, Definition)}
         plugins = {target for target, name in modules.items() if not is_ours(name)}
         return set(plugins if 0 < len(plugins) < len(targets) else modules or targets[1:])
 
     def _longer(self, target: Definition | External) -> str:
-        """A name with its module's before it."""
+        """Return a name with its module's before it."""
         if isinstance(target, External):
             return f"{target.imports[0].module.replace('.', '_')}_{target.alias}"
         name, stem = target.name, self._stem(target.module)
@@ -136,7 +136,7 @@ class _Writer:
         return f"{name[: len(name) - len(core)]}{stem}{core}"
 
     def _stem(self, module: Module) -> str:
-        """The end of a module's name that no other one has."""
+        """Return the end of a module's name that no other one has."""
         parts = module.name.split(".") if is_ours(module.name) else [module.stem]
         others = [other.name for other in self._modules if other is not module]
         for count in range(1, len(parts)):
@@ -218,7 +218,7 @@ class _Writer:
         return edits
 
     def _without_roles(self, text: str, module: Module) -> str:
-        """Documentation with names as they are here instead of references."""
+        """Replace references in documentation by the names in the file."""
 
         def plain(match: re.Match[str]) -> str:
             for target, name in self._names.items():

@@ -201,7 +201,8 @@ class FolderLock:
             note = {"pid": os.getpid(), "host": socket.gethostname(), "use": use}
             os.pwrite(self._descriptor, json.dumps(note).encode(), 0)
         except BaseException:
-            self.release()
+            os.close(self._descriptor)
+            self._descriptor = -1
             raise
 
     def release(self) -> None:

@@ -23,6 +23,7 @@ import psutil
 
 from deconattn.cli import handled, run
 from deconattn.config.command_line import RUN_CONFIG, parse_training_flags
+from deconattn.durable import check_unused
 from deconattn.errors import UserError
 from deconattn.launch.ranks import is_rank
 
@@ -67,6 +68,8 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
 
     check_flags(flags, world_size(options))
     folder, restarts = flags.run.save, flags.run.max_restarts
+    if folder is not None:
+        check_unused(folder)  # rank 0 takes the lock; this says so before any rank starts
     if restarts:
         if folder is None and "--no_ssh" in options:
             raise UserError("--max-restarts on several machines needs --save DIR, the same folder on all")

@@ -142,7 +142,10 @@ class Engine:
         labels[:, : max(0, half - 8)] = labels[:, half:] = IGNORED  # few: each changes the mean by more
         others = ids[:, :-1].clone()
         others[:, half:] = (others[:, half:] + 1) % vocab_size
-        own, other = (self.evaluate([Batch(tokens, labels)]) for tokens in (ids[:, :-1], others))
+        documents: tuple[Tensor, ...] = ()
+        if self.flags.data.doc_mask:  # a pipeline learns from its first batch what travels
+            documents = (torch.arange(length).expand(rows, -1).contiguous(), torch.zeros_like(labels))
+        own, other = (self.evaluate([Batch(tokens, labels, *documents)]) for tokens in (ids[:, :-1], others))
         if not abs(own - other) <= CAUSAL * abs(own):
             variants = ", ".join(dict.fromkeys(self.model.config.layer_variants))
             raise UserError(

@@ -37,10 +37,7 @@ def check_run_folder(flags: TrainingFlags) -> None:
         UserError: naming the folder and the ways out.
     """
     save = flags.run.save
-    if save is None:
-        return
-    durable.check_unused(save)
-    if flags.run.resume:
+    if save is None or flags.run.resume:
         return
     if save.exists() and not save.is_dir():
         raise UserError(f"--save {save} is not a folder: give another")

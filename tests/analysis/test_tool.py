@@ -37,8 +37,8 @@ def run(byte_level: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(model, byte_level, out)
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight *= 3
-    later = write_run(model, byte_level, out.with_name("later"))
-    (later / "checkpoints" / "step-7").rename(out / "checkpoints" / "step-12")
+    later = write_run(model, byte_level, out.with_name("later"), number=12)
+    (later / "checkpoints" / "step-12").rename(out / "checkpoints" / "step-12")
     return out
 
 

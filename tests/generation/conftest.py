@@ -79,9 +79,9 @@ def refused(call: Call, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     return refused
 
 
-def write_run(model: CausalLM, tokenizer: Path | None, out: Path, flags: str = "") -> Path:
-    """A run folder whose step 7 holds this model."""
-    step = out / CHECKPOINTS / "step-7"
+def write_run(model: CausalLM, tokenizer: Path | None, out: Path, flags: str = "", number: int = 7) -> Path:
+    """A run folder whose step `number` holds this model."""
+    step = out / CHECKPOINTS / f"step-{number}"
     step.mkdir(parents=True)
     weights = TensorFiles(step, "weights")
     for name, tensor in [*model.canonical_parameters().items(), *model.named_buffers()]:
@@ -93,5 +93,5 @@ def write_run(model: CausalLM, tokenizer: Path | None, out: Path, flags: str = "
     content = {"flags": to_json(parse_training_flags(flags.split())), "model": dataclasses.asdict(model.config)}
     for folder in (step, out):
         (folder / RUN_CONFIG).write_text(json.dumps(content))
-    write_manifest(step, Progress(7, 7, 0))
+    write_manifest(step, Progress(number, number, 0))
     return out

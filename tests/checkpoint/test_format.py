@@ -1,0 +1,152 @@
+"""A checkpoint is one verified thing, and a run folder has one owner."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deconattn.checkpoint.format import MANIFEST, is_whole, newest_good, read_checkpoint, steps_in
+from deconattn.durable import FolderLock, check_unused
+from deconattn.errors import UserError
+from deconattn.train.metrics import METRICS
+from deconattn.train.saving import outdated
+from tests.train.jobs import run_job
+
+
+@pytest.fixture
+def run(process_group: None, small: list[str], tmp_path: Path) -> Path:
+    """Steps 2, 4 and 6 of a training."""
+    run_job([*small, "--save-every", "2", "--keep", "9", "--save", str(tmp_path / "run")])
+    return tmp_path / "run"
+
+
+def edited(folder: Path, change: Callable[[Any], Any]) -> None:
+    path = folder / MANIFEST
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda m: m | {"progress": m["progress"] | {"step": 500}}, "was changed after it was written"),
+        (lambda m: {**m, "progress": m["progress"] | {"step": 500}, "sha256": None}, "says step 500"),
+        (lambda m: {**m, "progress": m["progress"] | {"step": -6}, "sha256": None}, "says step -6"),
+        (lambda m: {**m, "progress": m["progress"] | {"step": "6"}, "sha256": None}, "cannot be read"),
+        (lambda m: {**m, "files": []}, "cannot be read"),
+        (lambda m: {**m, "files": {}, "sha256": None}, "lists no config.json"),
+        (lambda m: {**m, "format_version": 99}, "newer version"),
+        (lambda m: [m], "cannot be read"),
+    ],
+)
+def test_an_edited_manifest_is_refused(run: Path, change: Callable[[Any], Any], said: str) -> None:
+    folder = run / "checkpoints" / "step-6"
+    edited(folder, change)
+    with pytest.raises(UserError, match=said):
+        read_checkpoint(folder)
+    assert not is_whole(folder)
+
+
+def test_what_is_no_file_is_refused_without_waiting(run: Path) -> None:
+    folder = run / "checkpoints" / "step-6"
+    (folder / MANIFEST).unlink()
+    os.mkfifo(folder / MANIFEST)
+    with pytest.raises(UserError, match="is no file"):
+        read_checkpoint(folder)
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_checkpoint(folder)
+
+
+def test_tensors_are_those_of_the_manifest(run: Path) -> None:
+    checkpoint = read_checkpoint(run / "checkpoints" / "step-6")
+    shapes = checkpoint.shapes("weights")
+    other = run / "checkpoints" / "step-2" / "weights-00-00001.safetensors"
+    shutil.copy(other, checkpoint.folder / "weights-00-00002.safetensors")
+    assert checkpoint.shapes("weights") == shapes and len(list(checkpoint.tensors("weights"))) == len(shapes)
+
+
+def test_a_checkpoint_without_a_moment_does_not_resume(run: Path) -> None:
+    folder = run / "checkpoints" / "step-6"
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["files"]["exp_avg_sq-00-00001.safetensors"], content["sha256"]
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"does not fit the model \(exp_avg_sq of"):
+        run_job(["--save", str(run), "--resume"])
+
+
+def test_nothing_is_begun_anew_over_checkpoints_that_are_all_damaged(run: Path) -> None:
+    rows = (run / METRICS).read_bytes()
+    for folder in steps_in(run):
+        (folder / MANIFEST).write_text("{")
+    with pytest.raises(UserError, match=r"has no checkpoint that can be read: step-6: .*step-4: .*step-2: "):
+        run_job(["--save", str(run), "--resume"])
+    assert (run / METRICS).read_bytes() == rows and len(steps_in(run)) == 3
+
+
+def test_a_damaged_newest_one_is_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "checkpoints" / "step-6" / "config.json").unlink()
+    found = newest_good(run)
+    assert found is not None and found.step == 4
+    assert "passing over step-6" in capsys.readouterr().err
+
+
+def test_retention_counts_whole_checkpoints(run: Path) -> None:
+    def old(step: int, keep: int, keep_every: int = 0) -> list[str]:
+        return [folder.name for folder in outdated(run, step, keep, keep_every)]
+
+    assert old(6, 3) == [] and old(6, 2) == ["step-2"] and old(6, 1) == ["step-4", "step-2"]
+    assert old(6, 1, keep_every=4) == ["step-2"]
+    (run / "checkpoints" / "step-4" / "config.json").unlink()
+    assert old(6, 2) == [], "step 4 is no checkpoint to fall back on"
+    assert old(4, 1) == ["step-2"], "what is newer than the one just saved is left alone"
+
+
+def test_files_are_as_readable_as_the_umask_says(run: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (run / "checkpoints" / "step-6").rglob("*"):
+        if path.is_file():
+            assert stat.S_IMODE(path.stat().st_mode) & 0o044 == 0o044 & ~umask, path
+
+
+def test_a_run_folder_has_one_owner(run: Path) -> None:
+    lock = FolderLock(run, "training")
+    for again in (lambda: FolderLock(run, "training"), lambda: check_unused(run)):
+        with pytest.raises(UserError, match=f"{run} is in use by pid {os.getpid()} on .*: wait for it"):
+            again()
+    with pytest.raises(UserError, match="is in use"):
+        run_job(["--save", str(run), "--resume"])
+    script = (
+        "import sys; from pathlib import Path; from deconattn.durable import FolderLock; "
+        "FolderLock(Path(sys.argv[1]), 'training')"
+    )
+    done = subprocess.run([sys.executable, "-c", script, run], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "is in use by pid" in done.stderr
+    lock.release()
+    check_unused(run)
+    assert run_job(["--save", str(run), "--resume"]).progress.step == 6
+    FolderLock(run, "training").release()
+
+
+def test_a_run_folder_that_vanishes_is_not_made_again(small: list[str], process_group: None, tmp_path: Path) -> None:
+    from deconattn.train.trainer import Trainer
+
+    step = Trainer._validate
+
+    def vanish(trainer: Trainer) -> None:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        step(trainer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_validate", vanish)
+        with pytest.raises(UserError, match="could not be written .*the run folder has vanished"):
+            run_job([*small, "--eval-every", "3", "--save", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()

@@ -52,7 +52,7 @@ class Engine:
     that it does not depend on how labels fall into micro-batches; without document masks it is the mean loss.
 
     Args:
-        model: what :func:`deconattn.parallel.build_model` made for this rank, filled.
+        model: what :func:`deconattn.parallel.build.build_model` made for this rank, filled.
         topology: this rank's place; by default data parallelism alone.
     """
 

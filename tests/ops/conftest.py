@@ -1,7 +1,9 @@
-"""A recorder of the largest tensor that a computation makes."""
+"""A recorder of the largest tensor that a computation makes, and Triton's interpreter where it works."""
 
+import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -31,3 +33,13 @@ class LargestTensor(TorchDispatchMode):
 @pytest.fixture
 def largest_tensor() -> LargestTensor:
     return LargestTensor()
+
+
+@pytest.fixture
+def interpreter() -> None:
+    """Skip where kernels run neither on a GPU nor in Triton's interpreter."""
+    triton = pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        return
+    if Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
+        pytest.skip(f"the interpreter of Triton {triton.__version__} makes numbers of arrays, which NumPy 2.4 refuses")

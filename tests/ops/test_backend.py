@@ -58,9 +58,9 @@ def test_triton_cannot_be_forced_where_it_cannot_run(
         backend.choose(values)
 
 
+@pytest.mark.usefixtures("interpreter")
 def test_every_backend_gives_the_same(monkeypatch: pytest.MonkeyPatch):
     """Each door, in fp32, forced each way."""
-    pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(2, 4, 40, 16, generator=generator)
@@ -84,10 +84,10 @@ def test_every_backend_gives_the_same(monkeypatch: pytest.MonkeyPatch):
             assert_close(other, exact, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("name", ["fixed map", "taylor", "prefix"])
 def test_kernels_are_one_operator_to_the_compiler(name: str, monkeypatch: pytest.MonkeyPatch):
     """No break in the graph, and the same gradients."""
-    pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("DECONATTN_BACKEND", "triton")
     queries, keys, values = torch.randn(3, 1, 2, 20, 16, generator=torch.Generator().manual_seed(0)).unbind()

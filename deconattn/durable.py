@@ -178,14 +178,17 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, use: str) -> None:
-        path = folder / LOCK
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._path = path = folder / LOCK
+        self._descriptor = self._opened()
         deadline = time.monotonic() + PROBE_SECONDS
         try:
             while True:
                 try:
                     fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
+                    if os.path.samestat(os.fstat(self._descriptor), os.stat(path)):
+                        break
+                except FileNotFoundError:
+                    pass  # its owner has just removed it
                 except BlockingIOError:
                     if time.monotonic() > deadline:  # not just another's look at it
                         raise UserError(_in_use(folder, path)) from None
@@ -197,11 +200,14 @@ class FolderLock:
                         remedy = f"; if it has ended, remove {path}"
                         raise UserError(_in_use(folder, path) + remedy) from None
                     break
+                os.close(self._descriptor)
+                self._descriptor = self._opened()
             os.ftruncate(self._descriptor, 0)
             note = {"pid": os.getpid(), "host": socket.gethostname(), "use": use}
             os.pwrite(self._descriptor, json.dumps(note).encode(), 0)
         except BaseException:
-            os.close(self._descriptor)
+            with suppress(OSError):  # closed already, where the folder has vanished
+                os.close(self._descriptor)
             self._descriptor = -1
             raise
 
@@ -209,9 +215,12 @@ class FolderLock:
         """Let others use the folder; more than once does nothing."""
         if self._descriptor >= 0:
             with suppress(OSError):  # what matters is the lock, which closing gives back
-                os.ftruncate(self._descriptor, 0)
+                self._path.unlink()
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _opened(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def check_unused(folder: Path) -> None:

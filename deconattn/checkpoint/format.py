@@ -253,11 +253,14 @@ def _read_manifest(folder: Path) -> _Manifest:
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is no file: restore it or use an earlier checkpoint")
     text = path.read_bytes()
-    content = json.loads(text)
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise UserError(f"{folder} was written by a newer version of deconattn: update this one")
-    manifest = _MANIFESTS.validate_json(text, strict=True)
+    try:
+        content = json.loads(text)
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise UserError(f"{folder} was written by a newer version of deconattn: update this one")
+        manifest = _MANIFESTS.validate_json(text, strict=True)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({_first_line(error)}): use an earlier checkpoint") from None
     progress = manifest.progress
     if manifest.sha256 is not None and manifest.sha256 != _digest({k: v for k, v in content.items() if k != "sha256"}):
         raise UserError(f"{path} was changed after it was written: restore it or use an earlier checkpoint")

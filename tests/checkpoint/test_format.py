@@ -150,3 +150,13 @@ def test_a_run_folder_that_vanishes_is_not_made_again(small: list[str], process_
         with pytest.raises(UserError, match="could not be written .*the run folder has vanished"):
             run_job([*small, "--eval-every", "3", "--save", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_released_folder_holds_no_trace_of_its_owner(tmp_path: Path) -> None:
+    for _ in range(3):
+        lock = FolderLock(tmp_path, "training")
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        lock.release()
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError):
+        FolderLock(tmp_path / "nowhere", "training")

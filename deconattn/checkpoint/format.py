@@ -37,7 +37,7 @@ from deconattn.config.command_line import RUN_CONFIG, from_json
 from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers.plugins import own_names
+from deconattn.mixers.plugins import names_in_process
 
 FORMAT_VERSION = 1
 MANIFEST = "checkpoint.json"
@@ -80,7 +80,7 @@ class Checkpoint:
     @cached_property
     def model_config(self) -> ModelConfig:
         """The model's configuration; the run's plugins are loaded, and its variants are those of its own."""
-        names = own_names(self.plugins)
+        names = names_in_process(self.plugins)
         values = dict(self.config["model"])
         variants = tuple(names.get(variant, variant) for variant in values["layer_variants"])
         return ModelConfig(**values | {"layer_variants": variants})
@@ -284,10 +284,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def step_of(folder: Path) -> int:
+    """Return the N of a `step-N` folder."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def steps_in(run: Path) -> list[Path]:
     """Return the `step-N` folders of a run, newest first."""
     folders = [path for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def newest_good(run: Path) -> Checkpoint | None:

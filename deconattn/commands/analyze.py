@@ -90,6 +90,7 @@ def look_into(stored: "StoredModel", ids: "Tensor", maps: tuple[int, ...], place
     """Run one model over its tokens, int64 [N, L], telling a terminal how far it is."""
     from deconattn.analysis.collect import collect
     from deconattn.analysis.findings import ModelFindings
+    from deconattn.checkpoint.format import step_of
     from deconattn.checkpoint.stored_model import run_of
 
     console = Console(stderr=True)
@@ -104,6 +105,6 @@ def look_into(stored: "StoredModel", ids: "Tensor", maps: tuple[int, ...], place
             advance=lambda sequences: progress.advance(task, sequences),
         )
     run = run_of(stored.path)
-    step = None if run is None else int(stored.path.resolve().name.removeprefix("step-"))
+    step = None if run is None else step_of(stored.path.resolve())
     name = None if run is None else stored.label.rpartition("/")[0]
     return ModelFindings(stored.label, str(stored.path), name, step, layers)

@@ -28,7 +28,7 @@ def load_plugins(files: Sequence[Path]) -> None:
     _register_all(files, lambda variant, mixer: variant)
 
 
-def own_names(files: Sequence[Path]) -> dict[str, str]:
+def names_in_process(files: Sequence[Path]) -> dict[str, str]:
     """Run each file as :func:`load_plugins` does; return each registered variant's name in this process.
 
     It differs from the name in the file where a different file has that already: models trained with plugins

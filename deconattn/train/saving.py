@@ -20,6 +20,7 @@ from deconattn.checkpoint.format import (
     describe,
     is_whole,
     seal,
+    step_of,
     steps_in,
 )
 from deconattn.config.command_line import RUN_CONFIG
@@ -89,16 +90,12 @@ def outdated(run: Path, step: int, keep: int, keep_every: int) -> list[Path]:
     Whole ones alone count: `keep` of them stay, that of `step` among them, and every `keep_every`-th step. What is
     newer than `step` was passed over, as damaged, when the run was resumed: it stays as it is.
     """
-    older = [folder for folder in steps_in(run) if int(folder.name.removeprefix("step-")) < step]
+    older = [folder for folder in steps_in(run) if step_of(folder) < step]
     whole = [folder for folder in older if is_whole(folder)]
     if len(whole) < keep:
         return []
     first_kept = older.index(whole[keep - 2]) if keep > 1 else -1
-    return [
-        folder
-        for folder in older[first_kept + 1 :]
-        if not keep_every or int(folder.name.removeprefix("step-")) % keep_every
-    ]
+    return [folder for folder in older[first_kept + 1 :] if not keep_every or step_of(folder) % keep_every]
 
 
 def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:

@@ -21,7 +21,7 @@ from deconattn.mixers import (
     registry,
     variant_names,
 )
-from deconattn.mixers.plugins import load_plugins, own_names
+from deconattn.mixers.plugins import load_plugins, names_in_process
 from deconattn.ops import reference
 from deconattn.ops.documents import Documents
 from deconattn.parallel.tensor import cut_tensors
@@ -364,9 +364,11 @@ def test_one_name_is_one_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match=f"'mine' is already registered by Mine in {first}, and Mine in {second} is an"):
         load_plugins([second])
     assert mixer_class("mine") is mine
-    [(name, other)] = own_names([second]).items()
-    assert name == "mine" and other.startswith("mine@") and own_names([copy]) == {"mine": "mine"}
-    assert mixer_class("mine") is mine and mixer_class(other) is not mine and own_names([second]) == {"mine": other}
+    [(name, other)] = names_in_process([second]).items()
+    assert name == "mine" and other.startswith("mine@") and names_in_process([copy]) == {"mine": "mine"}
+    assert (
+        mixer_class("mine") is mine and mixer_class(other) is not mine and names_in_process([second]) == {"mine": other}
+    )
     load_plugins([first, copy])
     assert mixer_class("mine")(BASE)(torch.ones(1, 1, 32), None, build_context(BASE, 1, 1, False, torch.float)).shape
     failing = tmp_path / "failing.py"

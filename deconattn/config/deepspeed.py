@@ -1,45 +1,28 @@
 """DeepSpeed configuration: a file of ds_configs/ and what our flags add to it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from deconattn.config.deepspeed_file import read_deepspeed_file
 from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.program import quoted
-
-OURS = {
-    "train_batch_size": "--global-batch-size",
-    "train_micro_batch_size_per_gpu": "--micro-batch-size",
-    "gradient_accumulation_steps": "--global-batch-size and --micro-batch-size",
-    "gradient_clipping": "--clip-grad",
-    "bf16": "--precision",
-    "fp16": "--precision",
-    "optimizer": "--lr, --adam-beta1, ...",
-    "scheduler": "--lr, --warmup-steps and --steps",
-    "pipeline": "--pp",
-}
-"""Keys that a DeepSpeed file may not set, and the flag that does."""
 
 
 def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str, Any]:
     """Return the configuration for `deepspeed.initialize`.
 
     Raises:
-        UserError: `--deepspeed-config` is not JSON, sets what a flag of ours sets, or asks for a ZeRO stage that
-            does not go with bf16 or with a pipeline.
+        UserError: `--deepspeed-config` is not what :mod:`deconattn.config.deepspeed_file` describes, or has a ZeRO
+            stage that is not that of `--zero` or does not go with bf16 or with a pipeline.
     """
     path = flags.engine.deepspeed_config or _configs_folder() / f"zero{flags.engine.zero_stage}.json"
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--deepspeed-config {path}: {error}; give JSON such as {_example()}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"--deepspeed-config {path}: not a JSON object; give a file such as {_example()}")
-    for key, flag in OURS.items():
-        if key in config:
-            raise UserError(f"--deepspeed-config {path} sets {key}: remove it there and use {flag}")
+    config = read_deepspeed_file(path, _example())
     stage = config.get("zero_optimization", {}).get("stage", 0)
+    if flags.engine.zero not in (None, stage):
+        raise UserError(
+            f"--zero {flags.engine.zero} but --deepspeed-config {path} has ZeRO stage {stage}: give --zero {stage}"
+        )
     bf16 = flags.engine.precision == "bf16"
     if bf16 and stage == 0:
         raise UserError(f"{path}: --precision bf16 needs ZeRO stage 1 or higher; raise it or use --precision fp32")
@@ -59,7 +42,7 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
         config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False, "use_reentrant": False}
     if bf16:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        config.setdefault("data_types", {})["grad_accum_dtype"] = "fp32"
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 
 

@@ -19,6 +19,8 @@ LOCK = ".lock"
 """The file in a folder by which one process at a time uses it."""
 PROBE_SECONDS = 0.5
 """How long a lock may be held by those who only look whether it is free."""
+WRITTEN = ".written.json"
+"""The file in a folder that says by which command, and which files, it was written."""
 STAGING = "partial"
 """Suffix of a folder NAME while it is filled: .NAME.partial-XXXX; a pack, which can go on, has .NAME.partial."""
 
@@ -96,6 +98,47 @@ def staged_folder(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
         finally:
             if staging is not None and staging.exists():
                 shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def replaceable_folder(out: Path, command: str, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary sibling of `out`, see :func:`staged_folder`; its files are listed in it, so that the same
+    command may replace them.
+
+    Raises:
+        UserError: :func:`check_replaceable` did, or the disk is full, or not ours to write.
+    """
+    with staged_folder(out, lambda out: check_replaceable(out, command, overwrite)) as folder:
+        yield folder
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+        write_json(folder / WRITTEN, {"command": command, "files": files})
+
+
+def check_replaceable(out: Path, command: str, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but, given `overwrite`, what `command` wrote there and nothing besides.
+
+    Raises:
+        UserError: naming the first stranger.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} exists and is not a folder: choose another")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    try:
+        written = json.loads((out / WRITTEN).read_text(encoding="utf-8"))
+        known = {WRITTEN, *written["files"]} if written["command"] == command else None
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if known is None:
+        raise UserError(f"{out} is not empty and no folder that {command} wrote: choose another or remove it yourself")
+    if not overwrite:
+        raise UserError(f"{out} holds what {command} wrote: choose another folder or give --overwrite")
+    folders = {str(parent) for name in known for parent in Path(name).parents}
+    for path in sorted(out.rglob("*")):
+        name = str(path.relative_to(out))
+        plain = path.is_file() and not path.is_symlink()
+        if not (plain and name in known) and not (path.is_dir() and not path.is_symlink() and name in folders):
+            raise UserError(f"{out} holds {name}, which {command} did not write: move it away before --overwrite")
 
 
 @contextmanager

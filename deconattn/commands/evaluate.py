@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from deconattn.cli import parse
-from deconattn.durable import staged_folder
+from deconattn.durable import check_replaceable, replaceable_folder
 from deconattn.errors import UserError
 from deconattn.evaluation import harness
 from deconattn.evaluation.datasets import data_files
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deconattn.checkpoint.stored_model import StoredModel
 
 RESULTS, TABLES = "results.json", "results.md"
+COMMAND = "evaluate"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def evaluate(arguments: Arguments) -> None:
         if number is not None and number < 1:
             raise UserError(f"{flag} {number}: give 1 or more")
     out = _out(arguments)
+    check_replaceable(out, COMMAND, arguments.overwrite)
     require("eval", "evaluation")
     needed = list(chosen) if not lengths else [*chosen, BENCHMARKS["wikitext"]]
     files = None
@@ -83,7 +85,7 @@ def evaluate(arguments: Arguments) -> None:
         files = data_files(arguments.datasets, needed)
         harness.without_network()
     models = _open(arguments, lengths)
-    with staged_folder(out, lambda folder: _check_free(folder, arguments.overwrite)) as folder:
+    with replaceable_folder(out, COMMAND, arguments.overwrite) as folder:
         with TemporaryDirectory(prefix="deconattn-evaluation-") as cache:
             tasks = harness.load_tasks(list(dict.fromkeys(needed)), files, Path(cache))
             scored = _score(arguments, models, tasks, [task.name for task in chosen], lengths)
@@ -218,12 +220,3 @@ def _out(arguments: Arguments) -> Path:
 
         kind_of(arguments.models[0])  # says what is wrong with it
     return out.resolve()
-
-
-def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / RESULTS).is_file():
-        raise UserError(f"{out} exists and holds no results: choose another folder with --out")
-    if not overwrite:
-        raise UserError(f"{out} holds results: choose another folder with --out, or give --overwrite")

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
-from deconattn.durable import staged_folder
+from deconattn.durable import check_replaceable, replaceable_folder
 from deconattn.errors import UserError
 from deconattn.hf.config_files import config_json, generation_config_json, stock_model_type
 from deconattn.hf.gguf_file import FILE_NAME as GGUF_NAME
@@ -35,6 +35,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
 
 MAX_SHARD_SIZE = "5GB"
+COMMAND = "export"
 UNKNOWN = Provenance()
 
 
@@ -65,13 +66,13 @@ def export(
         UserError: `out` is in use, the weights are not the configuration's, or the tokenizer cannot be expressed.
     """
     out = out.resolve()
-    _check_free(out, overwrite)  # before the weights are looked at
+    check_replaceable(out, COMMAND, overwrite)  # before the weights are looked at
     tensors = _checked(weights, config)
     stock = stock_model_type(config)
     source = "" if stock else modeling_source(config.layer_variants, plugins)
     eos = None if tokenizer_folder is None else load_tokenizer(tokenizer_folder).eos_token_id
     parameters = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("model.fixed_"))
-    with staged_folder(out, lambda out: _check_free(out, overwrite)) as folder:
+    with replaceable_folder(out, COMMAND, overwrite) as folder:
         _write_json(folder / "config.json", config_json(config, dtype, eos))
         _write_json(folder / "generation_config.json", generation_config_json(eos))
         (folder / "README.md").write_text(model_card(config, dtype, parameters, provenance), encoding="utf-8")
@@ -117,15 +118,6 @@ def _write_weights(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise UserError(f"{out} exists and is not empty: choose another folder or give --overwrite")
-    if not (out / "generation_config.json").is_file() or not (out / "config.json").is_file():
-        raise UserError(f"{out} is not an export, so --overwrite leaves it alone: choose another folder")
 
 
 def _write_json(path: Path, value: Any) -> None:

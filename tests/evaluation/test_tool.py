@@ -91,11 +91,11 @@ def test_results_lie_with_the_model_and_are_not_replaced_unasked(
     out = hybrid_run / "evaluation"
     assert evaluate(*words)[0] == 0
     before = (out / "results.json").read_bytes()
-    assert f"{out} holds results: choose another folder with --out, or give --overwrite" in refused(*words)
+    assert f"{out} holds what evaluate wrote: choose another folder or give --overwrite" in refused(*words)
     assert (out / "results.json").read_bytes() == before
     assert evaluate(*words, "--overwrite", "--limit", 1)[0] == 0
     assert (out / "results.json").read_bytes() != before
-    assert "holds no results" in refused(*words, "--overwrite", "--out", documents)
+    assert "no folder that evaluate wrote" in refused(*words, "--overwrite", "--out", documents)
     assert sorted(path.name for path in hybrid_run.iterdir()) == ["checkpoints", "config.json", "evaluation"]
 
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from deconattn.durable import WRITTEN, check_replaceable
 from deconattn.errors import UserError
 from deconattn.hf import export as export_module
 from deconattn.hf.model_card import Provenance
@@ -149,9 +150,37 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 def test_overwrite_spares_what_is_no_export(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not an export"):
+    with pytest.raises(UserError, match="no folder that export wrote"):
         exported(trained(small_config("mlp")), tmp_path, overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "stranger", ["optimizer.pt", ".git/HEAD", "notes/today.md", "empty/", "evaluation/results.json"]
+)
+def test_overwrite_spares_what_was_put_into_an_export(tmp_path: Path, stranger: str) -> None:
+    model = trained(small_config("mlp"))
+    out = exported(model, tmp_path / "out")
+    path = out / stranger
+    path.parent.mkdir(exist_ok=True)
+    if stranger.endswith("/"):
+        path.mkdir()
+    else:
+        path.write_text("mine")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(UserError, match=rf"{stranger.split('/')[0]}.*, which export did not write"):
+        exported(model, out, overwrite=True)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_overwrite_spares_what_another_command_wrote(tmp_path: Path) -> None:
+    model = trained(small_config("mlp"))
+    out = exported(model, tmp_path / "out")
+    with pytest.raises(UserError, match="no folder that evaluate wrote"):
+        check_replaceable(out, "evaluate", overwrite=True)
+    (out / WRITTEN).write_text("[]")
+    with pytest.raises(UserError, match="no folder that export wrote"):
+        exported(model, out, overwrite=True)
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

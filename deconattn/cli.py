@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar, cast
 
 import tyro
 
 from deconattn.errors import UserError
+from deconattn.shown import SafeStream, one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,15 +95,36 @@ def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.S
 
 def run(command: Callable[[], int | None]) -> None:
     """Run a command line's body and exit: 0, its return value, or 2 after a :class:`UserError`."""
+    with safe_output():
+        code = _code_of(command)
+    sys.exit(code or 0)
+
+
+@contextmanager
+def safe_output() -> Iterator[None]:
+    """Show what names and texts from files hold, on standard output and error, in place of letting it act."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, SafeStream(stream)) for stream in before)
     try:
-        code = command()
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def say_error(error: UserError) -> None:
+    """Print an error as the one line that it is to be."""
+    print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+
+
+def _code_of(command: Callable[[], int | None]) -> int | None:
+    try:
+        return command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
+        say_error(error)
+        return 2
     except BrokenPipeError:  # the reader of our standard output (head, less) has left
         # What is left in the buffer is written again when Python leaves, which would complain then.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-        code = 0
-    sys.exit(code or 0)
+        return 0

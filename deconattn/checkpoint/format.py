@@ -38,6 +38,7 @@ from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers.plugins import names_in_process
+from deconattn.shown import one_line
 
 FORMAT_VERSION = 1
 MANIFEST = "checkpoint.json"
@@ -310,7 +311,7 @@ def newest_good(run: Path) -> Checkpoint | None:
         except UnreadableError:
             raise
         except UserError as error:
-            print(f"warning: passing over {folder.name}: {error}", file=sys.stderr)
+            print(f"warning: passing over {folder.name}: {one_line(error)}", file=sys.stderr)
             reasons.append(f"{folder.name}: {error}")
     if reasons:
         raise UserError(f"{run} has no checkpoint that can be read: {'; '.join(reasons)}")

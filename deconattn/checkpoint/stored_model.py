@@ -36,6 +36,7 @@ from deconattn.mixers import variant_names
 from deconattn.mixers.plugins import load_plugins
 from deconattn.model.decoder import Decoder
 from deconattn.model.streams import Streams
+from deconattn.shown import one_line
 
 Precision = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -253,7 +254,7 @@ def run_of(folder: Path) -> Path | None:
 
 def _label(path: Path) -> str:
     run, name = run_of(path), path.resolve().name
-    return name if run is None else f"{run.name}/{name}"
+    return one_line(name if run is None else f"{run.name}/{name}")
 
 
 def _last_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from deconattn.cli import parse
 from deconattn.generation.sampling import Sampling
 from deconattn.generation.text_io import TextOutput, read_prompt
 from deconattn.program import command
+from deconattn.shown import data_stream
 
 INTERRUPTED = 130
 # A constructor, or `--prompt None` would be no prompt.
@@ -74,7 +75,7 @@ def _generate(arguments: Arguments, prompt: str) -> None:
         )
         sampling = replace(sampling, max_new_tokens=limit)
     model = stored.load(arguments.dtype)
-    output = TextOutput(sys.stdout)
+    output = TextOutput(data_stream(sys.stdout))
     stream = TextStream(stored.tokenizer, output.write)
     output.prompt(prompt)
     start = time.perf_counter()

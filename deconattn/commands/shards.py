@@ -14,6 +14,7 @@ One of several, shards of another size, and out of other programs' token ids:
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +28,7 @@ from rich.table import Table
 from deconattn.cli import complaints_in_one_line, completed_name, show
 from deconattn.errors import UserError
 from deconattn.program import command as spelled
+from deconattn.shown import data_stream, one_line
 
 if TYPE_CHECKING:
     from deconattn.data.corpus_tools.info import CorpusInfo, SplitInfo
@@ -181,7 +183,7 @@ def verify(command: Verify) -> int:
         verdict = verify_folder(folder, command.sample)
         faults += len(verdict.faults)
         for line in (*verdict.faults, *(f"note: {note}" for note in verdict.notes), verdict):
-            print(line)
+            print(one_line(line))
     return 1 if faults else 0
 
 
@@ -211,13 +213,13 @@ def decode(command: Decode) -> None:
     if command.grep:
         containing = (document for document in documents if command.grep in document.text)
         for document in islice(containing, command.count):
-            print(f"{document.number}: {document.excerpt(command.grep)}")
+            print(f"{document.number}: {one_line(document.excerpt(command.grep))}")
         return
     for document in islice(documents, command.count or 1):
         print(f"--- {command.split} document {document.number}, {len(document.ids):,} tokens")
         if command.ids:
             print(*document.ids.tolist())
-        print(document.text)
+        print(document.text, file=data_stream(sys.stdout))
 
 
 def convert(command: Convert) -> None:
@@ -254,7 +256,7 @@ def _counts(manifest: "Manifest") -> str:
 def _show_corpus(corpus: "CorpusInfo") -> None:
     tokenizer = corpus.tokenizer
     separator = f" {tokenizer.separator!r}" if tokenizer.separator else ""
-    print(f"{corpus.folder}: packed from {corpus.source}; {corpus.dtype}, format {corpus.format_version}")
+    print(one_line(f"{corpus.folder}: packed from {corpus.source}; {corpus.dtype}, format {corpus.format_version}"))
     print(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, separator {tokenizer.eos_token_id}{separator}")
     other = "" if tokenizer.matches_manifest else " (the manifest has another)"
     print(f"  fingerprint {tokenizer.fingerprint}{other}")
@@ -269,7 +271,7 @@ def _show_corpus(corpus: "CorpusInfo") -> None:
     table = Table("shard", "documents", "tokens", "bytes", "largest id", "SHA-256")
     for shard in corpus.shards[:_SHARDS_SHOWN]:
         numbers = (shard.documents, shard.tokens, shard.bytes, shard.max_token_id)
-        table.add_row(shard.name, *(f"{number:,}" for number in numbers), shard.sha256)
+        table.add_row(one_line(shard.name), *(f"{number:,}" for number in numbers), shard.sha256)
     show(table)
     if len(corpus.shards) > _SHARDS_SHOWN:
         print(f"and {len(corpus.shards) - _SHARDS_SHOWN:,} shards more (--json lists all)")

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from deconattn.evaluation.results import AVERAGE, Row, Score, average
 from deconattn.evaluation.tasks import COLUMNS
+from deconattn.shown import markdown_text
 
 NOTHING = "-"
 Cells = list[list[str]]
@@ -34,7 +35,7 @@ def context_cells(lengths: Sequence[int], perplexities: Sequence[tuple[str, Sequ
 
 def markdown(title: str, cells: Cells) -> str:
     """A heading and a table."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    lines = ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in cells]
     lines.insert(1, "| --- |" + " ---: |" * (len(cells[0]) - 1))
     return f"## {title}\n\n" + "\n".join(lines) + "\n"
 

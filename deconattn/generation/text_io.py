@@ -1,6 +1,5 @@
 """The text that is to be continued, and text onto standard output."""
 
-import io
 from pathlib import Path
 from typing import TextIO
 
@@ -54,7 +53,7 @@ class TextOutput:
     """Writes UTF-8 whatever the locale, each piece at once. What is written last is a line end."""
 
     def __init__(self, stream: TextIO) -> None:
-        if isinstance(stream, io.TextIOWrapper):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
         self._stream = stream
 

@@ -9,6 +9,7 @@ import torch
 
 from deconattn.hf.config_files import stock_model_type
 from deconattn.layers.config import ModelConfig
+from deconattn.shown import markdown_text
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ def model_card(config: ModelConfig, dtype: torch.dtype, parameters: int, provena
     if provenance.step is not None:
         rows["training steps"] = f"{provenance.step:,}"
     if provenance.datasets:
-        rows["trained on"] = ", ".join(provenance.datasets)
+        rows["trained on"] = markdown_text(", ".join(provenance.datasets))
     if provenance.base_model:
-        rows["started from"] = provenance.base_model
+        rows["started from"] = markdown_text(provenance.base_model)
     rows["written with"] = ", ".join(f"{name} {version(name)}" for name in ("deconattn", "torch", "transformers"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     layers = "\n".join(f"| {span} | `{variant}` |" for span, variant in _spans(config.layer_variants))

@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from deconattn.errors import UserError
 from deconattn.launch.peers import Peer
+from deconattn.shown import one_line
 
 LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
@@ -75,7 +76,7 @@ class Watch:
     def end(self, error: Exception) -> NoReturn:
         """End this process after an exception: exit code 2 for what the user can mend, else 1."""
         if isinstance(error, UserError):
-            self._fail(str(error), f"error: {error}", 2)
+            self._fail(str(error), f"error: {one_line(error)}", 2)
         if len(self.peers) > 1 and _is_lost_connection(error):
             with self._concluding:  # where the thread was first, wait for it to end the process
                 self._conclude("lost", _first_sentence(error))

@@ -9,7 +9,7 @@ from types import FrameType
 
 import psutil
 
-from deconattn.cli import handled
+from deconattn.cli import handled, safe_output, say_error
 from deconattn.config.command_line import parse_training_flags
 from deconattn.errors import UserError
 from deconattn.launch import ranks
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the flags; by default the process's.
     """
     stop = StopRequest()
-    with handled(stop.ask, signal.SIGTERM, signal.SIGINT):
+    with safe_output(), handled(stop.ask, signal.SIGTERM, signal.SIGINT):
         _train(arguments, stop)
 
 
@@ -65,7 +65,7 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
         ranks.join(os.environ)
         ranks.check(os.environ)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         sys.exit(2)
     try:
         flags = parse_training_flags(given)
@@ -79,7 +79,7 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
             )
     except UserError as error:
         if ranks.rank() == 0:  # all ranks found the same
-            print(f"error: {error}", file=sys.stderr)
+            say_error(error)
         sys.exit(2)
 
     import torch.distributed

@@ -13,6 +13,7 @@ from deconattn.reproduction.charts import colour
 from deconattn.reproduction.pictures import loss_pictures, radar_pictures, table_pictures
 from deconattn.reproduction.progress_view import KINDS, NOTHING
 from deconattn.reproduction.tables import HEADINGS, TableRow, duration, lines_of, size_name
+from deconattn.shown import markdown_text, one_line
 
 HTML, MARKDOWN, DATA = "report.html", "report.md", "data.json"
 
@@ -64,10 +65,11 @@ def html(data: Data) -> str:
 
 def markdown(data: Data) -> str:
     """The tables and the words."""
-    parts = [f"# {title(data)}", lede(data), "## What this shows"]
+    parts = [f"# {title(data)}", markdown_text(lede(data)), "## What this shows"]
     parts.append(
         "\n".join(
-            f"- **{verdict(claim)}** ({claim['models']}): {_plain(claim['finding'])} {_plain(claim['numbers'])}"
+            f"- **{verdict(claim)}** ({markdown_text(claim['models'])}): "
+            + markdown_text(f"{claim['finding']} {claim['numbers']}")
             for claim in data["claims"]
         )
         or "Nothing yet."
@@ -82,14 +84,16 @@ def markdown(data: Data) -> str:
     for name, run in data["runs"].items():
         found = run["training"]
         speed, memory = found.get("tokens_per_second"), found.get("memory_gib")
-        cells = [name, run["state"], f"{run['parameters']:,}", f"{run['planned_tokens']:,}"]
+        cells = [markdown_text(name), run["state"], f"{run['parameters']:,}", f"{run['planned_tokens']:,}"]
         cells += [duration(found.get("seconds")), f"{speed:,.0f}" if speed else NOTHING]
         rows.append("| " + " | ".join([*cells, f"{memory:.1f}" if memory else NOTHING]) + " |")
     parts.append("\n".join([heading, *rows]))
     for failure in data["failed"]:
-        log = "\n".join(f"    {line}" for line in failure["lines"])
-        parts.append(f"Failed: {failure['run']}, {KINDS[failure['kind']]} ({failure['reason']})\n\n{log}")
-    parts.append("Versions: " + ", ".join(f"{name} {' / '.join(v)}" for name, v in data["versions"].items()))
+        log = "\n".join(f"    {one_line(line)}" for line in failure["lines"])
+        what = f"{failure['run']}, {KINDS[failure['kind']]} ({failure['reason']})"
+        parts.append(f"Failed: {markdown_text(what)}\n\n{log}")
+    versions = ", ".join(f"{name} {' / '.join(v)}" for name, v in data["versions"].items())
+    parts.append(f"Versions: {markdown_text(versions)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -139,9 +143,5 @@ def _markdown_table(columns: list[str], lines: list[TableRow]) -> str:
         for cell in line.cells:
             error = f" ± {cell.error}" if cell.error else ""
             cells.append(cell.ours + error + (f" (paper {cell.paper})" if cell.paper else ""))
-        rows.append("| " + " | ".join(_plain(text) for text in cells) + " |")
+        rows.append("| " + " | ".join(markdown_text(text) for text in cells) + " |")
     return "\n".join(rows)
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", "\\|")

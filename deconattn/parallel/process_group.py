@@ -1,8 +1,10 @@
 """Process group start-up: devices, threads, timeouts, and a wait that is no collective."""
 
+import ipaddress
 import logging
 import os
 import pickle
+import socket
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -51,8 +53,47 @@ def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.devic
     # A new group has the module's default, not the default group's timeout, and DeepSpeed has no way to say another.
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if (store := _loopback_store(timeout)) is not None:
+        rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        bound = device if device.type == "cuda" and size > 1 else None  # as DeepSpeed does it
+        torch.distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound
+        )
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return device
+
+
+def _loopback_store(timeout: timedelta) -> torch.distributed.TCPStore | None:
+    """Return the store where the ranks of one machine meet, which no other machine can reach.
+
+    PyTorch's own listens on every interface, and whoever reaches it can write what the ranks unpickle. None where
+    MASTER_ADDR is no address of the loopback, or torchrun keeps the store.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if not _is_loopback(host) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    if rank:
+        return torch.distributed.TCPStore(host, port, size, is_master=False, timeout=timeout)
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise RuntimeError(f"{host}:{port}: {error.strerror}") from error
+        listener.listen(max(128, size))
+        return torch.distributed.TCPStore(
+            host, listener.getsockname()[1], size, is_master=True, timeout=timeout, master_listen_fd=listener.detach()
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether every machine takes a host for itself; a name may stand for another address elsewhere."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def wait_for_rank_0(what: str) -> None:

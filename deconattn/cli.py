@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar, cast
 
 import tyro
 
-from deconattn.errors import UserError
+from deconattn.errors import FULL, UserError, of_the_disk
 from deconattn.shown import SafeStream, one_line
 
 if TYPE_CHECKING:
@@ -128,3 +128,8 @@ def _code_of(command: Callable[[], int | None]) -> int | None:
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL:
+            raise
+        say_error(of_the_disk(error, error.filename or "the folder to be written"))
+        return 2

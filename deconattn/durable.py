@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from deconattn.errors import UserError
+from deconattn.errors import UserError, of_the_disk
 
 LOCK = ".lock"
 """The file in a folder by which one process at a time uses it."""
@@ -146,14 +146,10 @@ def disk_errors(out: Path) -> Iterator[None]:
     """Turn an OSError on the way to `out` into a UserError: a full disk, no permission, whatever it is."""
     try:
         yield
+    except BrokenPipeError:  # of standard output, not of the disk
+        raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{out}: no space left on the disk; free some or give another folder") from error
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            raise UserError(f"{error.filename or out}: no permission to write; give another folder") from error
-        raise UserError(
-            f"{error.filename or out}: {error.strerror or error}; check it or give another folder"
-        ) from error
+        raise of_the_disk(error, out) from error
 
 
 def put_in_place(staging: Path, out: Path) -> None:

@@ -1,6 +1,8 @@
 """The frame around every command line."""
 
+import errno
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +64,34 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
             run(command)
         assert leaving.value.code == code
     assert capsys.readouterr().err == "error: no such thing: choose another\n"
+
+
+def test_a_disk_that_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def unreadable() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "hidden"))
+
+    def through_a_file() -> None:
+        (tmp_path / "file").touch()
+        (tmp_path / "file" / "below").read_text()
+
+    for command, message in (
+        (full, "no space left"),
+        (unreadable, "hidden: no permission"),
+        (through_a_file, "file/below: Not a directory"),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            run(command)
+        assert leaving.value.code == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
+
+
+def test_an_error_of_ours_keeps_its_traceback() -> None:
+    def wrong() -> None:
+        raise OSError("of no file")
+
+    with pytest.raises(OSError, match="of no file"):
+        run(wrong)

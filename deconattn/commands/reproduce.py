@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.table import Table
 
 from deconattn.cli import handled, parse, show
-from deconattn.durable import hold_lock
+from deconattn.durable import disk_errors, hold_lock
 from deconattn.errors import UserError
 from deconattn.extras import require
 from deconattn.program import command
@@ -59,7 +59,8 @@ def main(words: Sequence[str]) -> int:
     arguments = parse(Arguments, words, program=command("reproduce"))
     again = f"{command('reproduce')} {shlex.join(word for word in words if word != '--retry-failed')}"
     try:
-        return _reproduce(arguments, again)
+        with disk_errors(arguments.out):
+            return _reproduce(arguments, again)
     except KeyboardInterrupt:  # while it planned; later a stop is waited for
         return INTERRUPTED
 

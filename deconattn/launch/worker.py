@@ -11,7 +11,7 @@ import psutil
 
 from deconattn.cli import handled, safe_output, say_error
 from deconattn.config.command_line import parse_training_flags
-from deconattn.errors import UserError
+from deconattn.errors import UserError, of_the_disk
 from deconattn.launch import ranks
 from deconattn.program import command, quoted
 
@@ -77,9 +77,11 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
                 "--max-restarts needs our own launcher, which did not start this rank: use "
                 f"{command('train')} without deepspeed, torchrun, srun or mpirun, or leave the flag out"
             )
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise
         if ranks.rank() == 0:  # all ranks found the same
-            say_error(error)
+            say_error(error if isinstance(error, UserError) else of_the_disk(error, error.filename))
         sys.exit(2)
 
     import torch.distributed

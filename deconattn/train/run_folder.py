@@ -39,10 +39,14 @@ def check_run_folder(flags: TrainingFlags) -> None:
     save = flags.run.save
     if save is None or flags.run.resume:
         return
-    if save.exists() and not save.is_dir():
-        raise UserError(f"--save {save} is not a folder: give another")
-    if steps_in(save):
-        raise UserError(f"--save {save} already holds a run ({steps_in(save)[0].name}): add --resume, or give another")
+    try:
+        if save.exists() and not save.is_dir():
+            raise UserError(f"--save {save} is not a folder: give another")
+        found = steps_in(save)
+    except OSError as error:  # a folder above it that may not be looked into, or a link that leads to itself
+        raise UserError(f"--save {save}: {error.strerror}; give another") from error
+    if found:
+        raise UserError(f"--save {save} already holds a run ({found[0].name}): add --resume, or give another")
 
 
 def claim_run_folder(flags: TrainingFlags) -> tuple[Path, durable.FolderLock | None]:
@@ -61,7 +65,10 @@ def claim_run_folder(flags: TrainingFlags) -> tuple[Path, durable.FolderLock | N
         except UserError as error:
             chosen = [None, str(error)]
         except OSError as error:
-            chosen = [None, f"--save {chosen[0]}: {error.strerror}; give a folder that can be written"]
+            chosen = [
+                None,
+                f"--save {chosen[0]}: {error.strerror}; give a folder that can be written",
+            ]
     torch.distributed.broadcast_object_list(chosen, src=0)
     run, token = chosen
     if run is None:

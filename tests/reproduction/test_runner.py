@@ -1,7 +1,9 @@
 """tools/reproduce.py as it is run: to its end, killed, stopped, beside another, with cells that fail."""
 
 import dataclasses
+import errno
 import json
+import os
 import random
 import re
 import shutil
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from deconattn.commands.reproduce import main
 from deconattn.errors import UserError
 from deconattn.reproduction.folder import ReproductionFolder, check_same
 from deconattn.reproduction.plans import Request
@@ -155,6 +158,15 @@ def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
     assert "3 runs, 6.00e+09 FLOPs" in shown
     last = next(line for line in shown.splitlines() if "tiny-mlp-even" in line)
     assert "50.0%" in last and "evaluate, skip, analyze" in last and "1/2" in last
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=f"{tmp_path / 'out'}: no space left on the disk; free some"):
+        main(["--out", str(tmp_path / "out"), *SMALL])
 
 
 def test_render_needs_a_reproduction(tmp_path: Path, undisturbed: Path) -> None:

@@ -107,7 +107,7 @@ def test_no_permission(config: PackConfig, monkeypatch: pytest.MonkeyPatch) -> N
         raise PermissionError(errno.EACCES, "Permission denied", str(config.out.parent))
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
-    with pytest.raises(UserError, match=f"{config.out.parent}: no permission to write"):
+    with pytest.raises(UserError, match=f"{config.out.parent}: no permission"):
         pack(config)
 
 

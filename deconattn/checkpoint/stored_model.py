@@ -1,6 +1,5 @@
 """Trained models of any kind as Hugging Face models: an export, a stock model, a run or a checkpoint."""
 
-import re
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, open_checkpoint
 from deconattn.checkpoint.hf_config import MODEL_TYPES, read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.kinds import HF_CONFIG, kind_of, read_config
+from deconattn.checkpoint.manifest import is_step_name
 from deconattn.checkpoint.without_layers import check_skip, without_layers
 from deconattn.errors import UserError
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
@@ -146,9 +146,9 @@ def open_model(path: Path, plugins: Sequence[Path] = ()) -> StoredModel:
 def _in_checkpoint(path: Path, plugins: Sequence[Path]) -> StoredModel:
     checkpoint = open_checkpoint(path)
     if plugins:
-        flags = checkpoint.config["flags"]
-        model = flags["model"] | {"plugin": [str(plugin) for plugin in plugins]}
-        checkpoint = replace(checkpoint, config=checkpoint.config | {"flags": flags | {"model": model}})
+        flags = checkpoint.flags
+        flags = replace(flags, model=replace(flags.model, plugin=tuple(plugins)))
+        checkpoint = replace(checkpoint, config=replace(checkpoint.config, flags=flags))
     if checkpoint.tokenizer_folder is None:
         raise UserError(f"{checkpoint.folder} has no tokenizer/: put the tokenizer of its corpus there")
     tokenizer = _exported_tokenizer(checkpoint.tokenizer_folder, checkpoint.model_config.max_position_embeddings)
@@ -247,7 +247,7 @@ def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | No
 def run_of(folder: Path) -> Path | None:
     """Return the run whose `step-N` folder this is; None where it is none."""
     folder = folder.resolve()
-    is_step = re.fullmatch(r"step-\d+", folder.name) is not None and folder.parent.name == CHECKPOINTS
+    is_step = is_step_name(folder.name) and folder.parent.name == CHECKPOINTS
     return folder.parents[1] if is_step else None
 
 

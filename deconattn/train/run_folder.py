@@ -16,13 +16,13 @@ import torch
 
 from deconattn import durable
 from deconattn.checkpoint.format import steps_in
-from deconattn.config.command_line import RUN_CONFIG, to_json
+from deconattn.config.command_line import to_json
 from deconattn.config.flags import TrainingFlags
+from deconattn.config.run_config import RUN_CONFIG, CorpusIdentity
 from deconattn.data import read_manifest
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.model.flops import count_parameters
-from deconattn.train.inputs import CorpusIdentity
 
 BYTES_A_PARAMETER = 12
 """Bytes of a checkpoint per parameter: the fp32 weight and two moments."""

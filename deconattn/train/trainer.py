@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import torch
 
 from deconattn import durable
-from deconattn.checkpoint.format import Checkpoint, Progress, newest_good
-from deconattn.config.command_line import RUN_CONFIG
+from deconattn.checkpoint.format import Checkpoint, newest_good
+from deconattn.checkpoint.manifest import Progress
+from deconattn.config.command_line import check_same_run
 from deconattn.config.flags import TrainingFlags, model_config
+from deconattn.config.run_config import RUN_CONFIG
 from deconattn.cost.hardware import peak_flops
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
@@ -25,7 +27,7 @@ from deconattn.parallel.process_group import from_rank_0, wait_for_rank_0
 from deconattn.parallel.topology import Topology
 from deconattn.program import command, quoted
 from deconattn.train.engine import Engine, StepResult
-from deconattn.train.inputs import CorpusIdentity, TrainingData, check_identities
+from deconattn.train.inputs import TrainingData, check_identities
 from deconattn.train.metrics import Metrics, memory_gib
 from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments, resolved_config
 from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
@@ -210,8 +212,8 @@ class Trainer:
         # Rank 0 alone chooses and verifies: ranks that see different folders would train on from different steps.
         checkpoint = from_rank_0(lambda: newest_good(self.run_folder))
         if checkpoint is not None:
-            saved = [CorpusIdentity(**identity) for identity in checkpoint.config["data"]]
-            check_identities(saved, self.data.identities)
+            check_same_run(checkpoint.flags, self.flags, str(self.run_folder / RUN_CONFIG))
+            check_identities(checkpoint.config.data, self.data.identities)
         return checkpoint  # None: the run was killed before its first checkpoint and starts over
 
     def _build_model(self, checkpoint: Checkpoint | None) -> CausalLM:

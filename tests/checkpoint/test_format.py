@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from deconattn.checkpoint.format import MANIFEST, is_whole, newest_good, read_checkpoint, steps_in
+from deconattn.checkpoint.format import newest_good, read_checkpoint, steps_in
+from deconattn.checkpoint.manifest import MANIFEST, is_whole
 from deconattn.durable import FolderLock, check_unused
 from deconattn.errors import UserError
 from deconattn.train.metrics import METRICS
@@ -57,7 +58,7 @@ def test_what_is_no_file_is_refused_without_waiting(run: Path) -> None:
     folder = run / "checkpoints" / "step-6"
     (folder / MANIFEST).unlink()
     os.mkfifo(folder / MANIFEST)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="no regular file"):
         read_checkpoint(folder)
     (folder / MANIFEST).unlink()
     (folder / MANIFEST).write_text("[" * 100_000)

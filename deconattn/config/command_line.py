@@ -25,6 +25,7 @@ class _Decisive:
     size: str | None = None
     config: Path | None = None
     resume: bool = False
+    resume_from: str | None = None
     save: Path | None = None
 
 
@@ -42,11 +43,12 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
     with complaints_in_one_line():
         first, _ = tyro.cli(_Decisive, args=decisive, return_unknown_args=True, add_help=False)
     file = None if first.config is None else read_config_file(first.config)
-    saved = saved_flags(_save(first, file)) if first.resume else None
+    resumes = first.resume or first.resume_from is not None
+    saved = saved_flags(_save(first, file)) if resumes else None
     defaults = saved or size_defaults(_size(first, file))
     flags = parse(TrainingFlags, arguments, default=file.on(defaults) if file else defaults, program=command("train"))
     # Only now, since --help has left: PyTorch takes a second to import.
-    flags = _with_precision(flags)
+    flags = _with(_with_precision(flags), "run", resume=resumes)
     if saved:
         check_same_run(saved, flags, f"{first.config} and the flags" if file else "the flags")
     flags.check()
@@ -96,7 +98,7 @@ def to_json(flags: TrainingFlags) -> dict[str, Any]:
     """Return plain values, paths made absolute; `--resume` and `--config` are acts, not properties of the run."""
     from pydantic import TypeAdapter
 
-    run = dataclasses.replace(flags.run, resume=False, save=None, config=None)
+    run = dataclasses.replace(flags.run, resume=False, resume_from=None, save=None, config=None)
     return TypeAdapter(TrainingFlags).dump_python(_absolute(dataclasses.replace(flags, run=run)), mode="json")
 
 

@@ -20,7 +20,7 @@ from deconattn.errors import UserError
 
 _RUN = {field.name for field in dataclasses.fields(RunConfig)}
 """Keys of a run's config.json."""
-_ACTS = ("config", "resume")
+_ACTS = ("config", "resume", "resume_from")
 """Flags that only a command line can have."""
 
 

@@ -4,11 +4,12 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read; what would keep a reader waiting (a FIFO, a device) is an OSError."""
     return open(path, "rb", opener=_opened)
 

@@ -27,13 +27,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, contiguous_format
 
 from deconattn import durable
 from deconattn.checkpoint.in_use import Hold
 from deconattn.checkpoint.manifest import MANIFEST, Progress, is_step_name, read_manifest, step_of, write_manifest
+from deconattn.checkpoint.tensors import Header, expected_headers, first_difference, headers, open_tensors
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.run_config import RUN_CONFIG, RunConfig, read_run_config
 from deconattn.data.manifest import TOKENIZER_NAMES
@@ -102,18 +102,27 @@ class Checkpoint:
     def tensors(self, kind: str, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor), reading only the wanted ones; kind is `weights`, `exp_avg` or `exp_avg_sq`."""
         for path in self._files(kind):
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     if wanted is None or name in wanted:
                         yield name, file.get_tensor(name)
 
-    def shapes(self, kind: str) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor without reading it."""
-        found: dict[str, tuple[int, ...]] = {}
-        for path in self._files(kind):
-            with safe_open(path, framework="pt") as file:
-                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        return found
+    def check(self, *kinds: str) -> None:
+        """Check that these kinds of tensors are those of the model, in number, type and shape; none is read.
+
+        Raises:
+            UserError: naming the first that is not.
+        """
+        parameters, buffers = expected_headers(self.model_config)
+        for kind in kinds:
+            found: dict[str, Header] = {}
+            for path in self._files(kind):
+                found |= headers(path)
+            expected = parameters | buffers if kind == "weights" else parameters
+            if (name := first_difference(expected, found)) is not None:
+                raise UserError(
+                    f"{self.folder} does not fit the model ({kind} of {name}): restore it or use another checkpoint"
+                )
 
     def weights(self) -> dict[str, Tensor]:
         """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names."""

@@ -15,7 +15,7 @@ from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
 from deconattn.json_files import open_regular, parse_json, read_bytes, reason
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "checkpoint.json"
 _STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 
@@ -50,7 +50,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Manifest of a step folder; `files` are paths in it, `sha256` is of all the rest."""
+    """Manifest of a step folder; `files` are paths in it, `sha256`, which format 1 did not have, is of all the rest."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     format_version: int
@@ -108,6 +108,8 @@ def read_manifest(folder: Path) -> Manifest:
     except ValueError as error:
         raise UserError(f"{path} cannot be read ({reason(error)}): use an earlier checkpoint") from None
     progress = manifest.progress
+    if manifest.sha256 is None and version != 1:
+        raise UserError(f"{path} lacks its own checksum: {remedy}")
     if manifest.sha256 is not None and manifest.sha256 != _digest({k: v for k, v in content.items() if k != "sha256"}):
         raise UserError(f"{path} was changed after it was written: {remedy}")
     number = _STEP.fullmatch(folder.resolve().name)

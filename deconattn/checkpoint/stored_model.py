@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -149,6 +148,7 @@ def _in_checkpoint(path: Path, plugins: Sequence[Path]) -> StoredModel:
         flags = checkpoint.flags
         flags = replace(flags, model=replace(flags.model, plugin=tuple(plugins)))
         checkpoint = replace(checkpoint, config=replace(checkpoint.config, flags=flags))
+    checkpoint.check("weights")
     if checkpoint.tokenizer_folder is None:
         raise UserError(f"{checkpoint.folder} has no tokenizer/: put the tokenizer of its corpus there")
     tokenizer = _exported_tokenizer(checkpoint.tokenizer_folder, checkpoint.model_config.max_position_embeddings)
@@ -183,8 +183,11 @@ def _read_checkpoint(checkpoint: Checkpoint, config: DeconAttnConfig, dtype: tor
 
 def _in_folder(folder: Path) -> StoredModel:
     path = folder / HF_CONFIG
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_file() and not entry.is_dir():  # a FIFO would keep its reader waiting
+            raise UserError(f"{entry} is no regular file: remove or restore it")
     model_type = read_config(folder)["model_type"]
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UserError(
             f"{path}: transformers has no model_type {model_type!r}, and code that lies beside a model is not run: "
             "give another model"
@@ -192,23 +195,40 @@ def _in_folder(folder: Path) -> StoredModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         variants = config.to_model_config().layer_variants if isinstance(config, DeconAttnConfig) else ()
-    except (StrictDataclassError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever a configuration's class comes up with
         raise UserError(f"{path} is no configuration of {model_type} ({_last_line(error)}): correct it") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{path}: a {model_type} is no causal language model: give one")
     for variant in variants:
         if variant not in variant_names():
             raise UserError(f"{folder} has layers of variant {variant!r}: give its file with --plugin")
-    HFWeights(folder)  # raises where there is no weight to read
+    _check_weights(folder, config)
     read = partial(_read_folder, folder, config)
     return StoredModel(folder, config, _tokenizer_in(folder), _label(folder), None, read)
+
+
+def _check_weights(folder: Path, config: PreTrainedConfig) -> None:
+    """Compare the weights' shapes with the configuration, which may ask for more memory than there is."""
+    weights = HFWeights(folder)
+    if getattr(config, "quantization_config", None) is not None:
+        return  # its tensors have shapes of their own
+    layers = getattr(config, "num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > len(weights):
+        raise UserError(f"{folder / HF_CONFIG} says {layers} layers, the weights are {len(weights)}: correct either")
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever a model's class comes up with
+        reason = _last_line(error)
+        raise UserError(f"{folder / HF_CONFIG}: no model can be built of it ({reason}): correct it") from error
+    weights.check_against(model)
 
 
 def _tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
     remedy = "copy its tokenizer there, or export with --tokenizer"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # its library raises bare Exception
         if any(folder.glob("tokenizer*")):
             raise UserError(f"{folder}: its tokenizer cannot be read ({_last_line(error)}): {remedy}") from error
         raise UserError(f"{folder} has no tokenizer: {remedy}") from None
@@ -232,7 +252,7 @@ def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | No
             ignore_mismatched_sizes=True,  # they are reported, and refused below
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # whatever a model's class comes up with
         raise UserError(f"{folder} cannot be loaded ({_last_line(error)}): give another model") from error
     finally:
         logging.set_verbosity(verbosity)
@@ -241,6 +261,11 @@ def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | No
     for kind, says in (("missing_keys", "lacks"), ("unexpected_keys", "has, beside what its config.json describes,")):
         for name in sorted(found[kind]):
             raise UserError(f"{folder} {says} {name}: give a whole model and its own config.json")
+    end = model.generation_config.eos_token_id
+    if end is not None and (
+        end == [] or any(type(token) is not int for token in (end if type(end) is list else [end]))
+    ):
+        raise UserError(f"{folder}: eos_token_id is {end!r} in generation_config.json or config.json: give token ids")
     return model
 
 

@@ -79,10 +79,10 @@ def _check_names(content: Any) -> None:
     """Raise ValueError for a name that this version does not know, which pydantic would pass over."""
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
-    groups = {field.name: field.type for field in dataclasses.fields(TrainingFlags)}
     flags = content.get("flags")
-    parts = [(content, RunConfig), (content.get("model"), ModelConfig), (flags, TrainingFlags)]
-    parts += [(flags.get(name), kind) for name, kind in groups.items()] if isinstance(flags, dict) else []
+    parts: list[tuple[Any, Any]] = [(content, RunConfig), (content.get("model"), ModelConfig), (flags, TrainingFlags)]
+    if isinstance(flags, dict):
+        parts += [(flags.get(group.name), group.type) for group in dataclasses.fields(TrainingFlags)]
     for part, kind in parts:
         known = {field.name for field in dataclasses.fields(kind)}
         for name in part if isinstance(part, dict) else ():

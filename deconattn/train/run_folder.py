@@ -44,9 +44,8 @@ def check_run_folder(flags: TrainingFlags) -> None:
     if chosen is not None:
         names = [folder.name for folder in steps_in(save)]
         if chosen not in names:
-            raise UserError(
-                f"--resume-from {chosen}: {save} has {', '.join(names) or 'no checkpoint'}: give one of its own"
-            )
+            held = ", ".join(names) or "no checkpoint"
+            raise UserError(f"--resume-from {chosen}: {save} has {held}: give one of its own")
     if flags.run.resume:
         return
     if save.exists() and not save.is_dir():
@@ -125,9 +124,7 @@ def set_aside(run: Path, step: int) -> None:
         folder.rename(aside / folder.name)
     durable.sync_folder(aside)
     names = ", ".join(folder.name for folder in newer)
-    print(
-        f"note: {names} moved to {aside}, with a copy of {METRICS}: the run goes on from step-{step}", file=sys.stderr
-    )
+    print(f"note: {names} moved to {aside}, with a copy of {METRICS}, to go on from step-{step}", file=sys.stderr)
 
 
 def _remove_leftovers(run: Path) -> None:

@@ -96,16 +96,9 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: the checkpoint is not of this model.
     """
-    with torch.device("meta"):
-        whole = CausalLM(model.config)
-    expected = {name: tuple(parameter.shape) for name, parameter in whole.canonical_parameters().items()}
-    expected |= {name: tuple(buffer.shape) for name, buffer in whole.named_buffers()}
-    moments = {name: tuple(parameter.shape) for name, parameter in whole.canonical_parameters().items()}
-    for kind in KINDS:
-        wanted, found = expected if kind == "weights" else moments, checkpoint.shapes(kind)
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise UserError(f"{checkpoint.folder} does not fit the model ({kind} of {name}): start a new run")
+    if checkpoint.model_config != model.config:
+        raise UserError(f"{checkpoint.folder} is of another model than the flags describe: start a new run")
+    checkpoint.check(*KINDS)
     targets = {**model.canonical_parameters(), **dict(model.named_buffers())}
     shards = buffer_shards(model)
     with torch.no_grad():

@@ -33,15 +33,31 @@ def edited(folder: Path, change: Callable[[Any], Any]) -> None:
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
+def unsealed(manifest: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """As format 1 was, which had no checksum of its own."""
+    return {**manifest, **changes, "sha256": None, "format_version": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda m: m | {"progress": m["progress"] | {"step": 500}}, "was changed after it was written"),
-        (lambda m: {**m, "progress": m["progress"] | {"step": 500}, "sha256": None}, "says step 500"),
-        (lambda m: {**m, "progress": m["progress"] | {"step": -6}, "sha256": None}, "says step -6"),
-        (lambda m: {**m, "progress": m["progress"] | {"step": "6"}, "sha256": None}, "cannot be read"),
+        (
+            lambda m: {**m, "progress": m["progress"] | {"step": 500}, "sha256": None, "format_version": 1},
+            "says step 500",
+        ),
+        (
+            lambda m: {**m, "progress": m["progress"] | {"step": -6}, "sha256": None, "format_version": 1},
+            "says step -6",
+        ),
+        (
+            lambda m: {**m, "progress": m["progress"] | {"step": "6"}, "sha256": None, "format_version": 1},
+            "cannot be read",
+        ),
         (lambda m: {**m, "files": []}, "cannot be read"),
-        (lambda m: {**m, "files": {}, "sha256": None}, "lists no config.json"),
+        (lambda m: {**m, "sha256": None}, "lacks its own checksum"),
+        (lambda m: {**m, "surplus": 1}, "cannot be read"),
+        (lambda m: unsealed(m, files={}), "lists no config.json"),
         (lambda m: {**m, "format_version": 99}, "newer version"),
         (lambda m: [m], "cannot be read"),
     ],
@@ -68,16 +84,18 @@ def test_what_is_no_file_is_refused_without_waiting(run: Path) -> None:
 
 def test_tensors_are_those_of_the_manifest(run: Path) -> None:
     checkpoint = read_checkpoint(run / "checkpoints" / "step-6")
-    shapes = checkpoint.shapes("weights")
+    names = checkpoint.weights().keys()
     other = run / "checkpoints" / "step-2" / "weights-00-00001.safetensors"
     shutil.copy(other, checkpoint.folder / "weights-00-00002.safetensors")
-    assert checkpoint.shapes("weights") == shapes and len(list(checkpoint.tensors("weights"))) == len(shapes)
+    checkpoint.check("weights")
+    assert [name for name, _ in checkpoint.tensors("weights")] == list(names)
 
 
 def test_a_checkpoint_without_a_moment_does_not_resume(run: Path) -> None:
     folder = run / "checkpoints" / "step-6"
     content = json.loads((folder / MANIFEST).read_text())
     del content["files"]["exp_avg_sq-00-00001.safetensors"], content["sha256"]
+    content["format_version"] = 1
     (folder / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"does not fit the model \(exp_avg_sq of"):
         run_job(["--save", str(run), "--resume"])

@@ -125,7 +125,12 @@ class Checkpoint:
                 )
 
     def weights(self) -> dict[str, Tensor]:
-        """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names."""
+        """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names.
+
+        Raises:
+            UserError: they are not the model's.
+        """
+        self.check("weights")
         return dict(self.tensors("weights"))
 
     def _files(self, kind: str) -> list[Path]:

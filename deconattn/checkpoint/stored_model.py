@@ -262,9 +262,8 @@ def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | No
         for name in sorted(found[kind]):
             raise UserError(f"{folder} {says} {name}: give a whole model and its own config.json")
     end = model.generation_config.eos_token_id
-    if end is not None and (
-        end == [] or any(type(token) is not int for token in (end if type(end) is list else [end]))
-    ):
+    tokens = end if isinstance(end, list) else [end]
+    if end is not None and (not tokens or any(type(token) is not int for token in tokens)):
         raise UserError(f"{folder}: eos_token_id is {end!r} in generation_config.json or config.json: give token ids")
     return model
 

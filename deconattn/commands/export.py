@@ -52,7 +52,6 @@ def export_checkpoint(arguments: Arguments) -> None:
     if arguments.gguf:
         require("gguf", "--gguf")
     checkpoint = open_checkpoint(arguments.source)
-    checkpoint.check("weights")
     precision = arguments.dtype or checkpoint.precision
     tokenizer_folder = checkpoint.tokenizer_folder if arguments.tokenizer else None
     vocabulary = gguf_vocabulary(checkpoint.model_config, tokenizer_folder) if arguments.gguf else None

@@ -33,7 +33,7 @@ def write_state_dict(checkpoint: Checkpoint, out: Path, optimizer: bool = False)
     if os.path.lexists(out):
         raise UserError(f"{out} exists: give another name")
     moments = ("exp_avg", "exp_avg_sq") if optimizer else ()
-    checkpoint.check("weights", *moments)
+    checkpoint.check(*moments)
     tensors = checkpoint.weights()
     if optimizer:
         for kind in moments:

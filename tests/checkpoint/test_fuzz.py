@@ -219,16 +219,16 @@ def checked_export(export: Path, folder: Path, cases: int, seed: int) -> None:
 
 
 def test_damaged_checkpoints(run: Path, folder: Path) -> None:
-    checked_checkpoint(run, folder, 40, 0)
+    checked_checkpoint(run, folder, 25, 0)
 
 
 def test_damaged_run_configurations(run: Path, folder: Path) -> None:
-    checked_run_config(run, folder, 60, 0)
+    checked_run_config(run, folder, 30, 0)
 
 
 @pytest.mark.parametrize("kind", ["ours", "stock"])
 def test_damaged_exports(kind: str, exports: dict[str, Path], folder: Path) -> None:
-    checked_export(exports[kind], folder, 30, 0)
+    checked_export(exports[kind], folder, 18, 0)
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ EARLIEST, LATEST = 0.02, 0.95
 TOGETHER_SECONDS = 0.5
 """By so much at most the second of a pair comes later."""
 TIMED = ("tokens_per_second", "mfu", "memory_gib")
+FIELDS = ["run", "attempt", "seconds", "ended_by", "step", "last_row"]
 COLUMNS = ["run", "attempt", "s", "ended by", "newest whole checkpoint", "last row"]
 
 
@@ -193,9 +194,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"# A run folder, killed {result['kills']} times and resumed twice at once", ""]
     lines += [f"{describe()}. `{command()}`", ""]
     cells = [
-        [f"{row['run']}", f"{row['attempt']}", f"{row['seconds']:.1f}", row["ended_by"], f"{row['step']}"]
-        + [f"{row['last_row']}"]
-        for row in result["killed"]
+        [f"{row[name]:.1f}" if name == "seconds" else str(row[name]) for name in FIELDS] for row in result["killed"]
     ]
     finished = [row for row in result["killed"] if row["ended_by"] == "itself"]
     wrong = [fault for row in [*result["killed"], *result["pairs"]] for fault in row["faults"]]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deconattn.errors import UserError
+from deconattn.json_files import read_json
 
 LOCK = ".lock"
 """The file in a folder by which one process at a time uses it."""
@@ -301,7 +302,7 @@ def check_unused(folder: Path) -> None:
     """Raises UserError if a process holds a :class:`FolderLock` on the folder; takes nothing."""
     path = folder / LOCK
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return
     try:
@@ -321,19 +322,19 @@ def _in_use(folder: Path, path: Path) -> str:
 
 def _noted_process_lives(path: Path) -> bool:
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = read_json(path)
         if note["host"] != socket.gethostname():
             return True
         os.kill(int(note["pid"]), 0)
         return int(note["pid"]) != os.getpid()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return False
 
 
 def lock_holder(path: Path) -> str:
     """Describe the process that took a lock last; to be asked while it is held."""
     try:
-        taken = json.loads(path.read_text(encoding="utf-8"))
+        taken = read_json(path)
         return f"pid {taken['pid']} on {taken['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -1,6 +1,7 @@
 """The run folder: rank 0 chooses and claims it, and fills it with the demo corpus and `config.json`."""
 
 import dataclasses
+import os
 import platform
 import secrets
 import shutil
@@ -46,10 +47,13 @@ def check_run_folder(flags: TrainingFlags) -> None:
         if chosen not in names:
             held = ", ".join(names) or "no checkpoint"
             raise UserError(f"--resume-from {chosen}: {save} has {held}: give one of its own")
+    if os.path.lexists(save) and not save.is_dir():
+        raise UserError(f"--save {save} is not a folder: give another")
+    for name in (METRICS, RUN_CONFIG):
+        if os.path.lexists(save / name) and not (save / name).is_file():
+            raise UserError(f"{save / name} is no regular file: move it away, or give another --save")
     if flags.run.resume:
         return
-    if save.exists() and not save.is_dir():
-        raise UserError(f"--save {save} is not a folder: give another")
     if steps_in(save):
         raise UserError(f"--save {save} already holds a run ({steps_in(save)[0].name}): add --resume, or give another")
 

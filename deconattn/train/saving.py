@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from deconattn import durable
@@ -17,6 +18,7 @@ from deconattn.checkpoint.in_use import delete, unfinished
 from deconattn.checkpoint.manifest import Progress, describe, is_whole, step_of
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
+from deconattn.json_files import reason
 from deconattn.layers.shards import buffer_shards, shard_of
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.engine import Engine
@@ -118,13 +120,27 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     for kind in KINDS:
         for name, tensor in checkpoint.tensors(kind, parameters):
             engine.state.load(kind, name, tensor)
-    states = f"random-{engine.rank:05d}.safetensors"
-    if states in checkpoint.files:  # a larger world has ranks that the run did not have
-        random = load_file(checkpoint.folder / states)
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"], engine.device)
+    restore_random_state(checkpoint, engine.rank, engine.device)
     engine.barrier()
+
+
+def restore_random_state(checkpoint: Checkpoint, rank: int, device: torch.device) -> None:
+    """Set this rank's generators as they were; a larger world has ranks that the run did not have.
+
+    Raises:
+        UserError: the file holds no states of generators.
+    """
+    name = f"random-{rank:05d}.safetensors"
+    if name not in checkpoint.files:
+        return
+    path = checkpoint.folder / name
+    try:
+        states = load_file(path)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"], device)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise UserError(f"{path} holds no generator's state ({reason(error)}): use another checkpoint") from error
 
 
 class _Attempt:

@@ -14,9 +14,11 @@ import pytest
 
 from deconattn.checkpoint.format import newest_good, read_checkpoint, steps_in
 from deconattn.checkpoint.manifest import MANIFEST, is_whole
-from deconattn.durable import FolderLock, check_unused
+from deconattn.config.command_line import parse_training_flags
+from deconattn.durable import FolderLock, check_unused, lock_holder
 from deconattn.errors import UserError
 from deconattn.train.metrics import METRICS
+from deconattn.train.run_folder import check_run_folder
 from deconattn.train.saving import outdated
 from tests.train.jobs import run_job
 
@@ -179,3 +181,29 @@ def test_a_released_folder_holds_no_trace_of_its_owner(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError):
         FolderLock(tmp_path / "nowhere", "training")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
+def test_a_run_folder_with_what_is_no_file_is_refused(name: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    flags = parse_training_flags(["--save", str(tmp_path)])
+    check_run_folder(flags)
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is no regular file"):
+        check_run_folder(flags)
+
+
+def test_a_run_folder_must_be_one(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for name in ("loop", "file"):
+        with pytest.raises(UserError, match=f"{name} is not a folder|{name}/checkpoints cannot be read"):
+            check_run_folder(parse_training_flags(["--save", str(tmp_path / name)]))
+
+
+def test_a_note_of_an_owner_is_read_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    check_unused(tmp_path)
+    assert lock_holder(tmp_path / ".lock") == "another process"
+    (tmp_path / "note").write_text("[" * 50_000)
+    assert lock_holder(tmp_path / "note") == "another process"

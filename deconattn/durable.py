@@ -1,9 +1,11 @@
 """Atomic writes of files and folders: write to a temporary name, fsync, rename."""
 
+import ctypes
 import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deconattn.errors import UserError, of_the_disk
+from deconattn.json_files import read_json
 
 LOCK = ".lock"
 """The file in a folder by which one process at a time uses it."""
@@ -23,6 +26,9 @@ WRITTEN = ".written.json"
 """The file in a folder that says by which command, and which files, it was written."""
 STAGING = "partial"
 """Suffix of a folder NAME while it is filled: .NAME.partial-XXXX; a pack, which can go on, has .NAME.partial."""
+_RETIRED = "replaced"
+"""Suffix of the folder that holds what stood at NAME while it is replaced, on systems that cannot swap folders."""
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,19 +90,21 @@ def staged_folder(out: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """
     if out.is_symlink():
         out = out.resolve()  # the link stays; what it points to is what is replaced
-    staging: Path | None = None
     with disk_errors(out):
+        _bring_back(out)
+        check(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        staging, lock = _locked_sibling(out, STAGING)
         try:
-            check(out)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.{STAGING}-", dir=out.parent))
             staging.chmod(0o777 & ~_umask())  # mkdtemp makes it private
             yield staging
             sync_tree(staging)
             check(out)  # it may have filled meanwhile
             put_in_place(staging, out)
         finally:
-            if staging is not None and staging.exists():
+            os.close(lock)
+            if staging.exists():
                 shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -154,22 +162,89 @@ def disk_errors(out: Path) -> Iterator[None]:
 
 def put_in_place(staging: Path, out: Path) -> None:
     """Rename the folder `staging` to `out`, durably; what was at `out` is removed, or back after an OSError."""
-    _exchange(staging, out)
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        staging.replace(out)
+    elif exchange(staging, out):
+        _remove(staging)
+    else:
+        _retire(staging, out)
     sync_folder(out.parent)
+    _remove_leftovers(out)
 
 
-def _exchange(staging: Path, out: Path) -> None:
-    if not out.exists() or not any(out.iterdir()):
-        staging.replace(out)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent))
-    out.replace(retired)
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two paths of one file system at once; return whether the system can, with nothing changed if not."""
     try:
-        staging.replace(out)
-    except OSError:
-        retired.replace(out)
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    code = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    if code and ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+    return not code
+
+
+def _retire(staging: Path, out: Path) -> None:
+    """Do as :func:`exchange` in two steps; :func:`_bring_back` mends what a kill between them leaves."""
+    retired, lock = _locked_sibling(out, _RETIRED)
+    try:
+        inside = retired / out.name
+        out.replace(inside)
+        try:
+            staging.replace(out)
+        except OSError:
+            inside.replace(out)
+            raise
+    finally:
+        os.close(lock)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _locked_sibling(out: Path, kind: str) -> tuple[Path, int]:
+    """Make a hidden folder beside `out`; return it and a descriptor that tells others that it is in use."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.{kind}-", dir=out.parent))
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):  # a file system without locks, where leftovers stay
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if folder.exists():  # nobody took it for a leftover before it was locked
+            return folder, descriptor
+        os.close(descriptor)
+
+
+def _leftovers(out: Path, kind: str) -> Iterator[Path]:
+    """Yield the hidden folders beside `out` whose process was killed, each locked until the next is asked for."""
+    pattern = re.compile(re.escape(f".{out.name}.{kind}-") + "[a-z0-9_]{8}")
+    for folder in sorted(out.parent.iterdir()) if out.parent.is_dir() else ():
+        if pattern.fullmatch(folder.name) is None or folder.is_symlink() or not folder.is_dir():
+            continue
+        with suppress(OSError):  # of another user, or gone
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield folder
+            finally:
+                os.close(descriptor)
+
+
+def _remove_leftovers(out: Path) -> None:
+    for kind in (STAGING, _RETIRED):
+        for folder in _leftovers(out, kind):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _bring_back(out: Path) -> None:
+    """Put back what stood at `out` when a process was killed between the two steps of replacing it."""
+    for folder in _leftovers(out, _RETIRED):
+        if not os.path.lexists(out) and (folder / out.name).exists():
+            (folder / out.name).replace(out)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 def make_readable(path: Path) -> None:
@@ -266,7 +341,7 @@ def check_unused(folder: Path) -> None:
     """Raises UserError if a process holds a :class:`FolderLock` on the folder; takes nothing."""
     path = folder / LOCK
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return
     try:
@@ -286,19 +361,19 @@ def _in_use(folder: Path, path: Path) -> str:
 
 def _noted_process_lives(path: Path) -> bool:
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = read_json(path)
         if note["host"] != socket.gethostname():
             return True
         os.kill(int(note["pid"]), 0)
         return int(note["pid"]) != os.getpid()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return False
 
 
 def lock_holder(path: Path) -> str:
     """Describe the process that took a lock last; to be asked while it is held."""
     try:
-        taken = json.loads(path.read_text(encoding="utf-8"))
+        taken = read_json(path)
         return f"pid {taken['pid']} on {taken['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -16,49 +16,39 @@ The first number is the pipeline stage that wrote the file; it tells readers not
 the collective side is :mod:`deconattn.train.saving`.
 """
 
-import hashlib
-import json
+import errno
+import os
 import re
 import shutil
 import sys
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeInt, TypeAdapter
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, contiguous_format
 
 from deconattn import durable
-from deconattn.config.command_line import RUN_CONFIG, from_json
+from deconattn.checkpoint.in_use import Hold
+from deconattn.checkpoint.manifest import MANIFEST, Progress, is_step_name, read_manifest, step_of, write_manifest
+from deconattn.checkpoint.tensors import Header, expected_headers, first_difference, headers, open_tensors
 from deconattn.config.flags import TrainingFlags
+from deconattn.config.run_config import RUN_CONFIG, RunConfig, read_run_config
+from deconattn.data.manifest import TOKENIZER_NAMES
 from deconattn.errors import UserError
+from deconattn.json_files import reason
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers.plugins import names_in_process
 from deconattn.shown import one_line
 
-FORMAT_VERSION = 1
-MANIFEST = "checkpoint.json"
 CHECKPOINTS = "checkpoints"
 BYTES_A_FILE = 2**30
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress of training at a checkpoint.
-
-    Attributes:
-        step: optimiser steps begun, skipped ones included; the schedule's clock.
-        optimizer_steps: steps that changed the weights.
-        skipped_steps: steps whose loss or gradient was not finite.
-    """
-
-    step: int = 0
-    optimizer_steps: int = 0
-    skipped_steps: int = 0
+_TOKENIZER = "tokenizer"
+_TOKENIZERS = tuple(f"{_TOKENIZER}/{name}" for name in TOKENIZER_NAMES)
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG, errno.ENXIO)
+"""What an OSError says of a file that is not what was written; another says nothing of the checkpoint itself."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +57,25 @@ class Checkpoint:
 
     folder: Path
     progress: Progress
-    config: dict[str, Any]
+    config: RunConfig
     files: tuple[str, ...]
+    hold: Hold | None = field(default=None, repr=False, compare=False)
+    """Keeps a training from deleting it while it is read."""
 
     @property
     def step(self) -> int:
         return self.progress.step
 
-    @cached_property
+    @property
     def flags(self) -> TrainingFlags:
-        return from_json(self.config["flags"])
+        return self.config.flags
 
     @cached_property
     def model_config(self) -> ModelConfig:
         """The model's configuration; the run's plugins are loaded, and its variants are those of its own."""
         names = names_in_process(self.plugins)
-        values = dict(self.config["model"])
-        variants = tuple(names.get(variant, variant) for variant in values["layer_variants"])
-        return ModelConfig(**values | {"layer_variants": variants})
+        variants = tuple(names.get(variant, variant) for variant in self.config.model.layer_variants)
+        return replace(self.config.model, layer_variants=variants)
 
     @property
     def precision(self) -> str:
@@ -97,37 +88,50 @@ class Checkpoint:
     @property
     def base_model(self) -> str | None:
         """Name of the model that the run was converted from, if it was."""
-        name: str | None = self.config.get("base_model")
-        return name
+        return self.config.base_model
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """Names of the corpora that the run read."""
-        return tuple(Path(corpus["path"]).name for corpus in self.config["data"])
+        return tuple(Path(corpus.path).name for corpus in self.config.data)
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        folder = self.folder / "tokenizer"
-        return folder if folder.is_dir() else None
+        named = any(name in self.files for name in _TOKENIZERS)
+        return self.folder / _TOKENIZER if named else None
 
     def tensors(self, kind: str, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor), reading only the wanted ones; kind is `weights`, `exp_avg` or `exp_avg_sq`."""
         for path in self._files(kind):
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     if wanted is None or name in wanted:
                         yield name, file.get_tensor(name)
 
-    def shapes(self, kind: str) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor without reading it."""
-        found: dict[str, tuple[int, ...]] = {}
-        for path in self._files(kind):
-            with safe_open(path, framework="pt") as file:
-                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        return found
+    def check(self, *kinds: str) -> None:
+        """Check that these kinds of tensors are those of the model, in number, type and shape; none is read.
+
+        Raises:
+            UserError: naming the first that is not.
+        """
+        parameters, buffers = expected_headers(self.model_config)
+        for kind in kinds:
+            found: dict[str, Header] = {}
+            for path in self._files(kind):
+                found |= headers(path)
+            expected = parameters | buffers if kind == "weights" else parameters
+            if (name := first_difference(expected, found)) is not None:
+                raise UserError(
+                    f"{self.folder} does not fit the model ({kind} of {name}): restore it or use another checkpoint"
+                )
 
     def weights(self) -> dict[str, Tensor]:
-        """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names."""
+        """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names.
+
+        Raises:
+            UserError: they are not the model's.
+        """
+        self.check("weights")
         return dict(self.tensors("weights"))
 
     def _files(self, kind: str) -> list[Path]:
@@ -159,11 +163,6 @@ class TensorFiles:
             self._pending, self._bytes = {}, 0
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Return size and checksum of a file."""
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
 def seal(
     folder: Path, progress: Progress, config: dict[str, Any], tokenizer: Path, known: Mapping[str, Any] | None = None
 ) -> None:
@@ -179,34 +178,8 @@ def seal(
     write_manifest(folder, progress, known)
 
 
-def write_manifest(folder: Path, progress: Progress, known: Mapping[str, Any] | None = None) -> None:
-    """Seal a checkpoint folder: list every file with its size and checksum.
-
-    known: what :func:`describe` said of files at the top, where their writers have done it already.
-    """
-    known = known or {}
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {str(path.relative_to(folder)): path for path in files}
-    listed = {name: known.get(name) or describe(path) for name, path in names.items()}
-    content = {"format_version": FORMAT_VERSION, "progress": vars(progress), "files": listed}
-    durable.write_json(folder / MANIFEST, content | {"sha256": _digest(content)})
-
-
-@dataclass(frozen=True)
-class _Entry:
-    bytes: NonNegativeInt
-    sha256: str
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    format_version: int
-    progress: Progress
-    files: dict[str, _Entry]
-    sha256: str | None = None
-
-
-_MANIFESTS = TypeAdapter(_Manifest)
+class UnreadableError(UserError):
+    """A checkpoint that is no worse for this: nothing goes on from an earlier one in its place."""
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -217,83 +190,40 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     remedy = "restore it or use an earlier checkpoint"
     try:
-        manifest = _read_manifest(folder)
+        hold = Hold(folder)
+        manifest = read_manifest(folder)
         for name, entry in manifest.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise UserError(f"{path} is missing: {remedy}")
-            if path.stat().st_size != entry.bytes or _sha256(path) != entry.sha256:
-                raise UserError(f"{path} is damaged: {remedy}")
-        config = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or not {"flags", "model"} <= config.keys():
-            raise UserError(f"{folder / RUN_CONFIG} is no run's configuration: {remedy}")
-    except PermissionError as error:
-        raise UnreadableError(f"{error.filename}: no permission to read it: change its mode or owner") from error
+            if not entry.fits(folder / name):
+                raise UserError(f"{folder / name} is damaged: {remedy}")
+        for name in _TOKENIZERS:
+            if name not in manifest.files and os.path.lexists(folder / name):
+                raise UserError(f"{folder / name} is no file of the checkpoint: move it away")
+        config = read_run_config(folder, remedy)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: {remedy}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder} cannot be read ({_first_line(error)}): use an earlier checkpoint") from error
-    return Checkpoint(folder, manifest.progress, config, tuple(manifest.files))
-
-
-class UnreadableError(UserError):
-    """A checkpoint that is no worse for this: nothing goes on from an earlier one in its place."""
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a `step-N` folder has a sound manifest, and every file in its size; no file is read."""
-    try:
-        manifest = _read_manifest(folder)
-        return all((folder / name).stat().st_size == entry.bytes for name, entry in manifest.files.items())
-    except (UserError, OSError, ValueError, RecursionError):
-        return False
-
-
-def _read_manifest(folder: Path) -> _Manifest:
-    path = folder / MANIFEST
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file: restore it or use an earlier checkpoint")
-    text = path.read_bytes()
-    try:
-        content = json.loads(text)
-        version = content.get("format_version") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise UserError(f"{folder} was written by a newer version of deconattn: update this one")
-        manifest = _MANIFESTS.validate_json(text, strict=True)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({_first_line(error)}): use an earlier checkpoint") from None
-    progress = manifest.progress
-    if manifest.sha256 is not None and manifest.sha256 != _digest({k: v for k, v in content.items() if k != "sha256"}):
-        raise UserError(f"{path} was changed after it was written: restore it or use an earlier checkpoint")
-    number = re.fullmatch(r"step-(\d+)", folder.resolve().name)
-    counted = progress.optimizer_steps + progress.skipped_steps
-    if min(vars(progress).values()) < 0 or counted > progress.step or (number and int(number[1]) != progress.step):
-        raise UserError(f"{path} says step {progress.step}: restore it or use an earlier checkpoint")
-    missing = [name for name in (RUN_CONFIG,) if name not in manifest.files]
-    if missing or not any(name.startswith("weights-") for name in manifest.files):
-        raise UserError(f"{path} lists no {(missing or ['weights'])[0]}: restore it or use an earlier checkpoint")
-    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):
-        raise UserError(f"{path} names files outside the checkpoint: use an earlier one")
-    return manifest
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def step_of(folder: Path) -> int:
-    """Return the N of a `step-N` folder."""
-    return int(folder.name.removeprefix("step-"))
+    except OSError as error:
+        place = error.filename or folder
+        if error.errno in _DAMAGE:
+            raise UserError(f"{place} cannot be read ({reason(error)}): {remedy}") from None
+        what = "no permission to read it: change its mode or owner"
+        if not isinstance(error, PermissionError):
+            what = f"{reason(error)}: try again, or use another checkpoint (--resume-from step-N)"
+        raise UnreadableError(f"{place}: {what}") from error
+    except ValueError as error:  # a name that no file can have
+        raise UserError(f"{folder / MANIFEST} cannot be read ({reason(error)}): {remedy}") from None
+    return Checkpoint(folder, manifest.progress, config, tuple(manifest.files), hold)
 
 
 def steps_in(run: Path) -> list[Path]:
-    """Return the `step-N` folders of a run, newest first."""
-    folders = [path for path in (run / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(folders, key=step_of, reverse=True)
+    """Return the `step-N` folders of a run, newest first; UserError if that cannot be known."""
+    folder = run / CHECKPOINTS
+    try:
+        found = [path for path in folder.iterdir() if is_step_name(path.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({reason(error)}): change its mode, or restore it") from None
+    return sorted(found, key=step_of, reverse=True)
 
 
 def newest_good(run: Path) -> Checkpoint | None:
@@ -304,17 +234,23 @@ def newest_good(run: Path) -> Checkpoint | None:
     Raises:
         UserError: all are damaged, or one must not be read: nothing is begun anew over them.
     """
-    reasons = []
-    for folder in steps_in(run):
+    reasons: dict[str, str] = {}
+    folders = steps_in(run)
+    while folders:
+        folder = folders.pop(0)
         try:
             return read_checkpoint(folder)
         except UnreadableError:
             raise
         except UserError as error:
+            if not os.path.lexists(folder):  # the run's training has just deleted it, and has newer ones
+                folders = [path for path in steps_in(run) if path.name not in reasons]
+                continue
             print(f"warning: passing over {folder.name}: {one_line(error)}", file=sys.stderr)
-            reasons.append(f"{folder.name}: {error}")
+            reasons[folder.name] = str(error)
     if reasons:
-        raise UserError(f"{run} has no checkpoint that can be read: {'; '.join(reasons)}")
+        listed = "; ".join(f"{name}: {error}" for name, error in reasons.items())
+        raise UserError(f"{run} has no checkpoint that can be read: {listed}")
     return None
 
 
@@ -324,16 +260,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: neither, or nothing good in it.
     """
-    if (path / MANIFEST).is_file() or re.fullmatch(r"step-\d+", path.name):
-        return read_checkpoint(path)
-    if not (path / CHECKPOINTS).is_dir():
+    try:
+        if (path / MANIFEST).is_file() or is_step_name(path.name):
+            return read_checkpoint(path)
+        is_run = (path / CHECKPOINTS).is_dir()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}): change its mode, or give another folder") from None
+    if not is_run:
         raise UserError(f"{path} is neither a run folder nor a checkpoint: give a folder with {CHECKPOINTS}/ or step-N")
     checkpoint = newest_good(path)
     if checkpoint is None:
         raise UserError(f"{path} holds no checkpoint yet: train it further")
     return checkpoint
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
 from deconattn.checkpoint.kinds import HF_CONFIG, read_config
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
@@ -32,11 +30,19 @@ def read_model_config(folder: Path) -> ModelConfig:
         # It knows each version's spelling (rope_theta or rope_parameters) and the defaults of what is left out.
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         ours = config.to_model_config() if raw["model_type"] == "deconattn" else None
-    except (StrictDataclassError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except Exception as error:  # whatever a configuration's class comes up with
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise UserError(f"{path} is no configuration of {raw['model_type']} ({reason}): correct it") from error
     if ours is not None:
         return ours
+    try:
+        return _ours(config, raw, path)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise UserError(f"{path} is no configuration of {raw['model_type']} ({reason}): correct it") from error
+
+
+def _ours(config: Any, raw: dict[str, Any], path: Path) -> ModelConfig:
     for feature in _lacking(config):
         raise UserError(f"{path}: our model has no {feature}: give a model without")
     return ModelConfig(

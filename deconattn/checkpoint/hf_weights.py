@@ -1,17 +1,15 @@
 """Weights of a Hugging Face folder: safetensors, in one file or several."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from deconattn.checkpoint.tensors import expected_headers, headers, open_tensors
 from deconattn.errors import UserError
+from deconattn.json_files import read_json, reason
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import variant_names
-from deconattn.model.causal_lm import CausalLM
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -31,15 +29,8 @@ class HFWeights:
         self._dtypes: dict[str, str] = {}
         self._homes: dict[str, Path] = {}
         for path in _files(folder):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118 (not a mapping)
-                        stored = file.get_slice(name)
-                        self._shapes[name] = tuple(stored.get_shape())
-                        self._dtypes[name] = stored.get_dtype()
-                        self._homes[name] = path
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{path} cannot be read ({error}): restore it") from error
+            for name, (dtype, shape) in headers(path).items():
+                self._shapes[name], self._dtypes[name], self._homes[name] = shape, dtype, path
         self.folder = folder
 
     def check(self, config: ModelConfig) -> None:
@@ -51,8 +42,10 @@ class HFWeights:
         for variant in config.layer_variants:
             if variant not in variant_names():
                 raise UserError(f"{self.folder} has layers of variant {variant!r}: give its file with --plugin")
-        with torch.device("meta"):
-            expected = {name: tuple(tensor.shape) for name, tensor in CausalLM(config).state_dict().items()}
+        parameters, buffers = expected_headers(config)
+        expected = {name: shape for name, (_, shape) in (parameters | buffers).items()}
+        if config.tie_word_embeddings:
+            expected[HEAD] = expected[EMBEDDING]
         optional = {HEAD} if config.tie_word_embeddings else set()
         for name in sorted((expected.keys() - optional) ^ (self._shapes.keys() - optional)):
             lacks = "lacks" if name in expected else "has, beside what its config.json describes,"
@@ -68,12 +61,24 @@ class HFWeights:
                 "set tie_word_embeddings to false there"
             )
 
+    def check_against(self, model: nn.Module) -> None:
+        """Compare with the shapes of any model, as far as their names agree; UserError at the first that differs."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for name in sorted(self._shapes.keys() & shapes.keys()):
+            if self._shapes[name] != shapes[name]:
+                raise UserError(
+                    f"{self.folder}: {name} is {self._shapes[name]}, by config.json {shapes[name]}: correct either"
+                )
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
 
     def read(self, name: str) -> Tensor:
         """Read one tensor, in its stored dtype."""
-        with safe_open(self._homes[name], framework="pt") as file:
+        with open_tensors(self._homes[name]) as file:
             return file.get_tensor(name)
 
 
@@ -83,9 +88,13 @@ def _files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if index.is_file():
         try:
-            paths = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            names = sorted(set(read_json(index)["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index} cannot be read ({error}): restore it") from error
+            raise UserError(f"{index} cannot be read ({reason(error)}): restore it") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+                raise UserError(f"{index} names {name!r}, which is no safetensors file beside it: restore it")
+        paths = [folder / name for name in names]
         for path in paths:
             if not path.is_file():
                 raise UserError(f"{path} is missing: restore it")

@@ -1,6 +1,5 @@
 """Trained models of any kind as Hugging Face models: an export, a stock model, a run or a checkpoint."""
 
-import re
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -26,6 +24,7 @@ from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, open_checkpoint
 from deconattn.checkpoint.hf_config import MODEL_TYPES, read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.kinds import HF_CONFIG, kind_of, read_config
+from deconattn.checkpoint.manifest import is_step_name
 from deconattn.checkpoint.without_layers import check_skip, without_layers
 from deconattn.errors import UserError
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
@@ -147,9 +146,10 @@ def open_model(path: Path, plugins: Sequence[Path] = ()) -> StoredModel:
 def _in_checkpoint(path: Path, plugins: Sequence[Path]) -> StoredModel:
     checkpoint = open_checkpoint(path)
     if plugins:
-        flags = checkpoint.config["flags"]
-        model = flags["model"] | {"plugin": [str(plugin) for plugin in plugins]}
-        checkpoint = replace(checkpoint, config=checkpoint.config | {"flags": flags | {"model": model}})
+        flags = checkpoint.flags
+        flags = replace(flags, model=replace(flags.model, plugin=tuple(plugins)))
+        checkpoint = replace(checkpoint, config=replace(checkpoint.config, flags=flags))
+    checkpoint.check("weights")
     if checkpoint.tokenizer_folder is None:
         raise UserError(f"{checkpoint.folder} has no tokenizer/: put the tokenizer of its corpus there")
     tokenizer = _exported_tokenizer(checkpoint.tokenizer_folder, checkpoint.model_config.max_position_embeddings)
@@ -184,8 +184,11 @@ def _read_checkpoint(checkpoint: Checkpoint, config: DeconAttnConfig, dtype: tor
 
 def _in_folder(folder: Path) -> StoredModel:
     path = folder / HF_CONFIG
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_file() and not entry.is_dir():  # a FIFO would keep its reader waiting
+            raise UserError(f"{entry} is no regular file: remove or restore it")
     model_type = read_config(folder)["model_type"]
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UserError(
             f"{path}: transformers has no model_type {model_type!r}, and code that lies beside a model is not run: "
             "give another model"
@@ -193,23 +196,40 @@ def _in_folder(folder: Path) -> StoredModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         variants = config.to_model_config().layer_variants if isinstance(config, DeconAttnConfig) else ()
-    except (StrictDataclassError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever a configuration's class comes up with
         raise UserError(f"{path} is no configuration of {model_type} ({_last_line(error)}): correct it") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{path}: a {model_type} is no causal language model: give one")
     for variant in variants:
         if variant not in variant_names():
             raise UserError(f"{folder} has layers of variant {variant!r}: give its file with --plugin")
-    HFWeights(folder)  # raises where there is no weight to read
+    _check_weights(folder, config)
     read = partial(_read_folder, folder, config)
     return StoredModel(folder, config, _tokenizer_in(folder), _label(folder), None, read)
+
+
+def _check_weights(folder: Path, config: PreTrainedConfig) -> None:
+    """Compare the weights' shapes with the configuration, which may ask for more memory than there is."""
+    weights = HFWeights(folder)
+    if getattr(config, "quantization_config", None) is not None:
+        return  # its tensors have shapes of their own
+    layers = getattr(config, "num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > len(weights):
+        raise UserError(f"{folder / HF_CONFIG} says {layers} layers, the weights are {len(weights)}: correct either")
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever a model's class comes up with
+        reason = _last_line(error)
+        raise UserError(f"{folder / HF_CONFIG}: no model can be built of it ({reason}): correct it") from error
+    weights.check_against(model)
 
 
 def _tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
     remedy = "copy its tokenizer there, or export with --tokenizer"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # its library raises bare Exception
         if any(folder.glob("tokenizer*")):
             raise UserError(f"{folder}: its tokenizer cannot be read ({_last_line(error)}): {remedy}") from error
         raise UserError(f"{folder} has no tokenizer: {remedy}") from None
@@ -233,7 +253,7 @@ def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | No
             ignore_mismatched_sizes=True,  # they are reported, and refused below
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # whatever a model's class comes up with
         raise UserError(f"{folder} cannot be loaded ({_last_line(error)}): give another model") from error
     finally:
         logging.set_verbosity(verbosity)
@@ -242,13 +262,17 @@ def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | No
     for kind, says in (("missing_keys", "lacks"), ("unexpected_keys", "has, beside what its config.json describes,")):
         for name in sorted(found[kind]):
             raise UserError(f"{folder} {says} {name}: give a whole model and its own config.json")
+    end = model.generation_config.eos_token_id
+    tokens = end if isinstance(end, list) else [end]
+    if end is not None and (not tokens or any(type(token) is not int for token in tokens)):
+        raise UserError(f"{folder}: eos_token_id is {end!r} in generation_config.json or config.json: give token ids")
     return model
 
 
 def run_of(folder: Path) -> Path | None:
     """Return the run whose `step-N` folder this is; None where it is none."""
     folder = folder.resolve()
-    is_step = re.fullmatch(r"step-\d+", folder.name) is not None and folder.parent.name == CHECKPOINTS
+    is_step = is_step_name(folder.name) and folder.parent.name == CHECKPOINTS
     return folder.parents[1] if is_step else None
 
 

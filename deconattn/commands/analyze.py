@@ -90,7 +90,7 @@ def look_into(stored: "StoredModel", ids: "Tensor", maps: tuple[int, ...], place
     """Run one model over its tokens, int64 [N, L], telling a terminal how far it is."""
     from deconattn.analysis.collect import collect
     from deconattn.analysis.findings import ModelFindings
-    from deconattn.checkpoint.format import step_of
+    from deconattn.checkpoint.manifest import step_of
     from deconattn.checkpoint.stored_model import run_of
 
     console = Console(stderr=True)

@@ -1,7 +1,6 @@
 """Parser from a command line to :class:`~deconattn.config.flags.TrainingFlags`, fresh or of a run to resume."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,10 @@ from deconattn.cli import asks_for_completion, complaints_in_one_line, parse
 from deconattn.config.flag_file import ConfigFile, read_config_file
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.presets import size_defaults
+from deconattn.config.run_config import RUN_CONFIG, read_run_config
 from deconattn.errors import UserError
+from deconattn.json_files import reason
 from deconattn.program import command
-
-RUN_CONFIG = "config.json"
-"""Resolved configuration, in the run folder and in every checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,7 @@ class _Decisive:
     size: str | None = None
     config: Path | None = None
     resume: bool = False
+    resume_from: str | None = None
     save: Path | None = None
 
 
@@ -44,17 +43,14 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
     with complaints_in_one_line():
         first, _ = tyro.cli(_Decisive, args=decisive, return_unknown_args=True, add_help=False)
     file = None if first.config is None else read_config_file(first.config)
-    saved = saved_flags(_save(first, file)) if first.resume else None
+    resumes = first.resume or first.resume_from is not None
+    saved = saved_flags(_save(first, file)) if resumes else None
     defaults = saved or size_defaults(_size(first, file))
     flags = parse(TrainingFlags, arguments, default=file.on(defaults) if file else defaults, program=command("train"))
     # Only now, since --help has left: PyTorch takes a second to import.
-    flags = _with_precision(flags)
-    for name, before, now in _contradictions(saved, flags) if saved else ():
-        given = f"{first.config} and the flags" if file else "the flags"
-        raise UserError(
-            f"--resume: the run has {name} {before} but {given} say {now}; "
-            f"leave {name} out, or start a new run with another --save"
-        )
+    flags = _with(_with_precision(flags), "run", resume=resumes)
+    if saved:
+        check_same_run(saved, flags, f"{first.config} and the flags" if file else "the flags")
     flags.check()
     return flags
 
@@ -82,19 +78,28 @@ def _with_precision(flags: TrainingFlags) -> TrainingFlags:
     return _with(flags, "engine", precision="bf16" if torch.cuda.is_available() else "fp32")
 
 
+def check_same_run(saved: TrainingFlags, given: TrainingFlags, source: str) -> None:
+    """Check that flags leave alone what defines a run.
+
+    Args:
+        source: what messages call the place where `given` came from, such as "the flags".
+
+    Raises:
+        UserError: naming the first flag that they change.
+    """
+    for name, before, now in _contradictions(saved, given):
+        raise UserError(
+            f"--resume: the run has {name} {before} but {source} say{'' if source.endswith('s') else 's'} {now}; "
+            f"leave {name} out, or start a new run with another --save"
+        )
+
+
 def to_json(flags: TrainingFlags) -> dict[str, Any]:
     """Return plain values, paths made absolute; `--resume` and `--config` are acts, not properties of the run."""
     from pydantic import TypeAdapter
 
-    run = dataclasses.replace(flags.run, resume=False, save=None, config=None)
+    run = dataclasses.replace(flags.run, resume=False, resume_from=None, save=None, config=None)
     return TypeAdapter(TrainingFlags).dump_python(_absolute(dataclasses.replace(flags, run=run)), mode="json")
-
-
-def from_json(values: dict[str, Any]) -> TrainingFlags:
-    """Invert :func:`to_json` (pydantic.ValidationError, a ValueError, if it is not its result)."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(TrainingFlags).validate_python(values)
 
 
 def saved_flags(save: Path | None) -> TrainingFlags:
@@ -105,13 +110,12 @@ def saved_flags(save: Path | None) -> TrainingFlags:
     """
     if save is None:
         raise UserError("--resume needs --save DIR, the run folder")
-    path = save / RUN_CONFIG
     try:
-        flags = from_json(json.loads(path.read_text())["flags"])
-    except FileNotFoundError:
+        flags = read_run_config(save, "restore it, every checkpoint has a copy").flags
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"--resume: {save} holds no run ({RUN_CONFIG} is missing); check --save") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--resume: cannot read {path} ({str(error).splitlines()[0]}); restore it") from error
+    except OSError as error:
+        raise UserError(f"--resume: cannot read {save / RUN_CONFIG} ({reason(error)}): restore it") from error
     return _with(flags, "run", save=save)
 
 

@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.pattern import nearest
+from deconattn.config.run_config import RunConfig
 from deconattn.errors import UserError
 
-_RUN = {"flags", "model", "data", "total_steps", "warmup_steps", "environment"}
+_RUN = {field.name for field in dataclasses.fields(RunConfig)}
 """Keys of a run's config.json."""
-_ACTS = ("config", "resume")
+_ACTS = ("config", "resume", "resume_from")
 """Flags that only a command line can have."""
 
 

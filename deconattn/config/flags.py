@@ -216,6 +216,8 @@ class RunFlags:
     """Keep those of every so many steps for good, too; 0 keeps none."""
     resume: bool = False
     """Go on from the newest good checkpoint of --save; flags not given keep the run's values."""
+    resume_from: str | None = None
+    """Go on from this one of its checkpoints instead, such as step-300; newer ones are moved to set-aside-N."""
     eval_every: int = 0
     """Steps between validations (one is always made at the end)."""
     eval_sequences: int = 0
@@ -299,6 +301,10 @@ class TrainingFlags:
         ):
             if value < 0:
                 raise UserError(f"{flag} is {value}: it must not be below zero")
+        if self.run.resume_from is not None and self.run.max_restarts:
+            raise UserError(
+                f"--resume-from {self.run.resume_from}: each of --max-restarts would begin there again: leave one out"
+            )
         if self.engine.precision == "bf16" and self.engine.zero_stage == 0 and self.engine.deepspeed_config is None:
             raise UserError(
                 "--precision bf16 needs --zero 1 or higher: ZeRO-0 keeps no fp32 master weights; "

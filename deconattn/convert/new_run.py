@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError
 
 from deconattn import durable
-from deconattn.checkpoint.format import CHECKPOINTS, Progress, TensorFiles, seal
+from deconattn.checkpoint.format import CHECKPOINTS, TensorFiles, seal
 from deconattn.checkpoint.hf_config import read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
-from deconattn.config.command_line import RUN_CONFIG
+from deconattn.checkpoint.manifest import Progress
 from deconattn.config.flags import TrainingFlags, model_config
+from deconattn.config.run_config import RUN_CONFIG
 from deconattn.convert.graft import FIXED_TEXT, graft, summary
 from deconattn.convert.run_flags import run_flags
 from deconattn.data.manifest import TOKENIZER_NAMES

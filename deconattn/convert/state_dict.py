@@ -30,11 +30,13 @@ def write_state_dict(checkpoint: Checkpoint, out: Path, optimizer: bool = False)
     """
     if out.suffix != SUFFIX:
         raise UserError(f"{out}: a checkpoint becomes one file, whose name ends in {SUFFIX}: give such a name")
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} exists: give another name")
+    moments = ("exp_avg", "exp_avg_sq") if optimizer else ()
+    checkpoint.check(*moments)
     tensors = checkpoint.weights()
     if optimizer:
-        for kind in ("exp_avg", "exp_avg_sq"):
+        for kind in moments:
             tensors |= {f"{PREFIX}.{kind}.{name}": tensor for name, tensor in checkpoint.tensors(kind)}
         tensors[f"{PREFIX}.step"] = torch.tensor(checkpoint.progress.optimizer_steps)
     partial = out.with_name(f".{out.name}.partial")

@@ -140,6 +140,8 @@ def from_sentencepiece(path: Path) -> Tokenizer:
 
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(path.read_bytes())
+    if not all(isinstance(piece.piece, str) for piece in proto.pieces):
+        raise UserError(f"{path} has a piece that is no UTF-8 text: restore it")
     kind = proto.trainer_spec.model_type
     if kind not in (_UNIGRAM, _BPE) or proto.trainer_spec.treat_whitespace_as_suffix:
         raise UserError(

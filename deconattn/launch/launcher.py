@@ -22,7 +22,8 @@ from types import FrameType
 import psutil
 
 from deconattn.cli import handled, run
-from deconattn.config.command_line import RUN_CONFIG, parse_training_flags
+from deconattn.config.command_line import parse_training_flags
+from deconattn.config.run_config import RUN_CONFIG
 from deconattn.durable import check_unused
 from deconattn.errors import UserError
 from deconattn.launch.ranks import is_rank

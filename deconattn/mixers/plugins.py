@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deconattn.errors import UserError
+from deconattn.json_files import read_bytes
 from deconattn.mixers import registry
 from deconattn.mixers.base import Mixer
 
@@ -105,7 +106,7 @@ def mixer_digest(name: str) -> str:
 
 def code_digest(file: Path) -> str:
     """Return a digest of a Python file without its comments and empty lines."""
-    text = file.read_text(encoding="utf-8")
+    text = read_bytes(file).decode("utf-8")
     lines = text.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:

@@ -2,28 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from deconattn.config.flags import TrainingFlags
+from deconattn.config.run_config import CorpusIdentity
 from deconattn.data import Batch, SampleStream, TokenCorpus, parse_data_argument
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.loader import Loader, open_loader
 from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
-
-
-@dataclass(frozen=True)
-class CorpusIdentity:
-    """Identity of a corpus that a resumed run must find again: content and weight, not the path."""
-
-    path: str
-    weight: float
-    content: str
 
 
 class TrainingData:
@@ -117,7 +108,7 @@ class TrainingData:
         return torch.tensor(ids[:length].astype("int64"))
 
 
-def check_identities(before: list[CorpusIdentity], now: list[CorpusIdentity]) -> None:
+def check_identities(before: Sequence[CorpusIdentity], now: Sequence[CorpusIdentity]) -> None:
     """Raise UserError unless a resumed run sees the data that it was started on."""
     for old, new in zip(before, now, strict=False):
         if (old.content, old.weight) != (new.content, new.weight):

@@ -1,6 +1,7 @@
 """The run folder: rank 0 chooses and claims it, and fills it with the demo corpus and `config.json`."""
 
 import dataclasses
+import os
 import platform
 import secrets
 import shutil
@@ -15,14 +16,16 @@ from typing import Any
 import torch
 
 from deconattn import durable
-from deconattn.checkpoint.format import steps_in
-from deconattn.config.command_line import RUN_CONFIG, to_json
+from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, newest_good, read_checkpoint, steps_in
+from deconattn.checkpoint.manifest import is_step_name, step_of
+from deconattn.config.command_line import to_json
 from deconattn.config.flags import TrainingFlags
+from deconattn.config.run_config import RUN_CONFIG, CorpusIdentity
 from deconattn.data import read_manifest
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.model.flops import count_parameters
-from deconattn.train.inputs import CorpusIdentity
+from deconattn.train.metrics import METRICS
 
 BYTES_A_PARAMETER = 12
 """Bytes of a checkpoint per parameter: the fp32 weight and two moments."""
@@ -36,16 +39,23 @@ def check_run_folder(flags: TrainingFlags) -> None:
     Raises:
         UserError: naming the folder and the ways out.
     """
-    save = flags.run.save
-    if save is None or flags.run.resume:
+    save, chosen = flags.run.save, flags.run.resume_from
+    if save is None:
         return
     try:
-        if save.exists() and not save.is_dir():
-            raise UserError(f"--save {save} is not a folder: give another")
         found = steps_in(save)
-    except OSError as error:  # a folder above it that may not be looked into, or a link that leads to itself
+        names = [folder.name for folder in found]
+        if chosen is not None and chosen not in names:
+            held = ", ".join(names) or "no checkpoint"
+            raise UserError(f"--resume-from {chosen}: {save} has {held}: give one of its own")
+        if os.path.lexists(save) and not save.is_dir():
+            raise UserError(f"--save {save} is not a folder: give another")
+        for name in (METRICS, RUN_CONFIG):
+            if os.path.lexists(save / name) and not (save / name).is_file():
+                raise UserError(f"{save / name} is no regular file: move it away, or give another --save")
+    except OSError as error:  # a folder above it that may not be looked into
         raise UserError(f"--save {save}: {error.strerror}; give another") from error
-    if found:
+    if found and not flags.run.resume:
         raise UserError(f"--save {save} already holds a run ({found[0].name}): add --resume, or give another")
 
 
@@ -61,14 +71,15 @@ def claim_run_folder(flags: TrainingFlags) -> tuple[Path, durable.FolderLock | N
         try:
             chosen = [make_run_folder(flags), f".seen-{secrets.token_hex(4)}"]
             lock = durable.FolderLock(chosen[0], "training")
+            check_run_folder(flags)  # again: until now it may have been another's
+            _remove_leftovers(chosen[0])
             (chosen[0] / chosen[1]).touch()
         except UserError as error:
             chosen = [None, str(error)]
         except OSError as error:
-            chosen = [
-                None,
-                f"--save {chosen[0]}: {error.strerror}; give a folder that can be written",
-            ]
+            chosen = [None, f"--save {chosen[0]}: {error.strerror}; give a folder that can be written"]
+        if chosen[0] is None and lock is not None:
+            lock.release()
     torch.distributed.broadcast_object_list(chosen, src=0)
     run, token = chosen
     if run is None:
@@ -83,6 +94,52 @@ def claim_run_folder(flags: TrainingFlags) -> tuple[Path, durable.FolderLock | N
         if torch.distributed.get_rank() == 0:
             (run / token).unlink(missing_ok=True)
     return run, lock
+
+
+def choose_checkpoint(flags: TrainingFlags, run: Path) -> Checkpoint | None:
+    """Verify and open the checkpoint to resume from; None where the run was killed before its first one.
+
+    Raises:
+        UserError: it is damaged or must not be read.
+    """
+    if flags.run.resume_from is not None:
+        return read_checkpoint(run / CHECKPOINTS / flags.run.resume_from)
+    checkpoint = newest_good(run)
+    if checkpoint is None:
+        print(f"note: {run} has no checkpoint yet: it begins anew", file=sys.stderr)
+    return checkpoint
+
+
+def set_aside(run: Path, step: int) -> None:
+    """Move checkpoints after `step`, with a copy of the metrics, to a new folder `set-aside-N` of the run.
+
+    They belong to a training that is not gone on with; what is trained now will have their names.
+    """
+    newer = [folder for folder in steps_in(run) if step_of(folder) > step]
+    if not newer:
+        return
+    number = 1
+    while (aside := run / f"set-aside-{number}").exists():
+        number += 1
+    aside.mkdir()
+    if (run / METRICS).is_file():
+        shutil.copy(run / METRICS, aside)
+        durable.sync_file(aside / METRICS)
+    for folder in newer:
+        folder.rename(aside / folder.name)
+    durable.sync_folder(aside)
+    names = ", ".join(folder.name for folder in newer)
+    print(f"note: {names} moved to {aside}, with a copy of {METRICS}, to go on from step-{step}", file=sys.stderr)
+
+
+def _remove_leftovers(run: Path) -> None:
+    """Remove what killed trainings of the run, whose lock this process holds, left unfinished."""
+    for pattern in (".seen-*", f".{RUN_CONFIG}.partial", f".{METRICS}.partial"):
+        for path in run.glob(pattern):
+            path.unlink()
+    for folder in (run / CHECKPOINTS).glob(".step-*.partial"):
+        if is_step_name(folder.name.removeprefix(".").removesuffix(".partial")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def data_arguments(flags: TrainingFlags, run: Path) -> tuple[str, ...]:

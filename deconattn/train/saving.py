@@ -9,22 +9,16 @@ from typing import Any
 
 import torch
 import torch.distributed
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from deconattn import durable
-from deconattn.checkpoint.format import (
-    CHECKPOINTS,
-    Checkpoint,
-    Progress,
-    TensorFiles,
-    describe,
-    is_whole,
-    seal,
-    step_of,
-    steps_in,
-)
-from deconattn.config.command_line import RUN_CONFIG
+from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, TensorFiles, seal, steps_in
+from deconattn.checkpoint.in_use import delete, unfinished
+from deconattn.checkpoint.manifest import Progress, describe, is_whole, step_of
+from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
+from deconattn.json_files import reason
 from deconattn.layers.shards import buffer_shards, shard_of
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.engine import Engine
@@ -51,17 +45,17 @@ def save_checkpoint(
         UserError: on every rank, when it could not be written; the checkpoints before it are untouched.
     """
     folder = run / CHECKPOINTS / f"step-{progress.step}"
-    unfinished = folder.with_name(f".{folder.name}.partial")
+    partial_folder = unfinished(folder)
     writer = _Attempt()
     if engine.rank == 0:
-        writer(lambda: _empty_folder(unfinished))
+        writer(lambda: _empty_folder(partial_folder))
     engine.barrier()
-    written = [unfinished / f"random-{engine.rank:05d}.safetensors"]
+    written = [partial_folder / f"random-{engine.rank:05d}.safetensors"]
     writer(lambda: save_file(_random_state(engine), written[0]))
     writer(lambda: durable.make_readable(written[0]))
     writes = engine.topology.owns_stage
     for kind in KINDS:
-        files = TensorFiles(unfinished, kind, engine.topology.pp_rank)
+        files = TensorFiles(partial_folder, kind, engine.topology.pp_rank)
         for name, tensor in engine.state.tensors(kind):
             if writes:
                 writer(partial(files.add, name, tensor))
@@ -76,11 +70,11 @@ def save_checkpoint(
         written += files.paths
     known = _flush_and_describe(written, writer)
     if engine.rank == 0:
-        writer(lambda: _seal(unfinished, folder, progress, config, tokenizer, known))
-    _raise_together(engine, writer.error, folder, unfinished)
+        writer(lambda: _seal(partial_folder, folder, progress, config, tokenizer, known))
+    _raise_together(engine, writer.error, folder, partial_folder)
     if engine.rank == 0:
         for old in outdated(run, progress.step, keep, keep_every):
-            shutil.rmtree(old, ignore_errors=True)
+            delete(old)  # unless a command reads it: then after the next save
     return folder
 
 
@@ -104,16 +98,9 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: the checkpoint is not of this model.
     """
-    with torch.device("meta"):
-        whole = CausalLM(model.config)
-    expected = {name: tuple(parameter.shape) for name, parameter in whole.canonical_parameters().items()}
-    expected |= {name: tuple(buffer.shape) for name, buffer in whole.named_buffers()}
-    moments = {name: tuple(parameter.shape) for name, parameter in whole.canonical_parameters().items()}
-    for kind in KINDS:
-        wanted, found = expected if kind == "weights" else moments, checkpoint.shapes(kind)
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise UserError(f"{checkpoint.folder} does not fit the model ({kind} of {name}): start a new run")
+    if checkpoint.model_config != model.config:
+        raise UserError(f"{checkpoint.folder} is of another model than the flags describe: start a new run")
+    checkpoint.check(*KINDS)
     targets = {**model.canonical_parameters(), **dict(model.named_buffers())}
     shards = buffer_shards(model)
     with torch.no_grad():
@@ -133,13 +120,27 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     for kind in KINDS:
         for name, tensor in checkpoint.tensors(kind, parameters):
             engine.state.load(kind, name, tensor)
-    states = checkpoint.folder / f"random-{engine.rank:05d}.safetensors"
-    if states.is_file():  # a larger world has ranks that the run did not have
-        random = load_file(states)
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"], engine.device)
+    restore_random_state(checkpoint, engine.rank, engine.device)
     engine.barrier()
+
+
+def restore_random_state(checkpoint: Checkpoint, rank: int, device: torch.device) -> None:
+    """Set this rank's generators as they were; a larger world has ranks that the run did not have.
+
+    Raises:
+        UserError: the file holds no states of generators.
+    """
+    name = f"random-{rank:05d}.safetensors"
+    if name not in checkpoint.files:
+        return
+    path = checkpoint.folder / name
+    try:
+        states = load_file(path)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"], device)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise UserError(f"{path} holds no generator's state ({reason(error)}): use another checkpoint") from error
 
 
 class _Attempt:
@@ -204,10 +205,7 @@ def _seal(
 ) -> None:
     seal(unfinished, progress, config, tokenizer, known)
     durable.sync_tree(unfinished)
-    if folder.exists():  # a damaged checkpoint of the same step, which resuming has passed over
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
-    durable.sync_folder(folder.parent)
+    durable.put_in_place(unfinished, folder)  # in place of a damaged one, which resuming has passed over
 
 
 def _random_state(engine: Engine) -> dict[str, torch.Tensor]:

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import torch
 
 from deconattn import durable
-from deconattn.checkpoint.format import Checkpoint, Progress, newest_good
-from deconattn.config.command_line import RUN_CONFIG
+from deconattn.checkpoint.format import Checkpoint
+from deconattn.checkpoint.manifest import Progress
+from deconattn.config.command_line import check_same_run
 from deconattn.config.flags import TrainingFlags, model_config
+from deconattn.config.run_config import RUN_CONFIG
 from deconattn.cost.hardware import peak_flops
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
@@ -25,9 +27,16 @@ from deconattn.parallel.process_group import from_rank_0, wait_for_rank_0
 from deconattn.parallel.topology import Topology
 from deconattn.program import command, quoted
 from deconattn.train.engine import Engine, StepResult
-from deconattn.train.inputs import CorpusIdentity, TrainingData, check_identities
+from deconattn.train.inputs import TrainingData, check_identities
 from deconattn.train.metrics import Metrics, memory_gib
-from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments, resolved_config
+from deconattn.train.run_folder import (
+    check_space,
+    choose_checkpoint,
+    claim_run_folder,
+    data_arguments,
+    resolved_config,
+    set_aside,
+)
 from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, float]]
@@ -81,6 +90,8 @@ class Trainer:
         self.config = resolved_config(flags, self.model_config, self.data.identities, base_model)
         self.metrics: Metrics | None = None
         if self.engine.rank == 0:
+            if flags.run.resume_from is not None:
+                set_aside(self.run_folder, self.progress.step)
             durable.write_json(self.run_folder / RUN_CONFIG, self.config)
             self.metrics = Metrics(
                 self.run_folder, self.config, flags.run.wandb_project, flags.total_steps, self.progress.step
@@ -208,10 +219,10 @@ class Trainer:
         if not self.flags.run.resume:
             return None
         # Rank 0 alone chooses and verifies: ranks that see different folders would train on from different steps.
-        checkpoint = from_rank_0(lambda: newest_good(self.run_folder))
+        checkpoint = from_rank_0(lambda: choose_checkpoint(self.flags, self.run_folder))
         if checkpoint is not None:
-            saved = [CorpusIdentity(**identity) for identity in checkpoint.config["data"]]
-            check_identities(saved, self.data.identities)
+            check_same_run(checkpoint.flags, self.flags, str(self.run_folder / RUN_CONFIG))
+            check_identities(checkpoint.config.data, self.data.identities)
         return checkpoint  # None: the run was killed before its first checkpoint and starts over
 
     def _build_model(self, checkpoint: Checkpoint | None) -> CausalLM:

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
-from deconattn.checkpoint.format import MANIFEST, is_whole, newest_good, read_checkpoint, steps_in
-from deconattn.durable import FolderLock, check_unused
+from deconattn.checkpoint.format import newest_good, read_checkpoint, steps_in
+from deconattn.checkpoint.manifest import MANIFEST, is_whole
+from deconattn.config.command_line import parse_training_flags
+from deconattn.durable import FolderLock, check_unused, lock_holder
 from deconattn.errors import UserError
 from deconattn.train.metrics import METRICS
+from deconattn.train.run_folder import check_run_folder
 from deconattn.train.saving import outdated
 from tests.train.jobs import run_job
 
@@ -32,15 +35,31 @@ def edited(folder: Path, change: Callable[[Any], Any]) -> None:
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
 
+def unsealed(manifest: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """As format 1 was, which had no checksum of its own."""
+    return {**manifest, **changes, "sha256": None, "format_version": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda m: m | {"progress": m["progress"] | {"step": 500}}, "was changed after it was written"),
-        (lambda m: {**m, "progress": m["progress"] | {"step": 500}, "sha256": None}, "says step 500"),
-        (lambda m: {**m, "progress": m["progress"] | {"step": -6}, "sha256": None}, "says step -6"),
-        (lambda m: {**m, "progress": m["progress"] | {"step": "6"}, "sha256": None}, "cannot be read"),
+        (
+            lambda m: {**m, "progress": m["progress"] | {"step": 500}, "sha256": None, "format_version": 1},
+            "says step 500",
+        ),
+        (
+            lambda m: {**m, "progress": m["progress"] | {"step": -6}, "sha256": None, "format_version": 1},
+            "says step -6",
+        ),
+        (
+            lambda m: {**m, "progress": m["progress"] | {"step": "6"}, "sha256": None, "format_version": 1},
+            "cannot be read",
+        ),
         (lambda m: {**m, "files": []}, "cannot be read"),
-        (lambda m: {**m, "files": {}, "sha256": None}, "lists no config.json"),
+        (lambda m: {**m, "sha256": None}, "lacks its own checksum"),
+        (lambda m: {**m, "surplus": 1}, "cannot be read"),
+        (lambda m: unsealed(m, files={}), "lists no config.json"),
         (lambda m: {**m, "format_version": 99}, "newer version"),
         (lambda m: [m], "cannot be read"),
     ],
@@ -57,7 +76,7 @@ def test_what_is_no_file_is_refused_without_waiting(run: Path) -> None:
     folder = run / "checkpoints" / "step-6"
     (folder / MANIFEST).unlink()
     os.mkfifo(folder / MANIFEST)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="no regular file"):
         read_checkpoint(folder)
     (folder / MANIFEST).unlink()
     (folder / MANIFEST).write_text("[" * 100_000)
@@ -67,16 +86,18 @@ def test_what_is_no_file_is_refused_without_waiting(run: Path) -> None:
 
 def test_tensors_are_those_of_the_manifest(run: Path) -> None:
     checkpoint = read_checkpoint(run / "checkpoints" / "step-6")
-    shapes = checkpoint.shapes("weights")
+    names = checkpoint.weights().keys()
     other = run / "checkpoints" / "step-2" / "weights-00-00001.safetensors"
     shutil.copy(other, checkpoint.folder / "weights-00-00002.safetensors")
-    assert checkpoint.shapes("weights") == shapes and len(list(checkpoint.tensors("weights"))) == len(shapes)
+    checkpoint.check("weights")
+    assert [name for name, _ in checkpoint.tensors("weights")] == list(names)
 
 
 def test_a_checkpoint_without_a_moment_does_not_resume(run: Path) -> None:
     folder = run / "checkpoints" / "step-6"
     content = json.loads((folder / MANIFEST).read_text())
     del content["files"]["exp_avg_sq-00-00001.safetensors"], content["sha256"]
+    content["format_version"] = 1
     (folder / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"does not fit the model \(exp_avg_sq of"):
         run_job(["--save", str(run), "--resume"])
@@ -160,3 +181,29 @@ def test_a_released_folder_holds_no_trace_of_its_owner(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError):
         FolderLock(tmp_path / "nowhere", "training")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
+def test_a_run_folder_with_what_is_no_file_is_refused(name: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    flags = parse_training_flags(["--save", str(tmp_path)])
+    check_run_folder(flags)
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is no regular file"):
+        check_run_folder(flags)
+
+
+def test_a_run_folder_must_be_one(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for name in ("loop", "file"):
+        with pytest.raises(UserError, match=f"{name} is not a folder|{name}/checkpoints cannot be read"):
+            check_run_folder(parse_training_flags(["--save", str(tmp_path / name)]))
+
+
+def test_a_note_of_an_owner_is_read_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    check_unused(tmp_path)
+    assert lock_holder(tmp_path / ".lock") == "another process"
+    (tmp_path / "note").write_text("[" * 50_000)
+    assert lock_holder(tmp_path / "note") == "another process"

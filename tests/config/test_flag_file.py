@@ -111,7 +111,8 @@ def test_on_resume_a_file_is_held_against_the_run_like_flags(file: Path, tmp_pat
     run = tmp_path / "run"
     run.mkdir()
     flags = parse_training_flags(["--seq-len", "64", "--lr", "0.5"])
-    (run / "config.json").write_text(json.dumps({"flags": to_json(flags)}))
+    model = ModelConfig(128, 32, 64, 2, 2, 2, 16, 64, ("standard",) * 2)
+    (run / "config.json").write_text(json.dumps(resolved_config(flags, model, [])))
     file.write_text(f"seq_len: 64\nsteps: 9\nsave: {run}")
     resumed = parse_training_flags(["--resume", "--config", str(file)])
     assert (resumed.run.save, resumed.optimization.steps, resumed.optimization.lr) == (run, 9, 0.5)

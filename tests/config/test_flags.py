@@ -1,17 +1,20 @@
 """Sizes, defaults and the parameter match."""
 
 import dataclasses
+import json
 import re
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from deconattn.config.command_line import from_json, parse_training_flags, to_json
+from deconattn.config.command_line import parse_training_flags, to_json
 from deconattn.config.flags import EngineFlags, TrainingFlags, model_config
 from deconattn.config.presets import SIZES, size_defaults
+from deconattn.config.run_config import read_run_config
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 from deconattn.model.causal_lm import CausalLM
@@ -82,18 +85,29 @@ def test_tokens_become_steps() -> None:
     assert flags.total_steps == -(-1_000_000_000 // (256 * 2048))
 
 
-def test_flags_survive_json() -> None:
+def written(folder: Path, flags: dict[str, Any]) -> TrainingFlags:
+    """The flags of a run's config.json, read back."""
+    model = dataclasses.asdict(model_config(size_defaults("70m").model, VOCABULARY, 2048))
+    (folder / "config.json").write_text(json.dumps({"flags": flags, "model": model}))
+    return read_run_config(folder, "restore it").flags
+
+
+def test_flags_survive_json(tmp_path: Path) -> None:
     flags = parse_training_flags(
         ["--pattern", "3*mlp,standard", "--data", "/a", "/b:2", "--doc-mask", "--tokens", "99"]
     )
-    assert from_json(to_json(flags)) == flags
+    assert written(tmp_path, to_json(flags)) == flags
 
 
-def test_flags_of_another_version_are_told_from_ours() -> None:
+def test_flags_of_another_version_are_told_from_ours(tmp_path: Path) -> None:
     values = to_json(TrainingFlags())
     values["engine"]["precision"] = "fp8"
-    with pytest.raises(ValueError, match="precision"):
-        from_json(values)
+    with pytest.raises(UserError, match=r"is no run.s configuration \(flags.engine.precision: .*restore it"):
+        written(tmp_path, values)
+    values = to_json(TrainingFlags())
+    values["engine"]["presicion"] = "fp32"
+    with pytest.raises(UserError, match="presicion is not known to this version"):
+        written(tmp_path, values)
 
 
 def test_schedule_warms_up_and_falls_to_zero() -> None:

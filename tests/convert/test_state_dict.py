@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deconattn.checkpoint.format import Progress, TensorFiles, open_checkpoint, write_manifest
+from deconattn.checkpoint.format import TensorFiles, open_checkpoint
+from deconattn.checkpoint.manifest import Progress, write_manifest
 from deconattn.errors import UserError
 from tests.convert.conftest import TOOL, MakeModel
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from deconattn.checkpoint.format import CHECKPOINTS, Progress, TensorFiles, write_manifest
+from deconattn.checkpoint.format import CHECKPOINTS, TensorFiles
+from deconattn.checkpoint.manifest import Progress, write_manifest
 from deconattn.checkpoint.stored_model import StoredModel
 from deconattn.cli import run
 from deconattn.commands import generate as tool
-from deconattn.config.command_line import RUN_CONFIG, parse_training_flags, to_json
+from deconattn.config.command_line import parse_training_flags, to_json
+from deconattn.config.run_config import RUN_CONFIG
 from deconattn.model.causal_lm import CausalLM
 from tests.conftest import DEMO
 from tests.hf.models import VOCAB

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from deconattn import durable
 from deconattn.durable import WRITTEN, check_replaceable
 from deconattn.errors import UserError
 from deconattn.hf import export as export_module
@@ -211,6 +212,7 @@ def test_an_export_that_cannot_be_put_in_place_leaves_the_old_one(
         return replace(source, target)
 
     monkeypatch.setattr(Path, "replace", failing)
+    monkeypatch.setattr(durable, "exchange", lambda one, other: False)  # a system that cannot
     with pytest.raises(UserError, match="Stale"):
         exported(model, out, overwrite=True, provenance=Provenance(step=5))
     assert (out / "README.md").read_bytes() == before

@@ -52,7 +52,7 @@ def single(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def assert_same_as(run: Path, single: Path) -> None:
     for series in (losses, validation_losses):
         assert series(run) == pytest.approx(series(single), rel=1e-5)
-    assert open_checkpoint(run).config["environment"]["world_size"] == "2"
+    assert open_checkpoint(run).config.environment["world_size"] == "2"
 
 
 @pytest.mark.slow

@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from deconattn.checkpoint.format import newest_good, open_checkpoint, read_checkpoint, steps_in
+from deconattn.config.command_line import parse_training_flags
+from deconattn.durable import check_unused
 from deconattn.errors import UserError
+from deconattn.train.run_folder import check_run_folder
+from deconattn.train.trainer import Trainer
 from tests.conftest import ROOT
 from tests.train.conftest import losses, rows, validation_losses
-from tests.train.jobs import run_job
+from tests.train.jobs import Stop, run_job
 
 
 def same_state(one: Path, other: Path) -> bool:
@@ -176,3 +180,66 @@ def test_the_resolved_configuration_is_beside_every_checkpoint(small: list[str],
     assert inside == json.loads((tmp_path / "config.json").read_text())
     assert inside["model"]["layer_variants"] == ["mlp", "standard"]
     assert open_checkpoint(tmp_path).model_config.layer_variants == ("mlp", "standard")
+
+
+def test_an_earlier_checkpoint_can_be_chosen(
+    small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run_job([*small, "--save", str(run), "--save-every", "2"])
+    before, expected = (run / "metrics.jsonl").read_bytes(), losses(run)
+    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
+    for name, said in (
+        ("step-3", "--resume-from step-3: .* has step-6, step-4, step-2: give one of its own"),
+        ("../checkpoints/step-2", "give one of its own"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run_job(["--save", str(run), "--resume-from", name])
+    with pytest.raises(UserError, match="--max-restarts would begin there again"):
+        run_job(["--save", str(run), "--resume-from", "step-2", "--max-restarts", "1"])
+    (run / "checkpoints/step-4/config.json").write_text("{}")
+    with pytest.raises(UserError, match="step-4/config.json is damaged"):
+        run_job(["--save", str(run), "--resume-from", "step-4"])
+    assert (run / "metrics.jsonl").read_bytes() == before and len(steps_in(run)) == 3, "nothing was touched"
+
+    capfd.readouterr()
+    run_job(["stop=3", "--save", str(run), "--resume-from", "step-2"])
+    aside = run / "set-aside-1"
+    assert f"note: step-6, step-4 moved to {aside}, with a copy of metrics.jsonl" in capfd.readouterr().err
+    assert [folder.name for folder in steps_in(run)] == ["step-3", "step-2"]
+    assert (aside / "metrics.jsonl").read_bytes() == before and sorted(losses(run)) == [1, 2, 3]
+    assert same_state(aside / "step-6", tmp_path / "checkpoints/step-6")
+    run_job(["--save", str(run), "--resume"])
+    assert losses(run) == expected and same_state(run / "checkpoints/step-6", aside / "step-6")
+    assert open_checkpoint(run).flags.run.resume_from is None
+
+
+def test_a_run_config_that_is_not_the_checkpoints_is_refused(small: list[str], tmp_path: Path) -> None:
+    run_job(["stop=2", *small, "--save", str(tmp_path)])
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"seed": 1234', '"seed": 7'))
+    with pytest.raises(UserError, match=f"the run has --seed 1234 but {path} says 7"):
+        run_job(["--save", str(tmp_path), "--resume"])
+
+
+def test_a_new_run_does_not_begin_over_one_that_has_just_ended(small: list[str], tmp_path: Path) -> None:
+    flags = parse_training_flags([*small, "--save", str(tmp_path)])
+    check_run_folder(flags)  # as the second of two commands, before it waits for its ranks to start
+    run_job([*small, "--save", str(tmp_path)])
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="already holds a run"):
+        Trainer(flags, Stop())
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    check_unused(tmp_path)
+
+
+def test_what_killed_trainings_left_is_removed(small: list[str], tmp_path: Path) -> None:
+    run_job(["stop=2", *small, "--save", str(tmp_path)])
+    leftovers = [".seen-0a1b2c3d", ".config.json.partial", "checkpoints/.step-5.partial/weights", ".lock"]
+    kept = ["checkpoints/.notes.partial", "checkpoints/.step-x.partial", "seen-mine"]
+    for name in [*leftovers, *kept]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    run_job(["--save", str(tmp_path), "--resume"])
+    assert not [name for name in leftovers if (tmp_path / name).exists()]
+    assert all((tmp_path / name).exists() for name in kept)

@@ -1,0 +1,90 @@
+"""`config.json` of a run, in its folder and in every checkpoint, read back into dataclasses."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from deconattn.config.flags import TrainingFlags
+from deconattn.errors import UserError
+from deconattn.json_files import parse_json, read_bytes, reason
+from deconattn.layers.config import ModelConfig
+
+RUN_CONFIG = "config.json"
+"""Resolved configuration, in the run folder and in every checkpoint."""
+
+
+@dataclass(frozen=True)
+class CorpusIdentity:
+    """Identity of a corpus that a resumed run must find again: content and weight, not the path."""
+
+    path: str
+    weight: float
+    content: str
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Resolved configuration of a run.
+
+    Attributes:
+        model: its variants by their names in the run's own plugins.
+        base_model: what the weights were converted from, if they were.
+        environment: versions and machine.
+    """
+
+    flags: TrainingFlags
+    model: ModelConfig
+    data: tuple[CorpusIdentity, ...] = ()
+    base_model: str | None = None
+    total_steps: int | None = None
+    warmup_steps: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def read_run_config(folder: Path, remedy: str) -> RunConfig:
+    """Read `config.json` of a run folder or of a checkpoint.
+
+    Args:
+        remedy: how the error's line ends.
+
+    Raises:
+        OSError: it is not there, or not to be read.
+        UserError: it is no run's configuration: naming the first value that is not.
+    """
+    path = folder / RUN_CONFIG
+    content = read_bytes(path)
+    from pydantic import ValidationError
+
+    try:
+        _check_names(parse_json(content))
+        return _adapter().validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path} is no run's configuration ({where}: {first['msg']}): {remedy}") from None
+    except (ValueError, RecursionError, UserError) as error:
+        raise UserError(f"{path} is no run's configuration ({reason(error)}): {remedy}") from None
+
+
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunConfig)
+
+
+def _check_names(content: Any) -> None:
+    """Raise ValueError for a name that this version does not know, which pydantic would pass over."""
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    flags = content.get("flags")
+    parts: list[tuple[Any, Any]] = [(content, RunConfig), (content.get("model"), ModelConfig), (flags, TrainingFlags)]
+    if isinstance(flags, dict):
+        parts += [(flags.get(group.name), group.type) for group in dataclasses.fields(TrainingFlags)]
+    for part, kind in parts:
+        known = {field.name for field in dataclasses.fields(kind)}
+        for name in part if isinstance(part, dict) else ():
+            if name not in known:
+                raise ValueError(f"{name} is not known to this version of deconattn")

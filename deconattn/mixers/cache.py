@@ -52,7 +52,7 @@ class LayerCache:
     """Named tensors, rows first. A mixer makes an empty one and fills it in its cached passes.
 
     Attributes:
-        fixed: what the layer needs of the fixed streams (:meth:`Mixer.fixed_part`), shared by all caches of a model.
+        fixed: what the layer needs of the fixed streams (:meth:`Decoding.fixed_part`), for all rows.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class LayerCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, without what all caches of a model share."""
+        """Bytes held for this batch's rows."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def append(self, name: str, new: Tensor, step: Step) -> Tensor:

@@ -71,7 +71,7 @@ class DecodingCache:
 
     @property
     def fixed_nbytes(self) -> int:
-        """Bytes held once per model, for all caches."""
+        """Bytes held once, whatever the batch."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer.fixed)
 
     @property
@@ -116,6 +116,9 @@ class DecodingCache:
     def advance(self, step: Step, rows: int, tokens: int) -> None:
         """Count the tokens that all layers hold now."""
         self.rows = rows
+        if step.first:  # no gradient flows through a cache
+            for layer in self.layers:
+                layer.fixed = tuple(part.detach() for part in layer.fixed)
         self._seen += tokens
         if self._lengths is not None:
             self._lengths += tokens if step.real is None else step.real.sum(dim=1)
@@ -153,7 +156,9 @@ class DecodingCache:
         if model.streams:
             bounds.append(model.model_config.max_position_embeddings)
         self.capacity = min(-(-tokens // BLOCK) * BLOCK, *bounds) if bounds else -(-tokens // BLOCK) * BLOCK
-        for layer, fixed in zip(self.layers, model.fixed_parts(self.capacity), strict=True):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_empty):
+            parts = model.fixed_parts(self.capacity)
+        for layer, fixed in zip(self.layers, parts, strict=True):
             layer.fixed = fixed
 
 

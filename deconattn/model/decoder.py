@@ -155,8 +155,10 @@ class Decoder(nn.Module):
         cache.advance(step, *hidden.shape[:2])
         return self.norm(hidden)
 
-    def fixed_parts(self, length: int) -> list[tuple[Tensor, ...]]:
+    def fixed_parts(self, length: int, like: Tensor) -> list[tuple[Tensor, ...]]:
         """Compute per layer what decoding needs of the fixed streams' first `length` tokens or more.
+
+        `like`, [.., d], gives device and dtype of token embeddings.
 
         It belongs to the cache that asks and is kept nowhere else: whatever changes what a pass computes (weights,
         adapters, hooks, modules, buffers, dtypes) is in the next cache.
@@ -164,8 +166,7 @@ class Decoder(nn.Module):
         if not self.streams:
             return [()] * len(self.layers)
         length = fixed_length(self.model_config, length)
-        ids = torch.empty(0, length, dtype=torch.long, device=self.embed_tokens.weight.device)
-        hidden = self.embed(ids)
+        hidden = self.with_streams(like.new_empty(0, length, like.shape[-1]), length)
         static = hidden if self.last_static_layer >= 0 else None
         context = self.context(length, hidden)
         parts: list[tuple[Tensor, ...]] = []

@@ -91,7 +91,7 @@ class DecodingCache:
         if self.static:
             assert self.limit is not None
             if first:
-                self._reserve(model, self.limit)
+                self._reserve(model, self.limit, hidden)
                 self._lengths = torch.zeros(rows, dtype=torch.long, device=hidden.device)
                 self._seen = torch.zeros((), dtype=torch.long, device=hidden.device)
                 if hidden.device.type == "cuda":
@@ -104,7 +104,7 @@ class DecodingCache:
         else:
             past = self.seen
             window = past + tokens
-            self._reserve(model, window)
+            self._reserve(model, window, hidden)
             if real is not None and self._lengths is None:
                 self._lengths = torch.full((rows,), past, dtype=torch.long, device=hidden.device)
         new = torch.arange(tokens, device=hidden.device)
@@ -146,7 +146,7 @@ class DecodingCache:
         if self._lengths is not None:
             self._lengths -= tokens
 
-    def _reserve(self, model: "Decoder", tokens: int) -> None:
+    def _reserve(self, model: "Decoder", tokens: int, hidden: Tensor) -> None:
         if tokens <= self.capacity:
             return
         if self.limit is not None and tokens > self.limit:
@@ -157,7 +157,7 @@ class DecodingCache:
             bounds.append(model.model_config.max_position_embeddings)
         self.capacity = min(-(-tokens // BLOCK) * BLOCK, *bounds) if bounds else -(-tokens // BLOCK) * BLOCK
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_empty):
-            parts = model.fixed_parts(self.capacity)
+            parts = model.fixed_parts(self.capacity, hidden)
         for layer, fixed in zip(self.layers, parts, strict=True):
             layer.fixed = fixed
 

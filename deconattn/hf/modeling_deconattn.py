@@ -39,6 +39,9 @@ class DeconAttnPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # `num_items_in_batch`
     _no_split_modules = ["Block"]  # noqa: RUF012  (Hugging Face's declaration)
+    # Automatic placement on several devices forgets a module's own buffers, and then misses them, but where some tensor
+    # may go without a place. The fixed streams' stay on the CPU and are brought where the embeddings are.
+    _no_placement_params = frozenset[str]()
     _supports_sdpa = True  # the ops choose the implementation themselves; this accepts Hugging Face's default
 
     @classmethod
@@ -304,6 +307,10 @@ class _Watched:
             self._hidden.append(hidden[: self._rows])
         if self.wants_maps:
             assert context is not None, "a cached pass has no maps"
+            device = layer.input_layernorm.weight.device
+            if device.type != "meta":  # offloaded, and brought where its inputs are
+                static = None if static is None else static.to(device)
+                hidden, context = hidden.to(device), context.to(device)
             whole = layer.self_attn.attention_map(*layer.mixer_inputs(hidden, static), context)
             self._maps.append(None if whole is None else whole[: self._rows])
 

@@ -5,7 +5,7 @@ are filled from the first on, whatever side its prompt was padded on. What lies 
 has no meaning, and causal mixing never reads it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ class Step:
     window: int
     capacity: int
     static: bool
+
+    def to(self, device: torch.device) -> "Step":
+        """Return the step on a device; accelerate calls it where layers are spread over several."""
+        positions, real = (None if one is None else one.to(device) for one in (self.positions, self.real))
+        return replace(self, rotary=self.rotary.to(device), positions=positions, real=real)
 
     def visible(self, tokens: int) -> Tensor | None:
         """Return the attention mask of the new tokens, bool [R or 1, tokens, window]; None if they see all slots."""

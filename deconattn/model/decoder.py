@@ -104,10 +104,10 @@ class Decoder(nn.Module):
         rows = [embeddings]
         for stream in self.streams:
             if stream == "random":
-                fixed = self.fixed_embeddings[None, :length].to(rows[0].dtype)
+                fixed = self.fixed_embeddings[None, :length].to(rows[0])
                 rows.append(self.local_sequence(fixed))
             else:
-                rows.append(self.embed_tokens(self.fixed_ids[None, :length]))
+                rows.append(self.embed_tokens(self.fixed_ids[None, :length]).to(rows[0]))
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def context(

@@ -27,7 +27,7 @@ def outside_autocast(*operands: str) -> Callable[[Callable[..., Any]], Callable[
         @wraps(operation)
         def run(*arguments: Any, **keywords: Any) -> Any:
             device = arguments[0].device.type
-            if not torch.is_autocast_enabled(device):
+            if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
                 return operation(*arguments, **keywords)
             dtype = torch.get_autocast_dtype(device)
             given = dict(zip(names, arguments, strict=False)) | keywords

@@ -59,8 +59,9 @@ class Mixer(nn.Module, ABC):
         Returns:
             [R, L, d]: what the residual stream receives, for every row or the first `context.output_rows`.
 
-        Called with a :class:`Step` and a cache in the context's place, a mixer is its :attr:`decoding`: cached passes
-        go through the module as others do, and meet what is hung on it (hooks, offloading, a replaced `forward`).
+        Called with a :class:`Step` and a cache in the context's place, a mixer is its :attr:`decoding`; with a cache
+        beside the context of the fixed streams alone, it fills `cache.fixed`, too. So cached passes go through the
+        module as others do, and meet what is hung on it (hooks, offloading, a replaced `forward`).
         """
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor | None:
@@ -100,7 +101,7 @@ class Mixer(nn.Module, ABC):
 
 
 def _or_extend(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Wrap a class's `forward` to continue a cache where it is given one."""
+    """Wrap a class's `forward` to continue a cache, or to prepare it, where it is given one."""
 
     @wraps(plain)
     def forward(
@@ -113,6 +114,10 @@ def _or_extend(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if isinstance(context, Step):
             assert cache is not None
             return self.decoding.extend(self, hidden, static, context, cache)
+        if cache is not None:
+            cache.fixed = self.decoding.fixed_part(self, hidden, static, context)
+            if context.output_rows == 0:
+                return hidden[:0]
         return plain(self, hidden, static, context)
 
     forward.decodes = True  # type: ignore[attr-defined]

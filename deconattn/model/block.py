@@ -45,14 +45,16 @@ class Block(nn.Module):
         Args:
             static: [R, L, d], the token embeddings, or None; they pass the same input norm as the hidden states.
             context: a :class:`Step` with a cache, whose tokens these continue.
+            cache: beside a :class:`MixerContext` of fixed streams alone, it receives the mixer's fixed part.
         """
         inputs = self.mixer_inputs(hidden, static)
         if isinstance(context, Step):
-            assert cache is not None
             hidden = hidden + self.self_attn(*inputs, context, cache)
         else:
-            mixed = self.self_attn(*inputs, context)
+            mixed = self.self_attn(*inputs, context) if cache is None else self.self_attn(*inputs, context, cache)
             hidden = hidden[: context.output_rows] + mixed[: context.output_rows]
+            if context.output_rows == 0:
+                return hidden
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
     def mixer_inputs(self, hidden: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -1,6 +1,6 @@
 """Decoder stack: embedding, blocks, final norm, and the fixed streams that ride along as extra rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.rotary import Rotary
-from deconattn.mixers import FixedStream, MixerContext
+from deconattn.mixers import FixedStream, LayerCache, MixerContext
 from deconattn.model.block import Block
 from deconattn.model.decoding_cache import DecodingCache, fixed_length
 from deconattn.model.streams import Streams, check_length
@@ -155,30 +155,26 @@ class Decoder(nn.Module):
         cache.advance(step, *hidden.shape[:2])
         return self.norm(hidden)
 
-    def fixed_parts(self, length: int, like: Tensor) -> list[tuple[Tensor, ...]]:
-        """Compute per layer what decoding needs of the fixed streams' first `length` tokens or more.
+    def prepare(self, caches: Sequence[LayerCache], length: int, like: Tensor) -> None:
+        """Run the fixed streams' first `length` tokens or more; each layer's part goes to its cache's `fixed`.
 
-        `like`, [.., d], gives device and dtype of token embeddings.
+        It is kept nowhere else: whatever changes what a pass computes (weights, adapters, hooks, modules, buffers,
+        dtypes) is in the next cache.
 
-        It belongs to the cache that asks and is kept nowhere else: whatever changes what a pass computes (weights,
-        adapters, hooks, modules, buffers, dtypes) is in the next cache.
+        Args:
+            like: [.., d], of the device and dtype of token embeddings.
         """
         if not self.streams:
-            return [()] * len(self.layers)
+            return
         length = fixed_length(self.model_config, length)
         hidden = self.with_streams(like.new_empty(0, length, like.shape[-1]), length)
         static = hidden if self.last_static_layer >= 0 else None
         context = self.context(length, hidden)
-        parts: list[tuple[Tensor, ...]] = []
-        for index, layer in enumerate(self.blocks):
-            if index > self.last_fixed_layer:
-                parts.append(())
-                continue
-            mixer, inputs = layer.self_attn, layer.mixer_inputs(hidden, static)
-            parts.append(mixer.decoding.fixed_part(mixer, *inputs, context))
+        for index, (layer, cache) in enumerate(zip(self.blocks, caches, strict=True)):
             if index < self.last_fixed_layer:
-                hidden = layer(hidden, static, context)
-        return parts
+                hidden = layer(hidden, static, context, cache)
+            elif index == self.last_fixed_layer:
+                layer(hidden, static, replace(context, output_rows=0), cache)
 
     def run(
         self, hidden: Tensor, static: Tensor | None, context: MixerContext, observe: Observer | None = None

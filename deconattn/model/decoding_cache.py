@@ -157,9 +157,7 @@ class DecodingCache:
             bounds.append(model.model_config.max_position_embeddings)
         self.capacity = min(-(-tokens // BLOCK) * BLOCK, *bounds) if bounds else -(-tokens // BLOCK) * BLOCK
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_empty):
-            parts = model.fixed_parts(self.capacity, hidden)
-        for layer, fixed in zip(self.layers, parts, strict=True):
-            layer.fixed = fixed
+            model.prepare(self.layers, self.capacity, hidden)
 
 
 def fixed_length(config: ModelConfig, tokens: int) -> int:

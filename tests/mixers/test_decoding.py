@@ -291,8 +291,8 @@ def test_beyond_the_fixed_stream_is_refused():
 def test_the_fixed_stream_is_computed_once_for_a_cache(monkeypatch: pytest.MonkeyPatch):
     """And again as it grows; the next cache has its own, in training as in evaluation."""
     model = build_model(("standard", "fixedseq", "thirdparty", "standard"), max_position_embeddings=2000)
-    computed, fixed_parts = [], model.model.fixed_parts
-    monkeypatch.setattr(model.model, "fixed_parts", lambda n, like: computed.append(n) or fixed_parts(n, like))
+    computed, prepare = [], model.model.prepare
+    monkeypatch.setattr(model.model, "prepare", lambda *given: computed.append(given[1]) or prepare(*given))
     for mode in (True, False):
         model.train(mode)
         for length in (100, 600):

@@ -21,8 +21,8 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,17 @@ class Checkpoint:
         return self.flags.model.plugin
 
     @property
-    def base_model(self) -> str | None:
-        """Name of the model that the run was converted from, if it was."""
-        name: str | None = self.config.get("base_model")
-        return name
+    def origin(self) -> dict[str, Any]:
+        """The configuration's fields about the model that the run was converted from; empty if it was not."""
+        return {name: self.config[name] for name in ("base_model", "kept") if name in self.config}
+
+    def with_plugins(self, plugins: Sequence[Path]) -> "Checkpoint":
+        """Return the checkpoint with these files in the place of the plugins it was trained with, if any are given."""
+        if not plugins:
+            return self
+        flags = self.config["flags"]
+        model = flags["model"] | {"plugin": [str(plugin) for plugin in plugins]}
+        return replace(self, config=self.config | {"flags": flags | {"model": model}})
 
     @property
     def datasets(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Weights of a Hugging Face folder: safetensors, in one file or several."""
 
-import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from deconattn.checkpoint.kinds import read_json
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import variant_names
@@ -35,6 +36,8 @@ class HFWeights:
                 with safe_open(path, framework="pt") as file:
                     for name in file.keys():  # noqa: SIM118 (not a mapping)
                         stored = file.get_slice(name)
+                        if name in self._homes:
+                            raise UserError(f"{folder} has {name} twice, in {self._homes[name].name} and {path.name}")
                         self._shapes[name] = tuple(stored.get_shape())
                         self._dtypes[name] = stored.get_dtype()
                         self._homes[name] = path
@@ -51,6 +54,12 @@ class HFWeights:
         for variant in config.layer_variants:
             if variant not in variant_names():
                 raise UserError(f"{self.folder} has layers of variant {variant!r}: give its file with --plugin")
+        layers = {int(match[1]) for name in self._shapes if (match := re.match(r"model\.layers\.(\d{1,9})\.", name))}
+        if config.num_hidden_layers > len(layers):  # before as many are made
+            raise UserError(
+                f"{self.folder} lacks layers: it has {len(layers)}, by config.json {config.num_hidden_layers}: give a "
+                "whole model and its own config.json"
+            )
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in CausalLM(config).state_dict().items()}
         optional = {HEAD} if config.tie_word_embeddings else set()
@@ -83,9 +92,15 @@ def _files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if index.is_file():
         try:
-            paths = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index} cannot be read ({error}): restore it") from error
+            names = sorted(set(read_json(index)["weight_map"].values()))
+            paths = [folder / name for name in names]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} cannot be read (no weight_map of file names: {error}): restore it") from error
+        for name in names:
+            if Path(name).name != name:
+                raise UserError(f"{index} names {name!r}, which is not in the folder: restore it")
+        if not paths:
+            raise UserError(f"{index} names no file: restore it")
         for path in paths:
             if not path.is_file():
                 raise UserError(f"{path} is missing: restore it")

@@ -3,12 +3,43 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from deconattn.checkpoint.format import CHECKPOINTS, MANIFEST
 from deconattn.errors import UserError
 
 HF_CONFIG = "config.json"
+_OPENED = (".json", ".safetensors", ".model", ".jinja", ".txt")
+"""Endings of files that libraries open in a model's folder."""
+_Size = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+
+
+class _Sizes(TypedDict, total=False):
+    """Fields of Hugging Face configurations, where they are given; others are for transformers to judge."""
+
+    model_type: Annotated[str, Field(strict=True)]
+    vocab_size: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: Annotated[int, Field(strict=True, ge=1, le=10_000)]
+    num_attention_heads: _Size
+    num_key_value_heads: _Size | None
+    head_dim: _Size | None
+    max_position_embeddings: _Size
+    layer_variants: list[str] | None
+    layer_types: list[str] | None
+    rms_norm_eps: _Number
+    rope_theta: _Number
+    initializer_range: _Number
+    tie_word_embeddings: Annotated[bool, Field(strict=True)]
+    use_sliding_window: Annotated[bool, Field(strict=True)] | None
+
+
+_SIZES = TypeAdapter(_Sizes)
 Kind = Literal["checkpoint", "hugging face"]
 
 
@@ -36,11 +67,45 @@ def kind_of(path: Path) -> Kind:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read a Hugging Face folder's config.json (UserError if it is damaged)."""
+    """Read a Hugging Face folder's config.json.
+
+    Raises:
+        UserError: it is damaged, has a size that no model has, or stands beside what would be opened as a file of the
+            model and is none.
+    """
+    for path in folder.iterdir():
+        if path.suffix in _OPENED and not path.is_file():  # a named pipe would be waited for
+            raise UserError(f"{path} is not a file: restore it")
+    config = read_json(folder / HF_CONFIG)
     try:
-        config = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / HF_CONFIG} cannot be read ({error}): restore it") from None
+        _SIZES.validate_python(config)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name, value = fault["loc"][0], json.dumps(fault["input"])[:40]
+        kind = config.get("model_type")
+        raise UserError(
+            f"{folder / HF_CONFIG} is no configuration of {kind} ({name} is {value}: {fault['msg']}): correct it"
+        ) from None
     return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a model's folder.
+
+    Raises:
+        UserError: no file, or no JSON object in it.
+    """
+    try:
+        if not path.is_file():  # a named pipe would be waited for
+            raise ValueError("not a file")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): restore it") from None
+    return content
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, cut to its first line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

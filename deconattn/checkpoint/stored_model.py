@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -144,11 +143,7 @@ def open_model(path: Path, plugins: Sequence[Path] = ()) -> StoredModel:
 
 
 def _in_checkpoint(path: Path, plugins: Sequence[Path]) -> StoredModel:
-    checkpoint = open_checkpoint(path)
-    if plugins:
-        flags = checkpoint.config["flags"]
-        model = flags["model"] | {"plugin": [str(plugin) for plugin in plugins]}
-        checkpoint = replace(checkpoint, config=checkpoint.config | {"flags": flags | {"model": model}})
+    checkpoint = open_checkpoint(path).with_plugins(plugins)
     if checkpoint.tokenizer_folder is None:
         raise UserError(f"{checkpoint.folder} has no tokenizer/: put the tokenizer of its corpus there")
     tokenizer = _exported_tokenizer(checkpoint.tokenizer_folder, checkpoint.model_config.max_position_embeddings)
@@ -192,7 +187,9 @@ def _in_folder(folder: Path) -> StoredModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         variants = config.to_model_config().layer_variants if isinstance(config, DeconAttnConfig) else ()
-    except (StrictDataclassError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises whatever a wrong type meets
         raise UserError(f"{path} is no configuration of {model_type} ({_last_line(error)}): correct it") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{path}: a {model_type} is no causal language model: give one")
@@ -208,7 +205,7 @@ def _tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
     remedy = "copy its tokenizer there, or export with --tokenizer"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # transformers raises whatever a wrong type meets
         if any(folder.glob("tokenizer*")):
             raise UserError(f"{folder}: its tokenizer cannot be read ({_last_line(error)}): {remedy}") from error
         raise UserError(f"{folder} has no tokenizer: {remedy}") from None
@@ -232,7 +229,7 @@ def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | No
             ignore_mismatched_sizes=True,  # they are reported, and refused below
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:  # transformers raises whatever a wrong type meets
         raise UserError(f"{folder} cannot be loaded ({_last_line(error)}): give another model") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -179,7 +179,7 @@ def copied(cache: Any, rows: int) -> Any:
 
 
 def cache_bytes(cache: Any) -> tuple[int, int]:
-    """Bytes held for the batch, and once per model."""
+    """Bytes held for the batch, and once for all rows."""
     if hasattr(cache, "fixed_nbytes"):
         return cache.nbytes, cache.fixed_nbytes
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers), 0

@@ -53,7 +53,7 @@ def tables(cases: list[Case], peer: str) -> list[tuple[str, list[str], list[list
         if chosen:
             found.append(_table(f"{title}: ms a token (times as fast as {peer})", chosen, _time))
         if kind == "step" and chosen:
-            found.append(_table("Cache: MiB of the batch (+ MiB once per model)", chosen, _memory))
+            found.append(_table("Cache: MiB of the batch (+ MiB once for all rows)", chosen, _memory))
     return found
 
 
@@ -89,7 +89,7 @@ def time_and_ratio(milliseconds: float, speed: float | None) -> str:
 
 
 def mebibytes(of_batch: int, of_model: int) -> str:
-    """Such as `1,536.0 + 96.0`; what is held once per model is left out where there is nothing."""
+    """Such as `1,536.0 + 96.0`; what is held once for all rows is left out where there is nothing."""
     shown = [
         f"{held / 2**20:,.1f}" if held == 0 or held >= 2**20 else f"{held / 2**20:.2g}" for held in (of_batch, of_model)
     ]

@@ -85,7 +85,7 @@ class Point:
 
     Attributes:
         ratio: speed over the peer's in the same rounds; None where the peer failed.
-        cache_bytes: of the batch, 0 where there is nothing to hold; `fixed_bytes` are held once per model.
+        cache_bytes: of the batch, 0 where there is nothing to hold; `fixed_bytes` are held once for all rows.
     """
 
     ms_a_token: float

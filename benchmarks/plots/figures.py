@@ -75,7 +75,7 @@ def draw_step_times(decoding: Decoding, path: Path) -> None:
 
 
 def draw_cache_bytes(decoding: Decoding, path: Path) -> None:
-    """MiB of the largest batch's cache, with what is held once per model, against tokens held: a panel a pattern."""
+    """MiB of the largest batch's cache, with what is held once for all rows, against tokens held: a panel a pattern."""
     patterns, batch = decoding.patterns, decoding.batches[-1]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2 + 4.2 * len(patterns), 4.2), layout="constrained")

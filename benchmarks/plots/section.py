@@ -70,7 +70,7 @@ def _decoding(found: Decoding, images: str) -> str:
         cells.insert(len(cases), mebibytes(points[-1].cache_bytes, points[-1].fixed_bytes) if points[-1] else "")
         rows.append([curve.name if curve.variant else f"*{curve.name}*", *cells])
     title = f"**Generation: {found.title}** (ms a token, and how many times as fast as {found.peer}; sequences x tokens"
-    title += " held; MiB of cache, and held once per model)."
+    title += " held; MiB of cache, and held once for all rows)."
     return f"{title}\n\n{images}{markdown_table(columns, rows)}\n{_told(found.origin)}"
 
 

@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -86,9 +86,17 @@ class Checkpoint:
         return self.flags.model.plugin
 
     @property
-    def base_model(self) -> str | None:
-        """Name of the model that the run was converted from, if it was."""
-        return self.config.base_model
+    def origin(self) -> dict[str, Any]:
+        """The configuration's fields about the model that the run was converted from; empty if it was not."""
+        config = self.config
+        return {} if config.base_model is None else {"base_model": config.base_model, "kept": config.kept}
+
+    def with_plugins(self, plugins: Sequence[Path]) -> "Checkpoint":
+        """Return the checkpoint with these files in the place of the plugins it was trained with, if any are given."""
+        if not plugins:
+            return self
+        flags = replace(self.flags, model=replace(self.flags.model, plugin=tuple(plugins)))
+        return replace(self, config=replace(self.config, flags=flags))
 
     @property
     def datasets(self) -> tuple[str, ...]:

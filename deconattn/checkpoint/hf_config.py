@@ -1,5 +1,6 @@
 """Hugging Face configurations read as :class:`ModelConfig`, or refused with the reason."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,18 @@ def read_model_config(folder: Path) -> ModelConfig:
     try:
         # It knows each version's spelling (rope_theta or rope_parameters) and the defaults of what is left out.
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        ours = config.to_model_config() if raw["model_type"] == "deconattn" else None
+        if raw["model_type"] == "deconattn":
+            return config.to_model_config()
+        lacking = _lacking(config)
+        rope_theta = float(config.rope_parameters["rope_theta"])
+        if not 0 < rope_theta < math.inf:
+            raise ValueError(f"rope_theta is {rope_theta}")
+    except UserError:
+        raise
     except Exception as error:  # whatever a configuration's class comes up with
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise UserError(f"{path} is no configuration of {raw['model_type']} ({reason}): correct it") from error
-    if ours is not None:
-        return ours
-    try:
-        return _ours(config, raw, path)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise UserError(f"{path} is no configuration of {raw['model_type']} ({reason}): correct it") from error
-
-
-def _ours(config: Any, raw: dict[str, Any], path: Path) -> ModelConfig:
-    for feature in _lacking(config):
+    for feature in lacking:
         raise UserError(f"{path}: our model has no {feature}: give a model without")
     return ModelConfig(
         vocab_size=config.vocab_size,
@@ -59,7 +57,7 @@ def _ours(config: Any, raw: dict[str, Any], path: Path) -> ModelConfig:
         qk_norm=raw["model_type"] == "qwen3",
         tie_word_embeddings=config.tie_word_embeddings,
         rms_norm_eps=config.rms_norm_eps,
-        rope_theta=float(config.rope_parameters["rope_theta"]),
+        rope_theta=rope_theta,
         initializer_range=config.initializer_range,
     )
 

@@ -1,5 +1,6 @@
 """Weights of a Hugging Face folder: safetensors, in one file or several."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class HFWeights:
         self._homes: dict[str, Path] = {}
         for path in _files(folder):
             for name, (dtype, shape) in headers(path).items():
+                if name in self._homes:
+                    raise UserError(f"{folder} has {name} twice, in {self._homes[name].name} and {path.name}")
                 self._shapes[name], self._dtypes[name], self._homes[name] = shape, dtype, path
         self.folder = folder
 
@@ -42,6 +45,12 @@ class HFWeights:
         for variant in config.layer_variants:
             if variant not in variant_names():
                 raise UserError(f"{self.folder} has layers of variant {variant!r}: give its file with --plugin")
+        layers = {int(match[1]) for name in self._shapes if (match := re.match(r"model\.layers\.(\d{1,9})\.", name))}
+        if config.num_hidden_layers > len(layers):  # before as many are made
+            raise UserError(
+                f"{self.folder} lacks layers: it has {len(layers)}, by config.json {config.num_hidden_layers}: give a "
+                "whole model and its own config.json"
+            )
         parameters, buffers = expected_headers(config)
         expected = {name: shape for name, (_, shape) in (parameters | buffers).items()}
         if config.tie_word_embeddings:
@@ -95,6 +104,8 @@ def _files(folder: Path) -> list[Path]:
             if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
                 raise UserError(f"{index} names {name!r}, which is no safetensors file beside it: restore it")
         paths = [folder / name for name in names]
+        if not paths:
+            raise UserError(f"{index} names no file: restore it")
         for path in paths:
             if not path.is_file():
                 raise UserError(f"{path} is missing: restore it")

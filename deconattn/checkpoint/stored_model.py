@@ -144,11 +144,7 @@ def open_model(path: Path, plugins: Sequence[Path] = ()) -> StoredModel:
 
 
 def _in_checkpoint(path: Path, plugins: Sequence[Path]) -> StoredModel:
-    checkpoint = open_checkpoint(path)
-    if plugins:
-        flags = checkpoint.flags
-        flags = replace(flags, model=replace(flags.model, plugin=tuple(plugins)))
-        checkpoint = replace(checkpoint, config=replace(checkpoint.config, flags=flags))
+    checkpoint = open_checkpoint(path).with_plugins(plugins)
     checkpoint.check("weights")
     if checkpoint.tokenizer_folder is None:
         raise UserError(f"{checkpoint.folder} has no tokenizer/: put the tokenizer of its corpus there")
@@ -196,6 +192,8 @@ def _in_folder(folder: Path) -> StoredModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         variants = config.to_model_config().layer_variants if isinstance(config, DeconAttnConfig) else ()
+    except UserError:
+        raise
     except Exception as error:  # whatever a configuration's class comes up with
         raise UserError(f"{path} is no configuration of {model_type} ({_last_line(error)}): correct it") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -29,6 +29,8 @@ class Arguments:
     """The file or the run folder to write."""
     optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Add a checkpoint's AdamW moments and step, as optimizer.exp_avg.NAME and so on."""
+    plugin: tuple[Path, ...] = ()
+    """Python files that register the model's third-party variants. A checkpoint's tensors need none."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -56,5 +58,6 @@ def main(words: Sequence[str]) -> None:
 
     if arguments.optimizer:
         raise UserError("--optimizer: a Hugging Face folder holds no moments; leave it out")
-    print(write_run(arguments.source, arguments.out, others))
+    plugins = ["--plugin", *map(str, arguments.plugin)] if arguments.plugin else []
+    print(write_run(arguments.source, arguments.out, [*others, *plugins]))
     print(f"train: {command('train')} --save {quoted(arguments.out)} --resume")

@@ -31,6 +31,8 @@ class Arguments:
     """The weights' licence as the Hub names it (apache-2.0, mit, ...), for the card."""
     language: tuple[str, ...] = ()
     """Languages of the text by their codes (en, cs, ...), for the card."""
+    plugin: tuple[Path, ...] = ()
+    """Python files that register the run's third-party variants, in the place of those it was trained with."""
     overwrite: bool = False
     """Replace an earlier export."""
 
@@ -51,7 +53,7 @@ def export_checkpoint(arguments: Arguments) -> None:
 
     if arguments.gguf:
         require("gguf", "--gguf")
-    checkpoint = open_checkpoint(arguments.source)
+    checkpoint = open_checkpoint(arguments.source).with_plugins(arguments.plugin)
     precision = arguments.dtype or checkpoint.precision
     tokenizer_folder = checkpoint.tokenizer_folder if arguments.tokenizer else None
     vocabulary = gguf_vocabulary(checkpoint.model_config, tokenizer_folder) if arguments.gguf else None
@@ -63,8 +65,13 @@ def export_checkpoint(arguments: Arguments) -> None:
         tokenizer_folder=tokenizer_folder,
         plugins=checkpoint.plugins,
         provenance=Provenance(
-            checkpoint.step, checkpoint.datasets, checkpoint.base_model, arguments.license, arguments.language
+            checkpoint.step,
+            checkpoint.datasets,
+            checkpoint.origin.get("base_model"),
+            arguments.license,
+            arguments.language,
         ),
+        kept=checkpoint.origin.get("kept", {}),
         overwrite=arguments.overwrite,
         gguf=vocabulary,
     )

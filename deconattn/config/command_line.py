@@ -51,6 +51,9 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
     flags = _with(_with_precision(flags), "run", resume=resumes)
     if saved:
         check_same_run(saved, flags, f"{first.config} and the flags" if file else "the flags")
+    text = flags.data.fixed_text
+    if saved and text and text.resolve() != saved.data.fixed_text and not text.is_file():
+        raise UserError(f"no such file: {text}")
     flags.check()
     return flags
 
@@ -122,12 +125,13 @@ def saved_flags(save: Path | None) -> TrainingFlags:
 def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tuple[str, Any, Any]]:
     """Yield (flag, before, now) of what defines model, data order or arithmetic and must not change within a run.
 
-    Steps, learning rate, evaluation, ZeRO stage, micro-batch and the like may; the data are compared by content.
+    Steps, learning rate, evaluation, ZeRO stage, micro-batch and the like may. The data and the fixed text are compared
+    by content.
     """
     saved, given = _absolute(saved), _absolute(given)
     pairs = [
         (saved.model, given.model, [f.name for f in dataclasses.fields(saved.model) if f.name != "plugin"]),
-        (saved.data, given.data, ["seq_len", "doc_mask", "fixed_text", "packing"]),
+        (saved.data, given.data, ["seq_len", "doc_mask", "packing"]),
         (saved.optimization, given.optimization, ["global_batch_size", "seed"]),
         (saved.engine, given.engine, ["precision"]),
     ]

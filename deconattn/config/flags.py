@@ -310,7 +310,9 @@ class TrainingFlags:
                 "--precision bf16 needs --zero 1 or higher: ZeRO-0 keeps no fp32 master weights; "
                 "use --zero 1 or --precision fp32"
             )
-        for path in (self.engine.deepspeed_config, self.data.fixed_text, *self.model.plugin):
+        # A resumed run has the fixed text's ids in its checkpoint.
+        fixed_text = None if self.run.resume else self.data.fixed_text
+        for path in (self.engine.deepspeed_config, fixed_text, *self.model.plugin):
             if path is not None and not path.is_file():
                 raise UserError(f"no such file: {path}")
         if self.model.plugin:

@@ -31,6 +31,7 @@ class RunConfig:
     Attributes:
         model: its variants by their names in the run's own plugins.
         base_model: what the weights were converted from, if they were.
+        kept: what an export has of that model (:mod:`deconattn.convert.origin`).
         environment: versions and machine.
     """
 
@@ -38,6 +39,7 @@ class RunConfig:
     model: ModelConfig
     data: tuple[CorpusIdentity, ...] = ()
     base_model: str | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
     total_steps: int | None = None
     warmup_steps: int | None = None
     environment: dict[str, str] = field(default_factory=dict)

@@ -10,8 +10,8 @@ import torch
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM
+from deconattn.model.init import FIXED_TEXT
 
-FIXED_TEXT = "model.fixed_ids"
 STREAMS = (FIXED_TEXT, "model.fixed_embeddings")
 """Buffers whose first rows are the stream of a shorter sequence."""
 

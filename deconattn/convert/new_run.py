@@ -5,8 +5,9 @@ OUT/
     checkpoints/step-0/     the weights in fp32, moments of zero, the corpus's tokenizer
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,13 +19,14 @@ from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.manifest import Progress
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
-from deconattn.convert.graft import FIXED_TEXT, graft, summary
+from deconattn.convert.graft import graft, summary
+from deconattn.convert.origin import origin_of
 from deconattn.convert.run_flags import run_flags
 from deconattn.data.manifest import TOKENIZER_NAMES
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.init import initialize
+from deconattn.model.init import FIXED_TEXT, initialize
 from deconattn.train.inputs import TrainingData
 from deconattn.train.run_folder import resolved_config
 
@@ -44,6 +46,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     """
     _check_free(out)
     origin = read_model_config(source)
+    kept = origin_of(source)
     weights = HFWeights(source)
     flags = run_flags(arguments, source, origin)
     weights.check(origin)  # after the flags, which bring the plugins
@@ -57,7 +60,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     origins = graft(model, weights, keep=given_text)
     with durable.staged_folder(out, _check_free) as folder:
         try:
-            _fill(folder, model, flags, data, source)
+            _fill(folder, model, flags, data, kept)
         except SafetensorError as error:  # what it makes of a full disk
             raise UserError(f"{out} cannot be written ({error}): free space or give another folder") from error
     lines = [
@@ -68,8 +71,8 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingData, source: Path) -> None:
-    content = resolved_config(flags, model.config, data.identities, source.resolve().name)
+def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingData, origin: Mapping[str, Any]) -> None:
+    content = resolved_config(flags, model.config, data.identities, origin)
     step = folder / CHECKPOINTS / "step-0"
     step.mkdir(parents=True)
     weights = TensorFiles(step, "weights")

@@ -1,7 +1,7 @@
 """Costs of generation: FLOPs of prefill and of a decoding step, and bytes of the cache.
 
 FLOPs are those of :mod:`deconattn.model.flops`. The batch carries no fixed streams: what decoding needs of them is
-computed and held once per model (`fixed_flops`, `fixed_bytes`), for all batches.
+computed and held once for a cache (`fixed_flops`, `fixed_bytes`), whatever the batch.
 """
 
 from deconattn.layers.config import ModelConfig
@@ -49,7 +49,7 @@ def cache_bytes(config: ModelConfig, rows: int, capacity: int, bytes_per_element
 
 
 def fixed_bytes(config: ModelConfig, capacity: int, bytes_per_element: int) -> int:
-    """Bytes held once per model when its caches have room for `capacity` tokens a row at most."""
+    """Bytes held once for all rows of a cache with room for `capacity` tokens a row."""
     length = fixed_length(config, capacity)
     return sum(mixer.decoding.fixed_bytes(mixer, config, length, bytes_per_element) for mixer in _mixers(config))
 

@@ -35,7 +35,7 @@ class Costs:
         decode: FLOPs of a new token, the last of the job's length, in a batch as large.
         activations: bytes kept for the backward pass, when nothing is recomputed; without logits.
         cache: bytes of the batch's decoding cache, with room for the job's length.
-        fixed_flops: of the fixed streams' own pass, once per model.
+        fixed_flops: of the fixed streams' own pass, once for a cache.
         fixed_bytes: held of it.
     """
 

@@ -1,7 +1,7 @@
 """`config.json` and `generation_config.json` of an export: Qwen's for an all-standard model, else our own."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from deconattn.hf.source import AUTO_MAP, FILE_NAME, modeling_source
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import variant_names
 from deconattn.mixers.plugins import plugin_code, plugin_files
+from deconattn.model.streams import Streams
 
 _SHARED = (
     "vocab_size",
@@ -40,16 +41,19 @@ def stock_model_type(config: ModelConfig) -> str | None:
     return None
 
 
-def config_json(config: ModelConfig, dtype: torch.dtype, eos_token_id: int | None) -> dict[str, Any]:
-    """Return the content of config.json."""
+def config_json(
+    config: ModelConfig, dtype: torch.dtype, eos_token_id: int | None, kept: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the content of config.json; `kept` as :func:`deconattn.hf.export.export` takes it."""
     dtype_name = str(dtype).removeprefix("torch.")
     common: dict[str, Any] = {
-        "bos_token_id": None,
-        "eos_token_id": eos_token_id,
-        "pad_token_id": eos_token_id,
+        "bos_token_id": kept.get("bos_token_id"),
+        "eos_token_id": kept.get("eos_token_id", eos_token_id),
+        "pad_token_id": kept.get("pad_token_id", eos_token_id),
         "dtype": dtype_name,
         "transformers_version": version("transformers"),
     }
+    config = dataclasses.replace(config, max_position_embeddings=longest(config, kept))
     stock = stock_model_type(config)
     if stock is None:
         return {
@@ -88,10 +92,26 @@ def code_fields(variants: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def generation_config_json(eos_token_id: int | None) -> dict[str, Any]:
-    """Return the content of generation_config.json: greedy decoding to the next separator."""
-    ids = {} if eos_token_id is None else {"eos_token_id": eos_token_id, "pad_token_id": eos_token_id}
-    return {"do_sample": False, **ids}
+def longest(config: ModelConfig, kept: Mapping[str, Any]) -> int:
+    """Return the positions that an export says it has: a converted model's own, unless training had more."""
+    if Streams.of(config.layer_variants).fixed:  # which are as long as the sequences in training
+        return config.max_position_embeddings
+    return max(config.max_position_embeddings, kept.get("max_position_embeddings", 0))
+
+
+def generation_config_json(config: ModelConfig, eos_token_id: int | None, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of generation_config.json: greedy decoding to the next separator, but for what is kept."""
+    content = {"do_sample": False} | kept.get("generation_config", {})
+    if Streams.of(config.layer_variants).fixed:  # a length for the other model, which may be beyond the stream
+        content.pop("max_new_tokens", None)
+    ends = content.get("eos_token_id", kept.get("eos_token_id", []))
+    ends = list(ends) if isinstance(ends, list) else [ends]
+    if eos_token_id is not None and eos_token_id not in ends:
+        ends.append(eos_token_id)
+    if ends:
+        content["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        content.setdefault("pad_token_id", kept.get("pad_token_id", ends[-1]))
+    return content
 
 
 def with_code(save_pretrained: Callable[..., None]) -> Callable[..., None]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.durable import check_replaceable, replaceable_folder
 from deconattn.errors import UserError
-from deconattn.hf.config_files import config_json, generation_config_json, stock_model_type
+from deconattn.hf.config_files import config_json, generation_config_json, longest, stock_model_type
 from deconattn.hf.gguf_file import FILE_NAME as GGUF_NAME
 from deconattn.hf.gguf_file import write_gguf
 from deconattn.hf.gguf_tokenizer import Vocabulary
@@ -37,6 +37,7 @@ from deconattn.model.causal_lm import CausalLM
 MAX_SHARD_SIZE = "5GB"
 COMMAND = "export"
 UNKNOWN = Provenance()
+NOTHING: Mapping[str, Any] = {}
 
 
 def export(
@@ -48,6 +49,7 @@ def export(
     tokenizer_folder: Path | None,
     plugins: Sequence[Path] = (),
     provenance: Provenance = UNKNOWN,
+    kept: Mapping[str, Any] = NOTHING,
     overwrite: bool = False,
     gguf: Vocabulary | None = None,
 ) -> None:
@@ -59,6 +61,8 @@ def export(
         tokenizer_folder: holds a tokenizer.json or a SentencePiece tokenizer.model; None leaves it out.
         plugins: files of third-party variants; they are carried along and must be loaded in this process.
         provenance: for the model card.
+        kept: what a model that the run was converted from had and training does not change
+            (:mod:`deconattn.convert.origin`).
         overwrite: replace an earlier export at `out`.
         gguf: what :func:`deconattn.hf.gguf_file.gguf_vocabulary` made of the tokenizer, to write `model.gguf` too.
 
@@ -73,13 +77,15 @@ def export(
     eos = None if tokenizer_folder is None else load_tokenizer(tokenizer_folder).eos_token_id
     parameters = sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith("model.fixed_"))
     with replaceable_folder(out, COMMAND, overwrite) as folder:
-        _write_json(folder / "config.json", config_json(config, dtype, eos))
-        _write_json(folder / "generation_config.json", generation_config_json(eos))
+        _write_json(folder / "config.json", config_json(config, dtype, eos, kept))
+        _write_json(folder / "generation_config.json", generation_config_json(config, eos, kept))
+        if tokenizer_folder is not None and "chat_template" in kept:
+            (folder / "chat_template.jinja").write_text(kept["chat_template"], encoding="utf-8")
         (folder / "README.md").write_text(model_card(config, dtype, parameters, provenance), encoding="utf-8")
         if stock is None:
             (folder / FILE_NAME).write_text(source, encoding="utf-8")
         if tokenizer_folder is not None:
-            write_tokenizer(tokenizer_folder, folder, stock or "deconattn", config.max_position_embeddings)
+            write_tokenizer(tokenizer_folder, folder, stock or "deconattn", longest(config, kept))
             check_tokenizer(tokenizer_folder, folder)
         _write_weights(tensors, dtype, folder)
         if gguf is not None:

@@ -1,6 +1,7 @@
 """Model classes for Hugging Face: the decoder and head of training under Hugging Face's calling convention."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ class DeconAttnPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # `num_items_in_batch`
     _no_split_modules = ["Block"]  # noqa: RUF012  (Hugging Face's declaration)
+    # Automatic placement on several devices forgets a module's own buffers, and then misses them, but where some tensor
+    # may go without a place. The fixed streams' stay on the CPU and are brought where the embeddings are.
+    _no_placement_params = frozenset[str]()
     _supports_sdpa = True  # the ops choose the implementation themselves; this accepts Hugging Face's default
 
     @classmethod
@@ -57,6 +61,20 @@ class DeconAttnPreTrainedModel(PreTrainedModel):
                 initialization.normal_(module.fixed_embeddings, mean=0.0, std=self.config.initializer_range)
             if "text" in module.streams:
                 initialization.zeros_(module.fixed_ids)  # there is no text to be had here: weights bring it
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Resize embedding and head as transformers does.
+
+        Raises:
+            UserError: the fixed text has a token that would lose its embedding.
+        """
+        decoder = self.base_model
+        longest = int(decoder.fixed_ids.max()) if "text" in decoder.streams else -1
+        if new_num_tokens is not None and new_num_tokens <= longest:
+            raise UserError(f"the model's fixed text has token {longest}: keep {longest + 1} embeddings or more")
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        decoder.model_config = replace(decoder.model_config, vocab_size=self.config.vocab_size)
+        return embeddings
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         for module in self.modules():
@@ -260,6 +278,30 @@ class DeconAttnForCausalLM(DeconAttnPreTrainedModel, GenerationMixin):
             **{CACHE: outputs.get(CACHE)},
         )
 
+    def _prepare_generated_length(
+        self,
+        generation_config: Any,
+        has_default_max_length: bool,
+        has_default_min_length: bool,
+        model_input_name: str,
+        input_ids_length: int,
+        inputs_tensor: Tensor,
+    ) -> Any:
+        """Set the length as transformers does; one that nobody asked for ends with the fixed stream."""
+        prepared = super()._prepare_generated_length(
+            generation_config,
+            has_default_max_length,
+            has_default_min_length,
+            model_input_name,
+            input_ids_length,
+            inputs_tensor,
+        )
+        if has_default_max_length and prepared.max_new_tokens is None and self.model.streams:
+            # Embeddings without ids are not part of the length that transformers counts.
+            uncounted = inputs_tensor.shape[1] - input_ids_length if model_input_name == "inputs_embeds" else 0
+            prepared.max_length = min(prepared.max_length, self.config.max_position_embeddings - uncounted)
+        return prepared
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
     ) -> None:
@@ -304,6 +346,10 @@ class _Watched:
             self._hidden.append(hidden[: self._rows])
         if self.wants_maps:
             assert context is not None, "a cached pass has no maps"
+            device = layer.input_layernorm.weight.device
+            if device.type != "meta":  # offloaded, and brought where its inputs are
+                static = None if static is None else static.to(device)
+                hidden, context = hidden.to(device), context.to(device)
             whole = layer.self_attn.attention_map(*layer.mixer_inputs(hidden, static), context)
             self._maps.append(None if whole is None else whole[: self._rows])
 

@@ -38,6 +38,10 @@ class Rotary:
         first, second = heads.chunk(2, dim=-1)
         return heads * self.cos + torch.cat([-second, first], dim=-1) * self.sin
 
+    def to(self, device: torch.device) -> "Rotary":
+        """Return those on a device."""
+        return Rotary(self.cos.to(device), self.sin.to(device))
+
     def row(self, row: int) -> "Rotary":
         """Return those of one row alone."""
         row = 0 if len(self.cos) == 1 else row

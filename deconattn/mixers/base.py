@@ -6,13 +6,15 @@ FLOPs, analysis and export then work with it; `tests/mixers/test_contract.py` ru
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.splits import Split
+from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.context import FixedStream, MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
@@ -37,6 +39,11 @@ class Mixer(nn.Module, ABC):
     decoding: ClassVar[Decoding[Any]] = Decoding()
     """Decoding that continues a sequence as :meth:`forward` would: by default the whole is mixed again."""
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if not hasattr(cls.forward, "decodes"):
+            cls.forward = _or_extend(cls.forward)  # type: ignore[method-assign]
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -51,6 +58,10 @@ class Mixer(nn.Module, ABC):
 
         Returns:
             [R, L, d]: what the residual stream receives, for every row or the first `context.output_rows`.
+
+        Called with a :class:`Step` and a cache in the context's place, a mixer is its :attr:`decoding`; with a cache
+        beside the context of the fixed streams alone, it fills `cache.fixed`, too. So cached passes go through the
+        module as others do, and meet what is hung on it (hooks, offloading, a replaced `forward`).
         """
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor | None:
@@ -87,3 +98,27 @@ class Mixer(nn.Module, ABC):
 
         With tensor parallelism the input is whole on each rank.
         """
+
+
+def _or_extend(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap a class's `forward` to continue a cache, or to prepare it, where it is given one."""
+
+    @wraps(plain)
+    def forward(
+        self: Mixer,
+        hidden: Tensor,
+        static: Tensor | None,
+        context: MixerContext | Step,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        if isinstance(context, Step):
+            assert cache is not None
+            return self.decoding.extend(self, hidden, static, context, cache)
+        if cache is not None:
+            cache.fixed = self.decoding.fixed_part(self, hidden, static, context)
+            if context.output_rows == 0:
+                return hidden[:0]
+        return plain(self, hidden, static, context)
+
+    forward.decodes = True  # type: ignore[attr-defined]
+    return forward

@@ -5,7 +5,7 @@ are filled from the first on, whatever side its prompt was padded on. What lies 
 has no meaning, and causal mixing never reads it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,11 @@ class Step:
     capacity: int
     static: bool
 
+    def to(self, device: torch.device) -> "Step":
+        """Return the step on a device; accelerate calls it where layers are spread over several."""
+        positions, real = (None if one is None else one.to(device) for one in (self.positions, self.real))
+        return replace(self, rotary=self.rotary.to(device), positions=positions, real=real)
+
     def visible(self, tokens: int) -> Tensor | None:
         """Return the attention mask of the new tokens, bool [R or 1, tokens, window]; None if they see all slots."""
         if self.positions is None:
@@ -52,7 +57,7 @@ class LayerCache:
     """Named tensors, rows first. A mixer makes an empty one and fills it in its cached passes.
 
     Attributes:
-        fixed: what the layer needs of the fixed streams (:meth:`Mixer.fixed_part`), shared by all caches of a model.
+        fixed: what the layer needs of the fixed streams (:meth:`Decoding.fixed_part`), for all rows.
     """
 
     def __init__(self) -> None:
@@ -66,7 +71,7 @@ class LayerCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, without what all caches of a model share."""
+        """Bytes held for this batch's rows."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def append(self, name: str, new: Tensor, step: Step) -> Tensor:

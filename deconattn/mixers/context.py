@@ -1,8 +1,9 @@
 """Context of a layer: what it may know of the batch beside the hidden states."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from deconattn.layers.rotary import Rotary
@@ -34,6 +35,11 @@ class MixerContext:
     def document_ids(self) -> Tensor | None:
         """Document number of each token, int64 [R, L]; None where a row is one document."""
         return None if self.documents is None else self.documents.ids
+
+    def to(self, device: torch.device) -> "MixerContext":
+        """Return the context on a device; accelerate calls it where layers are spread over several."""
+        documents = None if self.documents is None else self.documents.to(device)
+        return replace(self, rotary=self.rotary.to(device), documents=documents)
 
     def rows(self, count: int) -> "MixerContext":
         """Return the context of the first `count` rows alone, once no later layer reads the fixed streams."""

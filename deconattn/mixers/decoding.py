@@ -52,14 +52,14 @@ class Decoding(Generic[AnyMixer]):
             whole = torch.cat([whole, parts[0]])
             static = None if static is None else torch.cat([static, parts[1]])
             context = replace(context, fixed_rows={mixer.fixed_stream: -1})
-        # The class's forward: while hooks run, the instance's is this very method.
+        # Not the module: this is its call already.
         mixed = type(mixer).forward(mixer, whole, static, context)[: len(hidden)]
         return new_tokens_of(mixed, step, hidden.shape[1])
 
     def fixed_part(
         self, mixer: AnyMixer, hidden: Tensor, static: Tensor | None, context: MixerContext
     ) -> tuple[Tensor, ...]:
-        """Compute what :meth:`extend` needs of the fixed streams: once per model, found in `cache.fixed`.
+        """Compute what :meth:`extend` needs of the fixed streams: once for all rows of a cache, as `cache.fixed`.
 
         Args:
             hidden: [S, L, d], normed hidden states of the fixed streams alone, in `context.fixed_rows`.
@@ -75,7 +75,7 @@ class Decoding(Generic[AnyMixer]):
         return tuple(source[row].unsqueeze(0) for source in sources if source is not None)
 
     def prefill_flops(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload) -> int:
-        """FLOPs of a first cached pass, which fills the cache; what is computed once per model does not count."""
+        """FLOPs of a first cached pass, which fills the cache; what is computed once for all rows does not count."""
         return mixer.forward_flops(config, work) - self.fixed_flops(mixer, config, work.length)
 
     def decode_flops(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload) -> int:
@@ -87,11 +87,11 @@ class Decoding(Generic[AnyMixer]):
         return work.tokens * config.hidden_size * work.bytes_per_element * (1 + mixer.needs_static_embeddings)
 
     def fixed_flops(self, mixer: type[AnyMixer], config: ModelConfig, length: int) -> int:
-        """FLOPs of :meth:`fixed_part` for `length` tokens: once per model, whatever the batch."""
+        """FLOPs of :meth:`fixed_part` for `length` tokens: once for a cache, whatever the batch."""
         return 0
 
     def fixed_bytes(self, mixer: type[AnyMixer], config: ModelConfig, length: int, bytes_per_element: int) -> int:
-        """Bytes of :meth:`fixed_part` for `length` tokens: once per model, whatever the batch."""
+        """Bytes of :meth:`fixed_part` for `length` tokens: once for a cache, whatever the batch."""
         if mixer.fixed_stream is None:
             return 0
         return length * config.hidden_size * bytes_per_element * (1 + mixer.needs_static_embeddings)

@@ -1,7 +1,7 @@
 """Pre-norm Transformer block (Qwen2's): the mixer, then a SwiGLU feed-forward."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
@@ -45,39 +45,19 @@ class Block(nn.Module):
         Args:
             static: [R, L, d], the token embeddings, or None; they pass the same input norm as the hidden states.
             context: a :class:`Step` with a cache, whose tokens these continue.
+            cache: beside a :class:`MixerContext` of fixed streams alone, it receives the mixer's fixed part.
         """
         inputs = self.mixer_inputs(hidden, static)
         if isinstance(context, Step):
-            assert cache is not None
-            hidden = hidden + _with_hooks(self.self_attn, self._extend)(*inputs, context, cache)
+            hidden = hidden + self.self_attn(*inputs, context, cache)
         else:
-            mixed = self.self_attn(*inputs, context)
+            mixed = self.self_attn(*inputs, context) if cache is None else self.self_attn(*inputs, context, cache)
             hidden = hidden[: context.output_rows] + mixed[: context.output_rows]
+            if context.output_rows == 0:
+                return hidden
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
-
-    def _extend(self, hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
-        return self.self_attn.decoding.extend(self.self_attn, hidden, static, step, cache)
 
     def mixer_inputs(self, hidden: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Apply the input norm to both; None for static embeddings that the mixer does not read."""
         needed = static is not None and self.self_attn.needs_static_embeddings
         return self.input_layernorm(hidden), self.input_layernorm(static) if needed else None
-
-
-def _with_hooks(module: nn.Module, method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Wrap a module's method to run the module's forward hooks, as calling the module does."""
-    if not module._forward_hooks and not module._forward_pre_hooks:
-        return method
-
-    def call(*arguments: Any) -> Tensor:
-        own = vars(module).get("forward")
-        module.forward = method
-        try:
-            return module(*arguments)
-        finally:
-            if own is None:
-                del module.forward  # the class's again
-            else:
-                module.forward = own
-
-    return call

@@ -1,30 +1,22 @@
 """Decoder stack: embedding, blocks, final norm, and the fixed streams that ride along as extra rows."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deconattn.layers.config import ModelConfig
-from deconattn.layers.linear import Linear
 from deconattn.layers.rotary import Rotary
-from deconattn.mixers import FixedStream, Mixer, MixerContext
-from deconattn.model.block import Block, FeedForward
+from deconattn.mixers import FixedStream, LayerCache, MixerContext
+from deconattn.model.block import Block
 from deconattn.model.decoding_cache import DecodingCache, fixed_length
 from deconattn.model.streams import Streams, check_length
 from deconattn.ops.documents import Documents
 
 Observer = Callable[[Block, Tensor, Tensor | None, MixerContext | None], None]
 """Callback with the inputs of each layer: hidden states, static embeddings, and no context in a cached pass."""
-
-
-class _FixedParts(NamedTuple):
-    weights: tuple[tuple[int, int, torch.dtype], ...]
-    length: int
-    parts: list[tuple[Tensor, ...]]
 
 
 class Decoder(nn.Module):
@@ -55,7 +47,6 @@ class Decoder(nn.Module):
         self.is_first, self.is_last = self.span.start == 0, self.span.stop == config.num_hidden_layers
         self.activation_checkpointing = False
         self.local_sequence: Callable[[Tensor], Tensor] = _whole
-        self._fixed_parts: _FixedParts | None = None
 
         streams = Streams.of(config.layer_variants)
         self.streams: list[FixedStream] = list(streams.fixed)
@@ -113,10 +104,10 @@ class Decoder(nn.Module):
         rows = [embeddings]
         for stream in self.streams:
             if stream == "random":
-                fixed = self.fixed_embeddings[None, :length].to(rows[0].dtype)
+                fixed = self.fixed_embeddings[None, :length].to(rows[0])
                 rows.append(self.local_sequence(fixed))
             else:
-                rows.append(self.embed_tokens(self.fixed_ids[None, :length]))
+                rows.append(self.embed_tokens(self.fixed_ids[None, :length]).to(rows[0]))
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def context(
@@ -164,40 +155,26 @@ class Decoder(nn.Module):
         cache.advance(step, *hidden.shape[:2])
         return self.norm(hidden)
 
-    def fixed_parts(self, length: int) -> list[tuple[Tensor, ...]]:
-        """Return per layer what decoding needs of the fixed streams' first `length` tokens or more.
+    def prepare(self, caches: Sequence[LayerCache], length: int, like: Tensor) -> None:
+        """Run the fixed streams' first `length` tokens or more; each layer's part goes to its cache's `fixed`.
 
-        Computed when first asked for, again for more tokens, and again after the weights changed. Where modules of
-        others (adapters, which can be switched) or hooks take part, nothing is kept.
+        It is kept nowhere else: whatever changes what a pass computes (weights, adapters, hooks, modules, buffers,
+        dtypes) is in the next cache.
+
+        Args:
+            like: [.., d], of the device and dtype of token embeddings.
         """
         if not self.streams:
-            return [()] * len(self.layers)
-        weights = tuple(_version(parameter) for parameter in self.parameters())
-        passing = self.training or _altered(self.layers.modules())
-        known = None if passing else self._fixed_parts
-        if known is None or known.weights != weights or known.length < length:
-            length = fixed_length(self.model_config, length)
-            known = _FixedParts(weights, length, self._run_fixed(length))
-        self._fixed_parts = None if passing else known
-        return known.parts
-
-    @torch.inference_mode(False)  # what is kept must serve passes with gradients, too
-    @torch.no_grad()
-    def _run_fixed(self, length: int) -> list[tuple[Tensor, ...]]:
-        ids = torch.empty(0, length, dtype=torch.long, device=self.embed_tokens.weight.device)
-        hidden = self.embed(ids)
+            return
+        length = fixed_length(self.model_config, length)
+        hidden = self.with_streams(like.new_empty(0, length, like.shape[-1]), length)
         static = hidden if self.last_static_layer >= 0 else None
         context = self.context(length, hidden)
-        parts: list[tuple[Tensor, ...]] = []
-        for index, layer in enumerate(self.blocks):
-            if index > self.last_fixed_layer:
-                parts.append(())
-                continue
-            mixer, inputs = layer.self_attn, layer.mixer_inputs(hidden, static)
-            parts.append(mixer.decoding.fixed_part(mixer, *inputs, context))
+        for index, (layer, cache) in enumerate(zip(self.blocks, caches, strict=True)):
             if index < self.last_fixed_layer:
-                hidden = layer(hidden, static, context)
-        return parts
+                hidden = layer(hidden, static, context, cache)
+            elif index == self.last_fixed_layer:
+                layer(hidden, static, replace(context, output_rows=0), cache)
 
     def run(
         self, hidden: Tensor, static: Tensor | None, context: MixerContext, observe: Observer | None = None
@@ -218,27 +195,6 @@ class Decoder(nn.Module):
                 context = context.rows(batch)
                 static = None if static is None else static[:batch]
         return hidden, static
-
-
-def _version(parameter: nn.Parameter) -> tuple[int, int, torch.dtype]:
-    """Return a key that changes where a parameter's values do."""
-    try:
-        place = parameter.data_ptr()
-    except RuntimeError:  # a tensor of several, as quantized ones are
-        place = id(parameter)
-    # Made under inference_mode a tensor has no version; it cannot be trained either.
-    return place, 0 if parameter.is_inference() else parameter._version, parameter.dtype
-
-
-def _altered(modules: Iterable[nn.Module]) -> bool:
-    """Whether outputs may depend on more than the modules' weights."""
-    ours = (Block, FeedForward, Mixer, Linear)
-    return any(
-        not (isinstance(module, ours) or type(module).__module__.startswith("torch.nn."))
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        for module in modules
-    )
 
 
 def _whole(sequence: Tensor) -> Tensor:

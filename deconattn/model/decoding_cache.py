@@ -71,7 +71,7 @@ class DecodingCache:
 
     @property
     def fixed_nbytes(self) -> int:
-        """Bytes held once per model, for all caches."""
+        """Bytes held once, whatever the batch."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer.fixed)
 
     @property
@@ -91,7 +91,7 @@ class DecodingCache:
         if self.static:
             assert self.limit is not None
             if first:
-                self._reserve(model, self.limit)
+                self._reserve(model, self.limit, hidden)
                 self._lengths = torch.zeros(rows, dtype=torch.long, device=hidden.device)
                 self._seen = torch.zeros((), dtype=torch.long, device=hidden.device)
                 if hidden.device.type == "cuda":
@@ -104,7 +104,7 @@ class DecodingCache:
         else:
             past = self.seen
             window = past + tokens
-            self._reserve(model, window)
+            self._reserve(model, window, hidden)
             if real is not None and self._lengths is None:
                 self._lengths = torch.full((rows,), past, dtype=torch.long, device=hidden.device)
         new = torch.arange(tokens, device=hidden.device)
@@ -116,6 +116,9 @@ class DecodingCache:
     def advance(self, step: Step, rows: int, tokens: int) -> None:
         """Count the tokens that all layers hold now."""
         self.rows = rows
+        if step.first:  # no gradient flows through a cache
+            for layer in self.layers:
+                layer.fixed = tuple(part.detach() for part in layer.fixed)
         self._seen += tokens
         if self._lengths is not None:
             self._lengths += tokens if step.real is None else step.real.sum(dim=1)
@@ -143,7 +146,7 @@ class DecodingCache:
         if self._lengths is not None:
             self._lengths -= tokens
 
-    def _reserve(self, model: "Decoder", tokens: int) -> None:
+    def _reserve(self, model: "Decoder", tokens: int, hidden: Tensor) -> None:
         if tokens <= self.capacity:
             return
         if self.limit is not None and tokens > self.limit:
@@ -153,8 +156,8 @@ class DecodingCache:
         if model.streams:
             bounds.append(model.model_config.max_position_embeddings)
         self.capacity = min(-(-tokens // BLOCK) * BLOCK, *bounds) if bounds else -(-tokens // BLOCK) * BLOCK
-        for layer, fixed in zip(self.layers, model.fixed_parts(self.capacity), strict=True):
-            layer.fixed = fixed
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_empty):
+            model.prepare(self.layers, self.capacity, hidden)
 
 
 def fixed_length(config: ModelConfig, tokens: int) -> int:

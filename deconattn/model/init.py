@@ -21,6 +21,8 @@ from deconattn.layers.shards import buffer_shards, shard_of
 from deconattn.mixers import Mixer
 from deconattn.model.causal_lm import CausalLM
 
+FIXED_TEXT = "model.fixed_ids"
+"""Name of the fixed text's ids in a state dict."""
 FIXED_EMBEDDINGS_SIGMA = 0.02
 """Standard deviation of the random fixed stream; the initialiser's range (the paper leaves it open)."""
 

@@ -35,11 +35,12 @@ class Padding:
 
     def unpack_map(self, weights: Tensor) -> Tensor:
         """Reorder a map [B, heads, L, L] back into the caller's rows and columns, zero where either is padding."""
-        inverse, real = self.order.argsort(dim=1), self.real[:, None]
+        inverse, real = (one.to(weights.device) for one in (self.order.argsort(dim=1), self.real[:, None]))
         weights = weights * (real[..., None] & real[:, :, None])
         weights = weights.gather(2, inverse[:, None, :, None].expand_as(weights))
         return weights.gather(3, inverse[:, None, None].expand_as(weights))
 
 
 def _reordered(columns: Tensor, order: Tensor) -> Tensor:
+    order = order.to(columns.device)
     return columns.gather(1, order if columns.ndim == 2 else order[..., None].expand_as(columns))

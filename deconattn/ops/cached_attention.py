@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from deconattn.ops.precision import at_least_fp32
+from deconattn.ops.precision import at_least_fp32, outside_autocast
 
 CHUNK = 64
 """New tokens whose rows of a fixed map are held at once."""
@@ -20,6 +20,7 @@ FEW = 8
 """Queries of a key head up to which the fused kernels of a CPU gain nothing from having several."""
 
 
+@outside_autocast("queries", "keys", "values")
 def softmax_attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
     """softmax(Q K^T / sqrt(head_dim)) V (standard, staticemb)."""
     grouped = by_key_head(queries, keys.shape[1])
@@ -29,6 +30,7 @@ def softmax_attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Te
     return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(queries.shape)
 
 
+@outside_autocast("queries", "keys", "values")
 def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
     """w V / sum(w) with w = 1 + s + s^2/2, s = q.k / sqrt(head_dim) (approximate; paper, equation 6)."""
     grouped = by_key_head(queries, keys.shape[1])
@@ -40,6 +42,7 @@ def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Ten
     return _mix(weights / weights.sum(dim=-1, keepdim=True), values).reshape(queries.shape)
 
 
+@outside_autocast("queries", "keys", "values")
 def fixed_map_attention(
     queries: Tensor, keys: Tensor, values: Tensor, first: int, tokens: int, visible: Tensor | None
 ) -> Tensor:
@@ -63,6 +66,7 @@ def fixed_map_attention(
     return _mix(weights, values).reshape(-1, len(queries), tokens, values.shape[3])
 
 
+@outside_autocast("queries", "keys", "values")
 def fixed_map_attention_by_row(
     queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, visible: Tensor
 ) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deconattn.ops.matmul import ignores_out, matmul
+from deconattn.ops.precision import outside_autocast
 
 LOGITS_AT_ONCE = 2**24
 """Logits held at a time (64 MiB in fp32)."""
@@ -32,6 +33,7 @@ class VocabularyRanks(Protocol):
         """The sum over ranks; a collective call."""
 
 
+@outside_autocast("hidden", "weight")
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, ranks: VocabularyRanks | None = None
 ) -> Tensor:

@@ -25,6 +25,12 @@ class Documents:
             return self
         return Documents(self.ids[:count], self.position_ids[:count])
 
+    def to(self, device: torch.device) -> "Documents":
+        """The same on a device."""
+        if self.ids.device == torch.device(device):  # keeps what is cached
+            return self
+        return Documents(self.ids.to(device), self.position_ids.to(device))
+
     @cached_property
     def causal_mask(self) -> Tensor:
         """bool [R, 1, L, L], true where query i may see key j: same document and j <= i.

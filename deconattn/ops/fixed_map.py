@@ -6,8 +6,10 @@ from torch import Tensor
 from deconattn.ops import reference
 from deconattn.ops.backend import backend_for
 from deconattn.ops.blockwise import fixed_map as blockwise
+from deconattn.ops.precision import outside_autocast
 
 
+@outside_autocast("queries", "keys", "values")
 def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(head_dim)) V, the map shared by all rows.
 

@@ -81,6 +81,7 @@ class _Linear(torch.autograd.Function):
 def _for_onednn(operand: Tensor, multiplications: int) -> bool:
     return (
         multiplications >= WORTHWHILE
+        and not torch.is_autocast_enabled("cpu")  # which knows nothing of oneDNN's operator
         and operand.dtype == torch.float32
         and operand.device.type == "cpu"
         and torch.backends.mkldnn.is_available()

@@ -14,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from deconattn.ops import cached_attention, reference
 from deconattn.ops.documents import Documents
-from deconattn.ops.precision import at_least_fp32
+from deconattn.ops.precision import at_least_fp32, outside_autocast
 
 ROWS = 256
 """Rows of a map that are held at once."""
 
 
+@outside_autocast("queries", "keys", "values")
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None = None) -> Tensor:
     """softmax(Q K^T / sqrt(head_dim)) V with a causal (and document) mask, by PyTorch's fused kernels.
 
@@ -38,6 +39,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
     return scaled_dot_product_attention(queries, keys, values, attn_mask=documents.causal_mask)
 
 
+@outside_autocast("queries", "keys", "values")
 def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """o_i = sum_{j<=i} w_ij v_j / sum_{j<=i} w_ij with w = 1 + s + s^2/2, s = q.k / sqrt(head_dim).
 
@@ -60,6 +62,7 @@ def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
     return _some_rows_at_a_time(rows, queries.shape[2])
 
 
+@outside_autocast("queries", "keys", "values")
 def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(head_dim)) V, the map shared by all rows of the batch.
 
@@ -80,6 +83,7 @@ def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor
     return _some_rows_at_a_time(rows, queries.shape[1])
 
 
+@outside_autocast("queries", "keys", "values")
 def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """o_i = sum_{j<=i} exp(s_j) v_j / sum_{j<=i} exp(s_j) with s_j = sum(silu(q_j) * k_j) / sqrt(head_dim).
 
@@ -95,6 +99,7 @@ def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
     return prefix_average(reference.token_scores(silu(at_least_fp32(queries)), keys), values, document_ids)
 
 
+@outside_autocast("values")
 def prefix_average(scores: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """Average of the values so far, weighted by exp(score).
 

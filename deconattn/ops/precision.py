@@ -1,4 +1,9 @@
-"""Precision of accumulations, log-sum-exps and normalisers: never half."""
+"""Precision of operations: accumulations, log-sum-exps and normalisers are never half, and autocast stays outside."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -7,3 +12,31 @@ from torch import Tensor
 def at_least_fp32(tensor: Tensor) -> Tensor:
     """Cast anything narrower than fp32 to fp32; fp32 and fp64 stay."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def outside_autocast(*operands: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate an operation to compute under `torch.autocast` as it does for a model in autocast's dtype.
+
+    Its parameters of the names `operands` are cast to that dtype, as PyTorch casts those of its own attention, and
+    autocast is off within, where it would undo what is accumulated in fp32. fp64 stays.
+    """
+
+    def decorate(operation: Callable[..., Any]) -> Callable[..., Any]:
+        names = list(inspect.signature(operation).parameters)
+
+        @wraps(operation)
+        def run(*arguments: Any, **keywords: Any) -> Any:
+            device = arguments[0].device.type
+            if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+                return operation(*arguments, **keywords)
+            dtype = torch.get_autocast_dtype(device)
+            given = dict(zip(names, arguments, strict=False)) | keywords
+            for name in operands:
+                if given[name].dtype != torch.float64:
+                    given[name] = given[name].to(dtype)
+            with torch.autocast(device, enabled=False):
+                return operation(**given)
+
+        return run
+
+    return decorate

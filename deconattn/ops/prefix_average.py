@@ -6,8 +6,10 @@ from torch import Tensor
 from deconattn.ops import reference
 from deconattn.ops.backend import backend_for
 from deconattn.ops.blockwise import prefix_average as blockwise
+from deconattn.ops.precision import outside_autocast
 
 
+@outside_autocast("queries", "keys", "values")
 def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """o_i = sum_{j<=i} exp(s_j) v_j / sum_{j<=i} exp(s_j) with s_j = sum(silu(q_j) * k_j) / sqrt(head_dim).
 
@@ -27,6 +29,7 @@ def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
     return blockwise.prefix_attention(queries, keys, values, document_ids)
 
 
+@outside_autocast("values")
 def prefix_average(scores: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """Average of the values so far, weighted by exp(score): for variants with scores of their own.
 

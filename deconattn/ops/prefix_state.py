@@ -8,13 +8,14 @@ fp32.
 import torch
 from torch import Tensor
 
-from deconattn.ops.precision import at_least_fp32
+from deconattn.ops.precision import at_least_fp32, outside_autocast
 from deconattn.ops.prefix_average import prefix_average
 
 NOTHING = -1e30
 """The log-sum of no tokens: finite, so that the difference of two is a number; beside any score it counts nothing."""
 
 
+@outside_autocast()
 def step(scores: Tensor, values: Tensor, average: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor]:
     """The state after one more token.
 
@@ -26,6 +27,7 @@ def step(scores: Tensor, values: Tensor, average: Tensor, log_sum: Tensor) -> tu
     return torch.lerp(average, at_least_fp32(values), (scores - total).exp()[..., None]), total
 
 
+@outside_autocast()
 def summarise(scores: Tensor, values: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
     """The state after T tokens and nothing before them.
 
@@ -46,6 +48,7 @@ def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[
     return torch.lerp(first[0], second[0], (second[1] - total).exp()[..., None]), total
 
 
+@outside_autocast()
 def continued_average(scores: Tensor, values: Tensor, average: Tensor, log_sum: Tensor) -> Tensor:
     """The average at each of T tokens that follow the state: [R, heads, T], [R, heads, T, x] -> [R, heads, T, x]."""
     sums = scores.logcumsumexp(dim=-1)

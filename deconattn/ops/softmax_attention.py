@@ -11,12 +11,14 @@ from deconattn.ops import flash, reference
 from deconattn.ops.backend import backend_for
 from deconattn.ops.blockwise import attention as blockwise
 from deconattn.ops.documents import Documents
+from deconattn.ops.precision import outside_autocast
 
 _HOPPER = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 SHORT = 256
 """Tokens up to which PyTorch's own kernel is faster than blocks on a CPU."""
 
 
+@outside_autocast("queries", "keys", "values")
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None = None) -> Tensor:
     """softmax(Q K^T / sqrt(head_dim)) V with a causal (and document) mask.
 

@@ -10,8 +10,10 @@ from torch import Tensor
 from deconattn.ops import reference
 from deconattn.ops.backend import backend_for
 from deconattn.ops.blockwise import attention, taylor_states
+from deconattn.ops.precision import outside_autocast
 
 
+@outside_autocast("queries", "keys", "values")
 def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """o_i = sum_{j<=i} w_ij v_j / sum_{j<=i} w_ij with w = 1 + s + s^2/2, s = q.k / sqrt(head_dim).
 

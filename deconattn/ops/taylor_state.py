@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from deconattn.ops.cached_attention import by_key_head
-from deconattn.ops.precision import at_least_fp32
+from deconattn.ops.precision import at_least_fp32, outside_autocast
 
 CHUNK = 128
 """Tokens whose features are held at once: [R, key_value_heads, CHUNK, features] numbers."""
@@ -47,6 +47,7 @@ def no_sums(keys: Tensor) -> Tensor:
     return at_least_fp32(keys.new_zeros(*keys.shape[:2], width + 1, num_features(width)))
 
 
+@outside_autocast()
 def add(sums: Tensor, keys: Tensor, values: Tensor, real: Tensor | None = None) -> None:
     """Add T tokens in place, without their gradients.
 
@@ -63,6 +64,7 @@ def add(sums: Tensor, keys: Tensor, values: Tensor, real: Tensor | None = None) 
         sums.flatten(0, 1).baddbmm_(extended.transpose(-1, -2).flatten(0, 1), psi.flatten(0, 1))
 
 
+@outside_autocast()
 def read(sums: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of T new tokens over the sums, and over themselves where T > 1; where T is 1, over all tokens given.
 
@@ -88,6 +90,7 @@ def read(sums: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return (total[..., :-1] / total[..., -1:]).to(values.dtype).reshape(queries.shape)
 
 
+@outside_autocast()
 def extend(sums: Tensor, queries: Tensor, keys: Tensor, values: Tensor, real: Tensor | None) -> Tensor:
     """Add T tokens in place; what each sees, itself and all before it: [R, heads, T, head_dim]."""
     mixed = []

@@ -87,6 +87,19 @@ class TrainingData:
             batch.labels[max(0, total - numbers.start) :].fill_(IGNORED)
             yield batch
 
+    def check_fixed_text(self, before: Tensor) -> None:
+        """Compare `--fixed-text`, where it is still there, with the stream of a resumed run, int64 [seq_len].
+
+        Raises:
+            UserError: it is another text.
+        """
+        path = self._flags.data.fixed_text
+        if path is not None and path.is_file() and not self.fixed_ids().equal(before):
+            raise UserError(
+                f"--resume: --fixed-text {path} is not the text that the run was started with, which its checkpoint "
+                "has: give that one, or move this one away"
+            )
+
     def fixed_ids(self) -> Tensor:
         """Return the fixed stream's token ids, int64 [seq_len]: of `--fixed-text`, or the corpus's first tokens."""
         length = self._flags.data.seq_len

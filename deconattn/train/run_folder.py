@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -171,15 +171,15 @@ def check_space(run: Path, config: ModelConfig, keep: int) -> None:
 
 
 def resolved_config(
-    flags: TrainingFlags, model: ModelConfig, data: Sequence[CorpusIdentity], base_model: str | None = None
+    flags: TrainingFlags, model: ModelConfig, data: Sequence[CorpusIdentity], origin: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return `config.json` as plain values: flags, model, data identities, schedule, versions and machine.
 
     Args:
-        base_model: what the weights were converted from, if they were.
+        origin: fields about the model that the weights were converted from, if they were.
     """
-    converted = {} if base_model is None else {"base_model": base_model}
-    return converted | {
+    return {
+        **(origin or {}),
         "flags": to_json(flags),
         "model": dataclasses.asdict(model),
         "data": [dataclasses.asdict(identity) for identity in data],

@@ -20,7 +20,7 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.flops import training_flops
-from deconattn.model.init import initialize
+from deconattn.model.init import FIXED_TEXT, initialize
 from deconattn.model.streams import Streams
 from deconattn.parallel.build import build_model
 from deconattn.parallel.process_group import from_rank_0, wait_for_rank_0
@@ -86,8 +86,8 @@ class Trainer:
         self._saved_step = self.progress.step if checkpoint else -1
         self._val_loss: float | None = None
         self._validated_step = -1
-        base_model = None if checkpoint is None else checkpoint.base_model
-        self.config = resolved_config(flags, self.model_config, self.data.identities, base_model)
+        origin = {} if checkpoint is None else checkpoint.origin
+        self.config = resolved_config(flags, self.model_config, self.data.identities, origin)
         self.metrics: Metrics | None = None
         if self.engine.rank == 0:
             if flags.run.resume_from is not None:
@@ -232,6 +232,8 @@ class Trainer:
             initialize(model, self.flags.optimization.seed, self.data.fixed_ids() if needs_text else None)
         else:
             load_weights(model, checkpoint)
+            for _, fixed_ids in checkpoint.tensors("weights", {FIXED_TEXT}):
+                self.data.check_fixed_text(fixed_ids)
         return model
 
     def _row(self, result: StepResult, rate: float) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_generation_adds_as_many_tokens(uncompiled: None):
             assert decode_contestants.generation(Player(contestant, setting), 7, 5)().shape == (1, 12)
 
 
-def test_copies_share_what_is_held_once_per_model():
+def test_copies_share_what_is_held_once_for_all_rows():
     player = Player(Contestant("rndemb"), TOY)
     row = player.cache(1, 20, 8)
     copies = copied(row, 4)

@@ -81,7 +81,7 @@ def build_model(variants: tuple[str, ...], key_value_heads: int, dtype: torch.dt
 @torch.no_grad()
 def test_caches_hold_what_the_formulas_say(variants: tuple[str, ...], heads: str, dtype: torch.dtype):
     for name, case in CASES.items():
-        decoder = build_model(variants, HEADS[heads], dtype).model  # a model keeps the longest stream that it ran
+        decoder = build_model(variants, HEADS[heads], dtype).model
         config, size = decoder.model_config, dtype.itemsize
         cache = DecodingCache(decoder, case.limit, case.static)
         for tokens in case.passes:
@@ -100,7 +100,9 @@ def test_both_forms_of_approximate_are_seen():
 @torch.no_grad()
 def test_streams_are_held_as_far_as_they_are_likely_needed(tokens: int):
     model = build_model(("rndemb", "standard"), 2, torch.float32)
-    held = sum(tensor.nbytes for parts in model.model.fixed_parts(tokens) for tensor in parts)
+    cache = DecodingCache(model.model)
+    model.model.prepare(cache.layers, tokens, model.model.norm.weight)
+    held = cache.fixed_nbytes
     assert held == generation.fixed_bytes(model.config, tokens, 4)
     assert held == {1: 256, 256: 256, 257: 512, 600: LONGEST, LONGEST: LONGEST}[tokens] * 2 * 64 * 4
 

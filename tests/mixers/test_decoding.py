@@ -288,35 +288,22 @@ def test_beyond_the_fixed_stream_is_refused():
         DecodingCache(model.model, static=True)
 
 
-def test_the_fixed_stream_is_computed_once_per_model(monkeypatch: pytest.MonkeyPatch):
-    model = build_model(("standard", "fixedseq", "thirdparty", "standard"), max_position_embeddings=2000).eval()
-    computed, run_fixed = [], model.model._run_fixed
-    monkeypatch.setattr(model.model, "_run_fixed", lambda length: computed.append(length) or run_fixed(length))
-
-    def decode(length: int) -> Tensor:
-        tokens = random_tokens(2, length)
-        logits = decoded(model, tokens, [length - 1, 1], cache := DecodingCache(model.model))
-        with torch.no_grad():
-            assert_close(logits, model.logits(tokens), rtol=1e-9, atol=1e-9)
-        return cache.layers[1].fixed[0]
-
-    first = decode(100)
-    assert decode(200).data_ptr() == first.data_ptr()
-    assert computed == [256]
-    decode(600)
-    decode(300)
-    assert computed == [256, 1024]
-    with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
-    decode(300)
-    assert computed == [256, 1024, 512]
-    model.train()  # where an optimiser may write through .data, which leaves no trace
-    decode(100)
-    decode(100)
-    assert computed == [256, 1024, 512, 256, 256]
+def test_the_fixed_stream_is_computed_once_for_a_cache(monkeypatch: pytest.MonkeyPatch):
+    """And again as it grows; the next cache has its own, in training as in evaluation."""
+    model = build_model(("standard", "fixedseq", "thirdparty", "standard"), max_position_embeddings=2000)
+    computed, prepare = [], model.model.prepare
+    monkeypatch.setattr(model.model, "prepare", lambda *given: computed.append(given[1]) or prepare(*given))
+    for mode in (True, False):
+        model.train(mode)
+        for length in (100, 600):
+            tokens = random_tokens(2, length)
+            logits = decoded(model, tokens, [60, length - 62, 1, 1], DecodingCache(model.model))
+            with torch.no_grad():
+                assert_close(logits, model.logits(tokens), rtol=1e-9, atol=1e-9)
+    assert computed == [BLOCK, BLOCK, 3 * BLOCK] * 2
 
 
-def test_what_is_kept_under_inference_mode_serves_passes_with_gradients():
+def test_what_is_computed_under_inference_mode_serves_passes_with_gradients():
     model, tokens = build_model(("rndemb", "approximate")).eval(), random_tokens(2, 20)
     with torch.inference_mode():
         decoded(model, tokens, [10, 10], DecodingCache(model.model))
@@ -325,10 +312,15 @@ def test_what_is_kept_under_inference_mode_serves_passes_with_gradients():
     got = torch.autograd.grad(model.lm_head(model.model.extend(tokens, cache)).sum(), wanted)
     for ours, theirs in zip(got, torch.autograd.grad(model.logits(tokens).sum(), wanted), strict=True):
         assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-    assert not any(tensor.requires_grad for layer in cache.layers for tensor in layer.tensors.values())
+    held = [tensor for layer in cache.layers for tensor in (*layer.tensors.values(), *layer.fixed)]
+    assert not any(tensor.requires_grad for tensor in held)
 
 
-@pytest.mark.parametrize("variants", [("standard", "mlp"), ("approximate",), ("nonapproximate",), ("staticemb",)])
+@pytest.mark.parametrize(
+    "variants",
+    [("standard", "mlp"), ("approximate",), ("nonapproximate",), ("staticemb",), ("rndemb",) * 2, ("mlp", "fixedseq")],
+    ids=",".join,
+)
 def test_the_gradient_of_a_first_pass_is_that_of_the_whole(variants: tuple[str, ...]):
     """And of a later one it ends at the cache."""
     model, tokens = build_model(variants), random_tokens(2, 40)

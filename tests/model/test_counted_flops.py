@@ -137,10 +137,9 @@ def test_training(variants: tuple[str, ...], heads: str):
 def test_prefill(variants: tuple[str, ...], heads: str, length: int):
     model = build_model(variants, HEADS[heads])
     config = model.config
-    model.model.fixed_parts(length)  # once per model
     cache = DecodingCache(model.model, limit=length)
     count = counted(lambda: model.lm_head(model.model.extend(tokens(length), cache)[:, -1:]))
-    more = 0
+    more = counted(lambda: model.model.prepare(cache.layers, cache.capacity, model.model.norm.weight))
     for variant in variants:
         more += map_differs(config, variant, ROWS, length) + prefill_differs(config, variant, length)
     assert count == generation.prefill_flops(config, ROWS, length, 4) + more
@@ -168,7 +167,8 @@ def test_the_fixed_streams(variants: tuple[str, ...], heads: str):
     config = model.config
     found = Streams.of(config.layer_variants)
     streams, last = len(found.fixed), found.last_fixed_layer
-    count = counted(lambda: model.model.fixed_parts(LONGER))
+    cache = DecodingCache(model.model)
+    count = counted(lambda: model.model.prepare(cache.layers, LONGER, model.model.norm.weight))
     more = 0
     for variant in variants[: max(last, 0)]:
         more += map_differs(config, variant, streams, LONGER)

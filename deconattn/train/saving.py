@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed
-from safetensors.torch import load_file, save_file
 
 from deconattn import durable
 from deconattn.checkpoint.format import (
@@ -56,9 +55,7 @@ def save_checkpoint(
     if engine.rank == 0:
         writer(lambda: _empty_folder(unfinished))
     engine.barrier()
-    written = [unfinished / f"random-{engine.rank:05d}.safetensors"]
-    writer(lambda: save_file(_random_state(engine), written[0]))
-    writer(lambda: durable.make_readable(written[0]))
+    written: list[Path] = []
     writes = engine.topology.owns_stage
     for kind in KINDS:
         files = TensorFiles(unfinished, kind, engine.topology.pp_rank)
@@ -123,7 +120,7 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Load weights, optimiser state and random state, on any topology.
+    """Load weights and optimiser state, on any topology.
 
     The model must have got the checkpoint's weights before the engine was made of it, which is how the
     low-precision copies get theirs; here the fp32 masters and the moments follow.
@@ -133,12 +130,6 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     for kind in KINDS:
         for name, tensor in checkpoint.tensors(kind, parameters):
             engine.state.load(kind, name, tensor)
-    states = checkpoint.folder / f"random-{engine.rank:05d}.safetensors"
-    if states.is_file():  # a larger world has ranks that the run did not have
-        random = load_file(states)
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"], engine.device)
     engine.barrier()
 
 
@@ -208,10 +199,3 @@ def _seal(
         shutil.rmtree(folder)
     unfinished.rename(folder)
     durable.sync_folder(folder.parent)
-
-
-def _random_state(engine: Engine) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if engine.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(engine.device)
-    return state

@@ -17,6 +17,8 @@ from deconattn.train.trainer import Trainer
 class Stop:
     """Asks for a stop before step `at` has ended; never, if that is None."""
 
+    launcher_lost = False
+
     def __init__(self, at: int | None = None) -> None:
         self.at, self.trainer = at, None
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from deconattn.config.flags import LrSchedule, TrainingFlags
+from deconattn.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ class Schedule:
         if self.kind == "constant":
             return self.peak
         return self.peak * max(0.0, min(1.0, (self.total_steps - step) / self.decay_steps))
+
+
+def check_length(flags: TrainingFlags, reached: int) -> None:
+    """Raise UserError if a run that has reached a step is to end before it."""
+    if flags.total_steps < reached:
+        length = "--steps" if flags.optimization.tokens is None else "--tokens"
+        raise UserError(
+            f"{length} ends the run at step {flags.total_steps}, but it has reached step {reached}: give more, "
+            "leave it out, or start a new run with another --save"
+        )
 
 
 def schedule_change(before: TrainingFlags, now: TrainingFlags, step: int) -> str | None:

@@ -28,7 +28,7 @@ from deconattn.train.inputs import CorpusIdentity, TrainingData, check_identitie
 from deconattn.train.metrics import Metrics, memory_gib, writing
 from deconattn.train.run_folder import check_space, claim_run_folder, data_arguments, resolved_config
 from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
-from deconattn.train.schedule import Schedule, schedule_change
+from deconattn.train.schedule import Schedule, check_length, schedule_change
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, float] | None]
 """Function from a step-N folder to benchmark scores by name; its second argument asks whether to stop, and None is
@@ -274,13 +274,7 @@ class Trainer:
         if checkpoint is not None:
             saved = [CorpusIdentity(**identity) for identity in checkpoint.config["data"]]
             check_identities(saved, self.data.identities)
-            total = self.flags.total_steps
-            if total < checkpoint.step:
-                length = "--steps" if self.flags.optimization.tokens is None else "--tokens"
-                raise UserError(
-                    f"{length} ends the run at step {total}, but it has reached step {checkpoint.step}: give more, "
-                    "leave it out, or start a new run with another --save"
-                )
+            check_length(self.flags, checkpoint.step)
         return checkpoint  # None: the run was killed before its first checkpoint and starts over
 
     def _build_model(self, checkpoint: Checkpoint | None) -> CausalLM:

@@ -111,6 +111,8 @@ def test_a_finished_run_that_goes_on_says_how_the_rate_jumps(
         run_job(["--save", str(tmp_path), "--resume", "--steps", "10"])
     with pytest.raises(UserError, match="--tokens ends the run at step 4, but it has reached step 12"):
         run_job(["--save", str(tmp_path), "--resume", "--tokens", str(4 * 4 * 32)])
+    with pytest.raises(UserError, match="--steps ends the run at step 11, but it has reached step 12"):
+        checked_flags(["--save", str(tmp_path), "--resume", "--steps", "11"])
     assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file())
 
 

@@ -112,7 +112,7 @@ class OptimizationFlags:
     clip_grad: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     seed: int = 1234
-    """Initial weights and data order."""
+    """Initial weights, data order, and whatever a variant draws."""
     max_nonfinite: int = 10
     """Stop after so many steps in a row whose loss or gradient is not finite (each is skipped)."""
 

@@ -93,7 +93,7 @@ def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     from deconattn.train.engine import Engine
     from deconattn.train.inputs import TrainingData
     from deconattn.train.metrics import memory_gib
-    from deconattn.train.trainer import learning_rate
+    from deconattn.train.schedule import Schedule
 
     flags = parse_training_flags(arguments.training(variant, arguments.steps))
     data = TrainingData(flags.data.data, flags)
@@ -111,11 +111,12 @@ def train_here(arguments: Arguments, variant: str) -> dict[str, Any]:
     skipped = 0
     started = time.perf_counter() - start
     batches = data.loader(0, 0, 1, pin=engine.device.type == "cuda")
+    schedule = Schedule.of(flags)
     for step in range(arguments.steps):
         if times and time.perf_counter() - start + 2 * times[-1] > arguments.seconds:
             break
         before = time.perf_counter()
-        rate = learning_rate(step, flags.optimization.lr, flags.warmup_steps, arguments.steps)
+        rate = schedule.rate(step)
         result = engine.train_step(batches.take(1), rate)
         times.append(time.perf_counter() - before)
         losses.append(result.loss)

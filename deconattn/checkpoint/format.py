@@ -6,7 +6,6 @@
         weights-00-00001.safetensors     canonical names, fp32 parameters, and the buffers
         exp_avg-00-00001.safetensors     AdamW's moments, same names, fp32
         exp_avg_sq-00-00001.safetensors
-        random-00000.safetensors         generator states of rank 0
         tokenizer/
 
 Whole tensors instead of each rank's partitions: any topology can load them, export reads them as they are, and

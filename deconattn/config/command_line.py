@@ -27,6 +27,8 @@ class _Decisive:
     resume: bool = False
     resume_from: str | None = None
     save: Path | None = None
+    steps: int | None = None
+    tokens: int | None = None
 
 
 def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
@@ -48,7 +50,7 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
     defaults = saved or size_defaults(_size(first, file))
     flags = parse(TrainingFlags, arguments, default=file.on(defaults) if file else defaults, program=command("train"))
     # Only now, since --help has left: PyTorch takes a second to import.
-    flags = _with(_with_precision(flags), "run", resume=resumes)
+    flags = _with(_with_precision(_with_length(flags, first, file)), "run", resume=resumes)
     if saved:
         check_same_run(saved, flags, f"{first.config} and the flags" if file else "the flags")
     text = flags.data.fixed_text
@@ -71,6 +73,21 @@ def _size(first: _Decisive, file: ConfigFile | None) -> str:
 def _save(first: _Decisive, file: ConfigFile | None) -> Path | None:
     of_file = file.values.get("save") if file else None
     return first.save or (Path(str(of_file)) if of_file else None)
+
+
+def _with_length(flags: TrainingFlags, first: _Decisive, file: ConfigFile | None) -> TrainingFlags:
+    """Let `--steps` or `--tokens`, whichever was given last, say how long the run is: `--tokens` does where it is set.
+
+    Raises:
+        UserError: both were given in one place.
+    """
+    if first.steps is not None and first.tokens is not None:
+        raise UserError("--steps and --tokens both say how long the run is: leave one out")
+    of_file = {name for name in ("steps", "tokens") if file and file.values.get(name) is not None}
+    if first.steps is None and first.tokens is None and file and not file.of_a_run and len(of_file) == 2:
+        raise UserError(f"--config {file.path}: steps and tokens both say how long the run is: leave one out")
+    tokens_are_older = first.steps is not None or (first.tokens is None and of_file == {"steps"})
+    return _with(flags, "optimization", tokens=None) if tokens_are_older else flags
 
 
 def _with_precision(flags: TrainingFlags) -> TrainingFlags:

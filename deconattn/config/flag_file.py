@@ -30,10 +30,12 @@ class ConfigFile:
 
     Attributes:
         values: of each flag that the file gives, by the field's name, as the file has it.
+        of_a_run: it is a run's config.json, which holds every flag, those not given included.
     """
 
     path: Path
     values: dict[str, Any]
+    of_a_run: bool = False
 
     def on(self, flags: TrainingFlags) -> TrainingFlags:
         """Return `flags` with those of the file replaced.
@@ -72,7 +74,8 @@ def read_config_file(path: Path) -> ConfigFile:
             a command line can have.
     """
     content = _content(path)
-    if isinstance(content, dict) and isinstance(content.get("flags"), dict) and set(content) <= _RUN:
+    of_a_run = isinstance(content, dict) and isinstance(content.get("flags"), dict) and set(content) <= _RUN
+    if of_a_run:
         content = content["flags"]
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: it must hold flags by their names, such as seq_len: 1024")
@@ -84,7 +87,7 @@ def read_config_file(path: Path) -> ConfigFile:
     for act in _ACTS:
         if values.pop(act, None):
             raise UserError(f"--config {path}: {act} has no place in a file: give --{act} on the command line")
-    return ConfigFile(path, values)
+    return ConfigFile(path, values, of_a_run)
 
 
 def _groups(flags: TrainingFlags) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -14,6 +14,7 @@ from deconattn.config.pattern import layer_variants
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
+LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
 VOCABULARY_MULTIPLE = 128
 """A vocabulary is rounded up to this multiple: head and embedding then have sizes that hardware likes."""
 
@@ -90,11 +91,16 @@ class OptimizationFlags:
     steps: int = 0
     """Optimiser steps."""
     tokens: int | None = None
-    """Train on this many tokens: sets --steps."""
+    """Train on this many tokens, in place of --steps."""
     lr: float = 0.0
     """Peak learning rate."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up; by default 2000, at most a tenth of the run. A half cosine to zero follows."""
+    """Steps of linear warm-up; by default 2000, at most a tenth of the run."""
+    lr_schedule: LrSchedule = "cosine"
+    """Learning rate after the warm-up: half a cosine to zero; a line to zero; constant; or wsd, constant and then a
+    line to zero."""
+    lr_decay_fraction: float | None = None
+    """Share of the run in which wsd falls; by default 0.1."""
     weight_decay: float = 0.1
     """AdamW's weight decay of matrices; norms and biases have none."""
     adam_beta1: float = 0.9
@@ -106,7 +112,7 @@ class OptimizationFlags:
     clip_grad: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     seed: int = 1234
-    """Initial weights and data order."""
+    """Initial weights, data order, and whatever a variant draws."""
     max_nonfinite: int = 10
     """Stop after so many steps in a row whose loss or gradient is not finite (each is skipped)."""
 
@@ -267,6 +273,12 @@ class TrainingFlags:
         given = self.optimization.warmup_steps
         return given if given is not None else min(2000, self.total_steps // 10)
 
+    @property
+    def decay_steps(self) -> int:
+        """Steps in which `--lr-schedule wsd` falls."""
+        fraction = self.optimization.lr_decay_fraction
+        return round((0.1 if fraction is None else fraction) * self.total_steps)
+
     def check(self) -> None:
         """Check everything that is known before a process starts.
 
@@ -277,7 +289,8 @@ class TrainingFlags:
             "--seq-len": self.data.seq_len,
             "--global-batch-size": self.optimization.global_batch_size,
             "--micro-batch-size": self.optimization.micro_batch_size,
-            "--steps": self.total_steps,
+            "--steps": self.optimization.steps,
+            "--tokens": self.total_steps if self.optimization.tokens is None else self.optimization.tokens,
             "--lr": self.optimization.lr,
             "--save-every": self.run.save_every,
             "--keep": self.run.keep,
@@ -298,12 +311,21 @@ class TrainingFlags:
         for flag, value in (
             ("--max-restarts", self.run.max_restarts),
             ("--loader-workers", self.data.loader_workers),
+            ("--warmup-steps", self.warmup_steps),
         ):
             if value < 0:
                 raise UserError(f"{flag} is {value}: it must not be below zero")
         if self.run.resume_from is not None and self.run.max_restarts:
             raise UserError(
                 f"--resume-from {self.run.resume_from}: each of --max-restarts would begin there again: leave one out"
+            )
+        fraction = self.optimization.lr_decay_fraction
+        if fraction is not None and not 0 < fraction <= 1:
+            raise UserError(f"--lr-decay-fraction is {fraction}: it must be above zero and at most 1")
+        if fraction is not None and self.optimization.lr_schedule != "wsd":
+            raise UserError(
+                f"--lr-decay-fraction is of --lr-schedule wsd, not of {self.optimization.lr_schedule}: "
+                "leave it out (--lr-decay-fraction None, where the run to resume has one), or give --lr-schedule wsd"
             )
         if self.engine.precision == "bf16" and self.engine.zero_stage == 0 and self.engine.deepspeed_config is None:
             raise UserError(

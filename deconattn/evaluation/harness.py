@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import cache
 from importlib.util import find_spec
@@ -25,6 +25,10 @@ and larger batches gain nothing."""
 
 Tasks = dict[str, Any]
 """The harness's task objects by name."""
+
+
+class Stopped(Exception):
+    """Scoring was left off on request."""
 
 
 def without_network() -> None:
@@ -73,6 +77,7 @@ def score(
     max_length: int | None = None,
     limit: int | None = None,
     resamples: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Score a model; returns the harness's `results`, `versions`, `n-samples`, `configs` and so on.
 
@@ -81,13 +86,15 @@ def score(
         max_length: tokens of context; None: as many as the model was trained with.
         limit: only the first so many documents of a task.
         resamples: bootstrap resamples for perplexities' standard errors; None: `BOOTSTRAP_RESAMPLES`.
+        stop: asked between batches whether to leave off.
 
     Raises:
         UserError: an answer that is longer than the context.
+        Stopped: `stop` said so.
     """
     from deconattn.evaluation.harness_model import HarnessModel
 
-    wrapped = HarnessModel(model, tokenizer, batch_size, max_length)
+    wrapped = HarnessModel(model, tokenizer, batch_size, max_length, stop)
     return evaluate(wrapped, tasks, limit, BOOTSTRAP_RESAMPLES if resamples is None else resamples)
 
 

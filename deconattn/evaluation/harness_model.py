@@ -1,6 +1,7 @@
 """The harness's wrapper of Hugging Face models around a model of ours; imports the harness."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
@@ -8,7 +9,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deconattn.errors import UserError
-from deconattn.evaluation.harness import TOKENS_A_BATCH
+from deconattn.evaluation.harness import TOKENS_A_BATCH, Stopped
 
 Request = tuple[Any, list[int], list[int]]
 """(its text, the context's tokens, the continuation's tokens)."""
@@ -20,9 +21,11 @@ class HarnessModel(HFLM):
     Args:
         batch_size: sequences a batch; None: the largest that the GPU holds, or `TOKENS_A_BATCH` on a CPU.
         max_length: tokens of context; None: the configuration's.
+        stop: asked between batches whether to leave off.
 
     Raises:
         UserError: when it runs, an answer that is longer than the context.
+        Stopped: when it runs, `stop` said so.
     """
 
     def __init__(
@@ -31,12 +34,19 @@ class HarnessModel(HFLM):
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int | None = None,
         max_length: int | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size or 1)
         if batch_size is None:
             on_gpu = self.device.type == "cuda"
             self.batch_size_per_gpu = "auto" if on_gpu else max(1, TOKENS_A_BATCH // self.max_length)
         self._windows: tqdm | None = None
+        self._stop = stop
+
+    def _model_call(self, *arguments: Any, **more: Any) -> Any:
+        if self._stop is not None and self._stop():
+            raise Stopped
+        return super()._model_call(*arguments, **more)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         with tqdm(desc="Running rolling windows", unit=" windows", disable=disable_tqdm) as self._windows:

@@ -24,7 +24,7 @@ def check_evaluation(flags: EvaluationFlags) -> None:
         data_files(flags.eval_datasets, chosen)
 
 
-def scorer(flags: EvaluationFlags) -> Callable[[Path, Callable[[], bool]], dict[str, float]] | None:
+def scorer(flags: EvaluationFlags) -> Callable[[Path, Callable[[], bool]], dict[str, float] | None] | None:
     """Return the function that scores a trainer's checkpoints; None where no benchmark is asked for."""
     return InLoopEvaluation(flags).score if flags.eval_tasks else None
 
@@ -42,12 +42,12 @@ class InLoopEvaluation:
         self._tasks: harness.Tasks = {}
         self._cache = TemporaryDirectory(prefix="deconattn-evaluation-")
 
-    def score(self, checkpoint: Path, stop: Callable[[], bool]) -> dict[str, float]:
-        """The figures of table 1 by title, their errors as `TITLE stderr`.
+    def score(self, checkpoint: Path, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """The figures of table 1 by title, their errors as `TITLE stderr`; None if stopped: some would be no row.
 
         Args:
             checkpoint: a step-N folder, computed in what the run computes in.
-            stop: asked between tasks; those that are left are left out.
+            stop: asked between batches whether to leave off.
 
         Raises:
             UserError: documents that cannot be had, or an answer longer than the context.
@@ -65,9 +65,11 @@ class InLoopEvaluation:
         model = stored.load()
         row = Row("", {})
         for name, task in self._tasks.items():
-            if stop():
-                break
-            options = {"limit": self._flags.eval_limit, "resamples": RESAMPLES}
-            found = harness.score(model, stored.tokenizer, {name: task}, **options)
+            try:
+                found = harness.score(
+                    model, stored.tokenizer, {name: task}, limit=self._flags.eval_limit, resamples=RESAMPLES, stop=stop
+                )
+            except harness.Stopped:
+                return None
             row.scores.update(row_of("", found).scores)
         return as_numbers(row)

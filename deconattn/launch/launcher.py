@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
@@ -27,10 +28,12 @@ from deconattn.config.run_config import RUN_CONFIG
 from deconattn.durable import check_unused
 from deconattn.errors import UserError
 from deconattn.launch.ranks import is_rank
+from deconattn.launch.worker import OUR_LAUNCHER
 
 USER_ERROR = 2
 MEETING_SECONDS = 10.0
 """Launchers of other machines wait as long before a restart, or their ranks might meet the dying ones."""
+SECONDS_BETWEEN_LOOKS = 0.5
 WORKER = ("--module", "deconattn.launch.worker")
 """The program of each rank, as DeepSpeed's launcher takes it."""
 
@@ -83,14 +86,14 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
             begun = folder is not None and (folder / RUN_CONFIG).is_file()
             if attempt:
                 where = "the newest good checkpoint" if begun else "the start"
-                print(f"restart {attempt} of {restarts} from {where}: {_reason(code)}", file=sys.stderr, flush=True)
+                print(f"restart {attempt} of {restarts} from {where}: {job.reason(code)}", file=sys.stderr, flush=True)
                 if "--no_ssh" in options and job.stop_asked(MEETING_SECONDS):
                     return code
             resume = ["--resume"] if attempt and begun and not flags.run.resume else []
             code = job.run([*program, *arguments, *resume], options)
             if code in (0, USER_ERROR) or job.stop_asked():
                 return code
-    print(f"error: {_reason(code)}", file=sys.stderr)
+    print(f"error: {job.reason(code)}", file=sys.stderr)
     return code
 
 
@@ -100,6 +103,7 @@ class LauncherProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._stop = threading.Event()
+        self._lost = False
 
     def stop_asked(self, within: float = 0.0) -> bool:
         """Whether a signal has come, or comes within some seconds."""
@@ -113,19 +117,37 @@ class LauncherProcess:
         if not any(option.startswith(("--master_port", "--hostfile", "-H")) for option in options):
             command += ["--master_port", str(free_port())]  # two runs side by side must not share the default
         # A session of its own, or Ctrl-C would reach DeepSpeed's launcher too.
-        self._process = subprocess.Popen([*command, *program], start_new_session=True)
+        environment = os.environ | {OUR_LAUNCHER: str(os.getpid())}
+        self._process = subprocess.Popen([*command, *program], start_new_session=True, env=environment)
         if self._stop.is_set():  # the signal came between two starts
             self._process.terminate()
         code = self._process.wait()
+        left = _ranks_of(self._process.pid)
+        # DeepSpeed's outer launcher takes a killed inner one for success, and either leaves its ranks alone.
+        self._lost = code <= 0 and bool(left)
+        if self._lost:
+            print("DeepSpeed's launcher is gone: its ranks save and end", file=sys.stderr, flush=True)
+        while left:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            left = _ranks_of(self._process.pid)
+        code = 1 if self._lost and code == 0 else code
         # A rank killed by signal N leaves DeepSpeed's launcher with exit code -N, modulo 256.
         number = -code if code < 0 else 256 - code
         return 128 + number if 0 < number < signal.NSIG else code
+
+    def reason(self, code: int) -> str:
+        """Why the last run ended with an exit code."""
+        if self._lost:
+            return "DeepSpeed's launcher was killed"
+        if 128 < code < 128 + signal.NSIG:
+            return f"a rank was killed by signal {code - 128} ({signal.strsignal(code - 128)})"
+        return f"the ranks ended with exit code {code}"
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         self._stop.set()
         if self._process is None:
             sys.exit(128 + number)
-        ranks = _ranks_below(self._process.pid)
+        ranks = _ranks_of(self._process.pid)
         for rank in ranks:
             with suppress(psutil.Error):
                 rank.send_signal(signal.SIGTERM)
@@ -133,19 +155,15 @@ class LauncherProcess:
             self._process.send_signal(number)
 
 
-def _reason(code: int) -> str:
-    if 128 < code < 128 + signal.NSIG:
-        return f"a rank was killed by signal {code - 128} ({signal.strsignal(code - 128)})"
-    return f"the ranks ended with exit code {code}"
-
-
-def _ranks_below(pid: int) -> list[psutil.Process]:
+def _ranks_of(session: int) -> list[psutil.Process]:
+    """The ranks on this machine that DeepSpeed's launcher, the first process of a session, has started."""
     found = []
-    with suppress(psutil.Error):
-        for process in psutil.Process(pid).children(recursive=True):
-            with suppress(psutil.Error):  # it may have ended meanwhile
-                if any(argument.startswith("--local_rank") for argument in process.cmdline()):
-                    found.append(process)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError, PermissionError):  # it may have ended meanwhile
+            if os.getsid(process.pid) == session and any(
+                argument.startswith("--local_rank") for argument in process.cmdline()
+            ):
+                found.append(process)
     return found
 
 

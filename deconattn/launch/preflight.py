@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from deconattn.checkpoint.format import steps_in
+from deconattn.checkpoint.manifest import is_whole, step_of
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.flags import TrainingFlags, model_config
@@ -9,6 +11,7 @@ from deconattn.mixers.plugins import plugin_files
 from deconattn.parallel.trial import Trial
 from deconattn.train.inputs import TrainingData
 from deconattn.train.run_folder import check_run_folder
+from deconattn.train.schedule import check_length
 
 
 def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> TrainingFlags:
@@ -28,6 +31,9 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
         UserError: the first thing that is wrong.
     """
     check_run_folder(flags)
+    if flags.run.resume and flags.run.save is not None:
+        reached = next((step_of(folder) for folder in steps_in(flags.run.save) if is_whole(folder)), 0)
+        check_length(flags, reached)  # rank 0 does so again with what it finds to be good
     accumulation_steps = 1
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))

@@ -16,39 +16,49 @@ from deconattn.launch import ranks
 from deconattn.program import command, quoted
 
 LAUNCHER = "deepspeed.launcher.launch"
+OUR_LAUNCHER = "DECONATTN_LAUNCHER"
+"""Variable by which our launcher tells its ranks, where they are on its machine, which process it is."""
 
 
 class StopRequest:
     """Turns signals into a flag that the loop reads between steps.
 
-    DeepSpeed's launcher is two processes deep, and a signal to the outer one ends it without a word to the
-    ranks. They would train on as orphans, so a change of the launcher's parent counts as a request too.
-    :meth:`ask` is the signals' handler.
+    Launchers are up to three processes deep, and whoever ends one of them, by a signal to DeepSpeed's outer one or by
+    kill -9, says no word to the ranks. They would train on as orphans, so a change of a launcher's parent stops them
+    too. :meth:`ask` is the signals' handler.
+
+    Attributes:
+        launcher_lost: that is why they stop, and nobody asked.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        parent = psutil.Process(os.getppid())
-        self._launcher = parent if LAUNCHER in parent.cmdline() else None
-        self._grandparent = parent.ppid()
+        self._asked = self.launcher_lost = False
+        self._parents: list[tuple[psutil.Process, int]] = []
+        inner = psutil.Process(os.getppid())
+        if LAUNCHER in inner.cmdline() and (outer := inner.parent()) is not None:
+            self._parents = [(psutil.Process(), inner.pid), (inner, outer.pid)]
+            if str(outer.ppid()) == os.environ.get(OUR_LAUNCHER):
+                self._parents.append((outer, outer.ppid()))
 
     def __bool__(self) -> bool:
-        return self._asked or self._orphaned()
+        if not self._asked and not self.launcher_lost:
+            self.launcher_lost = self._orphaned()
+        return self._asked or self.launcher_lost
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
     def _orphaned(self) -> bool:
-        if self._launcher is None:
-            return False
         try:
-            return os.getppid() != self._launcher.pid or self._launcher.ppid() != self._grandparent
+            return any(child.ppid() != parent for child, parent in self._parents)
         except psutil.Error:
             return True
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, and exit 0; exit 2 with one line on standard error where the user can mend the cause, else 1.
+
+    A run that stopped, its checkpoint written, because its launcher was gone exits 1 too.
 
     Args:
         arguments: the flags; by default the process's.
@@ -112,6 +122,8 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
     except Exception as error:
         watch.end(error)
     torch.distributed.destroy_process_group()
+    if trainer.launcher_lost:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ layer or a norm, and those too if `__init__` writes to them.
 """
 
 import hashlib
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -81,8 +84,8 @@ def _own_state(model: CausalLM, seed: int) -> dict[str, Tensor]:
         kind, prefix = type(model.model.layers[index].self_attn), f"model.layers.{index}.self_attn"
         names = own_names(kind, model.config)  # type: ignore[arg-type]
         if names:
-            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-                torch.manual_seed(_seed(seed, prefix))
+            with _generators_kept(), torch.device("cpu"):
+                seed_generators(seed, prefix)
                 mixer: Mixer = kind(model.config)  # type: ignore[assignment]
             state = {**dict(mixer.named_parameters()), **dict(mixer.named_buffers())}
             found |= {f"{prefix}.{name}": state[name].detach() for name in names}
@@ -115,6 +118,30 @@ def own_names(kind: type[Mixer], config: ModelConfig) -> tuple[str, ...]:
     for name in sorted(buffers.keys() - mixer.state_dict(keep_vars=True).keys()):
         raise UserError(f"buffer {name!r} of {kind.__qualname__} is lost in checkpoints: register it as persistent")
     return (*parameters, *buffers)
+
+
+def seed_generators(seed: int, name: str) -> None:
+    """Seed the generators that code of third parties may draw from: Python's, NumPy's and torch's global ones.
+
+    Args:
+        name: what is drawn next; equal draws for equal seeds and names.
+    """
+    derived = _seed(seed, name)
+    random.seed(derived)
+    numpy.random.seed(derived % 2**32)
+    torch.manual_seed(derived)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Give the global generators back the state that they had before the block."""
+    of_python, of_numpy = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(of_python)
+        numpy.random.set_state(of_numpy)
 
 
 def _normal(seed: int, name: str, shape: tuple[int, ...], sigma: float) -> Tensor:

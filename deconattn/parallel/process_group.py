@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import socket
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,6 +17,7 @@ from torch.distributed import distributed_c10d
 
 from deconattn.errors import UserError
 
+SECONDS_BETWEEN_LOOKS = 0.2
 T = TypeVar("T")
 _published = count()
 
@@ -96,13 +98,29 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def wait_for_rank_0(what: str) -> None:
-    """Return once rank 0 has called this with the same words: not a collective, so that no timeout runs."""
-    store = distributed_c10d._get_default_store()
+def rank_0_alone(make: Callable[[Callable[[], bool]], T], stop: Callable[[], bool]) -> T:
+    """What rank 0 makes, on every rank; the others wait without a collective, which would time out.
+
+    Every rank calls this equally often.
+
+    Args:
+        make: called with a function that tells whether any rank was asked to stop.
+        stop: whether this rank was.
+    """
+    store, key = distributed_c10d._get_default_store(), f"deconattn-{next(_published)}"
+    wish = f"{key}-stop"
     if torch.distributed.get_rank() == 0:
-        store.set(what, "")
-    else:
-        store.wait([what], timedelta(days=7))
+        made_here = make(lambda: stop() or store.check([wish]))
+        store.set(key, pickle.dumps(made_here))  # type: ignore[arg-type]
+        return made_here
+    told = False
+    while not store.check([key]):
+        if not told and stop():
+            store.set(wish, "")
+            told = True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    made: T = pickle.loads(store.get(key))
+    return made
 
 
 def from_rank_0(make: Callable[[], T]) -> T:

@@ -62,7 +62,7 @@ class Trial:
         own_names(mixer_class(self.variant), self.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self._model = CausalLM(self.config)
+            self._model = CausalLM(self.config).eval()  # with dropout no two passes would agree
             initialize(self._model, 0, torch.arange(self.config.max_position_embeddings) % VOCABULARY)
             with torch.no_grad():
                 for parameter in self._model.parameters():  # nothing at a special value

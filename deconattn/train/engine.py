@@ -1,10 +1,11 @@
 """Wrapper of DeepSpeed's engine, the only use of it: takes this rank's part of a model and flags, runs steps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from itertools import islice
 from typing import Any
 
 import deepspeed
@@ -18,6 +19,7 @@ from deconattn.config.flags import TrainingFlags
 from deconattn.data import Batch
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM, LossSum
+from deconattn.model.init import seed_generators
 from deconattn.ops.cross_entropy import IGNORED
 from deconattn.parallel.gradients import clip_gradients
 from deconattn.parallel.pipeline import Pipeline, microbatch
@@ -26,6 +28,13 @@ from deconattn.train.zero_state import ZeroState
 
 CAUSAL = 1e-5
 """Relative change of a loss up to which a model counts as causal; one that looks ahead changes by some 1e-3."""
+
+BATCHES_A_STAGE = 8
+"""Batches for each pipeline stage between two looks at a wish to stop: filling the pipeline costs an eighth at most."""
+
+
+class Stopped(Exception):
+    """Work was left off on every rank, because some rank was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +119,38 @@ class Engine:
             interrupted=stops > 0,
         )
 
+    def seed(self, name: str) -> None:
+        """Seed the global generators for what is computed next, so that it can be computed again after a resume.
+
+        Draws are the replica's and the stage's own; tensor-parallel ranks, which hold parts of the same activations,
+        draw alike.
+        """
+        seed_generators(self.flags.optimization.seed, f"{name}:{self.topology.dp_rank}:{self.topology.pp_rank}")
+
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> float:
+    def evaluate(self, batches: Iterable[Batch], stop: Callable[[], bool] | None = None) -> float:
         """Return mean cross-entropy, nats, over the labels of all replicas' batches; a collective call.
 
         Every replica must bring the same number of batches, each of one shape.
+
+        Args:
+            stop: whether this rank was asked to stop; asked between batches.
+
+        Raises:
+            Stopped: on every rank, after some rank was asked to stop.
         """
         self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        if self.topology.pp_size > 1:
-            fed = [microbatch(batch) for batch in batches]
-            self._engine.eval_batch(iter(fed), reduce_output=None, bcast_loss=False, num_micro_batches=len(fed))
-        else:
-            self._engine.eval()
-            for batch in batches:
-                self._counted(self._forward(batch), batch.labels)
+        stages, rest = self.topology.pp_size, iter(batches)
+        while some := list(islice(rest, stages * BATCHES_A_STAGE if stages > 1 else 1)):
+            if stop is not None and self._any(stop()):
+                raise Stopped
+            if stages > 1:
+                fed = (microbatch(batch) for batch in some)
+                self._engine.eval_batch(fed, reduce_output=None, bcast_loss=False, num_micro_batches=len(some))
+            else:
+                self._engine.eval()
+                for batch in some:
+                    self._counted(self._forward(batch), batch.labels)
         deepspeed.comm.all_reduce(self._sums)
         total, labels = self._sums.tolist()
         return total / max(1.0, labels)
@@ -145,7 +172,11 @@ class Engine:
         documents: tuple[Tensor, ...] = ()
         if self.flags.data.doc_mask:  # a pipeline learns from its first batch what travels
             documents = (torch.arange(length).expand(rows, -1).contiguous(), torch.zeros_like(labels))
-        own, other = (self.evaluate([Batch(tokens, labels, *documents)]) for tokens in (ids[:, :-1], others))
+        losses = []
+        for tokens in (ids[:, :-1], others):
+            self.seed("causality")  # a variant that draws must draw the same twice
+            losses.append(self.evaluate([Batch(tokens, labels, *documents)]))
+        own, other = losses
         if not abs(own - other) <= CAUSAL * abs(own):
             variants = ", ".join(dict.fromkeys(self.model.config.layer_variants))
             raise UserError(
@@ -161,6 +192,12 @@ class Engine:
 
     def barrier(self) -> None:
         deepspeed.comm.barrier()
+
+    def _any(self, here: bool) -> bool:
+        """Whether it is so on some rank; a collective call."""
+        flag = torch.tensor(float(here), device=self.device)
+        deepspeed.comm.all_reduce(flag)
+        return bool(flag.item() > 0)
 
     def _prepare(self, model: CausalLM) -> None:
         model.model.activation_checkpointing = self.flags.engine.activation_checkpointing

@@ -30,11 +30,17 @@ class TrainingData:
         parsed = [parse_data_argument(argument) for argument in arguments]
         corpora = [(TokenCorpus(folder), weight) for folder, weight in parsed]
         self._train = SampleStream(corpora, seq_len, seed, packing=flags.data.packing)
-        held_out = [
-            (corpus, weight)
-            for (folder, weight), (train, _) in zip(parsed, corpora, strict=True)
-            if train.manifest.of_split("val") and (corpus := TokenCorpus(folder, "val")).num_tokens > seq_len
-        ]
+        held_out, self._not_validated = [], []
+        for (folder, weight), (train, _) in zip(parsed, corpora, strict=True):
+            if not train.manifest.of_split("val"):
+                self._not_validated.append(f"{folder} has no validation split")
+            elif (corpus := TokenCorpus(folder, "val")).num_tokens <= seq_len:
+                self._not_validated.append(
+                    f"the validation split of {folder} has {corpus.num_tokens} tokens, and one sequence with its "
+                    f"labels {seq_len + 1}"
+                )
+            else:
+                held_out.append((corpus, weight))
         self._validation = SampleStream(held_out, seq_len, seed, shuffle=False) if held_out else None
         self.corpora = tuple(corpus for corpus, _ in corpora)
         self.identities = [
@@ -54,6 +60,14 @@ class TrainingData:
     @property
     def has_validation(self) -> bool:
         return self._validation is not None
+
+    def validation_report(self) -> list[str]:
+        """Return a line about the corpora that there is no validation on, if there are any."""
+        if not self._not_validated:
+            return []
+        what = "validation leaves corpora out" if self.has_validation else "no validation, and no val_loss"
+        remedy = "pack with a larger --val-fraction, or give a shorter --seq-len"
+        return [f"{what}: {'; '.join(self._not_validated)} ({remedy})"]
 
     def loader(self, first_step: int, dp_rank: int, dp_size: int, pin: bool) -> Loader:
         """Open the micro-batches of data-parallel rank `dp_rank` from optimiser step `first_step` (from 0) on.

@@ -5,6 +5,8 @@ import math
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,30 +23,58 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class MetricsFile:
-    """Writer of `metrics.jsonl`: one JSON object a step, never two for the same step.
+    """Writer of `metrics.jsonl`: one JSON object a step, a validation or the scores of a step; never two of a kind.
 
     Args:
         resumed_step: rows of later steps, which a killed run wrote after its last checkpoint, are dropped.
+
+    Raises:
+        UserError: it cannot be read or written; :meth:`write` and :meth:`sync` too.
     """
 
     def __init__(self, run: Path, resumed_step: int) -> None:
-        path = run / METRICS
-        if path.exists():
-            durable.write_text(path, "".join(_kept_rows(path, resumed_step)))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = run / METRICS
+        self._last: dict[str, dict[str, Any]] = {}
+        with writing(self._path):
+            if self._path.exists():
+                kept = []
+                for line, row in _rows_up_to(self._path, resumed_step):
+                    kept.append(line)
+                    self._last[_kind(row)] = row
+                durable.write_text(self._path, "".join(kept))
+            # Without a buffer, closing has nothing left to write that a full disk could refuse.
+            self._file = self._path.open("ab", buffering=0)
+
+    def last(self, kind: str, step: int) -> dict[str, Any] | None:
+        """The row of a kind (`step`, `validation` or `scores`) if the file's last of that kind is of this step."""
+        row = self._last.get(kind)
+        return row if row is not None and row["step"] == step else None
 
     def write(self, row: dict[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps({key: _json_value(value) for key, value in row.items()}) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"{self._file.name} cannot be written ({error.strerror}): free space or check permissions, "
-                "then --resume"
-            ) from error
+        content = (json.dumps({key: _json_value(value) for key, value in row.items()}) + "\n").encode()
+        with writing(self._path):
+            while content:  # a disk that is nearly full takes a part
+                content = content[self._file.write(content) :]
+        self._last[_kind(row)] = row
+
+    def sync(self) -> None:
+        """Flush to the disk what was written."""
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses inside the block into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): free space or check permissions, then --resume"
+        ) from error
 
 
 class Display:
@@ -122,14 +152,24 @@ class Metrics:
 
     def validation(self, step: int, loss: float) -> None:
         """Write a validation's row: `step` and `val_loss`, nats."""
-        self._write({"step": step, "val_loss": loss})
+        self._write({"step": step, "val_loss": loss}, durable=True)
         self.display.say(f"step {step}: validation loss {loss:.4f}")
 
     def scores(self, step: int, scores: dict[str, float]) -> None:
         """Write a row of benchmarks: `step`, and each figure under `eval/TITLE`."""
-        self._write({"step": step} | {f"eval/{title}": value for title, value in scores.items()})
+        self._write({"step": step} | {f"eval/{title}": value for title, value in scores.items()}, durable=True)
         shown = (f"{title} {value:.4g}" for title, value in scores.items() if not title.endswith("stderr"))
         self.display.say(f"step {step}: {', '.join(shown)}")
+
+    def told(self, step: int) -> tuple[float | None, bool]:
+        """What is on file of a step: its validation loss, nats, and whether there are scores."""
+        validation = self._file.last("validation", step)
+        loss = None if validation is None else float(validation["val_loss"])
+        return loss, self._file.last("scores", step) is not None
+
+    def sync(self) -> None:
+        """Have all rows on the disk: before a checkpoint that later steps go on from."""
+        self._file.sync()
 
     def close(self) -> None:
         self.display.close()
@@ -137,8 +177,10 @@ class Metrics:
         if self._wandb:
             self._wandb.close()
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _write(self, row: dict[str, Any], durable: bool = False) -> None:
         self._file.write(row)
+        if durable:
+            self._file.sync()
         if self._wandb:
             self._wandb.log(row)
 
@@ -148,15 +190,25 @@ def _json_value(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _kept_rows(path: Path, resumed_step: int) -> list[str]:
-    kept = []
+def _rows_up_to(path: Path, resumed_step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield whole lines of steps up to one, and their rows; of two rows of one kind for one step, the first."""
+    seen = set()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= resumed_step and line.endswith("\n"):
-                kept.append(line)
+            row = json.loads(line)
+            key = (row["step"], _kind(row))
+            float(row.get("val_loss", 0))
+            if row["step"] <= resumed_step and line.endswith("\n") and key not in seen:
+                seen.add(key)
+                yield line, row
         except (ValueError, KeyError, TypeError):
-            continue  # the line that a kill cut short
-    return kept
+            continue  # a line that a kill cut short, or no row of ours
+
+
+def _kind(row: dict[str, Any]) -> str:
+    if "val_loss" in row:
+        return "validation"
+    return "scores" if any(name.startswith("eval/") for name in row) else "step"
 
 
 def _summary(row: dict[str, Any]) -> str:

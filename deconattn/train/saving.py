@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from deconattn import durable
 from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, TensorFiles, seal, steps_in
@@ -18,7 +16,6 @@ from deconattn.checkpoint.in_use import delete, unfinished
 from deconattn.checkpoint.manifest import Progress, describe, is_whole, step_of
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
-from deconattn.json_files import reason
 from deconattn.layers.shards import buffer_shards, shard_of
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.engine import Engine
@@ -50,9 +47,7 @@ def save_checkpoint(
     if engine.rank == 0:
         writer(lambda: _empty_folder(partial_folder))
     engine.barrier()
-    written = [partial_folder / f"random-{engine.rank:05d}.safetensors"]
-    writer(lambda: save_file(_random_state(engine), written[0]))
-    writer(lambda: durable.make_readable(written[0]))
+    written: list[Path] = []
     writes = engine.topology.owns_stage
     for kind in KINDS:
         files = TensorFiles(partial_folder, kind, engine.topology.pp_rank)
@@ -110,7 +105,7 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Load weights, optimiser state and random state, on any topology.
+    """Load weights and optimiser state, on any topology.
 
     The model must have got the checkpoint's weights before the engine was made of it, which is how the
     low-precision copies get theirs; here the fp32 masters and the moments follow.
@@ -120,27 +115,7 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     for kind in KINDS:
         for name, tensor in checkpoint.tensors(kind, parameters):
             engine.state.load(kind, name, tensor)
-    restore_random_state(checkpoint, engine.rank, engine.device)
     engine.barrier()
-
-
-def restore_random_state(checkpoint: Checkpoint, rank: int, device: torch.device) -> None:
-    """Set this rank's generators as they were; a larger world has ranks that the run did not have.
-
-    Raises:
-        UserError: the file holds no states of generators.
-    """
-    name = f"random-{rank:05d}.safetensors"
-    if name not in checkpoint.files:
-        return
-    path = checkpoint.folder / name
-    try:
-        states = load_file(path)
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states["cuda"], device)
-    except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
-        raise UserError(f"{path} holds no generator's state ({reason(error)}): use another checkpoint") from error
 
 
 class _Attempt:
@@ -206,10 +181,3 @@ def _seal(
     seal(unfinished, progress, config, tokenizer, known)
     durable.sync_tree(unfinished)
     durable.put_in_place(unfinished, folder)  # in place of a damaged one, which resuming has passed over
-
-
-def _random_state(engine: Engine) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if engine.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(engine.device)
-    return state

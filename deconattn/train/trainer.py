@@ -1,6 +1,5 @@
 """Training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from deconattn import durable
-from deconattn.checkpoint.format import Checkpoint
+from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint
 from deconattn.checkpoint.manifest import Progress
 from deconattn.config.command_line import check_same_run
 from deconattn.config.flags import TrainingFlags, model_config
@@ -20,15 +19,15 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.flops import training_flops
-from deconattn.model.init import FIXED_TEXT, initialize
+from deconattn.model.init import FIXED_TEXT, initialize, seed_generators
 from deconattn.model.streams import Streams
 from deconattn.parallel.build import build_model
-from deconattn.parallel.process_group import from_rank_0, wait_for_rank_0
+from deconattn.parallel.process_group import from_rank_0, rank_0_alone
 from deconattn.parallel.topology import Topology
 from deconattn.program import command, quoted
-from deconattn.train.engine import Engine, StepResult
+from deconattn.train.engine import Engine, StepResult, Stopped
 from deconattn.train.inputs import TrainingData, check_identities
-from deconattn.train.metrics import Metrics, memory_gib
+from deconattn.train.metrics import Metrics, memory_gib, writing
 from deconattn.train.run_folder import (
     check_space,
     choose_checkpoint,
@@ -38,13 +37,22 @@ from deconattn.train.run_folder import (
     set_aside,
 )
 from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
+from deconattn.train.schedule import Schedule, check_length, schedule_change
 
-Scorer = Callable[[Path, Callable[[], bool]], dict[str, float]]
-"""Function from a step-N folder to benchmark scores by name; its second argument asks whether to stop early."""
+Scorer = Callable[[Path, Callable[[], bool]], dict[str, float] | None]
+"""Function from a step-N folder to benchmark scores by name; its second argument asks whether to stop, and None is
+returned if so."""
 
 
-class SupportsBool(Protocol):
-    """Flag that is true once the run is asked to stop."""
+class StopFlag(Protocol):
+    """Flag that is true once the run is to stop.
+
+    Attributes:
+        launcher_lost: nobody asked, but the process that started this rank is gone.
+    """
+
+    @property
+    def launcher_lost(self) -> bool: ...
 
     def __bool__(self) -> bool: ...
 
@@ -53,15 +61,19 @@ class Trainer:
     """Training of one run, from flags to its last checkpoint; made and run on every rank.
 
     Args:
-        stop: read between steps.
+        stop: read between steps, and between the batches of validations and scores.
         scorer: scores the checkpoints, on rank 0; None where the flags ask for no benchmark.
+
+    Attributes:
+        launcher_lost: the run has stopped because some rank's launcher was gone.
 
     Raises:
         UserError: whatever is wrong with data, folder or checkpoint, before the first step.
     """
 
-    def __init__(self, flags: TrainingFlags, stop: SupportsBool, scorer: Scorer | None = None) -> None:
+    def __init__(self, flags: TrainingFlags, stop: StopFlag, scorer: Scorer | None = None) -> None:
         self.flags, self.stop, self._scorer = flags, stop, scorer
+        self.launcher_lost = False
         self.run_folder, self._lock = claim_run_folder(flags)
         try:
             self._open()
@@ -75,6 +87,7 @@ class Trainer:
         self.model_config = model_config(flags.model, self.data.vocab_size, flags.data.seq_len)
         check_space(self.run_folder, self.model_config, flags.run.keep)
         checkpoint = self._checkpoint_to_resume()
+        seed_generators(flags.optimization.seed, "start")
         self.topology = Topology.create(flags.engine.tp, flags.engine.pp)
         model = self._build_model(checkpoint)
         self.engine = Engine(model, flags, self.topology)
@@ -84,18 +97,23 @@ class Trainer:
             self.progress = checkpoint.progress
         self.engine.check_causality(flags.data.seq_len, self.data.vocab_size)
         self._saved_step = self.progress.step if checkpoint else -1
-        self._val_loss: float | None = None
-        self._validated_step = -1
         origin = {} if checkpoint is None else checkpoint.origin
         self.config = resolved_config(flags, self.model_config, self.data.identities, origin)
         self.metrics: Metrics | None = None
         if self.engine.rank == 0:
             if flags.run.resume_from is not None:
                 set_aside(self.run_folder, self.progress.step)
-            durable.write_json(self.run_folder / RUN_CONFIG, self.config)
+            with writing(self.run_folder / RUN_CONFIG):
+                durable.write_json(self.run_folder / RUN_CONFIG, self.config)
             self.metrics = Metrics(
                 self.run_folder, self.config, flags.run.wandb_project, flags.total_steps, self.progress.step
             )
+            if checkpoint and (line := schedule_change(checkpoint.flags, flags, self.progress.step)):
+                self._say(line)
+        step = self.progress.step
+        self._val_loss, scored = from_rank_0(lambda: self.metrics.told(step) if self.metrics else (None, False))
+        self._validated_step = -1 if self._val_loss is None else step
+        self._scored_step = step if scored else -1
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -110,7 +128,7 @@ class Trainer:
         """
         topology, pin = self.topology, self.engine.device.type == "cuda"
         try:
-            for line in self.data.packing_report():
+            for line in [*self.data.packing_report(), *self.data.validation_report()]:
                 self._say(line)
             self._batches = self.data.loader(self.progress.step, topology.dp_rank, topology.dp_size, pin)
             with closing(self._batches):
@@ -124,13 +142,17 @@ class Trainer:
             self._release()
 
     def _train(self) -> bool:
-        """Run the steps; return whether a stop was asked for before the last one."""
+        """Run the steps; return whether a stop was asked for before all was done."""
         flags, total = self.flags, self.flags.total_steps
         in_a_row, accumulation = 0, self.engine.accumulation_steps
+        schedule = Schedule.of(flags)
+        if self._judge():  # what a stop or a kill has left out after the step that we go on from
+            return True
         clock = _Clock(self.model_config, flags)
         while self.progress.step < total:
             step = self.progress.step
-            rate = learning_rate(step, flags.optimization.lr, flags.warmup_steps, total)
+            rate = schedule.rate(step)
+            self.engine.seed(f"step {step}")
             result = self.engine.train_step(self._batches.take(accumulation), rate, stop=bool(self.stop))
             self.progress = Progress(
                 step + 1, self.engine.state.optimizer_steps, self.progress.skipped_steps + result.skipped
@@ -148,21 +170,36 @@ class Trainer:
                 )
             if result.interrupted and step + 1 < total:
                 return True
-            if (step + 1) % flags.run.eval_every == 0 and step + 1 < total:
-                self._validate()
-                clock.restart()
             # A checkpoint whose last step was skipped would be a poor place to come back to.
-            if (step + 1) % flags.run.save_every == 0 and not result.skipped:
-                self._score(self._save())
+            if ((step + 1) % flags.run.save_every == 0 and not result.skipped) or step + 1 == total:
+                self._save()
+                clock.restart()
+            if self._is_due(flags.run.eval_every) or self._is_due(flags.run.save_every):
+                if self._judge():
+                    return True
                 clock.restart()
         return False
 
+    def _is_due(self, every: int) -> bool:
+        step = self.progress.step
+        return step > 0 and (step % every == 0 or step == self.flags.total_steps)
+
+    def _judge(self) -> bool:
+        """Validate and score where this step is due for it and has not been; return whether a stop came between.
+
+        All that a resume needs to make up for what was left out is the checkpoint of this step.
+        """
+        try:
+            if self._is_due(self.flags.run.eval_every):
+                self._validate()
+            if self._is_due(self.flags.run.save_every) and self._saved_step == self.progress.step:
+                self._score()
+        except Stopped:
+            return True
+        return False
+
     def _finished(self) -> None:
-        self._validate()
-        saved_before = self._saved_step == self.progress.step
         folder = self._save()
-        if not saved_before:
-            self._score(folder)
         if self._val_loss is not None:
             self._say(f"validation loss: {self._val_loss:.4f} nats")
         if self.progress.skipped_steps:
@@ -173,22 +210,34 @@ class Trainer:
 
     def _interrupted(self) -> None:
         folder = self._save()
-        self._say(f"stopped on request at step {self.progress.step}")
+        lost = [False] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(lost, self.stop.launcher_lost)
+        self.launcher_lost = any(lost)
+        why = "since the launcher is gone" if self.launcher_lost else "on request"
+        self._say(f"stopped {why} at step {self.progress.step}")
         self._say(f"checkpoint: {folder}")
         self._say(f"resume: {command('train')} --save {quoted(self.run_folder)} --resume")
 
     def _validate(self) -> None:
-        if not self.data.has_validation or self._validated_step == self.progress.step:
+        step = self.progress.step
+        if not self.data.has_validation or self._validated_step == step:
             return
         batches = self.data.validation_batches(self.topology.dp_rank, self.topology.dp_size)
-        self._val_loss = self.engine.evaluate(batches)
-        self._validated_step = self.progress.step
+        self.engine.seed(f"validation after step {step}")
+        self._val_loss = self.engine.evaluate(batches, lambda: bool(self.stop))
+        self._validated_step = step
         if self.metrics:
-            self.metrics.validation(self.progress.step, self._val_loss)
+            self.metrics.validation(step, self._val_loss)
+
+    @property
+    def _folder(self) -> Path:
+        return self.run_folder / CHECKPOINTS / f"step-{self.progress.step}"
 
     def _save(self) -> Path:
-        folder = self.run_folder / "checkpoints" / f"step-{self.progress.step}"
+        folder = self._folder
         if self._saved_step != self.progress.step:
+            if self.metrics:
+                self.metrics.sync()
             folder = save_checkpoint(
                 self.engine,
                 self.run_folder,
@@ -201,19 +250,32 @@ class Trainer:
             self._saved_step = self.progress.step
         return folder
 
-    def _score(self, checkpoint: Path) -> None:
-        """Score a checkpoint on rank 0, while the others wait without a collective, which would time out."""
-        if self._scorer is None:
+    def _score(self) -> None:
+        """Score this step's checkpoint on rank 0, while the others wait without a collective, which would time out.
+
+        Raises:
+            Stopped: on every rank, after some rank was asked to stop.
+        """
+        step, scorer = self.progress.step, self._scorer
+        if scorer is None or self._scored_step == step:
             return
-        if self.metrics is not None:
+
+        def score(stop: Callable[[], bool]) -> bool:
+            """Whether it came to an end."""
+            scores: dict[str, float] | None = {}
             try:
-                scores = self._scorer(checkpoint, lambda: bool(self.stop))
-                if scores:
-                    self.metrics.scores(self.progress.step, scores)
+                self.engine.seed(f"scores after step {step}")
+                scores = scorer(self._folder, stop)
             except Exception as error:  # what was trained matters more, and the checkpoint can be scored later
                 reason = (str(error).splitlines() or [""])[0]
-                self._say(f"step {self.progress.step}: not scored, {type(error).__name__}: {reason}")
-        wait_for_rank_0(f"{checkpoint} is scored")
+                self._say(f"step {step}: not scored, {type(error).__name__}: {reason}")
+            if self.metrics and scores:
+                self.metrics.scores(step, scores)
+            return scores is not None
+
+        if not rank_0_alone(score, lambda: bool(self.stop)):
+            raise Stopped
+        self._scored_step = step
 
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         if not self.flags.run.resume:
@@ -223,6 +285,7 @@ class Trainer:
         if checkpoint is not None:
             check_same_run(checkpoint.flags, self.flags, str(self.run_folder / RUN_CONFIG))
             check_identities(checkpoint.config.data, self.data.identities)
+            check_length(self.flags, checkpoint.step)
         return checkpoint  # None: the run was killed before its first checkpoint and starts over
 
     def _build_model(self, checkpoint: Checkpoint | None) -> CausalLM:
@@ -251,14 +314,6 @@ class Trainer:
     def _say(self, line: str) -> None:
         if self.metrics:
             self.metrics.display.say(line)
-
-
-def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
-    """Return the rate of optimiser step `step`, from 0: linear warm-up, then half a cosine to 0 (paper, table 9)."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class _Clock:

@@ -22,7 +22,7 @@ from deconattn.config.command_line import parse_training_flags
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.run_folder import check_run_folder, choose_checkpoint
-from deconattn.train.saving import load_weights, restore_random_state
+from deconattn.train.saving import load_weights
 from tests.checkpoint.damage import BYTES, Damage, copy, draw, unreadable
 from tests.conftest import SMALL
 from tests.train.jobs import run_job
@@ -76,7 +76,6 @@ def resume(model: Path, out: Path) -> dict[str, Tensor] | None:
     load_weights(whole, checkpoint)
     for kind in ("exp_avg", "exp_avg_sq"):
         assert dict(checkpoint.tensors(kind)).keys() == whole.canonical_parameters().keys()
-    restore_random_state(checkpoint, 0, torch.device("cpu"))
     return whole.state_dict()
 
 

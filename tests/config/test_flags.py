@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.flops import count_parameters, forward_flops
-from deconattn.train.trainer import learning_rate
 
 TABLE_10 = {  # hidden, intermediate, layers, heads
     "70m": (512, 2048, 6, 8),
@@ -108,15 +106,6 @@ def test_flags_of_another_version_are_told_from_ours(tmp_path: Path) -> None:
     values["engine"]["presicion"] = "fp32"
     with pytest.raises(UserError, match="presicion is not known to this version"):
         written(tmp_path, values)
-
-
-def test_schedule_warms_up_and_falls_to_zero() -> None:
-    rates = [learning_rate(step, 1.0, 10, 110) for step in range(111)]
-    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert rates[10] == 1.0
-    assert rates[60] == pytest.approx(0.5)
-    assert rates[110] == pytest.approx(0.0, abs=1e-12)
-    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
 
 
 def test_forward_flops_by_hand() -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from deconattn.errors import UserError
+from deconattn.evaluation import harness_model
 from deconattn.evaluation.in_loop import InLoopEvaluation
 from deconattn.launch.preflight import checked_flags
 from deconattn.parallel.process_group import start_distributed
-from deconattn.train.metrics import METRICS
 from tests.conftest import SMALL
 from tests.evaluation.conftest import Evaluate
 from tests.ranks import Ranks
@@ -83,14 +83,49 @@ def test_a_failure_does_not_end_the_training(
     assert not scored(tmp_path / "run")
 
 
-def test_a_wish_to_stop_is_heard_between_tasks(flags: list[str], tmp_path: Path) -> None:
+def test_a_wish_to_stop_is_heard_between_batches(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness_model, "TOKENS_A_BATCH", 1)
+    run = tmp_path / "run"
     run_job(["stop=2", *flags])  # before step 3: nothing is scored, and a checkpoint is written
-    assert not scored(tmp_path / "run")
+    assert not scored(run)
     evaluation = InLoopEvaluation(checked_flags([*flags, "--save", str(tmp_path / "other")]).evaluation)
-    answers = iter([False, True])
-    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
-    assert set(evaluation.score(checkpoint, lambda: next(answers))) == {"COPA", "COPA stderr"}
-    assert (tmp_path / "run" / METRICS).is_file()
+    [checkpoint] = (run / "checkpoints").iterdir()
+    looks: list[bool] = []
+
+    def stop(after: int) -> bool:
+        looks.append(len(looks) == after)
+        return looks[-1]
+
+    assert set(evaluation.score(checkpoint, lambda: stop(-1)) or ()) > {"COPA", "LAMBADA ppl"}
+    assert len(looks) == 2 * 3 + 3, "each of COPA's two answers, and LAMBADA's one"
+    for last in (0, len(looks) - 1):
+        looks.clear()
+        assert evaluation.score(checkpoint, lambda last=last: stop(last)) is None  # type: ignore[misc]
+        assert len(looks) == last + 1
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_scores_that_a_stop_skipped_are_made_up_once(step: int, flags: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_job([f"stop_scores={step}", *flags])
+    assert step not in scored(run)
+    assert (run / "checkpoints" / f"step-{step}").is_dir()
+    for _ in range(2):
+        run_job(["--save", str(run), "--resume"])
+        found = [row for row in rows(run) if any(name.startswith("eval/") for name in row)]
+        assert [row["step"] for row in found] == [3, 6]
+    run_job([*flags, "--save", str(tmp_path / "whole")])
+    assert scored(run) == scored(tmp_path / "whole")
+
+
+def test_one_ranks_wish_ends_the_scores_of_rank_0(
+    flags: list[str], ranks: Callable[[int], Ranks], tmp_path: Path
+) -> None:
+    assert ranks(2)(train, arguments=["stop_scores=3", *flags, "--zero", "0"]) is None
+    assert not scored(tmp_path / "run")
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -171,11 +171,12 @@ def test_a_signal_to_the_launcher_saves(how: str, long_flags: list[str], tmp_pat
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses_so_far(run)) >= 5, process)
     process.terminate()
     printed, _ = process.communicate(timeout=60)  # the ranks hold the pipe until they have left
-    assert "stopped on request" in printed
     assert open_checkpoint(run).step >= 5
     if how == "./":
+        assert "stopped on request" in printed
         assert process.returncode == 0, printed
     else:  # DeepSpeed's outer process has no handler; the orphaned ranks notice
+        assert "stopped since the launcher is gone" in printed
         assert process.returncode == -signal.SIGTERM
 
 

@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ import pytest
 
 from deconattn.checkpoint.format import open_checkpoint
 from deconattn.errors import UserError
-from deconattn.launch import launcher
+from deconattn.launch import launcher, worker
 from deconattn.launch.preflight import checked_flags
 from tests.launch.test_faults import assert_same_as, errors
 from tests.launch.test_launch import SCRIPT, losses_so_far, shell_environment, start_worker, wait_for
@@ -120,3 +121,87 @@ def test_deepspeeds_launcher_alone_cannot_restart(flags: list[str], tmp_path: Pa
     assert "--max-restarts needs our own launcher, which did not start this rank" in errors(printed)[0]
     with pytest.raises(UserError, match="--max-restarts is -1: it must not be below zero"):
         checked_flags(["--max-restarts", "-1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "victim", ["deepspeed.launcher.launch", "deepspeed.launcher.runner", "deconattn.launch.launcher"]
+)
+def test_a_launcher_that_is_killed_is_no_success(
+    victim: str, flags: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = start([*flags, "--save", str(run)], tmp_path)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses_so_far(run)) >= 10, job)
+    ours = psutil.Process(job.pid)
+    [process] = [one for one in [ours, *ours.children(recursive=True)] if victim in one.cmdline()]
+    process.kill()
+    printed, _ = job.communicate(timeout=120)  # the ranks hold the pipe until they have left
+    assert "stopped since the launcher is gone at step" in printed
+    assert "stopped on request" not in printed
+    step = open_checkpoint(run).step
+    assert 10 <= step < 100
+    if victim == "deconattn.launch.launcher":
+        assert job.returncode == -signal.SIGKILL
+    else:
+        assert job.returncode == (1 if victim == "deepspeed.launcher.launch" else 128 + signal.SIGKILL), printed
+        assert errors(printed) == ["error: DeepSpeed's launcher was killed"]
+    run_job(["--save", str(run), "--resume"])
+    assert_same_as(run, undisturbed)
+
+
+@pytest.mark.parametrize(("code", "left", "expected"), [(0, True, 1), (0, False, 0), (3, True, 3), (137, False, 137)])
+def test_ranks_that_outlive_their_launcher_are_waited_for(
+    code: int, left: bool, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher that leaves a rank behind, or none, and ends as DeepSpeed's does when its inner one is killed."""
+    script, done = tmp_path / "launcher", tmp_path / "done"
+    rank = f"sh -c 'sleep 1; touch {done}' --local_rank=0 &" if left else ""
+    script.write_text(f"#!/bin/sh\n{rank}\nexit {code}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    job = launcher.LauncherProcess()
+    assert job.run(["train"], []) == expected
+    assert done.exists() == left
+    lost = left and code == 0
+    assert (job.reason(expected) == "DeepSpeed's launcher was killed") == lost
+
+
+class Process:
+    """A process as psutil has it, whose parent may change."""
+
+    def __init__(self, pid: int, words: str, parent: "Process | None") -> None:
+        self.pid, self._words, self._parent = pid, words.split(), parent
+
+    def cmdline(self) -> list[str]:
+        return self._words
+
+    def parent(self) -> "Process | None":
+        return self._parent
+
+    def ppid(self) -> int:
+        return self._parent.pid if self._parent else 1
+
+    def orphan(self) -> None:
+        self._parent = None
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("killed", [1, 2, 3, None])
+def test_which_lost_parents_stop_a_rank(killed: int | None, ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a rank, DeepSpeed's two launchers, and who started them: ours, or a shell that one may leave."""
+    shell = Process(10, "python -m deconattn.launch.launcher" if ours else "bash", None)
+    runner = Process(11, "python -m deepspeed.launcher.runner", shell)
+    inner = Process(12, "python -u -m deepspeed.launcher.launch", runner)
+    rank = Process(13, "python launch.sh --local_rank=0", inner)
+    monkeypatch.setattr(worker.psutil, "Process", lambda pid=13: {12: inner, 13: rank}[pid])
+    monkeypatch.setattr(worker.os, "getppid", lambda: 12)
+    monkeypatch.setenv(worker.OUR_LAUNCHER, "10" if ours else "9")
+    stop = worker.StopRequest()
+    assert not stop and not stop.launcher_lost
+    if killed is not None:
+        [rank, inner, runner][killed - 1].orphan()
+    assert bool(stop) == stop.launcher_lost == (killed is not None and (killed < 3 or ours))
+    asked = worker.StopRequest()
+    asked.ask(15, None)
+    assert asked and not asked.launcher_lost

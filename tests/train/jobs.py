@@ -1,12 +1,15 @@
 """Trainings inside a process group that has been started.
 
-A flag list may begin with `stop=N` (rank 0 is asked to stop in step N) and with `poison=N` and `until=M` (a gradient
-is NaN in steps N to M, from 0).
+A flag list may begin with `stop=N` (rank 0 is asked to stop in step N), with `stop_validation=N` or `stop_scores=N`
+(the last rank is asked to in the validation, or as the scores begin, after step N), and with `poison=N` and `until=M`
+(a gradient is NaN in steps N to M, from 0).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from deconattn.config.command_line import parse_training_flags
+from deconattn.data import Batch
 from deconattn.errors import UserError
 from deconattn.evaluation.in_loop import scorer
 from deconattn.launch import ranks
@@ -17,11 +20,15 @@ from deconattn.train.trainer import Trainer
 class Stop:
     """Asks for a stop before step `at` has ended; never, if that is None."""
 
+    launcher_lost = False
+
     def __init__(self, at: int | None = None) -> None:
-        self.at, self.trainer = at, None
+        self.at, self.trainer, self.asked = at, None, False
 
     def __bool__(self) -> bool:
-        return self.at is not None and self.trainer is not None and self.trainer.progress.step + 1 >= self.at
+        return self.asked or (
+            self.at is not None and self.trainer is not None and self.trainer.progress.step + 1 >= self.at
+        )
 
 
 def run_job(arguments: list[str]) -> Trainer:
@@ -35,6 +42,9 @@ def run_job(arguments: list[str]) -> Trainer:
     stop = Stop(special.get("stop") if ranks.rank() == 0 else None)  # one rank's wish is all ranks' command
     trainer = Trainer(flags, stop, scorer(flags.evaluation))
     stop.trainer = trainer
+    if ranks.rank() == ranks.world_size() - 1:
+        _ask_in_validation(trainer, special.get("stop_validation"))
+        _ask_in_scores(trainer, special.get("stop_scores"))
     if "poison" in special:
         _poison(trainer, special["poison"], special.get("until", 10**9))
     trainer.run()
@@ -48,6 +58,28 @@ def train(arguments: list[str]) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def _ask_in_validation(trainer: Trainer, step: int | None) -> None:
+    batches_of = trainer.data.validation_batches
+
+    def asking(*place: int) -> Iterator[Batch]:
+        for number, batch in enumerate(batches_of(*place)):
+            if number and trainer.progress.step == step:
+                trainer.stop.asked = True
+            yield batch
+
+    trainer.data.validation_batches = asking  # type: ignore[method-assign]
+
+
+def _ask_in_scores(trainer: Trainer, step: int | None) -> None:
+    score = trainer._score
+
+    def asking() -> None:
+        trainer.stop.asked |= trainer.progress.step == step
+        score()
+
+    trainer._score = asking  # type: ignore[method-assign]
 
 
 def _poison(trainer: Trainer, first: int, until: int) -> None:

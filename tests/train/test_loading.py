@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from deconattn.config.command_line import parse_training_flags
+from deconattn.data import PackConfig, TokenCorpus
+from deconattn.data.packing.pack import pack
 from deconattn.errors import UserError
+from deconattn.train.inputs import TrainingData
+from tests.conftest import DEMO, SMALL
 from tests.train.conftest import losses, validation_losses
 from tests.train.jobs import run_job
 
@@ -35,3 +40,28 @@ def test_best_fit_trains_on_other_sequences_and_says_what_it_wastes(
 def test_loader_workers_below_zero(small: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--loader-workers is -1: it must not be below zero"):
         run_job([*small, "--loader-workers", "-1", "--save", str(tmp_path)])
+
+
+def test_validation_that_cannot_happen_is_told(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(DEMO.read_text(encoding="utf-8").splitlines(keepends=True)[:40]), encoding="utf-8")
+    none, short = tmp_path / "none", tmp_path / "short"
+    for folder, fraction in ((none, 0.0), (short, 0.02)):
+        pack(PackConfig((str(text),), str(corpus), folder, workers=1, val_fraction=fraction))
+    held = TokenCorpus(short, "val").num_tokens
+    flags = [*SMALL, "--seq-len", str(held), "--steps", "1"]  # its labels would need one token more
+
+    def report(*data: Path, length: int = held) -> list[str]:
+        words = [*flags, "--seq-len", str(length), "--data", *map(str, data)]
+        return TrainingData(tuple(map(str, data)), parse_training_flags(words)).validation_report()
+
+    has_none = f"{none} has no validation split"
+    too_short = f"the validation split of {short} has {held} tokens, and one sequence with its labels {held + 1}"
+    remedy = "(pack with a larger --val-fraction, or give a shorter --seq-len)"
+    assert report(none, short) == [f"no validation, and no val_loss: {has_none}; {too_short} {remedy}"]
+    assert report(corpus, none) == [f"validation leaves corpora out: {has_none} {remedy}"]
+    assert report(corpus, short) == [f"validation leaves corpora out: {too_short} {remedy}"]
+    assert report(corpus, short, length=held - 1) == report(corpus) == []
+    run_job([*flags, "--data", str(short), "--save", str(tmp_path / "run")])
+    assert f"no validation, and no val_loss: {too_short}" in capfd.readouterr().err
+    assert not validation_losses(tmp_path / "run")

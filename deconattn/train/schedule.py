@@ -1,0 +1,82 @@
+"""Schedule of the learning rate: a function of the step alone."""
+
+import math
+from dataclasses import dataclass
+
+from deconattn.config.flags import LrSchedule, TrainingFlags
+from deconattn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate of every optimiser step; all of them begin with a linear warm-up.
+
+    Attributes:
+        kind: `cosine` is half a cosine to 0 (paper, table 9), `linear` a line to 0, `constant` the peak, `wsd` the peak
+            and a line to 0 at the end.
+        decay_steps: length of that line; it begins after the warm-up at the earliest.
+    """
+
+    kind: LrSchedule
+    peak: float
+    warmup_steps: int
+    total_steps: int
+    decay_steps: int
+
+    @classmethod
+    def of(cls, flags: TrainingFlags) -> "Schedule":
+        optimization, total, warmup = flags.optimization, flags.total_steps, flags.warmup_steps
+        decaying = total if optimization.lr_schedule == "linear" else flags.decay_steps
+        decay_steps = max(1, min(decaying, total - warmup))
+        return cls(optimization.lr_schedule, optimization.lr, warmup, total, decay_steps)
+
+    def rate(self, step: int) -> float:
+        """Return the rate of optimiser step `step`, from 0."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.kind == "cosine":
+            progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+            return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        if self.kind == "constant":
+            return self.peak
+        return self.peak * max(0.0, min(1.0, (self.total_steps - step) / self.decay_steps))
+
+
+def check_length(flags: TrainingFlags, reached: int) -> None:
+    """Raise UserError if a run that has reached a step is to end before it."""
+    if flags.total_steps < reached:
+        length = "--steps" if flags.optimization.tokens is None else "--tokens"
+        raise UserError(
+            f"{length} ends the run at step {flags.total_steps}, but it has reached step {reached}: give more, "
+            "leave it out, or start a new run with another --save"
+        )
+
+
+def schedule_change(before: TrainingFlags, now: TrainingFlags, step: int) -> str | None:
+    """Say in one line how a resumed run's schedule differs from the one it had; None if it does not.
+
+    Args:
+        step: steps done; the rate of the next one is told by both schedules, and where the old one had ended, that of
+            its last step.
+    """
+    old, new = Schedule.of(before), Schedule.of(now)
+    if old == new:
+        return None
+    told = {
+        "--steps": (old.total_steps, new.total_steps),
+        "--lr": (old.peak, new.peak),
+        "--warmup-steps": (old.warmup_steps, new.warmup_steps),
+        "--lr-schedule": (old.kind, new.kind),
+        "steps of decay": (old.decay_steps, new.decay_steps) if {old.kind, new.kind} == {"wsd"} else (0, 0),
+    }
+    changes = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in told.items() if was != now)
+    ended = step >= old.total_steps
+    was, now_rate = old.rate(min(step, old.total_steps - 1)), new.rate(step)
+    line = f"--resume changes the schedule ({changes}): the learning rate of step {step + 1} "
+    if ended:
+        line += f"goes from {was:.2g}, where the run had ended, to {now_rate:.2g}"
+    else:
+        line += f"is {now_rate:.2g} instead of {was:.2g}"
+    if now_rate > was:
+        line += "; --lr-schedule constant with an --lr of your choice has no such jump"
+    return line

@@ -37,7 +37,8 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
 
         check_evaluation(flags.evaluation)
     if flags.data.data:
-        vocab_size = TrainingData(flags.data.data, flags).vocab_size
-        model = model_config(flags.model, vocab_size, flags.data.seq_len)
+        data = TrainingData(flags.data.data, flags)
+        data.check_tokenizers()
+        model = model_config(flags.model, data.vocab_size, flags.data.seq_len)
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()

@@ -4,13 +4,15 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from deconattn.config.flags import TrainingFlags
-from deconattn.data import Batch, SampleStream, TokenCorpus, parse_data_argument
+from deconattn.data import Batch, SampleStream, TokenCorpus, Tokenizer, parse_data_argument
+from deconattn.data.corpus_tokenizer import load_corpus_tokenizer
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.loader import Loader, open_loader
 from deconattn.errors import UserError
@@ -60,6 +62,19 @@ class TrainingData:
     def tokenizer_path(self) -> Path:
         return self.corpora[0].tokenizer_path
 
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer into a folder. Raises UserError if it is not the one that packed the corpus."""
+        self._tokenizer.save(folder)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_corpus_tokenizer(self.corpora[0].folder, self.corpora[0].manifest)
+
+    def check_tokenizers(self) -> None:
+        """Raise UserError for a corpus whose tokenizer, which checkpoints and exports carry on, did not pack it."""
+        for corpus in self.corpora:
+            load_corpus_tokenizer(corpus.folder, corpus.manifest)
+
     @property
     def has_validation(self) -> bool:
         return self._validation is not None
@@ -106,9 +121,7 @@ class TrainingData:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--fixed-text {path}: {error}; give a UTF-8 text file") from error
-        from deconattn.data import load_tokenizer
-
-        ids = load_tokenizer(self.tokenizer_path).encode_batch([text])[0]
+        ids = self._tokenizer.encode_batch([text])[0]
         if len(ids) < length:
             raise UserError(
                 f"--fixed-text {path} has {len(ids)} tokens, fewer than --seq-len {length}: "

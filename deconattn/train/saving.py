@@ -38,7 +38,7 @@ def save_checkpoint(
     run: Path,
     progress: Progress,
     config: dict[str, Any],
-    tokenizer: Path,
+    write_tokenizer: Callable[[Path], object],
     keep: int,
     keep_every: int = 0,
 ) -> Path:
@@ -76,7 +76,7 @@ def save_checkpoint(
         written += files.paths
     known = _flush_and_describe(written, writer)
     if engine.rank == 0:
-        writer(lambda: _seal(unfinished, folder, progress, config, tokenizer, known))
+        writer(lambda: _seal(unfinished, folder, progress, config, write_tokenizer, known))
     _raise_together(engine, writer.error, folder, unfinished)
     if engine.rank == 0:
         for old in outdated(run, progress.step, keep, keep_every):
@@ -199,10 +199,10 @@ def _seal(
     folder: Path,
     progress: Progress,
     config: dict[str, Any],
-    tokenizer: Path,
+    write_tokenizer: Callable[[Path], object],
     known: dict[str, Any],
 ) -> None:
-    seal(unfinished, progress, config, tokenizer, known)
+    seal(unfinished, progress, config, write_tokenizer, known)
     durable.sync_tree(unfinished)
     if folder.exists():  # a damaged checkpoint of the same step, which resuming has passed over
         shutil.rmtree(folder)

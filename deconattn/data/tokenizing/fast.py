@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from deconattn.data.manifest import SpecialTokens
 from deconattn.data.tokenizing.disagreements import AWKWARD_TEXTS, has_unsettled, with_added_tokens
-from deconattn.data.tokenizing.settings import SpecialTokens
-from deconattn.data.tokenizing.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from deconattn.data.tokenizing.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from deconattn.program import installation
 
 _SAMPLE_CHARACTERS = 200_000
@@ -33,7 +33,7 @@ class FastTokenizer(Tokenizer):
 
     releases_gil = True
 
-    def __init__(self, exact: Tokenizer) -> None:
+    def __init__(self, exact: HuggingFaceTokenizer | SentencePieceTokenizer) -> None:
         super().__init__(exact.content, exact.origin)
         self.file_name = exact.file_name
         self.vocab_size = exact.vocab_size
@@ -42,7 +42,7 @@ class FastTokenizer(Tokenizer):
         self.special_tokens, self.unknown_id = exact.special_tokens, exact.unknown_id
         self.fingerprint = exact.fingerprint
         self._unreadable = exact.unreadable()
-        self._kind = type(exact)
+        self._kind: type[HuggingFaceTokenizer | SentencePieceTokenizer] = type(exact)
         self._exact: Tokenizer | None = exact
         self._start()
 

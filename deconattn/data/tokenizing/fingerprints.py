@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from deconattn.data.tokenizing.settings import SpecialTokens
+from deconattn.data.manifest import SpecialTokens
 
 _VERSION = "v2:"
 _FALSE_BY_DEFAULT = ("fuse_unk", "byte_fallback", "ignore_merges")  # of a model

@@ -4,13 +4,11 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from deconattn.data.manifest import SETTINGS_NAME, SpecialTokens
 from deconattn.errors import UserError
 
-SpecialTokens = Literal["text", "token"]
-SETTINGS_NAME = "tokenizer_config.json"
-"""File beside a tokenizer, here with the two keys of Hugging Face's that say how a corpus was packed."""
 _SEPARATORS = (
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -69,11 +67,11 @@ def read_settings(folder: Path, eos: str | int | None = None, special_tokens: Sp
     special = frozenset(
         str(token.get("content")) for token in added if isinstance(token, dict) and token.get("special") is True
     )
-    if eos is not None:
-        separator, named_by = eos, "--eos" if isinstance(eos, str) else "the manifest"
+    if eos is None:
+        eos, named_by = _named_separator(folder)
     else:
-        separator, named_by = _named_separator(folder)
-    return Settings(separator, named_by, special_tokens, special)
+        named_by = "--eos" if isinstance(eos, str) else "the manifest"
+    return Settings(eos, named_by, special_tokens, special)
 
 
 def choose_separator(
@@ -99,7 +97,8 @@ def choose_separator(
         if known is None:
             raise UserError(
                 f"{origin} has no document separator: no file beside it names one, and {', '.join(_SEPARATORS[:5])} "
-                f"and the like are not among its special tokens ({shown(special)}); give --eos TOKEN"
+                f"and the like are not among its special tokens ({shown(special)}); give --eos TOKEN, or name it as "
+                f"eos_token in {SETTINGS_NAME} beside it"
             )
         return ids[known], "the list of usual ones"
     remedy = (
@@ -112,7 +111,9 @@ def choose_separator(
             raise UserError(f"{settings.named_by}: {origin} has no token {wanted!r} to end documents with; {remedy}")
         return ids[wanted], settings.named_by
     if wanted not in ids.values():
-        raise UserError(f"{settings.named_by}: {origin} has no token of the id {wanted} to end documents with; {remedy}")
+        raise UserError(
+            f"{settings.named_by}: {origin} has no token of the id {wanted} to end documents with; {remedy}"
+        )
     return wanted, settings.named_by
 
 
@@ -135,9 +136,9 @@ def _named_separator(folder: Path) -> tuple[str | int | None, str]:
         value = content.get(key)
         if value is None and isinstance(content.get("text_config"), dict):  # of a model that also sees or hears
             value = content["text_config"].get(key)
-        several = isinstance(value, list) and key.endswith("_id")
-        named_by = f"{path} (the first of {len(value)})" if several and len(value) > 1 else str(path)
-        if several:
+        named_by = str(path)
+        if isinstance(value, list) and key.endswith("_id"):
+            named_by += f" (the first of {len(value)})" if len(value) > 1 else ""
             value = value[0] if value else None
         if isinstance(value, dict):
             value = value.get("content", value)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconattn.data.manifest import SpecialTokens
 from deconattn.data.tokenizing.fingerprints import fingerprint, first_fingerprint, is_current
 from deconattn.data.tokenizing.panics import panics_told
 from deconattn.data.tokenizing.settings import (
     Settings,
-    SpecialTokens,
     choose_separator,
     read_settings,
     shown,
@@ -188,7 +188,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return {tokens[number].content: number for number in sorted(tokens) if tokens[number].special}
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        with panics_told(self.origin):
+        with panics_told(self.origin, sum(map(len, texts))):
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
@@ -274,7 +274,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 def load_tokenizer(
     spec: str | Path, eos: str | int | None = None, special_tokens: SpecialTokens | None = None
-) -> Tokenizer:
+) -> HuggingFaceTokenizer | SentencePieceTokenizer:
     """Load a tokenizer from a `.json` or `.model` file, or a folder holding `tokenizer.json` or `tokenizer.model`.
 
     Args:

@@ -56,6 +56,16 @@ def has_old_fingerprint(folder: Path, manifest: Manifest) -> bool:
     return is_json and not is_current(manifest.tokenizer_fingerprint)
 
 
+def note_of(folder: Path, manifest: Manifest) -> str | None:
+    """A line about a fingerprint that the tokenizer has, and others might."""
+    if not has_old_fingerprint(folder, manifest):
+        return None
+    return (
+        f"{folder}: an earlier version packed it, whose fingerprint some tokenizers that differ share; its tokenizer "
+        f"has it ({command('shards')} split {folder} OUT gives a corpus a new one)"
+    )
+
+
 def renewed(folder: Path, manifest: Manifest) -> Manifest:
     """Return the manifest with the present kind of fingerprint.
 

@@ -18,17 +18,20 @@ def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> Tr
     return flags
 
 
-def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
+def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str]:
     """Check flags against the disk; touches nothing.
 
     Args:
         world_size: number of ranks, where it is known already.
 
+    Returns:
+        Lines about what is right and worth knowing.
+
     Raises:
         UserError: the first thing that is wrong.
     """
     check_run_folder(flags)
-    accumulation_steps = 1
+    accumulation_steps, notes = 1, list[str]()
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
     deepspeed_config(flags, accumulation_steps)
@@ -38,7 +41,8 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
         check_evaluation(flags.evaluation)
     if flags.data.data:
         data = TrainingData(flags.data.data, flags)
-        data.check_tokenizers()
+        notes = data.check_tokenizers()
         model = model_config(flags.model, data.vocab_size, flags.data.seq_len)
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()
+    return notes

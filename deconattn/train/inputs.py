@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deconattn.config.flags import TrainingFlags
 from deconattn.data import Batch, SampleStream, TokenCorpus, Tokenizer, parse_data_argument
-from deconattn.data.corpus_tokenizer import load_corpus_tokenizer
+from deconattn.data.corpus_tokenizer import load_corpus_tokenizer, note_of
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.loader import Loader, open_loader
 from deconattn.errors import UserError
@@ -70,10 +70,19 @@ class TrainingData:
     def _tokenizer(self) -> Tokenizer:
         return load_corpus_tokenizer(self.corpora[0].folder, self.corpora[0].manifest)
 
-    def check_tokenizers(self) -> None:
-        """Raise UserError for a corpus whose tokenizer, which checkpoints and exports carry on, did not pack it."""
+    def check_tokenizers(self) -> list[str]:
+        """Check that each corpus holds the tokenizer that packed it, which checkpoints and exports carry on.
+
+        Returns:
+            A line for each of which an earlier version's fingerprint is all there is.
+
+        Raises:
+            UserError: a corpus has no tokenizer, or another.
+        """
         for corpus in self.corpora:
             load_corpus_tokenizer(corpus.folder, corpus.manifest)
+        notes = (note_of(corpus.folder, corpus.manifest) for corpus in self.corpora)
+        return [note for note in notes if note is not None]
 
     @property
     def has_validation(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.corpus_tokenizer import has_old_fingerprint, open_tokenizer, tokenizer_faults
+from deconattn.data.corpus_tokenizer import note_of, open_tokenizer, tokenizer_faults
 from deconattn.data.corpus_tools.examine import examine_shard
 from deconattn.data.corpus_tools.new_corpus import schema_of
 from deconattn.data.corpus_tools.round_trip import RoundTrip
@@ -102,9 +102,6 @@ def _tokenizer(folder: Path, manifest: Manifest, verdict: Verdict) -> Tokenizer 
         return None
     wrong = tokenizer_faults(folder, tokenizer, manifest)
     verdict.faults += wrong
-    if not wrong and has_old_fingerprint(folder, manifest):
-        verdict.notes.append(
-            f"{folder}: packed by an earlier version, whose fingerprint some tokenizers that differ share; the "
-            "tokenizer has it"
-        )
+    if not wrong and (note := note_of(folder, manifest)):
+        verdict.notes.append(note)
     return None if wrong else tokenizer

@@ -159,6 +159,18 @@ class HuggingFaceTokenizer(Tokenizer):
         self.separator = self._tokenizer.id_to_token(self.eos_token_id)
         self.unknown_id = _unknown(document["model"], vocabulary)
         self.fingerprint = fingerprint(document, self.special_tokens)
+        if self.special_tokens == "text":
+            self._check_text()
+
+    def _check_text(self) -> None:
+        """Raise UserError if the model itself, as a Unigram may, has a special token among the words of a text."""
+        special = {token: number for token, number in self.special().items() if number != self.unknown_id}
+        for token, ids in zip(special, self.encode_batch([*special]), strict=True):
+            if special[token] in ids:
+                raise UserError(
+                    f"--special-tokens text: {self.origin} has {token!r} among the words of its model and reads it in "
+                    "any text; give --special-tokens token"
+                )
 
     def _load(self, content: bytes) -> Any:
         import tokenizers

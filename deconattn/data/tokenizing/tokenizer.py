@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from deconattn.data.manifest import SpecialTokens
 from deconattn.data.tokenizing.fingerprints import fingerprint, first_fingerprint, is_current
+from deconattn.data.tokenizing.memory import check_memory
 from deconattn.data.tokenizing.panics import panics_told
 from deconattn.data.tokenizing.settings import (
     Settings,
@@ -29,6 +30,9 @@ from deconattn.data.tokenizing.settings import (
 from deconattn.errors import UserError
 
 _MAX_GAP = 1 << 16
+_BYTES_OF_TOKENIZERS = 140
+"""Memory that the tokenizers library takes for a byte of text, as measured on texts without spaces."""
+_BYTES_OF_SENTENCEPIECE = 60
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
 
@@ -200,6 +204,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return {tokens[number].content: number for number in sorted(tokens) if tokens[number].special}
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        check_memory(self.origin, texts, _BYTES_OF_TOKENIZERS)
         with panics_told(self.origin, sum(map(len, texts))):
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
@@ -271,9 +276,10 @@ class SentencePieceTokenizer(Tokenizer):
         return {self._processor.id_to_piece(i): i for i in numbers if self._processor.is_control(i)}
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        check_memory(self.origin, texts, _BYTES_OF_SENTENCEPIECE)
         try:
             batch = self._processor.encode(list(texts), out_type=int, num_threads=1)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             raise UserError(
                 f"{self.origin}: SentencePiece gives up on a text ({_first_line(error)}); mend the model or the text"
             ) from None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deconattn.data import load_tokenizer
+from deconattn.data.tokenizing import memory
 from deconattn.data.tokenizing.fast import load_fast_tokenizer
 from deconattn.data.tokenizing.panics import panics_told
 from deconattn.errors import UserError
@@ -61,3 +62,16 @@ def test_what_does_not_come_back_is_ended() -> None:
     done = subprocess.run([sys.executable, "-c", _SLOW], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: tokenizer.json has been at a text for 0 s; mend the regular expressions")
+
+
+@pytest.mark.parametrize("name", ["gemma", "sentencepiece_unigram"])
+def test_a_long_word_without_memory_for_it(kind: Kind, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    tokenizer = load_tokenizer(kind(name))
+    monkeypatch.setattr(memory, "_LONG", 1000)
+    expected = tokenizer.encode_batch(["b" * 5000])[0]
+    monkeypatch.setattr(memory, "_free", lambda: 100_000)
+    assert len(tokenizer.encode_batch(["b" * 999])[0])
+    with pytest.raises(UserError, match="take its library some .* GiB of memory.*cut long documents up"):
+        tokenizer.encode_batch(["b" * 5000])
+    monkeypatch.undo()
+    assert tokenizer.encode_batch(["b" * 5000])[0].tolist() == expected.tolist()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from deconattn.analysis.sample import SHORTEST, Sample
 from deconattn.checkpoint.stored_model import StoredModel
-from deconattn.data import SampleStream, TokenCorpus, Tokenizer, load_tokenizer, read_manifest
+from deconattn.data import SampleStream, TokenCorpus, Tokenizer, read_manifest
+from deconattn.data.corpus_tokenizer import load_corpus_tokenizer
 from deconattn.data.reading.texts import read_texts
 from deconattn.errors import UserError
 
@@ -59,7 +60,7 @@ def _packed(folder: Path, sequences: int, length: int) -> tuple[Tensor, Tokenize
         found = (corpus.num_tokens - 1) // length
         if found >= sequences:
             batch = SampleStream([(corpus, 1.0)], length, seed=0).batch(range(sequences), doc_mask=False)
-            return batch.input_ids, load_tokenizer(corpus.tokenizer_path)
+            return batch.input_ids, load_corpus_tokenizer(folder, manifest)
     raise UserError(
         f"--data {folder} has {found} sequences of {length} tokens: lower --sequences {sequences} or --seq-len"
     )

@@ -18,9 +18,8 @@ the collective side is :mod:`deconattn.train.saving`.
 import errno
 import os
 import re
-import shutil
 import sys
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -171,17 +170,21 @@ class TensorFiles:
 
 
 def seal(
-    folder: Path, progress: Progress, config: dict[str, Any], tokenizer: Path, known: Mapping[str, Any] | None = None
+    folder: Path,
+    progress: Progress,
+    config: dict[str, Any],
+    write_tokenizer: Callable[[Path], object],
+    known: Mapping[str, Any] | None = None,
 ) -> None:
     """Complete a folder with a step's tensors to a checkpoint: configuration, tokenizer, and the manifest last.
 
     Args:
-        tokenizer: the file that the corpus was packed with.
+        write_tokenizer: writes the tokenizer that the corpus was packed with into a folder.
         known: see :func:`write_manifest`.
     """
     durable.write_json(folder / RUN_CONFIG, config)
     (folder / "tokenizer").mkdir()
-    shutil.copy(tokenizer, folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer")
     write_manifest(folder, progress, known)
 
 

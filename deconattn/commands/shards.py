@@ -117,6 +117,8 @@ class Convert:
     """The folder to write. It appears when everything is in it."""
     tokenizer: str
     """The tokenizer that made the ids: a tokenizer.json, a SentencePiece .model or a folder holding one of them."""
+    eos: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None
+    """The token after each document, where the tokenizer and the files beside it do not name the right one."""
     column: str = "input_ids"
     """Column of a dataset that holds the ids."""
     pieces: _Flag = False
@@ -234,6 +236,7 @@ def convert(command: Convert) -> None:
         shard_tokens=command.shard_tokens,
         column=command.column,
         pieces=command.pieces,
+        eos=command.eos,
     )
     assert result.manifest is not None
     print(f"converted {command.out} from {result.kind}: {_counts(result.manifest)}")
@@ -257,7 +260,11 @@ def _show_corpus(corpus: "CorpusInfo") -> None:
     tokenizer = corpus.tokenizer
     separator = f" {tokenizer.separator!r}" if tokenizer.separator else ""
     print(one_line(f"{corpus.folder}: packed from {corpus.source}; {corpus.dtype}, format {corpus.format_version}"))
-    print(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, separator {tokenizer.eos_token_id}{separator}")
+    begun = "" if tokenizer.bos_token_id is None else f", documents begin with {tokenizer.bos_token_id}"
+    print(
+        f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, separator {tokenizer.eos_token_id}{separator}"
+        f"{begun}; special tokens spelled in a text are read as {tokenizer.special_tokens}"
+    )
     other = "" if tokenizer.matches_manifest else " (the manifest has another)"
     print(f"  fingerprint {tokenizer.fingerprint}{other}")
     for name, part in corpus.splits.items():

@@ -51,6 +51,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     flags = run_flags(arguments, source, origin)
     weights.check(origin)  # after the flags, which bring the plugins
     data = TrainingData(flags.data.data, flags)
+    data.check_tokenizers()
     remark = check_vocabulary(data.tokenizer_path, data.vocab_size, source, origin.vocab_size)
     config = model_config(flags.model, data.vocab_size, flags.data.seq_len)
 
@@ -84,7 +85,7 @@ def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingDat
         for name, parameter in model.named_parameters():
             zeros.add(name, torch.zeros_like(parameter))
         zeros.flush()
-    seal(step, Progress(), content, data.tokenizer_path)
+    seal(step, Progress(), content, data.write_tokenizer)
     durable.write_json(folder / RUN_CONFIG, content)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from deconattn import durable
 from deconattn.errors import UserError
@@ -14,7 +15,11 @@ from deconattn.program import command
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model")
+SETTINGS_NAME = "tokenizer_config.json"
+"""File beside a tokenizer, here with the two keys of Hugging Face's that say how a corpus was packed."""
 SPLITS = ("train", "val")
+SpecialTokens = Literal["text", "token"]
+"""What a special token that a text spells is read as."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,23 @@ class ShardEntry:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Manifest of a packed corpus. `dtype` is the token column's, `uint16` or `uint32`."""
+    """Manifest of a packed corpus.
+
+    Attributes:
+        dtype: the token column's, `uint16` or `uint32`.
+        bos_token_id: what every document begins with; None for nothing.
+        special_tokens: whether special tokens that a text spells were read as "text" or as such a "token"; None in
+            corpora of earlier versions, which took the library's own way.
+    """
 
     format_version: int
     tokenizer_fingerprint: str
     vocab_size: int
     eos_token_id: int
+    bos_token_id: int | None = None
+    special_tokens: SpecialTokens | None = None
     dtype: str
     source: str
     shards: tuple[ShardEntry, ...]
@@ -115,6 +129,11 @@ def _check_types(entry: Manifest | ShardEntry) -> None:
         value = getattr(entry, field.name)
         if field.type in (int, str) and type(value) is not field.type:
             raise TypeError(f"{field.name} is {value!r}")
+    if isinstance(entry, Manifest):
+        if entry.bos_token_id is not None and type(entry.bos_token_id) is not int:
+            raise TypeError(f"bos_token_id is {entry.bos_token_id!r}")
+        if entry.special_tokens not in (None, "text", "token"):
+            raise TypeError(f"special_tokens is {entry.special_tokens!r}")
     if isinstance(entry, ShardEntry) and (os.path.basename(entry.name) != entry.name or entry.split not in SPLITS):
         raise TypeError(f"shard {entry.name!r} of split {entry.split!r}")
     if isinstance(entry, Manifest) and entry.dtype not in ("uint16", "uint32"):

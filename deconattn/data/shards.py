@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from deconattn.data.manifest import FORMAT_VERSION, Manifest, ShardEntry, check_size, read_manifest
+from deconattn.data.manifest import FORMAT_VERSION, Manifest, ShardEntry, SpecialTokens, check_size, read_manifest
 from deconattn.errors import UserError
 from deconattn.program import command
 
@@ -33,6 +33,8 @@ class ShardSchema:
     vocab_size: int
     eos_token_id: int
     source: str
+    bos_token_id: int | None = None
+    special_tokens: SpecialTokens | None = None
 
     @property
     def dtype(self) -> str:
@@ -59,6 +61,8 @@ class ShardSchema:
             tokenizer_fingerprint=self.tokenizer_fingerprint,
             vocab_size=self.vocab_size,
             eos_token_id=self.eos_token_id,
+            bos_token_id=self.bos_token_id,
+            special_tokens=self.special_tokens,
             dtype=self.dtype,
             source=self.source,
             shards=shards,

@@ -131,7 +131,7 @@ def _check_model(model: dict[str, Any]) -> None:
 
     if model.get("type", "BPE") != "BPE":
         raise _NoCounterpart(f"{model['type']} model for whole words")
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+    for option in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise _NoCounterpart(f"{option} of a BPE")
     if missing := set(ByteLevel.alphabet()) - set(_NEVER_IN_UTF8) - set(model["vocab"]):

@@ -66,7 +66,7 @@ def write_tokenizer(source: Path, out: Path, model_type: str, max_length: int) -
     else:
         tokenizer.save(out)
         content = _adding_nothing((out / tokenizer.file_name).read_text(encoding="utf-8"))
-        eos = _token(json.loads(content), tokenizer.eos_token_id)
+        eos = tokenizer.separator
     (out / "tokenizer.json").write_text(content, encoding="utf-8")
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -75,8 +75,8 @@ def write_tokenizer(source: Path, out: Path, model_type: str, max_length: int) -
         "model_max_length": max_length,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
-        # SentencePiece never reads a control piece from a text; a tokenizer.json does.
-        "split_special_tokens": is_sentencepiece,
+        # SentencePiece never reads a control piece from a text; a tokenizer.json does unless packed as text.
+        "split_special_tokens": tokenizer.special_tokens == "text",
     }
     if model_type == _WITH_A_TOKENIZER_OF_ITS_OWN:
         config["auto_map"] = {"AutoTokenizer": [None, f"{_MODULE}.{_CLASS}"]}
@@ -116,14 +116,6 @@ def _adding_nothing(content: str) -> str:
     if not changes:
         return content
     return json.dumps(document | changes, indent=2, ensure_ascii=False)
-
-
-def _token(document: dict[str, Any], token_id: int) -> str:
-    for token in document.get("added_tokens", ()):
-        if token["id"] == token_id:
-            return str(token["content"])
-    vocabulary: dict[str, int] = document["model"]["vocab"]
-    return next(token for token, index in vocabulary.items() if index == token_id)
 
 
 def from_sentencepiece(path: Path) -> Tokenizer:

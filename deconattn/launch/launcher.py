@@ -70,7 +70,8 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
     quiet_accelerator()
     from deconattn.launch.world import world_size  # after that: DeepSpeed looks for an accelerator when it is imported
 
-    check_flags(flags, world_size(options))
+    for note in check_flags(flags, world_size(options)):
+        print(f"note: {note}", file=sys.stderr)
     folder, restarts = flags.run.save, flags.run.max_restarts
     if folder is not None:
         check_unused(folder)  # rank 0 takes the lock; this says so before any rank starts

@@ -21,11 +21,14 @@ def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> Tr
     return flags
 
 
-def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
+def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str]:
     """Check flags against the disk; touches nothing.
 
     Args:
         world_size: number of ranks, where it is known already.
+
+    Returns:
+        Lines about what is right and worth knowing.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -34,7 +37,7 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
     if flags.run.resume and flags.run.save is not None:
         reached = next((step_of(folder) for folder in steps_in(flags.run.save) if is_whole(folder)), 0)
         check_length(flags, reached)  # rank 0 does so again with what it finds to be good
-    accumulation_steps = 1
+    accumulation_steps, notes = 1, list[str]()
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
     deepspeed_config(flags, accumulation_steps)
@@ -43,7 +46,9 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> None:
 
         check_evaluation(flags.evaluation)
     if flags.data.data:
-        vocab_size = TrainingData(flags.data.data, flags).vocab_size
-        model = model_config(flags.model, vocab_size, flags.data.seq_len)
+        data = TrainingData(flags.data.data, flags)
+        notes = data.check_tokenizers()
+        model = model_config(flags.model, data.vocab_size, flags.data.seq_len)
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()
+    return notes

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.run_config import CorpusIdentity
-from deconattn.data import Batch, SampleStream, TokenCorpus, parse_data_argument
+from deconattn.data import Batch, SampleStream, TokenCorpus, Tokenizer, parse_data_argument
+from deconattn.data.corpus_tokenizer import load_corpus_tokenizer, note_of
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.loader import Loader, open_loader
 from deconattn.errors import UserError
@@ -56,6 +58,28 @@ class TrainingData:
     @property
     def tokenizer_path(self) -> Path:
         return self.corpora[0].tokenizer_path
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer into a folder. Raises UserError if it is not the one that packed the corpus."""
+        self._tokenizer.save(folder)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_corpus_tokenizer(self.corpora[0].folder, self.corpora[0].manifest)
+
+    def check_tokenizers(self) -> list[str]:
+        """Check that each corpus holds the tokenizer that packed it, which checkpoints and exports carry on.
+
+        Returns:
+            A line for each of which an earlier version's fingerprint is all there is.
+
+        Raises:
+            UserError: a corpus has no tokenizer, or another.
+        """
+        for corpus in self.corpora:
+            load_corpus_tokenizer(corpus.folder, corpus.manifest)
+        notes = (note_of(corpus.folder, corpus.manifest) for corpus in self.corpora)
+        return [note for note in notes if note is not None]
 
     @property
     def has_validation(self) -> bool:
@@ -124,9 +148,7 @@ class TrainingData:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--fixed-text {path}: {error}; give a UTF-8 text file") from error
-        from deconattn.data import load_tokenizer
-
-        ids = load_tokenizer(self.tokenizer_path).encode_batch([text])[0]
+        ids = self._tokenizer.encode_batch([text])[0]
         if len(ids) < length:
             raise UserError(
                 f"--fixed-text {path} has {len(ids)} tokens, fewer than --seq-len {length}: "

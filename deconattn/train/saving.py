@@ -29,7 +29,7 @@ def save_checkpoint(
     run: Path,
     progress: Progress,
     config: dict[str, Any],
-    tokenizer: Path,
+    write_tokenizer: Callable[[Path], object],
     keep: int,
     keep_every: int = 0,
 ) -> Path:
@@ -65,7 +65,7 @@ def save_checkpoint(
         written += files.paths
     known = _flush_and_describe(written, writer)
     if engine.rank == 0:
-        writer(lambda: _seal(partial_folder, folder, progress, config, tokenizer, known))
+        writer(lambda: _seal(partial_folder, folder, progress, config, write_tokenizer, known))
     _raise_together(engine, writer.error, folder, partial_folder)
     if engine.rank == 0:
         for old in outdated(run, progress.step, keep, keep_every):
@@ -175,9 +175,9 @@ def _seal(
     folder: Path,
     progress: Progress,
     config: dict[str, Any],
-    tokenizer: Path,
+    write_tokenizer: Callable[[Path], object],
     known: dict[str, Any],
 ) -> None:
-    seal(unfinished, progress, config, tokenizer, known)
+    seal(unfinished, progress, config, write_tokenizer, known)
     durable.sync_tree(unfinished)
     durable.put_in_place(unfinished, folder)  # in place of a damaged one, which resuming has passed over

@@ -243,7 +243,7 @@ class Trainer:
                 self.run_folder,
                 self.progress,
                 self.config,
-                self.data.tokenizer_path,
+                self.data.write_tokenizer,
                 self.flags.run.keep,
                 self.flags.run.keep_every,
             )

@@ -12,6 +12,7 @@ from deconattn.data.manifest import write_manifest
 from deconattn.data.packing.pack import pack_demo
 from deconattn.data.shards import ShardSchema, ShardWriter
 from deconattn.data.tokenizing.training import Training, train_tokenizer
+from tests.data.tokenizing.kinds import build
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 PackedFolder = Callable[..., Path]
@@ -45,6 +46,19 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "demo"
     pack_demo(out)
     return out
+
+
+@pytest.fixture(scope="session")
+def kind(demo_texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a kind's tokenizer, see `tests.data.tokenizing.kinds`, built once. Do not write into it."""
+    built: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in built:
+            built[name] = build(name, demo_texts[:4], tmp_path_factory.mktemp(name))
+        return built[name]
+
+    return make
 
 
 @pytest.fixture

@@ -92,6 +92,20 @@ def test_ids_and_text_are_the_originals(
     assert [mask[0] for mask in batch.attention_mask] == [0, 1]
 
 
+def test_special_tokens_that_were_read_as_text(byte_bpe: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    original = load_tokenizer(byte_bpe, None, "text")
+    original.save(packed)
+    out = exported(trained(MODELS["deconattn"]), tmp_path / "out", tokenizer_folder=packed)
+    for trust in (None, True):
+        loaded = AutoTokenizer.from_pretrained(out, trust_remote_code=trust)
+        for text, ids in zip(TEXTS, original.encode_batch(TEXTS), strict=True):
+            assert loaded(text).input_ids == ids.tolist(), text
+            assert original.eos_token_id not in loaded(text).input_ids
+        assert loaded.eos_token_id == original.eos_token_id
+
+
 def test_a_clean_file_is_copied_byte_for_byte(byte_pairs: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(byte_pairs / "tokenizer.json"))
     tokenizer.no_truncation()

@@ -36,7 +36,7 @@ AtRanks = Callable[[int], Ranks]
 def rewrite(run: str, out: str, flags: str) -> None:
     """Open a run's checkpoint on this topology and write it again, without training."""
     trainer = Trainer(parse_training_flags(["--save", run, "--resume", *flags.split()]), Stop())
-    save_checkpoint(trainer.engine, Path(out), trainer.progress, trainer.config, trainer.data.tokenizer_path, keep=1)
+    save_checkpoint(trainer.engine, Path(out), trainer.progress, trainer.config, trainer.data.write_tokenizer, keep=1)
     trainer.engine.destroy()
 
 

@@ -48,6 +48,7 @@ def convert(
     shard_tokens: int,
     column: str = "input_ids",
     pieces: bool = False,
+    eos: str | None = None,
 ) -> Conversion:
     """Write the documents of `source` into `out`, in order, split as the command `pack` splits.
 
@@ -57,6 +58,7 @@ def convert(
         tokenizer: the one that made the ids, as for the command `pack`.
         column: name of a Hugging Face dataset's column of id lists.
         pieces: its rows are pieces of one long sequence, cut anywhere.
+        eos: the separator, as for the command `pack`.
 
     Raises:
         UserError: ids that the tokenizer does not have, a damaged input, an `out` that is not free.
@@ -64,7 +66,7 @@ def convert(
     if not 0 <= val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: must be at least 0 and below 1")
     prefix = megatron_prefix(source)
-    known = load_tokenizer(tokenizer)
+    known = load_tokenizer(tokenizer, eos)
     if prefix is not None:
         if pieces:
             raise UserError("--pieces: a Megatron-LM dataset knows where its documents end; leave it out")
@@ -77,7 +79,13 @@ def convert(
         rows = DatasetDocuments(source, column)
         documents = cut_at_separators(rows, known.eos_token_id) if pieces else rows
         total = None
-    schema = ShardSchema(known.fingerprint, known.vocab_size, known.eos_token_id, source.name)
+    schema = ShardSchema(
+        known.fingerprint,
+        known.vocab_size,
+        known.eos_token_id,
+        source.name,
+        special_tokens=known.special_tokens,
+    )
     with (
         new_corpus(out, schema, shard_tokens) as corpus,
         progress_bar("converting", total, "documents") as advance,

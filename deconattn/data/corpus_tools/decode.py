@@ -8,8 +8,8 @@ from typing import Any
 import numpy.typing as npt
 
 from deconattn.data.corpus import read_documents
+from deconattn.data.corpus_tokenizer import open_tokenizer
 from deconattn.data.manifest import read_manifest
-from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 from deconattn.program import command
 
@@ -18,7 +18,7 @@ _AROUND = 60  # characters of an excerpt on either side
 
 @dataclass(frozen=True)
 class Decoded:
-    """One document: its number in the split, ids `[n]` with the separator, and text without it."""
+    """One document: its number in the split, ids `[n]` with the separator and what begins it, and text without them."""
 
     number: int
     ids: npt.NDArray[Any]
@@ -45,7 +45,7 @@ def decode(folder: Path, split: str, start: int) -> Iterator[Decoded]:
         raise UserError(f"{folder} has no {split} split; give --split {manifest.shards[0].split}")
     if not 0 <= start < held:
         raise UserError(f"--document {start}: {folder} has {split} documents 0 to {held - 1}")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = open_tokenizer(folder, manifest)
     for number, ids in read_documents(folder, entries, start):
         if int(ids.max(initial=0)) >= tokenizer.vocab_size:
             raise UserError(
@@ -53,5 +53,6 @@ def decode(folder: Path, split: str, start: int) -> Iterator[Decoded]:
                 f"{tokenizer.vocab_size}; see {command('shards')} verify {folder}"
             )
         ended = len(ids) > 0 and int(ids[-1]) == tokenizer.eos_token_id
-        body = ids[:-1] if ended else ids
+        begun = manifest.bos_token_id is not None and len(ids) > 0 and int(ids[0]) == manifest.bos_token_id
+        body = ids[int(begun) : len(ids) - ended]
         yield Decoded(number, ids, tokenizer.decode(body.tolist()))

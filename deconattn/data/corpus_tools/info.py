@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconattn.data.corpus_tokenizer import open_tokenizer, tokenizer_faults
 from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, read_manifest
 from deconattn.data.progress_bars import progress_bar
 from deconattn.data.shards import open_shard
-from deconattn.data.tokenizing.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """`separator` is the text of `eos_token_id`; SentencePiece decodes it to nothing."""
+    """`separator` is the spelling of `eos_token_id`; `bos_token_id` begins each document, None for nothing."""
 
     kind: str
     vocab_size: int
     eos_token_id: int
     separator: str
+    bos_token_id: int | None
+    special_tokens: str
     fingerprint: str
     matches_manifest: bool
 
@@ -121,12 +123,14 @@ def _histogram(lengths: npt.NDArray[np.int32]) -> tuple[Bin, ...]:
 
 
 def _tokenizer_info(folder: Path, manifest: Manifest) -> TokenizerInfo:
-    tokenizer = load_tokenizer(folder)
+    tokenizer = open_tokenizer(folder, manifest)
     return TokenizerInfo(
         kind="tokenizers" if tokenizer.file_name.endswith(".json") else "SentencePiece",
         vocab_size=tokenizer.vocab_size,
         eos_token_id=tokenizer.eos_token_id,
-        separator=tokenizer.decode([tokenizer.eos_token_id]),
+        separator=tokenizer.separator,
+        bos_token_id=manifest.bos_token_id,
+        special_tokens=tokenizer.special_tokens,
         fingerprint=tokenizer.fingerprint,
-        matches_manifest=tokenizer.fingerprint == manifest.tokenizer_fingerprint,
+        matches_manifest=not tokenizer_faults(folder, tokenizer, manifest),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.manifest import SPLITS, TOKENIZER_NAMES, Manifest, ShardEntry, write_manifest
+from deconattn.data.manifest import SETTINGS_NAME, SPLITS, TOKENIZER_NAMES, Manifest, ShardEntry, write_manifest
 from deconattn.data.shards import ShardSchema, ShardWriter, count_fitting
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
@@ -126,12 +126,21 @@ def shard_name(split: str, number: int) -> str:
 
 def schema_of(manifest: Manifest, source: str) -> ShardSchema:
     """The schema of shards that hold the same kind of ids."""
-    return ShardSchema(manifest.tokenizer_fingerprint, manifest.vocab_size, manifest.eos_token_id, source)
+    return ShardSchema(
+        manifest.tokenizer_fingerprint,
+        manifest.vocab_size,
+        manifest.eos_token_id,
+        source,
+        manifest.bos_token_id,
+        manifest.special_tokens,
+    )
 
 
 def copy_tokenizer(folder: Path, out: Path) -> None:
-    """Copy a packed folder's tokenizer. Raises :class:`UserError` if it has none."""
+    """Copy a packed folder's tokenizer and its settings. Raises :class:`UserError` if it has none."""
     found = [name for name in TOKENIZER_NAMES if (folder / name).is_file()]
     if not found:
         raise UserError(f"{folder} has lost its {' or '.join(TOKENIZER_NAMES)}; copy it again or pack again")
-    shutil.copyfile(folder / found[0], out / found[0])
+    for name in (found[0], SETTINGS_NAME):
+        if (folder / name).is_file():  # earlier versions wrote no settings
+            shutil.copyfile(folder / name, out / name)

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from deconattn.data.corpus import read_batches
+from deconattn.data.corpus_tokenizer import difference, has_old_fingerprint, renewed
 from deconattn.data.corpus_tools.new_corpus import check_new, copy_tokenizer, new_corpus, schema_of, shard_name
 from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, read_manifest, write_manifest
 from deconattn.data.progress_bars import Advance, progress_bar
 from deconattn.data.shards import check_shard
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
+from deconattn.program import command
 
 _PIECE = 1 << 24
 _SOURCE_NAMES = 8
@@ -65,12 +67,18 @@ def merge(out: Path, folders: Sequence[Path]) -> Manifest:
 
 
 def _check_same(folder: Path, manifest: Manifest, other_folder: Path, other: Manifest) -> None:
-    for field in ("tokenizer_fingerprint", "vocab_size", "eos_token_id", "dtype"):
-        if getattr(manifest, field) != getattr(other, field):
-            raise UserError(
-                f"{folder} and {other_folder} have different tokenizers ({field} {getattr(manifest, field)} and "
-                f"{getattr(other, field)}); pack one of them again with the other's tokenizer"
-            )
+    different = difference(folder, manifest, other_folder, other)
+    if different is not None:
+        raise UserError(
+            f"{folder} and {other_folder} have different tokenizers ({different}); pack one of them again with the "
+            "other's tokenizer"
+        )
+    if manifest.tokenizer_fingerprint != other.tokenizer_fingerprint:
+        old = folder if has_old_fingerprint(folder, manifest) else other_folder
+        raise UserError(
+            f"{old} has the fingerprint of an earlier version in its shards; write it anew with {command('shards')} "
+            f"split {old} OUT, and merge that"
+        )
 
 
 def _take(source: Path, target: Path, entry: ShardEntry, advance: Advance) -> None:
@@ -112,7 +120,7 @@ def recut(
     Raises:
         UserError: a damaged corpus, an `out` that is not free, a range that holds no document.
     """
-    manifest = read_manifest(folder)
+    manifest = renewed(folder, read_manifest(folder))
     held = sum(entry.documents for entry in manifest.of_split("train"))
     first, end = documents[0], held if documents[1] is None else min(documents[1], held)
     if not 0 <= first < end:

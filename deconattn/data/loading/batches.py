@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deconattn.data.corpus import TokenCorpus
+from deconattn.data.corpus_tokenizer import difference
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.sample_layout import Concatenation, SampleLayout
 from deconattn.data.loading.sampler import Blend, Order
@@ -80,10 +81,10 @@ class SampleStream:
         self.seq_len = seq_len
         first = self.corpora[0]
         for corpus in self.corpora:
-            ours, theirs = corpus.manifest, first.manifest
-            if (ours.tokenizer_fingerprint, ours.eos_token_id) != (theirs.tokenizer_fingerprint, theirs.eos_token_id):
+            different = difference(first.folder, first.manifest, corpus.folder, corpus.manifest)
+            if different is not None:
                 raise UserError(
-                    f"{first.folder} and {corpus.folder} were packed with different tokenizers; "
+                    f"{first.folder} and {corpus.folder} were packed with different tokenizers ({different}); "
                     "pack one of them again with the other's"
                 )
         layout = Concatenation if packing == "concat" else BestFit

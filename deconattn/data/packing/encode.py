@@ -60,17 +60,22 @@ class Work:
         text_field: field or column that holds the text.
         dtype: the shards' dtype.
         hashes: whether to hash the texts.
+        bos_token_id: what to begin every document with; None for nothing.
     """
 
     tokenizer: Tokenizer
     text_field: str
     dtype: str
     hashes: bool
+    bos_token_id: int | None = None
 
     def encode(self, tokenizer: Tokenizer, block: InputBlock) -> Encoded:
         """Parse and tokenize a block. Raises UserError for a tokenizer whose ids leave its vocabulary."""
         parsed = parse_block(block, self.text_field)
         tokens, lengths = tokenizer.encode_flat(parsed.texts)
+        if self.bos_token_id is not None:
+            starts = np.cumsum(lengths) - lengths
+            tokens, lengths = np.insert(tokens, starts, self.bos_token_id), lengths + 1
         largest = int(tokens.max(initial=0))
         if largest >= tokenizer.vocab_size:
             raise UserError(

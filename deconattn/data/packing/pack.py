@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from deconattn import durable
-from deconattn.data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAMES, Manifest, read_manifest, write_manifest
+from deconattn.data.manifest import (
+    MANIFEST_NAME,
+    SETTINGS_NAME,
+    SPLITS,
+    TOKENIZER_NAMES,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from deconattn.data.packing.journal import Journal, check_plan, make_plan, open_journal
 from deconattn.data.packing.pack_config import PackConfig
 from deconattn.data.packing.packer import Packer, open_source
 from deconattn.data.reading.input_files import STDIN, Input, find_inputs
 from deconattn.data.reading.texts import Tally, sample_texts
 from deconattn.data.shards import ShardSchema
-from deconattn.data.tokenizing.tokenizer import Tokenizer
+from deconattn.data.tokenizing.tokenizer import Tokenizer, find_bos
 from deconattn.data.tokenizing.training import parse_training, train_tokenizer
 from deconattn.errors import UserError
 
@@ -33,6 +41,7 @@ class PackSummary:
         text_bytes: the documents' UTF-8; tokens include a separator a document.
         tally: what was skipped.
         continued: shards, or sorted runs of a shuffle, that an interrupted pack had finished before this one.
+        tokenizer: lines about the separator and how special tokens were read.
     """
 
     out: Path
@@ -40,6 +49,7 @@ class PackSummary:
     text_bytes: int
     tally: Tally
     continued: int
+    tokenizer: tuple[str, ...] = ()
 
     @property
     def documents(self) -> int:
@@ -66,6 +76,7 @@ class PackSummary:
             reasons = ", ".join(f"{count} {reason}" for reason, count in tally.reasons.most_common())
             lines.append(f"  skipped {tally.bad:,} bad lines: {reasons}")
             lines += [f"    {example}" for example in tally.examples]
+        lines += [f"  {line}" for line in self.tokenizer]
         if self.continued:
             lines.append(f"  went on after {self.continued:,} steps of an interrupted pack")
         return "\n".join(lines)
@@ -92,8 +103,8 @@ def pack(config: PackConfig) -> PackSummary:
             spec = str(journal.result) if training is not None else config.tokenizer
             with open_source(config, inputs, journal, spec) as source:
                 tokenizer = source.tokenizer
-                name = config.tokenizer if training is not None else f"the tokenizer {tokenizer.fingerprint[:12]}"
-                plan = make_plan({"--tokenizer": name, **config.that_matter()}, inputs)
+                schema = _schema(tokenizer, inputs, config.bos)
+                plan = make_plan({**_told(config, tokenizer), **config.that_matter()}, inputs)
                 if old is not None:
                     check_plan(old, plan, journal.folder)
                     journal.tidy()
@@ -101,11 +112,12 @@ def pack(config: PackConfig) -> PackSummary:
                     tokenizer.save(journal.result)
                     journal.begin(plan)
                 continued = len(journal.entries)
-                schema = _schema(tokenizer, inputs)
                 packer = Packer(config, inputs, journal, source, schema)
                 shards = packer.run()
             manifest = schema.manifest(shards)
-            summary = PackSummary(config.out, manifest, packer.counts.text_bytes, packer.counts.tally, continued)
+            summary = PackSummary(
+                config.out, manifest, packer.counts.text_bytes, packer.counts.tally, continued, how_read(tokenizer)
+            )
             write_report(journal.result, summary)
             write_manifest(journal.result, manifest)
             durable.sync_tree(journal.result)
@@ -120,11 +132,44 @@ def pack_demo(out: Path) -> PackSummary:
         return pack(PackConfig(inputs=(str(demo),), tokenizer="train:2048", out=out, workers=1, val_fraction=0.05))
 
 
-def _schema(tokenizer: Tokenizer, inputs: list[Input]) -> ShardSchema:
+def _told(config: PackConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer and its settings, by the flags that give them; of one that is trained, as they were given.
+
+    Beside that one lies what a pack before told it, with flags that may have been others.
+    """
+    if parse_training(config.tokenizer) is not None:
+        name, eos, special_tokens = config.tokenizer, config.eos, config.special_tokens
+    else:
+        name = f"the tokenizer {tokenizer.fingerprint[:15]}"
+        eos, special_tokens = tokenizer.separator, tokenizer.special_tokens
+    return {"--tokenizer": name, "--eos": eos, "--bos": config.bos, "--special-tokens": special_tokens}
+
+
+def how_read(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Lines that say which separator a tokenizer has, and what becomes of special tokens spelled in a text."""
+    separator = f"{tokenizer.separator!r} (id {tokenizer.eos_token_id})"
+    lines = [f"separator {separator}, named by {tokenizer.named_by}"]
+    if tokenizer.eos_token_id not in tokenizer.special().values():
+        lines.append(f"note: {separator} is no special token: a text that holds it seems to end there")
+    if tokenizer.special_tokens == "text":
+        lines.append("special tokens spelled in a text are read as text")
+    else:
+        lines.append("special tokens spelled in a text are read as those tokens (--special-tokens text: as text)")
+    return tuple(lines)
+
+
+def _schema(tokenizer: Tokenizer, inputs: list[Input], bos: str | None) -> ShardSchema:
     names = [Path(source.name).name for source in inputs[:_SOURCE_NAMES]]
     if len(inputs) > _SOURCE_NAMES:
         names.append(f"and {len(inputs) - _SOURCE_NAMES} more")
-    return ShardSchema(tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eos_token_id, ", ".join(names))
+    return ShardSchema(
+        tokenizer.fingerprint,
+        tokenizer.vocab_size,
+        tokenizer.eos_token_id,
+        ", ".join(names),
+        None if bos is None else find_bos(tokenizer, bos),
+        tokenizer.special_tokens,
+    )
 
 
 def _unfinished(journal: Journal, repeatable: bool) -> dict[str, Any] | None:
@@ -161,7 +206,8 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} is not empty and not a packed corpus; give another --out or remove it yourself")
     if not overwrite:
         raise UserError(f"{out} already holds a packed corpus; give another --out, or --overwrite to replace it")
-    known = {MANIFEST_NAME, REPORT_NAME, *TOKENIZER_NAMES, *(shard.name for shard in read_manifest(out).shards)}
+    shards = (shard.name for shard in read_manifest(out).shards)
+    known = {MANIFEST_NAME, REPORT_NAME, SETTINGS_NAME, *TOKENIZER_NAMES, *shards}
     strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
     if strangers:
         raise UserError(f"{out} holds {strangers[0]}, which no pack wrote; move it away before --overwrite")

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -39,6 +39,14 @@ class PackConfig:
     """Keep the first of documents with the same text. Takes 16 bytes of memory a document."""
     shuffle: int | None = None
     """A seed: write the documents of each split in a random order. Takes as much disk again while it runs."""
+    eos: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None
+    """The token after each document. By default the one that generation_config.json, tokenizer_config.json,
+    special_tokens_map.json or config.json beside the tokenizer names, or else a usual one of its special tokens."""
+    bos: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None
+    """A token to put before each document, for example <s>."""
+    special_tokens: Literal["text", "token"] | None = None
+    """What a special token that a document spells out is read as: text like any other, or that token. By default as
+    the tokenizer's library does: SentencePiece text, a tokenizer.json the token."""
     max_bad: int = 100
     """Bad lines (not UTF-8, not JSON, no text) to skip and report before giving up."""
     overwrite: bool = False
@@ -63,6 +71,6 @@ class PackConfig:
                 raise UserError(f"--{flag} {value}: must be at least {least}")
 
     def that_matter(self) -> dict[str, Any]:
-        """The flags that the packed folder depends on, beside inputs and tokenizer, by their names."""
+        """The flags that the packed folder depends on, beside inputs and those of the tokenizer, by their names."""
         names = ("val_fraction", "shard_tokens", "text_field", "min_tokens", "max_tokens", "dedup", "shuffle")
         return {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}

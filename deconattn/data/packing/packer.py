@@ -49,11 +49,11 @@ def open_source(config: PackConfig, inputs: list[Input], journal: Journal, spec:
     last = journal.entries[-1] if journal.entries else {}
     with closing(read_blocks(inputs, config.text_field, tuple(last.get("block", (0, 0))))) as blocks:
         if last.get("phase") == _MERGING or not last.get("fast", True):
-            yield Source(blocks, load_tokenizer(spec), fast=False)
+            yield Source(blocks, load_tokenizer(spec, config.eos, config.special_tokens), fast=False)
             return
         first = next(blocks, None)
         sample = parse_block(first, config.text_field).texts if first is not None else []
-        tokenizer = load_fast_tokenizer(spec, sample)
+        tokenizer = load_fast_tokenizer(spec, sample, config.eos, config.special_tokens)
         yield Source(chain([first] if first else [], blocks), tokenizer, isinstance(tokenizer, FastTokenizer))
 
 
@@ -124,7 +124,9 @@ class Packer:
     def _encoded(self) -> Generator[tuple[InputBlock, Encoded], None, None]:
         config, tokenizer = self._config, self._source.tokenizer
         threads = config.workers == 1 or (tokenizer.releases_gil and config.workers <= MAX_THREADS)
-        work = Work(tokenizer, config.text_field, self._schema.dtype, config.dedup is not None)
+        work = Work(
+            tokenizer, config.text_field, self._schema.dtype, config.dedup is not None, self._schema.bos_token_id
+        )
         return encode_blocks(self._source.blocks, work, config.workers, threads)
 
     def _entry(self, phase: str, **place: Any) -> dict[str, Any]:
@@ -187,5 +189,7 @@ class Packer:
             self._assembler.take_back("val" if self.counts.held_out else "train")
         text = parse_block(block, self._config.text_field).texts[place]
         parts = cut_document(text, self._config.val_fraction) if self._config.val_fraction > 0 else [text]
+        bos = [] if self._schema.bos_token_id is None else [self._schema.bos_token_id]
         for split, ids in zip(SPLITS, self._source.tokenizer.encode_batch(parts), strict=False):
-            self._assembler.put(split, np.append(ids, np.uint32(self._schema.eos_token_id)))
+            document = np.concatenate([bos, ids, [self._schema.eos_token_id]]).astype(np.uint32)
+            self._assembler.put(split, document)

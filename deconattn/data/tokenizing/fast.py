@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from deconattn.data.manifest import SpecialTokens
 from deconattn.data.tokenizing.disagreements import AWKWARD_TEXTS, has_unsettled, with_added_tokens
-from deconattn.data.tokenizing.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from deconattn.data.tokenizing.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from deconattn.program import installation
 
 _SAMPLE_CHARACTERS = 200_000
@@ -26,21 +27,22 @@ class FastTokenizer(Tokenizer):
     """gigatoken in front of another tokenizer, for :meth:`encode_flat` only.
 
     Texts whose characters the two libraries may know from different editions of Unicode, or that spell out the
-    separator or another token that SentencePiece reads in no text, go to the other. Pickled or made anew
+    separator or a special token that is read in no text, go to the other. Pickled or made anew
     (:meth:`fresh`) it is not checked again. Threads may run side by side, each with its own.
     """
 
     releases_gil = True
 
-    def __init__(self, exact: Tokenizer) -> None:
-        super().__init__(exact.content)
+    def __init__(self, exact: HuggingFaceTokenizer | SentencePieceTokenizer) -> None:
+        super().__init__(exact.content, exact.origin)
         self.file_name = exact.file_name
         self.vocab_size = exact.vocab_size
         self.eos_token_id = exact.eos_token_id
-        self.separator = exact.separator
+        self.separator, self.named_by = exact.separator, exact.named_by
+        self.special_tokens, self.unknown_id = exact.special_tokens, exact.unknown_id
         self.fingerprint = exact.fingerprint
         self._unreadable = exact.unreadable()
-        self._kind = type(exact)
+        self._kind: type[HuggingFaceTokenizer | SentencePieceTokenizer] = type(exact)
         self._exact: Tokenizer | None = exact
         self._start()
 
@@ -59,9 +61,17 @@ class FastTokenizer(Tokenizer):
         other.__setstate__(self.__getstate__())
         return other
 
+    def find(self, token: str) -> int | None:
+        """Ask the exact library for a token's id."""
+        return self._judge().find(token)
+
     def added_tokens(self) -> dict[str, int]:
         """Return the exact library's added tokens."""
         return self._judge().added_tokens()
+
+    def special(self) -> dict[str, int]:
+        """Return the exact library's special tokens."""
+        return self._judge().special()
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Encode by the exact library."""
@@ -103,7 +113,7 @@ class FastTokenizer(Tokenizer):
 
     def _judge(self) -> Tokenizer:
         if self._exact is None:
-            self._exact = self._kind(self.content, self.file_name)
+            self._exact = self._kind(self.content, self.origin, self.settings)
         return self._exact
 
     def _start(self) -> None:
@@ -127,7 +137,9 @@ class FastTokenizer(Tokenizer):
                 self._start()
 
 
-def load_fast_tokenizer(spec: str | Path, sample: Sequence[str]) -> Tokenizer:
+def load_fast_tokenizer(
+    spec: str | Path, sample: Sequence[str], eos: str | None = None, special_tokens: SpecialTokens | None = None
+) -> Tokenizer:
     """The tokenizer of `spec`, through gigatoken if that is installed, takes it and gives the same ids.
 
     The ids are compared on the beginning of `sample` and on a set of difficult texts. A refusal or a difference is
@@ -137,7 +149,10 @@ def load_fast_tokenizer(spec: str | Path, sample: Sequence[str]) -> Tokenizer:
     Raises:
         UserError: see :func:`load_tokenizer`.
     """
-    exact = load_tokenizer(spec)
+    exact = load_tokenizer(spec, eos, special_tokens)
+    if exact.separator not in exact.added_tokens():  # gigatoken is to read it between the texts
+        _warn(f"{spec}: gigatoken takes no separator that is an ordinary token")
+        return exact
     texts = [*AWKWARD_TEXTS, *with_added_tokens([*exact.added_tokens()]), *_beginning(sample)]
     try:
         fast = FastTokenizer(exact)

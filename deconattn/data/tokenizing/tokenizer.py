@@ -6,6 +6,8 @@ It knows its document separator, and a fingerprint by which packed corpora and c
 
 import hashlib
 import json
+import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,30 +16,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconattn.data.manifest import SpecialTokens
+from deconattn.data.tokenizing.fingerprints import fingerprint, first_fingerprint, is_current
+from deconattn.data.tokenizing.memory import check_memory
+from deconattn.data.tokenizing.panics import panics_told
+from deconattn.data.tokenizing.settings import (
+    Settings,
+    choose_separator,
+    read_settings,
+    shown,
+    write_settings,
+)
 from deconattn.errors import UserError
 
-SEPARATORS = (
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "<|eos|>",
-    "<｜end▁of▁sentence｜>",  # noqa: RUF001  (DeepSeek spells it with full-width bars)
-    "<|endofdocument|>",
-    "<|im_end|>",
-    "[EOS]",
-    "[SEP]",
-)
 _MAX_GAP = 1 << 16
+_BYTES_OF_TOKENIZERS = 140
+"""Memory that the tokenizers library takes for a byte of text, as measured on texts without spaces."""
+_BYTES_OF_SENTENCEPIECE = 60
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
 
 class Tokenizer(ABC):
     """Interface of the project to a tokenizer.
 
-    `vocab_size` is the largest id + 1, added tokens included. `eos_token_id` separates documents; `separator` is how
-    it is spelled.
-    `fingerprint` is a SHA-256 of what determines the ids. `content` is its file's. `releases_gil` says whether
-    other threads run during :meth:`encode_flat`.
+    Attributes:
+        vocab_size: the largest id + 1, added tokens included.
+        eos_token_id: id of the token that separates documents.
+        separator: that token's spelling; `named_by` is who chose it, for the user.
+        special_tokens: whether a special token that a text spells is read as "text" or as that "token".
+        unknown_id: the id of what the vocabulary cannot spell, None where there is no such id.
+        fingerprint: hash of whatever determines the ids.
+        content: the file's.
+        releases_gil: whether other threads run during :meth:`encode_flat`.
     """
 
     releases_gil = False
@@ -45,23 +55,45 @@ class Tokenizer(ABC):
     vocab_size: int
     eos_token_id: int
     separator: str
+    named_by: str
+    special_tokens: SpecialTokens
+    unknown_id: int | None
     fingerprint: str
     file_name: str
 
-    def __init__(self, content: bytes, origin: str = "") -> None:
+    def __init__(self, content: bytes, origin: str) -> None:
         self.content = content
+        self.origin = origin
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that make this tokenizer again out of its content."""
+        return Settings(self.eos_token_id, self.named_by, self.special_tokens)
+
+    @abstractmethod
+    def find(self, token: str) -> int | None:
+        """The id of a token by its spelling; None if there is none."""
 
     @abstractmethod
     def added_tokens(self) -> dict[str, int]:
         """Tokens that stand outside the model, and their ids, in order."""
 
+    @abstractmethod
+    def special(self) -> dict[str, int]:
+        """The special tokens and their ids, in order."""
+
     def unreadable(self) -> dict[str, int]:
-        """Return the added tokens that no text encodes to, even where it spells them out."""
-        return {}
+        """Return the special tokens but the separator that no text encodes to, even where it spells them out."""
+        if self.special_tokens == "token":
+            return {}
+        return {token: number for token, number in self.special().items() if number != self.eos_token_id}
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """Ids of each text, `[n]`, exactly the library's, without special tokens."""
+        """Ids of each text, `[n]`, exactly the library's, without special tokens.
+
+        Raises :class:`UserError` for a text on which the library gives up.
+        """
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
         """Ids of all texts, `[tokens]`, a separator after each, and each text's count, `[texts]`, that included."""
@@ -80,10 +112,18 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> str:
         """The text of ids `[n]`; special tokens of a `tokenizer.json` are spelled out."""
 
+    def is_known_as(self, known: str) -> bool:
+        """Whether a corpus of this fingerprint, be it of an earlier version, was packed with this tokenizer."""
+        return known == self.fingerprint
+
     def save(self, folder: Path) -> Path:
-        """Copy the tokenizer's file, unchanged, into `folder` as `file_name`; :func:`load_tokenizer` reads it back."""
+        """Copy the tokenizer's file into `folder` as `file_name`, its settings beside it.
+
+        :func:`load_tokenizer` of the folder reads both back. Returns the file's path.
+        """
         path = folder / self.file_name
         path.write_bytes(self.content)
+        write_settings(folder, self.separator, self.special_tokens)
         return path
 
 
@@ -92,19 +132,25 @@ class HuggingFaceTokenizer(Tokenizer):
 
     file_name = "tokenizer.json"
 
-    def __init__(self, content: bytes, origin: str) -> None:
-        import tokenizers
-
-        super().__init__(content)
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(
-                f"{origin} is not a tokenizer.json of the tokenizers library ({error}); give that file or a .model"
-            ) from None
+    def __init__(self, content: bytes, origin: str, settings: Settings) -> None:
+        super().__init__(content, origin)
+        self._given = content
+        self._tokenizer = self._load(content)
+        document: dict[str, Any] = json.loads(content)
+        if document["model"].get("dropout"):
+            print(
+                f"note: {origin}: its BPE dropout of {document['model']['dropout']} is switched off, so that a text "
+                "always has the same ids",
+                file=sys.stderr,
+            )
+            document["model"]["dropout"] = None
+            self.content = json.dumps(document, ensure_ascii=False).encode()
+            self._tokenizer = self._load(self.content)
         # A file may carry the truncation of the model that it was saved with.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.special_tokens = settings.special_tokens or "token"
+        self._tokenizer.encode_special_tokens = self.special_tokens == "text"
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         if self.vocab_size > 2 * len(vocabulary) + _MAX_GAP:
@@ -112,60 +158,131 @@ class HuggingFaceTokenizer(Tokenizer):
                 f"{origin} has {len(vocabulary):,} entries but the id {self.vocab_size - 1:,}, and a model has a row "
                 "for every id up to it; number the entries without large gaps"
             )
-        self.separator = _separator(vocabulary, origin)
-        self.eos_token_id = vocabulary[self.separator]
-        self.fingerprint = _fingerprint_json(content)
+        special = {*self.special(), *settings.special}
+        self.eos_token_id, self.named_by = choose_separator(settings, vocabulary, special, -1, origin)
+        self.separator = self._tokenizer.id_to_token(self.eos_token_id)
+        self.unknown_id = _unknown(document["model"], vocabulary)
+        self.fingerprint = fingerprint(document, self.special_tokens)
+        if self.special_tokens == "text":
+            self._check_text()
+
+    def _check_text(self) -> None:
+        """Raise UserError if the model itself, as a Unigram may, has a special token among the words of a text."""
+        special = {token: number for token, number in self.special().items() if number != self.unknown_id}
+        for token, ids in zip(special, self.encode_batch([*special]), strict=True):
+            if special[token] in ids:
+                raise UserError(
+                    f"--special-tokens text: {self.origin} has {token!r} among the words of its model and reads it in "
+                    "any text; give --special-tokens token"
+                )
+
+    def _load(self, content: bytes) -> Any:
+        import tokenizers
+
+        try:
+            return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(
+                f"{self.origin} is not a tokenizer.json of the tokenizers library ({_first_line(error)}); "
+                "give that file or a .model"
+            ) from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.content, self.origin, self.settings)  # the library's own pickle loses its settings
+
+    def find(self, token: str) -> int | None:
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
 
     def added_tokens(self) -> dict[str, int]:
         """The tokens that are read from a text before anything else, in order of their ids."""
         tokens = self._tokenizer.get_added_tokens_decoder()
         return {tokens[number].content: number for number in sorted(tokens)}
 
+    def special(self) -> dict[str, int]:
+        tokens = self._tokenizer.get_added_tokens_decoder()
+        return {tokens[number].content: number for number in sorted(tokens) if tokens[number].special}
+
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        check_memory(self.origin, texts, _BYTES_OF_TOKENIZERS)
+        with panics_told(self.origin, sum(map(len, texts))):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> str:
-        text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        with panics_told(self.origin):
+            text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
         return text
+
+    def is_known_as(self, known: str) -> bool:
+        """Whether a corpus of this fingerprint was packed with this tokenizer; earlier versions knew "token" only."""
+        if is_current(known):
+            return known == self.fingerprint
+        return self.special_tokens == "token" and known == first_fingerprint(json.loads(self._given))
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece `.model`. SentencePiece itself reads U+2581 (its mark for a space) as a space."""
+    """A SentencePiece `.model`, whose library reads no control piece from a text.
+
+    SentencePiece itself reads U+2581 (its mark for a space) as a space.
+    """
 
     file_name = "tokenizer.model"
 
-    def __init__(self, content: bytes, origin: str) -> None:
+    def __init__(self, content: bytes, origin: str, settings: Settings) -> None:
         import sentencepiece
 
-        super().__init__(content)
+        super().__init__(content, origin)
+        if _TIKTOKEN.match(content):
+            raise UserError(
+                f"{origin} is a tiktoken file, as Llama 3 has one beside its original weights, and names no separator "
+                "or other special token; give the tokenizer.json of the same model"
+            )
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
             self.vocab_size = int(self._processor.get_piece_size())
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"{origin} is not a SentencePiece model ({error}); give a .model or a tokenizer.json"
+                f"{origin} is not a SentencePiece model ({_first_line(error)}); give a .model or a tokenizer.json"
             ) from None
         if self.vocab_size == 0:
             raise UserError(f"{origin} is not a SentencePiece model (no pieces); give a .model or a tokenizer.json")
-        self.eos_token_id = int(self._processor.eos_id())
-        if self.eos_token_id < 0:  # a model may disable eos and carry a separator as a user-defined piece
-            pieces = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
-            self.eos_token_id = pieces[_separator(pieces, origin)]
+        if settings.special_tokens == "token":
+            raise UserError(
+                f"--special-tokens token: SentencePiece reads no special token from a text, and {origin} is its file; "
+                "leave the flag out, or give a tokenizer.json"
+            )
+        self.special_tokens = "text"
+        pieces = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
+        own = int(self._processor.eos_id())
+        self.eos_token_id, self.named_by = choose_separator(settings, pieces, self.special(), own, origin)
         self.separator = str(self._processor.id_to_piece(self.eos_token_id))
+        self.unknown_id = int(self._processor.unk_id())
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.content, self.origin, self.settings)
+
+    def find(self, token: str) -> int | None:
+        number = int(self._processor.piece_to_id(token))
+        return number if self._processor.id_to_piece(number) == token else None
+
     def added_tokens(self) -> dict[str, int]:
-        """Its control pieces; :meth:`unreadable`, all of them."""
+        """Its control pieces; but for the separator :meth:`unreadable`, all of them."""
+        return self.special()
+
+    def special(self) -> dict[str, int]:
         numbers = range(self.vocab_size)
         return {self._processor.id_to_piece(i): i for i in numbers if self._processor.is_control(i)}
 
-    def unreadable(self) -> dict[str, int]:
-        """Its control pieces but the separator."""
-        return {piece: i for piece, i in self.added_tokens().items() if i != self.eos_token_id}
-
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        batch = self._processor.encode(list(texts), out_type=int, num_threads=1)
+        check_memory(self.origin, texts, _BYTES_OF_SENTENCEPIECE)
+        try:
+            batch = self._processor.encode(list(texts), out_type=int, num_threads=1)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise UserError(
+                f"{self.origin}: SentencePiece gives up on a text ({_first_line(error)}); mend the model or the text"
+            ) from None
         return [np.array(ids, dtype=np.uint32) for ids in batch]
 
     def decode(self, ids: Sequence[int] | npt.NDArray[Any]) -> str:
@@ -173,10 +290,19 @@ class SentencePieceTokenizer(Tokenizer):
         return text
 
 
-def load_tokenizer(spec: str | Path) -> Tokenizer:
+def load_tokenizer(
+    spec: str | Path, eos: str | int | None = None, special_tokens: SpecialTokens | None = None
+) -> HuggingFaceTokenizer | SentencePieceTokenizer:
     """Load a tokenizer from a `.json` or `.model` file, or a folder holding `tokenizer.json` or `tokenizer.model`.
 
-    Raises :class:`UserError` if there is no such file, it is neither, or it has no document separator.
+    Args:
+        spec: file or folder.
+        eos: spelling or id of the document separator; otherwise the files beside the tokenizer name it, or its own
+            special tokens.
+        special_tokens: how a special token that a text spells is read; otherwise as the files say or the library does.
+
+    Raises:
+        UserError: there is no such file, it is neither, or it has no document separator.
     """
     path = Path(spec)
     if path.is_dir():
@@ -194,42 +320,29 @@ def load_tokenizer(spec: str | Path) -> Tokenizer:
         raise UserError(f"tokenizer {path}: no such file; give a tokenizer.json, .model or folder") from None
     except OSError as error:
         raise UserError(f"tokenizer {path}: {error.strerror or error}; check its permissions") from None
+    settings = read_settings(path.parent, eos, special_tokens)
     if path.suffix == ".json":
-        return HuggingFaceTokenizer(content, str(path))
-    return SentencePieceTokenizer(content, str(path))
+        return HuggingFaceTokenizer(content, str(path), settings)
+    return SentencePieceTokenizer(content, str(path), settings)
 
 
-def _separator(vocabulary: dict[str, int], origin: str) -> str:
-    for piece in SEPARATORS:
-        if piece in vocabulary:
-            return piece
-    raise UserError(
-        f"{origin} has no document separator (none of {', '.join(SEPARATORS[:5])}, ...); add one to its added tokens"
-    )
+def find_bos(tokenizer: Tokenizer, token: str) -> int:
+    """The id of the token `--bos` names. Raises :class:`UserError` if the tokenizer has none."""
+    found = tokenizer.find(token)
+    if found is None:
+        raise UserError(
+            f"--bos: {tokenizer.origin} has no token {token!r} to begin documents with; give one of its special "
+            f"tokens ({shown(tokenizer.special())})"
+        )
+    return found
 
 
-def _fingerprint_json(content: bytes) -> str:
-    """Hash what determines ids; the decoder, post-processor, truncation and padding do not."""
-    document = json.loads(content)
-    model = dict(document.get("model") or {})
-    if "merges" in model:  # the library writes a merge as "a b" or, since 0.20, as ["a", "b"]
-        model["merges"] = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
-    large = {name: model.pop(name) for name in ("vocab", "merges") if name in model}  # nothing is left out of these
-    parts = [document.get("normalizer"), document.get("pre_tokenizer"), document.get("added_tokens"), model]
-    kept = _without_defaults(parts)
-    kept[-1] |= large
-    canonical = json.dumps(kept, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def _unknown(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
+    if isinstance(model.get("unk_id"), int):
+        return int(model["unk_id"])
+    token = model.get("unk_token")
+    return vocabulary.get(token) if isinstance(token, str) else None
 
 
-def _without_defaults(part: Any) -> Any:
-    """Leave out what a newer version of the library spells out when it saves an older file again."""
-    if isinstance(part, list):
-        return [_without_defaults(item) for item in part]
-    if not isinstance(part, dict):
-        return part
-    return {
-        key: _without_defaults(value)
-        for key, value in part.items()
-        if value is not None and value is not False and (key, value) != ("use_regex", True) and key != "trim_offsets"
-    }
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

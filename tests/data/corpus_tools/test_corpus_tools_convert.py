@@ -78,6 +78,16 @@ def test_megatron(tmp_path: Path, tokenizer_file: Path, documents: list[list[int
     assert len(read_manifest(out).shards) == 2
 
 
+def test_the_separator_that_is_named(tmp_path: Path, tokenizer_file: Path) -> None:
+    prefix = write_megatron(tmp_path / "my", [[5, 6], [7]])
+    out = tmp_path / "out"
+    result = convert(prefix, out, str(tokenizer_file), val_fraction=0.0, shard_tokens=1000, eos="a")
+    letter = load_tokenizer(tokenizer_file).find("a")
+    assert ids_of(out) == [[5, 6, letter], [7, letter]]
+    assert result.manifest is not None and result.manifest.eos_token_id == letter
+    assert verify(out, 0).faults == []
+
+
 def test_documents_of_several_sequences(tmp_path: Path, tokenizer_file: Path) -> None:
     sentences = [[1, 2], [3], [4, EOS], [5], [6, 7]]
     prefix = write_megatron(tmp_path / "data", sentences, bounds=[0, 3, 3, 5])

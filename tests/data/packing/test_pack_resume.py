@@ -162,6 +162,8 @@ def test_another_command_does_not_go_on(unfinished: PackConfig, hf_tokenizer: Pa
         ({"val_fraction": 0.5}, "--val-fraction was 0.01 and is 0.5"),
         ({"dedup": "exact"}, "--dedup was not given and is exact"),
         ({"tokenizer": str(hf_tokenizer)}, "--tokenizer was the tokenizer"),
+        ({"eos": "<s>"}, "--eos was </s> and is <s>"),
+        ({"bos": "<s>"}, "--bos was not given and is <s>"),
         ({"inputs": (first, str(other))}, "b.jsonl was not among the inputs"),
         ({"inputs": (str(other),)}, "b.jsonl was not among the inputs"),
     ):

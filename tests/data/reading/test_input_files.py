@@ -115,9 +115,38 @@ def test_saved_datasets_come_in_their_own_order(tmp_path: Path) -> None:
     assert found(tmp_path / "one") == one
     train, test = (save_dataset(tmp_path / "two" / split, ["data-0.arrow"]) for split in ("train", "test"))
     (tmp_path / "two" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
-    assert found(tmp_path / "two") == [*train, *test]
+    with pytest.raises(UserError, match=r"two is a data set of several splits; choose one of train, test with --split"):
+        found(tmp_path / "two")
+    with pytest.raises(UserError, match=r"two has no split dev; choose one of train, test with --split"):
+        find_inputs([str(tmp_path)], split="dev")
+    assert found(tmp_path / "two" / "test") == test
     first, last = write(tmp_path / "a.txt", ["x"]), write(tmp_path / "z.txt", ["x"])
-    assert found(tmp_path) == [first, *one, *train, *test, last]
+    for split, files in [("train", train), ("test", test)]:
+        sources = find_inputs([str(tmp_path)], split=split)
+        assert [Path(source.name) for source in sources] == [first, *one, *files, last]
+    (tmp_path / "two" / "dataset_dict.json").write_text(json.dumps({"splits": ["test"]}))
+    assert found(tmp_path / "two") == test
+
+
+def test_a_split_of_nothing_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", ["x"])
+    with pytest.raises(UserError, match="--split train: no input is a data set of several splits; leave it out"):
+        find_inputs([str(tmp_path)], split="train")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.txt", "../secret.arrow", "/etc/passwd", "notes.txt", "sub/../../x.arrow", ""]
+)
+def test_a_data_set_reads_its_own_files_only(tmp_path: Path, name: str) -> None:
+    save_dataset(tmp_path / "set", ["data-0.arrow"])
+    for other in ("secret.txt", "secret.arrow", "set/notes.txt"):
+        write(tmp_path / other, ["secret"])
+    (tmp_path / "set" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(UserError, match="state.json names .*, no Arrow file of the data set"):
+        find_inputs([str(tmp_path / "set")])
+    (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["../elsewhere"]}))
+    with pytest.raises(UserError, match="dataset_dict.json names '../elsewhere', no folder of the data set"):
+        find_inputs([str(tmp_path / "set")])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +186,7 @@ def test_inputs_that_give_nothing(tmp_path: Path) -> None:
         ("pipe.jsonl", "neither a file nor a folder.*give -"),
         ("", "pipe.jsonl: neither a file nor a folder"),
         ("empty", "holds no .txt"),
-        ("json", r"holds no .txt.*a plain .json file must be named"),
+        ("json", r"holds no .txt.* file \(but 1 .json\); a .json file must be named, or have the --text-field"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             find_inputs([str(tmp_path / given)])

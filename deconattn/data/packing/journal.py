@@ -19,7 +19,7 @@ from deconattn.data.reading.input_files import Input
 from deconattn.errors import UserError
 
 _BUFFER = 1 << 20
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Journal:

@@ -1,6 +1,7 @@
 """Pack documents into a folder of shards; the body of the command `pack`, and what it reports."""
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -11,7 +12,8 @@ from deconattn.data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAMES, Mani
 from deconattn.data.packing.journal import Journal, check_plan, make_plan, open_journal
 from deconattn.data.packing.pack_config import PackConfig
 from deconattn.data.packing.packer import Packer, open_source
-from deconattn.data.reading.input_files import STDIN, Input, find_inputs
+from deconattn.data.packing.selection import validation_note
+from deconattn.data.reading.input_files import STDIN, Input, counted_kinds, find_inputs
 from deconattn.data.reading.texts import Tally, sample_texts
 from deconattn.data.shards import ShardSchema
 from deconattn.data.tokenizing.tokenizer import Tokenizer
@@ -31,19 +33,23 @@ class PackSummary:
         out: the packed folder.
         manifest: what is in it.
         text_bytes: the documents' UTF-8; tokens include a separator a document.
+        val_fraction: what the validation split was to have of the tokens.
         tally: what was skipped.
+        left_out: files of folders that were not taken, by ending.
         continued: shards, or sorted runs of a shuffle, that an interrupted pack had finished before this one.
     """
 
     out: Path
     manifest: Manifest
     text_bytes: int
+    val_fraction: float
     tally: Tally
+    left_out: Counter[str]
     continued: int
 
     @property
     def documents(self) -> int:
-        """Documents over all splits (a single input document that was cut counts as two)."""
+        """Documents over all splits (a document that was cut for validation counts as two)."""
         return sum(shard.documents for shard in self.manifest.shards)
 
     @property
@@ -58,6 +64,10 @@ class PackSummary:
             shards = self.manifest.of_split(split)
             documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
             lines.append(f"  {split}: {documents:,} documents, {tokens:,} tokens, {len(shards)} shards")
+        if note := validation_note(self.manifest, self.val_fraction):
+            lines.append(f"  note: {note}")
+        if self.left_out:
+            lines.append(f"  left out {self.left_out.total():,} files of the folders: {counted_kinds(self.left_out)}")
         tally = self.tally
         for count, kind in ((tally.empty, "empty"), (tally.short, "short"), (tally.duplicates, "duplicate")):
             if count:
@@ -77,7 +87,8 @@ def pack(config: PackConfig) -> PackSummary:
     Raises :class:`UserError` for whatever the user can mend. `config.out` is then as it was before, and what had been
     packed is kept beside it for the same call.
     """
-    inputs = find_inputs(config.inputs)
+    left_out: Counter[str] = Counter()
+    inputs = find_inputs(config.inputs, config.text_field, config.split, left_out)
     training = parse_training(config.tokenizer)
     out = config.out.resolve() if config.out.is_symlink() else config.out  # what a link points to is replaced
     repeatable = all(source.name != STDIN for source in inputs)
@@ -105,7 +116,10 @@ def pack(config: PackConfig) -> PackSummary:
                 packer = Packer(config, inputs, journal, source, schema)
                 shards = packer.run()
             manifest = schema.manifest(shards)
-            summary = PackSummary(config.out, manifest, packer.counts.text_bytes, packer.counts.tally, continued)
+            counts = packer.counts
+            summary = PackSummary(
+                config.out, manifest, counts.text_bytes, config.val_fraction, counts.tally, left_out, continued
+            )
             write_report(journal.result, summary)
             write_manifest(journal.result, manifest)
             durable.sync_tree(journal.result)
@@ -145,6 +159,7 @@ def write_report(folder: Path, summary: PackSummary) -> None:
         "tokens": {split: sum(shard.tokens for shard in manifest.of_split(split)) for split in SPLITS},
         "text_bytes": summary.text_bytes,
         "skipped": skipped,
+        "files_left_out": dict(sorted(summary.left_out.items())),
     }
     durable.write_json(folder / REPORT_NAME, report)
 

@@ -186,7 +186,7 @@ class _Search:
                 self.left_out.update(map(ending, strangers))
                 units.append((Path(parent), files))
                 continue
-            self.left_out[HIDDEN] += sum(name.startswith(".") for name in folders)
+            self.left_out.update(HIDDEN for name in folders if name.startswith("."))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             units += [(path, [path]) for name in names if self._is_listed(str(path := Path(parent, name)))]
         return [file for _, files in sorted(units) for file in files]

@@ -1,7 +1,7 @@
 """A packed corpus, memory-mapped: as one long sequence of tokens, or document by document."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.manifest import TOKENIZER_NAMES, Manifest, ShardEntry, check_sizes, read_manifest
+from deconattn.data.manifest import TOKENIZER_NAMES, Manifest, check_sizes, read_manifest
 from deconattn.data.mapped import fetch
 from deconattn.data.shards import MappedShard, check_shard, open_shard
 from deconattn.errors import UserError
@@ -153,7 +153,7 @@ class TokenCorpus:
 
     def _open(self, number: int) -> _Open:
         entry = self._entries[number]
-        shard = open_shard(self.folder / entry.name, entry)
+        shard = open_shard(self.folder / entry.name, entry, self.manifest)
         addresses = ([array.ctypes.data for array in arrays] for arrays in (shard.values, shard.offsets))
         self._shards[number] = opened = _Open(shard, shard.starts.tolist(), *addresses)
         return opened
@@ -178,24 +178,24 @@ class TokenCorpus:
 
 
 def read_batches(
-    folder: Path, entries: Sequence[ShardEntry], start: int = 0
+    folder: Path, manifest: Manifest, split: str, start: int = 0
 ) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.int32]]]:
     """The documents of one split, in order, many at a time: the first one's number, values, and bounds in the values.
 
     Args:
-        entries: the split's shards.
+        manifest: the folder's.
         start: the number, from 0, of the first document; shards before it are not opened.
 
     Raises:
         UserError: a shard that is missing or damaged, or that does not hold what the manifest says.
     """
     number = 0
-    for entry in entries:
+    for entry in manifest.of_split(split):
         if number + entry.documents <= start:
             number += entry.documents
             continue
         path = folder / entry.name
-        shard = open_shard(path, entry)
+        shard = open_shard(path, entry, manifest)
         held = sum(len(bounds) - 1 for bounds in shard.offsets)
         if held != entry.documents:
             raise UserError(
@@ -211,10 +211,10 @@ def read_batches(
 
 
 def read_documents(
-    folder: Path, entries: Sequence[ShardEntry], start: int = 0
+    folder: Path, manifest: Manifest, split: str, start: int = 0
 ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
     """Iterate over the documents of one split, one at a time: number and ids `[n]`, separator included."""
-    for first, values, bounds in read_batches(folder, entries, start):
+    for first, values, bounds in read_batches(folder, manifest, split, start):
         for place in range(len(bounds) - 1):
             yield first + place, values[bounds[place] : bounds[place + 1]]
 

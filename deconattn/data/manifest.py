@@ -1,12 +1,13 @@
 """`manifest.json`, the list of a packed folder's shards; written last: where it is, the folder is whole."""
 
 import dataclasses
-import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from deconattn import durable
 from deconattn.errors import UserError
@@ -20,11 +21,15 @@ SETTINGS_NAME = "tokenizer_config.json"
 SPLITS = ("train", "val")
 SpecialTokens = Literal["text", "token"]
 """What a special token that a text spells is read as."""
+_MOST = 2**53  # of whatever is counted, and far more than there is
+_ANOTHER_VERSION = re.compile(rb'"format_version"\s*:\s*(\d{1,9})\b')
 
 
 @dataclass(frozen=True)
 class ShardEntry:
     """One shard as the manifest lists it; `bytes` and `sha256` are those of the whole file."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     name: str
     split: str
@@ -45,6 +50,8 @@ class Manifest:
         special_tokens: whether special tokens that a text spells were read as "text" or as such a "token"; None in
             corpora of earlier versions, which took the library's own way.
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     format_version: int
     tokenizer_fingerprint: str
@@ -75,25 +82,61 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; pack a corpus with {command('pack')}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if os.path.lexists(path) and not path.is_file():  # a pipe would never end
+            raise UserError(f"{path} is no file; pack the corpus again with {command('pack')}")
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{folder} is not a packed corpus (pack with {command('pack')})") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check its permissions") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); pack the corpus again with {command('pack')}") from None
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version}, newer than {FORMAT_VERSION}; update deconattn")
+    version = _ANOTHER_VERSION.search(content)
+    if version is not None and int(version[1]) > FORMAT_VERSION:
+        raise UserError(f"{path} has format version {int(version[1])}, newer than {FORMAT_VERSION}; update deconattn")
     try:
-        shards = tuple(ShardEntry(**shard) for shard in content.pop("shards"))
-        manifest = Manifest(shards=shards, **content)
-        _check_types(manifest)
-        for shard in shards:
-            _check_types(shard)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); pack the corpus again with {command('pack')}") from None
+        manifest: Manifest = _adapter().validate_json(content, strict=True)
+        _check(manifest)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({_reason(error)}); pack the corpus again with {command('pack')}") from None
     return manifest
+
+
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter  # takes long to import, and those who only write need none of it
+
+    return TypeAdapter(Manifest)
+
+
+def _reason(error: ValueError) -> str:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join([*([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"].splitlines()[0]])
+
+
+def _check(manifest: Manifest) -> None:
+    """What types do not tell. Raises ValueError."""
+    if manifest.dtype not in ("uint16", "uint32"):
+        raise ValueError(f"dtype is {manifest.dtype!r}")
+    for name, token_id in (("eos_token_id", manifest.eos_token_id), ("bos_token_id", manifest.bos_token_id)):
+        if token_id is not None and not 0 <= token_id < manifest.vocab_size <= 2**32:
+            raise ValueError(f"{name} is {token_id} of a vocabulary of {manifest.vocab_size}")
+    if not manifest.shards:
+        raise ValueError("it lists no shard")
+    seen: set[str] = set()
+    for shard in manifest.shards:
+        if shard.split not in SPLITS or not re.fullmatch(rf"{shard.split}-[0-9]+\.arrow", shard.name):
+            raise ValueError(f"shard {shard.name!r} of split {shard.split!r}")
+        if shard.name in seen:
+            raise ValueError(f"it lists {shard.name} twice")
+        seen.add(shard.name)
+        for field, least in (("documents", 1), ("tokens", 1), ("bytes", 1), ("max_token_id", 0)):
+            if not least <= getattr(shard, field) <= _MOST:
+                raise ValueError(f"{field} of {shard.name} is {getattr(shard, field)}")
+        if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
+            raise ValueError(f"sha256 of {shard.name} is {shard.sha256!r}")
 
 
 def check_sizes(folder: Path, entries: Sequence[ShardEntry]) -> None:
@@ -122,19 +165,3 @@ def check_size(path: Path, entry: ShardEntry, size: int | None) -> None:
     if size != entry.bytes:
         fault = "truncated" if size < entry.bytes else "too long"
         raise UserError(f"{path} is {fault}: {size} bytes, {entry.bytes} expected; {remedy}")
-
-
-def _check_types(entry: Manifest | ShardEntry) -> None:
-    for field in dataclasses.fields(entry):
-        value = getattr(entry, field.name)
-        if field.type in (int, str) and type(value) is not field.type:
-            raise TypeError(f"{field.name} is {value!r}")
-    if isinstance(entry, Manifest):
-        if entry.bos_token_id is not None and type(entry.bos_token_id) is not int:
-            raise TypeError(f"bos_token_id is {entry.bos_token_id!r}")
-        if entry.special_tokens not in (None, "text", "token"):
-            raise TypeError(f"special_tokens is {entry.special_tokens!r}")
-    if isinstance(entry, ShardEntry) and (os.path.basename(entry.name) != entry.name or entry.split not in SPLITS):
-        raise TypeError(f"shard {entry.name!r} of split {entry.split!r}")
-    if isinstance(entry, Manifest) and entry.dtype not in ("uint16", "uint32"):
-        raise TypeError(f"dtype is {entry.dtype!r}")

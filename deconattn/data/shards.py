@@ -275,30 +275,43 @@ def check_shard(path: Path, entry: ShardEntry) -> None:
         raise UserError(f"{path} is not an Arrow file; copy it again or {_repack()}")
 
 
-def open_shard(path: Path, entry: ShardEntry) -> MappedShard:
-    """Map a shard. Raises :class:`UserError` naming the file if it is damaged."""
+def open_shard(path: Path, entry: ShardEntry, manifest: Manifest) -> MappedShard:
+    """Map a shard. Raises :class:`UserError` naming the file if it is damaged, or another corpus' or split's."""
     check_shard(path, entry)
     try:
         with pa.memory_map(str(path)) as file:
             mapped = file.read_buffer()  # outlives the file: thousands of shards hold no descriptor
         reader = pa.ipc.open_file(pa.BufferReader(mapped))
+        _check_schema(reader.schema, entry, manifest)
         values, offsets = [], []
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             batch.validate()
             column = batch.column("tokens")
             flat, bounds = _in_place(column.values), _in_place(column.offsets)
-            if bounds[0] != 0 or bounds[-1] != len(flat) or flat.dtype.kind != "u":
+            if bounds[0] != 0 or bounds[-1] != len(flat):
                 raise pa.ArrowInvalid(f"record batch {number} is inconsistent")
             values.append(flat)
             offsets.append(bounds)
     except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged ({reason}); copy it again or {_repack()}") from None
     starts = np.cumsum([0, *(len(flat) for flat in values)], dtype=np.int64)
     if int(starts[-1]) != entry.tokens:
         raise UserError(f"{path} holds {starts[-1]} tokens, {entry.tokens} expected; copy it again or {_repack()}")
     return MappedShard(path=path, starts=starts, values=tuple(values), offsets=tuple(offsets))
+
+
+def _check_schema(schema: pa.Schema, entry: ShardEntry, manifest: Manifest) -> None:
+    """What a shard says of itself against the manifest's word. Raises ValueError."""
+    tokens = schema.field("tokens").type
+    if not pa.types.is_list(tokens) or str(tokens.value_type) != manifest.dtype:
+        raise ValueError(f"its tokens are {tokens}, not lists of {manifest.dtype}")
+    held = schema.metadata or {}
+    for key, said in (("split", entry.split), ("tokenizer_fingerprint", manifest.tokenizer_fingerprint)):
+        value = held.get(f"deconattn.{key}".encode(), b"nothing")
+        if value != said.encode():
+            raise ValueError(f"its {key} is {value.decode(errors='replace')}, {said} in the manifest")
 
 
 def _in_place(array: pa.Array) -> npt.NDArray[Any]:

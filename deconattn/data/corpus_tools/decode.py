@@ -46,7 +46,7 @@ def decode(folder: Path, split: str, start: int) -> Iterator[Decoded]:
     if not 0 <= start < held:
         raise UserError(f"--document {start}: {folder} has {split} documents 0 to {held - 1}")
     tokenizer = open_tokenizer(folder, manifest)
-    for number, ids in read_documents(folder, entries, start):
+    for number, ids in read_documents(folder, manifest, split, start):
         if int(ids.max(initial=0)) >= tokenizer.vocab_size:
             raise UserError(
                 f"{folder}: {split} document {number}: id {int(ids.max())} is beyond the vocabulary of "

@@ -83,7 +83,7 @@ def corpus_info(folder: Path) -> CorpusInfo:
             if entries:
                 lengths = []
                 for entry in entries:
-                    shard = open_shard(folder / entry.name, entry)
+                    shard = open_shard(folder / entry.name, entry, manifest)
                     lengths += [np.diff(bounds) for bounds in shard.offsets]
                     advance(1)
                 splits[split] = _split_info(entries, np.concatenate(lengths))

@@ -136,7 +136,7 @@ def recut(
             train = split == "train"
             stop = end if train else None
             left = tokens if train else None
-            for number, values, bounds in read_batches(folder, manifest.of_split(split), first if train else 0):
+            for number, values, bounds in read_batches(folder, manifest, split, first if train else 0):
                 bounds = _taken(bounds, None if stop is None else stop - number, left)
                 count = int(bounds[-1] - bounds[0])
                 corpus.extend(split, values[bounds[0] : bounds[-1]], np.diff(bounds).astype(np.int64))

@@ -14,8 +14,9 @@ from torch import Tensor
 from deconattn.data.corpus import TokenCorpus
 from deconattn.data.corpus_tokenizer import difference
 from deconattn.data.loading.best_fit import BestFit
+from deconattn.data.loading.blend import Blend
 from deconattn.data.loading.sample_layout import Concatenation, SampleLayout
-from deconattn.data.loading.sampler import Blend, Order
+from deconattn.data.loading.sampler import Order
 from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
 from deconattn.program import command

@@ -1,17 +1,19 @@
-"""Order of samples, as pure functions of integers: a data position is a number and nothing else."""
+"""Order of samples, as pure functions of integers: a data position is a number and nothing else.
+
+How corpora are interleaved is in `blend`.
+"""
 
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import lru_cache
-from math import lcm
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from deconattn.data.loading.blend import Blend
+
 _MASK = 2**64 - 1
 _ROUNDS = 6
-_MAX_PERIOD = 2**14
 _BLOCK = 1024
 _BLOCKS_KEPT = 4  # a batch may straddle two, and validation may read between
 _WORTH_AN_ARRAY = 16
@@ -72,29 +74,6 @@ def _round_keys(key: int) -> tuple[int, ...]:
     return tuple(make_key(key, number) for number in range(_ROUNDS))
 
 
-class Blend:
-    """Interleave corpora by weight: sample number -> (corpus, index within that corpus).
-
-    At every prefix of n samples each corpus c has been drawn `weights[c] * n` times, give or take less than one.
-    `weights` are the given ones, normalised; where those have no common period up to 2**14 they are rounded to
-    one (each corpus keeps at least one place in it).
-    """
-
-    def __init__(self, weights: Sequence[float]) -> None:
-        if not weights or not all(0 < weight < float("inf") for weight in weights):
-            raise ValueError(f"weights must be positive and finite, not {list(weights)}")
-        self.counts = _period_counts(weights)
-        self.period = sum(self.counts)
-        self.weights = tuple(count / self.period for count in self.counts)
-        self._corpus, self._rank = _period_table(self.counts)
-
-    def __call__(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """The corpora that samples `numbers` come from, and how many samples each corpus has given before."""
-        turns, places = np.divmod(numbers, self.period)
-        corpora = self._corpus[places]
-        return corpora, turns * np.array(self.counts, dtype=np.int64)[corpora] + self._rank[places]
-
-
 class Order:
     """Sample numbers -> (corpus, place of the sample within its corpus): a blend, and each corpus shuffled by epochs.
 
@@ -138,33 +117,3 @@ def _permuted(places: npt.NDArray[np.int64], size: int, key: int) -> npt.NDArray
     if len(places) < _WORTH_AN_ARRAY:
         return [permute(place, size, key) for place in places.tolist()]
     return permute(places.astype(np.uint64), size, key)
-
-
-def _period_counts(weights: Sequence[float]) -> tuple[int, ...]:
-    exact = [Fraction(str(float(weight))) for weight in weights]  # 0.1 means a tenth
-    total = sum(exact)
-    shares = [weight / total for weight in exact]
-    period = lcm(*(share.denominator for share in shares))
-    if period <= _MAX_PERIOD:
-        return tuple(int(share * period) for share in shares)
-    counts = [max(1, int(share * _MAX_PERIOD)) for share in shares]
-    while sum(counts) != _MAX_PERIOD:
-        step = 1 if sum(counts) < _MAX_PERIOD else -1
-        candidates = [c for c in range(len(counts)) if counts[c] + step > 0]
-        counts[max(candidates, key=lambda c: step * (shares[c] * _MAX_PERIOD - counts[c]))] += step
-    return tuple(counts)
-
-
-def _period_table(counts: Sequence[int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Fair scheduling, exact in integers: among the corpora that may be drawn without running one ahead of its
-    share, draw the one that would fall one behind soonest. Earliest deadline first never misses on one queue."""
-    period = sum(counts)
-    corpus = np.zeros(period, dtype=np.int32)
-    rank = np.zeros(period, dtype=np.int32)
-    drawn = [0] * len(counts)
-    for place in range(period):
-        eligible = (c for c in range(len(counts)) if drawn[c] * period < counts[c] * (place + 1))
-        chosen = min(eligible, key=lambda c: (-(-(drawn[c] + 1) * period // counts[c]), c))
-        corpus[place], rank[place] = chosen, drawn[chosen]
-        drawn[chosen] += 1
-    return corpus, rank

@@ -88,9 +88,13 @@ class Assembler:
         return self._shards[split].pop()
 
     def put(self, split: str, tokens: npt.NDArray[Any]) -> None:
-        """Begin a split with the document that is to be its only one: ids `[n]`, separator included."""
+        """Add a document to a split, after all that were added: ids `[n]`, separator included."""
         document = DocumentBatch(tokens, np.array([len(tokens)], dtype=np.int64), np.zeros(1, dtype=np.uint64))
-        self._shards[split].fill(document, 0, 1)
+        shard = self._shards[split]
+        if not shard.fill(document, 0, 1):
+            self._background.wait()
+            self._close(shard.release())
+            shard.fill(document, 0, 1)
 
     def finish(self) -> tuple[ShardEntry, ...]:
         """Close the last shards; all of them, split by split."""

@@ -1,6 +1,7 @@
 """Pack documents into a folder of shards; the body of the command `pack`, and what it reports."""
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -19,7 +20,8 @@ from deconattn.data.manifest import (
 from deconattn.data.packing.journal import Journal, check_plan, make_plan, open_journal
 from deconattn.data.packing.pack_config import PackConfig
 from deconattn.data.packing.packer import Packer, open_source
-from deconattn.data.reading.input_files import STDIN, Input, find_inputs
+from deconattn.data.packing.selection import validation_note
+from deconattn.data.reading.input_files import STDIN, Input, counted_kinds, find_inputs
 from deconattn.data.reading.texts import Tally, sample_texts
 from deconattn.data.shards import ShardSchema
 from deconattn.data.tokenizing.tokenizer import Tokenizer, find_bos
@@ -39,7 +41,9 @@ class PackSummary:
         out: the packed folder.
         manifest: what is in it.
         text_bytes: the documents' UTF-8; tokens include a separator a document.
+        val_fraction: what the validation split was to have of the tokens.
         tally: what was skipped.
+        left_out: files of folders that were not taken, by ending.
         continued: shards, or sorted runs of a shuffle, that an interrupted pack had finished before this one.
         tokenizer: lines about the separator and how special tokens were read.
     """
@@ -47,13 +51,15 @@ class PackSummary:
     out: Path
     manifest: Manifest
     text_bytes: int
+    val_fraction: float
     tally: Tally
+    left_out: Counter[str]
     continued: int
     tokenizer: tuple[str, ...] = ()
 
     @property
     def documents(self) -> int:
-        """Documents over all splits (a single input document that was cut counts as two)."""
+        """Documents over all splits (a document that was cut for validation counts as two)."""
         return sum(shard.documents for shard in self.manifest.shards)
 
     @property
@@ -68,6 +74,10 @@ class PackSummary:
             shards = self.manifest.of_split(split)
             documents, tokens = sum(s.documents for s in shards), sum(s.tokens for s in shards)
             lines.append(f"  {split}: {documents:,} documents, {tokens:,} tokens, {len(shards)} shards")
+        if note := validation_note(self.manifest, self.val_fraction):
+            lines.append(f"  note: {note}")
+        if self.left_out:
+            lines.append(f"  left out {self.left_out.total():,} files of the folders: {counted_kinds(self.left_out)}")
         tally = self.tally
         for count, kind in ((tally.empty, "empty"), (tally.short, "short"), (tally.duplicates, "duplicate")):
             if count:
@@ -88,7 +98,8 @@ def pack(config: PackConfig) -> PackSummary:
     Raises :class:`UserError` for whatever the user can mend. `config.out` is then as it was before, and what had been
     packed is kept beside it for the same call.
     """
-    inputs = find_inputs(config.inputs)
+    left_out: Counter[str] = Counter()
+    inputs = find_inputs(config.inputs, config.text_field, config.split, left_out)
     training = parse_training(config.tokenizer)
     out = config.out.resolve() if config.out.is_symlink() else config.out  # what a link points to is replaced
     repeatable = all(source.name != STDIN for source in inputs)
@@ -115,8 +126,16 @@ def pack(config: PackConfig) -> PackSummary:
                 packer = Packer(config, inputs, journal, source, schema)
                 shards = packer.run()
             manifest = schema.manifest(shards)
+            counts = packer.counts
             summary = PackSummary(
-                config.out, manifest, packer.counts.text_bytes, packer.counts.tally, continued, how_read(tokenizer)
+                out=config.out,
+                manifest=manifest,
+                text_bytes=counts.text_bytes,
+                val_fraction=config.val_fraction,
+                tally=counts.tally,
+                left_out=left_out,
+                continued=continued,
+                tokenizer=how_read(tokenizer),
             )
             write_report(journal.result, summary)
             write_manifest(journal.result, manifest)
@@ -190,6 +209,7 @@ def write_report(folder: Path, summary: PackSummary) -> None:
         "tokens": {split: sum(shard.tokens for shard in manifest.of_split(split)) for split in SPLITS},
         "text_bytes": summary.text_bytes,
         "skipped": skipped,
+        "files_left_out": dict(sorted(summary.left_out.items())),
     }
     durable.write_json(folder / REPORT_NAME, report)
 

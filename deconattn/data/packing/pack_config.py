@@ -15,9 +15,9 @@ class PackConfig:
     """Pack text into Arrow shards for training. A pack that was killed goes on when the same command runs again."""
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
-    """Text, JSON lines (both also compressed), Parquet, Arrow and datasets saved by Hugging Face's library: files,
-    folders (searched recursively), quoted patterns, URLs (s3://, gs://, hf://, ...), or - for JSON lines on standard
-    input. A .txt file is one document; otherwise a line or row is one."""
+    """Text, JSON lines and arrays (all also compressed), Parquet, Arrow and datasets saved by Hugging Face's library:
+    files, folders (searched recursively), quoted patterns, URLs (s3://, gs://, hf://, ...), or - for JSON lines on
+    standard input. A .txt file is one document; otherwise a line, an element or a row is one."""
     tokenizer: str
     """A tokenizer.json, a SentencePiece .model, a folder holding one of them, or train:VOCAB (also train:bpe:VOCAB,
     train:byte-bpe:VOCAB) to train one of VOCAB entries on the input."""
@@ -31,6 +31,8 @@ class PackConfig:
     """Tokens after which a new shard begins; a document is never cut."""
     text_field: str = "text"
     """The field of a JSON line, or column of a table, that holds the text."""
+    split: str | None = None
+    """Which split to take of a dataset that was saved with several, such as train."""
     min_tokens: int = 1
     """Skip documents of fewer tokens, the separator included."""
     max_tokens: int | None = None

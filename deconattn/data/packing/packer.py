@@ -11,21 +11,22 @@ import numpy.typing as npt
 
 from deconattn.data.manifest import SPLITS, ShardEntry
 from deconattn.data.packing.assemble import Assembler, Background
+from deconattn.data.packing.document_batch import DocumentBatch
 from deconattn.data.packing.encode import MAX_THREADS, Encoded, Work, encode_blocks
 from deconattn.data.packing.journal import Journal
 from deconattn.data.packing.pack_config import PackConfig
-from deconattn.data.packing.selection import Counts, Selection, cut_document, is_validation
+from deconattn.data.packing.selection import Counts, Selection, cut_document, is_validation, share_of_last
 from deconattn.data.packing.shuffle import SortedRun, count_ranges, read_range
 from deconattn.data.progress_bars import pack_progress
 from deconattn.data.reading.blocks import InputBlock, read_blocks
 from deconattn.data.reading.input_files import Input
-from deconattn.data.reading.texts import Tally, parse_block
+from deconattn.data.reading.texts import Tally, no_documents, parse_block
 from deconattn.data.shards import ShardSchema
 from deconattn.data.tokenizing.fast import FastTokenizer, load_fast_tokenizer
 from deconattn.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
-from deconattn.errors import UserError
 
 _READING, _MERGING = "reading", "merging"
+_CUT = "cut"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Packer:
         self._source = source
         self._last: dict[str, Any] = journal.entries[-1] if journal.entries else {}
         self._runs: int = self._last.get("runs", 0)
+        self._cut: list[int] = self._last.get("cut", [])  # tokens of the last document's two parts, in the log _CUT
         self._background = Background()
         self._assembler = Assembler(journal, schema, config.shard_tokens, self._background)
         counts = self._last.get("counts")
@@ -109,16 +111,20 @@ class Packer:
                 if selection.full:
                     break
         if not counts.documents:
-            names = ", ".join(config.inputs)
-            raise UserError(f"{names}: no document with text in it; check --text-field, --min-tokens")
-        if selection.only is not None:
-            self._put_single(*selection.only, taken_back=run is None)
+            raise no_documents(config.inputs, counts.tally)
+        if counts.documents == 1:
+            self._put_single(selection.last_text(), taken_back=run is None)
             return False
+        parts = self._parts_of_last(selection)
         if run is not None:
+            if parts:
+                log = self._journal.log(_CUT)
+                log.write(b"".join(ids.tobytes() for ids in parts))
+                self._cut = [len(ids) for ids in parts]
             self._write(run, self._entry(_MERGING))
             self._background.wait()
             return True
-        self._fill_empty_split()
+        self._fill_empty_split(parts)
         return False
 
     def _encoded(self) -> Generator[tuple[InputBlock, Encoded], None, None]:
@@ -131,7 +137,8 @@ class Packer:
 
     def _entry(self, phase: str, **place: Any) -> dict[str, Any]:
         """Return a journal entry that resumes from here."""
-        return {"phase": phase, "counts": self.counts.as_dict(), "runs": self._runs, "fast": self._source.fast, **place}
+        state = {"counts": self.counts.as_dict(), "runs": self._runs, "cut": self._cut, "fast": self._source.fast}
+        return {"phase": phase, **state, **place}
 
     def _write(self, run: SortedRun, entry: dict[str, Any]) -> None:
         """Write a sorted run while others go on; `entry` says what comes after it."""
@@ -151,11 +158,13 @@ class Packer:
         ranges = count_ranges(counts.documents, counts.tokens, dtype)
         last = self._last if self._last.get("phase") == _MERGING else {}
         skip, done = last.get("skip", 0), 0
+        cut = self._read_cut()
         with pack_progress("writing", counts.tokens) as update:
             for number in range(last.get("range", 0), ranges):
                 entry = self._entry(_MERGING, range=number)
                 seen = 0
                 for documents in read_range(self._journal, self._runs, dtype, number, ranges):
+                    documents = self._with_cut(documents, cut)
                     new = documents.part(min(max(skip - seen, 0), len(documents.lengths)), len(documents.lengths))
                     held_out = self._held_out(new.numbers)
                     self._assembler.add(new, held_out, entry, seen + len(documents.lengths) - len(new.lengths))
@@ -164,11 +173,38 @@ class Packer:
                     update(done, done)
                 skip = 0
 
+    def _read_cut(self) -> DocumentBatch | None:
+        """The last document's two parts, with its number and the next one."""
+        if not self._cut:
+            return None
+        lengths = np.array(self._cut, dtype=np.int64)
+        dtype = np.dtype(self._schema.dtype)
+        tokens = np.fromfile(self._journal.log(_CUT, int(lengths.sum()) * dtype.itemsize).path, dtype)
+        numbers = self.counts.documents - 1 + np.arange(2, dtype=np.uint64)
+        return DocumentBatch(tokens, lengths, numbers)
+
+    def _with_cut(self, documents: DocumentBatch, cut: DocumentBatch | None) -> DocumentBatch:
+        """The documents with the parts of the last one in its place, if it is among them and cut."""
+        found = np.flatnonzero(documents.numbers == self.counts.documents - 1)
+        if cut is None or not len(found):
+            return documents
+        place = int(found[0])
+        parts = [documents.part(0, place), cut, documents.part(place + 1, len(documents.lengths))]
+        return DocumentBatch(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.numbers for part in parts]),
+        )
+
     def _held_out(self, numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Mask of validation documents; the last document goes into the split that would otherwise be empty."""
+        """Mask of validation documents; the last document, or its end, goes where there would otherwise be none."""
         held_out = is_validation(numbers, self._config.val_fraction)
-        if self._empty_split() is not None:
-            held_out[numbers == self.counts.documents - 1] ^= True
+        last = self.counts.documents - 1
+        if self._cut:
+            held_out[numbers == last] = False
+            held_out[numbers == last + 1] = True
+        elif self._empty_split() is not None:
+            held_out[numbers == last] ^= True
         return held_out
 
     def _empty_split(self) -> str | None:
@@ -177,19 +213,31 @@ class Packer:
             return None
         return "train" if self.counts.held_out else "val"
 
-    def _fill_empty_split(self) -> None:
+    def _fill_empty_split(self, parts: list[npt.NDArray[Any]]) -> None:
         empty = self._empty_split()
-        if empty is not None:
-            other = "val" if empty == "train" else "train"
-            self._assembler.put(empty, self._assembler.take_back(other))
+        if empty is None:
+            return
+        document = self._assembler.take_back("val" if empty == "train" else "train")
+        for split, ids in zip(SPLITS, parts, strict=True) if parts else [(empty, document)]:
+            self._assembler.put(split, ids)
 
-    def _put_single(self, block: InputBlock, place: int, taken_back: bool) -> None:
+    def _parts_of_last(self, selection: Selection) -> list[npt.NDArray[Any]]:
+        """The ids of the last document's two parts, one a split, if that is where it is to be cut."""
+        share = share_of_last(self.counts, self._config.val_fraction) if self._empty_split() is not None else None
+        parts = cut_document(selection.last_text(), share) if share is not None else []
+        return self._encode(parts) if len(parts) > 1 else []
+
+    def _put_single(self, text: str, taken_back: bool) -> None:
         """Write the only document, cut in two if there is to be a validation split."""
         if taken_back:
             self._assembler.take_back("val" if self.counts.held_out else "train")
-        text = parse_block(block, self._config.text_field).texts[place]
         parts = cut_document(text, self._config.val_fraction) if self._config.val_fraction > 0 else [text]
-        bos = [] if self._schema.bos_token_id is None else [self._schema.bos_token_id]
-        for split, ids in zip(SPLITS, self._source.tokenizer.encode_batch(parts), strict=False):
-            document = np.concatenate([bos, ids, [self._schema.eos_token_id]]).astype(np.uint32)
-            self._assembler.put(split, document)
+        for split, ids in zip(SPLITS, self._encode(parts), strict=False):
+            self._assembler.put(split, ids)
+
+    def _encode(self, parts: list[str]) -> list[npt.NDArray[Any]]:
+        """The ids of parts of a document in the shards' type, each begun and ended as a document is."""
+        before = [] if self._schema.bos_token_id is None else [self._schema.bos_token_id]
+        after, dtype = [self._schema.eos_token_id], self._schema.dtype
+        encoded = self._source.tokenizer.encode_batch(parts)
+        return [np.concatenate([before, ids, after]).astype(dtype) for ids in encoded]

@@ -5,6 +5,7 @@ A document is taken that is not too short and has not been seen before, until th
 
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -12,15 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from deconattn.data.loading.sampler import mix
+from deconattn.data.manifest import Manifest
 from deconattn.data.packing.document_batch import DocumentBatch
 from deconattn.data.packing.encode import HASH_BYTES, Encoded, Hashes
 from deconattn.data.packing.journal import Journal
 from deconattn.data.packing.pack_config import PackConfig
-from deconattn.data.reading.blocks import InputBlock
+from deconattn.data.reading.blocks import InputBlock, read_input
 from deconattn.data.reading.input_files import Input
-from deconattn.data.reading.texts import Tally
+from deconattn.data.reading.texts import Tally, parse_block
 
 _GROWTH = 8
+_FAR = 2  # times as many tokens as were asked for, or one part in so many, is far from it
+_WHOLE = 0.1  # of all tokens; a last document of no more is not cut
+_SHORT = 64  # tokens; nor is one of no more
 _SEED = mix(0x5EED)
 
 
@@ -35,7 +40,7 @@ def is_validation(number: npt.NDArray[np.uint64], fraction: float) -> npt.NDArra
 def is_validation(number: int | npt.NDArray[np.uint64], fraction: float) -> bool | npt.NDArray[np.bool_]:
     """Whether document `number` (0-based, in reading order; or a uint64 array `[n]`) is held out.
 
-    True with probability `fraction`. The caller sees to it that of two documents or more neither split stays empty.
+    True with probability `fraction`. The caller sees to it that neither split stays empty.
     """
     threshold = int(fraction * 2**64)
     if isinstance(number, np.ndarray):
@@ -43,8 +48,34 @@ def is_validation(number: int | npt.NDArray[np.uint64], fraction: float) -> bool
     return mix(number ^ _SEED) < threshold
 
 
+def validation_note(manifest: Manifest, fraction: float) -> str:
+    """What to tell of a validation split whose tokens are far from the fraction asked for; empty otherwise."""
+    total = sum(shard.tokens for shard in manifest.shards)
+    held = sum(shard.tokens for shard in manifest.of_split("val")) / max(total, 1)
+    if all(want / _FAR <= share <= want * _FAR for share, want in ((held, fraction), (1 - held, 1 - fraction))):
+        return ""
+    return (
+        f"the validation split has {held:.2%} of the tokens, not {fraction:.2%}: the documents are too few, or too "
+        "unequal, to come nearer"
+    )
+
+
+def share_of_last(counts: "Counts", fraction: float) -> float | None:
+    """Where all documents fell to one split: the part at the end of the last one that is to be the validation split.
+
+    None if the whole last document is to be the other split: it is a short one, or has not many more tokens than that
+    split should have, or a tenth of all at most.
+    """
+    assert counts.last is not None, "a document was taken"
+    wanted = (1 - fraction if counts.held_out else fraction) * counts.tokens
+    length = counts.last[-1]
+    if length <= max(_SHORT, wanted * _FAR, counts.tokens * _WHOLE):
+        return None
+    return 1 - wanted / length if counts.held_out else wanted / length
+
+
 def cut_document(text: str, fraction: float) -> list[str]:
-    """Cut the only document of a corpus in two at white space, the second about `fraction` of it.
+    """Cut a document in two at white space, the second about `fraction` of it.
 
     Joined again the two are the text. It stays whole where there is nothing to cut.
     """
@@ -66,6 +97,8 @@ class Counts:
         held_out: documents whose numbers make them validation documents.
         input: number of the input that is being read.
         lines: number of that input's lines that have been read.
+        last: where the document is that was taken last (number of the input and of the block, place among the block's
+            texts), and its tokens.
         tally: what was skipped.
     """
 
@@ -76,6 +109,7 @@ class Counts:
     held_out: int = 0
     input: int = 0
     lines: int = 0
+    last: Sequence[int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as JSON types."""
@@ -126,8 +160,7 @@ class Selection:
 
     def __init__(self, inputs: Sequence[Input], journal: Journal, config: PackConfig, counts: Counts) -> None:
         self.counts = counts
-        self.only: tuple[InputBlock, int] | None = None
-        """Block and index of the only document taken so far; None where there are none or several."""
+        self._last_block: InputBlock | None = None
         self._inputs, self._config = inputs, config
         self._seen: HashSet | None = None
         if config.dedup is not None:
@@ -160,11 +193,20 @@ class Selection:
         counts.text_bytes += int(encoded.sizes[taken].sum())
         held_out = is_validation(documents.numbers, self._config.val_fraction)
         counts.held_out += int(held_out.sum())
-        if counts.documents > 1:
-            self.only = None
-        elif len(documents.lengths):
-            self.only = (block, int(taken.argmax()))
+        if len(documents.lengths):
+            self._last_block = block
+            counts.last = (block.input, block.number, int(np.flatnonzero(taken)[-1]), int(documents.lengths[-1]))
         return documents, held_out
+
+    def last_text(self) -> str:
+        """The text of the document that was taken last. Raises :class:`UserError` if it must be read and cannot be."""
+        assert self.counts.last is not None, "a document was taken"
+        index, number, place, _ = self.counts.last
+        block, field = self._last_block, self._config.text_field
+        if block is None:  # it was taken before the pack was interrupted
+            with closing(read_input(self._inputs[index], field, index, number)) as blocks:
+                block = next(blocks)
+        return parse_block(block, field).texts[place]
 
     def _chosen(self, encoded: Encoded) -> npt.NDArray[np.bool_]:
         long = encoded.lengths >= self._config.min_tokens

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from deconattn.data.reading.columns import cut_rows
 from deconattn.data.reading.input_files import Input
-from deconattn.data.reading.lines import GRID, LIMIT, TEXT_GRID, cut_lines, first_byte
+from deconattn.data.reading.lines import GRID, LIMIT, TEXT_GRID, cut_lines, cut_text, first_byte
 from deconattn.data.reading.sources import read_chunks
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class InputBlock:
         kind: "text" (the block is one document), "json" (lines) or "arrow".
         payload: whole lines, or an Arrow IPC stream of one column of texts.
         position: bytes of the input's file consumed when the block had been read.
-        too_long: whether one more line follows, left out because it is longer than 64 MiB.
+        too_long: whether one more JSON line follows, left out because it is longer than 64 MiB.
     """
 
     input: int
@@ -126,9 +126,9 @@ def read_blocks(
     """The blocks of all inputs in order, from `start`, (input, number), or the first one after it.
 
     How an input is cut depends on its content only: JSON lines where a multiple of 1 MiB of decompressed bytes is
-    passed, texts at multiples of 8 MiB, rows when they reach 1 MiB. What is before `start` in plain files, row
-    groups and Arrow files is not read; elsewhere it is read and dropped. A thread reads some 8 MiB ahead; closing
-    the iterator ends it.
+    passed, texts at multiples of 8 MiB (within a line that goes on for 8 MiB more), rows when they reach 1 MiB. What is
+    before `start` in plain files of lines, row groups and Arrow files is not read; elsewhere it is read and dropped. A
+    thread reads some 8 MiB ahead; closing the iterator ends it.
 
     Raises:
         UserError: an input that is damaged, cannot be read, changed, or has no column of that name.
@@ -164,7 +164,8 @@ def read_input(
     grid = GRID if source.kind == "json" else text_grid or TEXT_GRID
     number = None
     with closing(read_chunks(source, first_byte(first, grid), stopped)) as chunks:
-        for cell in cut_lines(chunks, first, grid, LIMIT):
+        text = source.kind == "text"
+        for cell in cut_text(chunks, first, grid) if text else cut_lines(chunks, first, grid, LIMIT):
             number = cell.number
             yield InputBlock(index, number, source.kind, cell.content, cell.position, cell.too_long)
     if number is None and first == 0 and source.kind == "text":

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 GRID = 1 << 20
 """Bytes from one block of JSON lines to the next, about."""
 TEXT_GRID = 1 << 23
-"""Bytes from one block of a text to the next, each a document: what is tokenized at once is paid for in memory."""
+"""Bytes from one block of a text to the next, each a document: what is tokenized at once is paid for in memory. A line
+that goes on for as many more is cut."""
 LIMIT = 1 << 26
-"""Bytes of the longest line that is kept."""
+"""Bytes of the longest JSON line that is kept."""
+_WORD = 1 << 12  # bytes in which a space is looked for, where a line is cut
+_CONTINUATION = range(0x80, 0xC0)  # bytes of a UTF-8 character after its first
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,40 @@ def cut_lines(chunks: Iterable[tuple[bytes, int]], start: int, grid: int, limit:
             wanted, pending = True, _Pending(limit)
     if wanted and pending.size:
         yield GridCell(begin // grid, *pending.content(), position)
+
+
+def cut_text(chunks: Iterable[tuple[bytes, int]], start: int, grid: int) -> Iterator[GridCell]:
+    """The cells from number `start` on, as :func:`cut_lines`, of a text of which nothing is left out.
+
+    Where no line ends within `grid` bytes after a multiple of `grid` the text is cut there: before the next space, or,
+    if there is none near, between two characters. So where it is cut depends on the bytes near by alone.
+    """
+    begin = first_byte(start, grid)
+    target = begin + 1 if start else grid
+    wanted = start == 0
+    pending = bytearray()  # from `begin` on
+    searched = position = 0
+    for chunk, position in chunks:
+        pending += chunk
+        while len(pending) >= (least := target - begin):
+            end = pending.find(b"\n", max(least - 1, searched), least + grid - 1) + 1
+            if not end and len(pending) < least + grid:
+                searched = len(pending)
+                break
+            cut = end or _place_in_line(pending, least, least + min(grid, _WORD))
+            if wanted:
+                yield GridCell(begin // grid, bytes(pending[:cut]), False, position)
+            del pending[:cut]
+            begin, wanted, searched = begin + cut, True, 0
+            target = (begin // grid + 1) * grid
+    if wanted and pending:
+        yield GridCell(begin // grid, bytes(pending), False, position)
+
+
+def _place_in_line(text: bytearray, first: int, last: int) -> int:
+    if (space := text.find(b" ", first, last)) >= 0:
+        return space
+    return next((place for place in range(first, min(first + 4, last)) if text[place] not in _CONTINUATION), first)
 
 
 class _Pending:

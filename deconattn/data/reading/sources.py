@@ -1,39 +1,83 @@
 """The bytes of an input: opening local files, URLs and stdin, decompression, and what can go wrong with them."""
 
+import gzip
+import lzma
+import zlib
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import takewhile
 from select import select
 from typing import Any
 
 import pyarrow as pa
 
+from deconattn.data.reading.encodings import MARK_BYTES, as_utf8, marked_encoding
 from deconattn.data.reading.input_files import STDIN, Input, is_url, open_remote, stamp_of, unreachable
+from deconattn.data.reading.json_layout import BadJson, find_layout, one_a_line
+from deconattn.data.reading.kinds import is_json
+from deconattn.data.reading.lines import LIMIT
 from deconattn.errors import UserError
 
 _CHUNK = 1 << 18
 _STDIN_WAIT = 0.1  # seconds after which a pipe that says nothing lets its reader look around
-_BROKEN = (pa.ArrowException, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError)
+_BROKEN = (
+    pa.ArrowException,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    lzma.LZMAError,
+    zlib.error,
+)
 _WINDOW = "requires too much memory"  # zstd's words
 
 
 def read_chunks(source: Input, skip: int, stopped: Callable[[], bool]) -> Generator[tuple[bytes, int], None, None]:
-    """The decompressed bytes from number `skip` on, in pieces, each with the file bytes consumed so far.
+    """The lines of a file, in UTF-8, from byte `skip` on, in pieces, each with the file bytes consumed so far.
 
-    What is skipped of a plain file is not read. Ends early where `stopped` says so, even if stdin is silent.
+    They are the file's decompressed bytes, unless a mark says that it is UTF-16 or UTF-32, or it is a JSON array or
+    objects that span lines. What is skipped of a plain file is not read. Ends early where `stopped` says so, even if
+    stdin is silent.
 
     Raises:
         UserError: a file that is damaged, not to be read, or that changed since it was found.
     """
     if source.name == STDIN:
-        yield from _after(_stdin(stopped), skip)
+        yield from _after(_lines_of(source, _stdin(stopped)), skip)
         return
     with opened(source) as raw:
-        chunks = _plain(source, raw) if source.codec is None else _decompressed(source, raw)
-        if source.codec is None and source.size:  # some servers tell no size, and then cannot seek
+        if source.codec is not None:
+            chunks = _lines_of(source, _decompressed(source, raw))
+        elif source.size and skip and _lies_as_read(source, raw):  # some servers tell no size, and then cannot seek
             raw.seek(skip)
-            skip = 0
+            chunks, skip = _plain(source, raw), 0
+        else:
+            chunks = _lines_of(source, _plain(source, raw))
         yield from _after(takewhile(lambda _: not stopped(), chunks), skip)
+
+
+def _lines_of(source: Input, chunks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]:
+    """A whole file's lines out of its bytes."""
+    try:
+        chunks = as_utf8(chunks)
+        if is_json(source.name):
+            layout, chunks = find_layout(chunks, LIMIT)
+            chunks = one_a_line(chunks, layout)
+        yield from chunks
+    except (UnicodeDecodeError, BadJson) as error:
+        raise _damaged(source, error, "") from None
+
+
+def _lies_as_read(source: Input, raw: Any) -> bool:
+    """Whether a plain file's lines are its bytes; asked at its beginning, and left there."""
+    try:
+        if is_json(source.name):
+            return find_layout(as_utf8(_plain(source, raw)), LIMIT)[0] == "lines"
+        return marked_encoding(raw.read(MARK_BYTES)) is None
+    finally:
+        raw.seek(0)
 
 
 @contextmanager
@@ -69,7 +113,7 @@ def damage_named(source: Input, place: str) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+        if isinstance(error, OSError) and error.errno is not None:
             raise  # about the file, not its content
         if _WINDOW in str(error):
             raise UserError(
@@ -90,7 +134,7 @@ def _plain(source: Input, raw: Any) -> Iterator[tuple[bytes, int]]:
 
 def _decompressed(source: Input, raw: Any) -> Iterator[tuple[bytes, int]]:
     done = 0
-    with pa.CompressedInputStream(raw, source.codec) as stream:
+    with closing(_decompressor(source, raw)) as stream:
         while True:
             with damage_named(source, f"after {done:,} decompressed bytes"):
                 chunk = stream.read(_CHUNK)
@@ -100,6 +144,45 @@ def _decompressed(source: Input, raw: Any) -> Iterator[tuple[bytes, int]]:
                 return
             done += len(chunk)
             yield chunk, raw.tell()
+
+
+def _decompressor(source: Input, raw: Any) -> Any:
+    if source.codec == "gzip":
+        return gzip.GzipFile(fileobj=raw, mode="rb")  # Arrow's takes no padding of zeros
+    return _Xz(raw) if source.codec == "xz" else pa.CompressedInputStream(raw, source.codec)
+
+
+class _Xz:
+    """The content of an .xz file: all its streams, and zeros after any. `lzma.LZMAFile` ends at a broken second one."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._stream: lzma.LZMADecompressor | None = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end. Raises EOFError for a file that ends within a stream."""
+        while True:
+            if self._stream is None:
+                self._rest = self._rest.lstrip(b"\0") or self._raw.read(_CHUNK)
+                if not self._rest:
+                    return b""
+                if not self._rest[0]:
+                    continue
+                self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            given = b""
+            if self._stream.needs_input:
+                given, self._rest = self._rest or self._raw.read(_CHUNK), b""
+                if not given:
+                    raise EOFError("it ends within a stream")
+            content = self._stream.decompress(given, size)
+            if self._stream.eof:
+                self._stream, self._rest = None, self._stream.unused_data
+            if content:
+                return content
+
+    def close(self) -> None:
+        """Nothing is held; the raw file is another's."""
 
 
 def _stdin(stopped: Callable[[], bool]) -> Iterator[tuple[bytes, int]]:

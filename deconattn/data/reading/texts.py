@@ -5,6 +5,7 @@ What is no document is counted and named; it is an error only beyond a limit.
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -54,7 +55,21 @@ class Tally:
             self.examples.append(place)
         if self.bad > self.max_bad:
             first = f", first {self.examples[0]}" if self.bad > 1 else ""
-            raise UserError(f"{place}: bad line {self.bad}{first}; mend the input or raise --max-bad ({self.max_bad})")
+            remedy = _REMEDIES.get(reason, "mend the input")
+            raise UserError(f"{place}: bad line {self.bad}{first}; {remedy} or raise --max-bad ({self.max_bad})")
+
+    def why_nothing(self) -> str:
+        """Why there is no document: what was skipped, how often and where first; empty if nothing was there at all."""
+        skipped = ((self.empty, "empty documents"), (self.short, "too short"))
+        counts = [f"{count:,} {kind}" for count, kind in skipped if count]
+        counts += [f"{count:,} bad lines: {reason}" for reason, count in self.reasons.most_common()]
+        first = f", the first {self.examples[0]}" if self.examples else ""
+        return f" ({', '.join(counts)}{first})" if counts else ""
+
+    def remedies(self) -> str:
+        """What may help where there is no document."""
+        special = [_REMEDIES[reason] for reason in self.reasons if reason in _REMEDIES]
+        return "; ".join([*special, "check --text-field, --min-tokens"])
 
     def as_dict(self) -> dict[str, Any]:
         """The tally as JSON types."""
@@ -69,6 +84,12 @@ class Tally:
 _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_UTF8 = "not UTF-8"
+_NUL = "NUL bytes, not text"
+_REMEDIES = {
+    _NOT_UTF8: "convert the file to UTF-8 (iconv -f LATIN1 -t UTF-8, if it is Latin-1)",
+    _NUL: "convert the file to UTF-8 (iconv -f UTF-16LE -t UTF-8, if it is UTF-16)",
+}
+_NUL_SHARE = 20  # one byte in so many that is NUL is a stray one; UTF-16 and tables of numbers have more
 _TOO_LONG = f"longer than {LIMIT >> 20} MiB"
 
 
@@ -118,6 +139,10 @@ class _Bad(Exception):
 
 
 def _parse_text(content: bytes, parsed: Parsed) -> None:
+    if content.count(0) * _NUL_SHARE > len(content):
+        parsed.rows = content.count(b"\n") + (content[-1:] != b"\n")
+        parsed.bad += [(row, _NUL) for row in range(parsed.rows)]
+        return
     try:
         text = content.decode()
         parsed.rows = content.count(b"\n") + (text[-1:] not in ("", "\n"))
@@ -161,7 +186,7 @@ def _parse_line(line: bytes, text_field: str) -> str:
     except UnicodeDecodeError:
         raise _Bad(_NOT_UTF8) from None
     except (ValueError, RecursionError):
-        raise _Bad("not JSON") from None
+        raise _Bad(_NUL if 0 in line else "not JSON") from None
     if not isinstance(record, dict):
         raise _Bad("not a JSON object")
     if text_field not in record:
@@ -239,20 +264,37 @@ def sample_texts(inputs: Sequence[Input], text_field: str) -> Iterator[str]:
     """Texts for tokenizer training, in turn from up to 32 inputs spread over the list, so that no source leads.
 
     Of a text file about 1 MiB comes at a time. Bad lines are passed over; packing counts and judges them. Raises
-    :class:`UserError` for stdin, which cannot be read twice, and for inputs that are damaged.
+    :class:`UserError` for stdin, which cannot be read twice, for inputs that are damaged, and where there is no text.
     """
     if any(source.name == STDIN for source in inputs):
         raise UserError("stdin can be read once only, not to train a tokenizer too; give a file, or a ready tokenizer")
     step = -(-len(inputs) // _SAMPLED)
-    turns = [_texts_of(source, text_field) for source in inputs[::step]]
+    tally = Tally(sys.maxsize)
+    turns = [_texts_of(source, text_field, tally) for source in inputs[::step]]
+    found = False
     while turns:
         for texts in list(turns):
             if (text := next(texts, None)) is None:
                 turns.remove(texts)
             else:
+                found = True
                 yield text
+    if not found:
+        raise no_documents([source.name for source in inputs], tally)
 
 
-def _texts_of(source: Input, text_field: str) -> Iterator[str]:
+def no_documents(names: Sequence[str], tally: Tally) -> UserError:
+    """The error for inputs without a document, with the reasons that the tally knows."""
+    shown = ", ".join(names[:_EXAMPLES]) + (f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else "")
+    return UserError(f"{shown}: no document with text in it{tally.why_nothing()}; {tally.remedies()}")
+
+
+def _texts_of(source: Input, text_field: str, tally: Tally) -> Iterator[str]:
+    line = 1
     for block in read_input(source, text_field, text_grid=GRID):
-        yield from parse_block(block, text_field).texts
+        parsed = parse_block(block, text_field)
+        for row, reason in parsed.bad:
+            tally.add_bad(source.name, line + row, reason)
+        tally.empty += parsed.empty
+        line += parsed.rows
+        yield from parsed.texts

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deconattn.data.loading.sampler import Blend, Order, make_key, permute
+from deconattn.data.loading.blend import Blend
+from deconattn.data.loading.sampler import Order, make_key, permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 64, 1000, 4097])
@@ -45,25 +46,6 @@ def test_keys_differ_in_each_part() -> None:
     assert len(keys) == 1000
 
 
-@given(weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6), start=st.integers(0, 10**9))
-@example(weights=[0.333, 0.5, 0.1234, 7], start=0)
-@example(weights=[1e-9, 1], start=0)
-@settings(deadline=None, max_examples=20)
-def test_blend_keeps_its_proportions_at_every_prefix(weights: list[float], start: int) -> None:
-    blend = Blend(weights)
-    for first in (0, start):
-        numbers = np.arange(first, first + 3000)
-        corpora, drawn = blend(numbers)
-        for corpus, share in enumerate(blend.counts):
-            ours = corpora == corpus
-            if first == 0:
-                assert drawn[ours].tolist() == list(range(int(ours.sum())))
-            assert np.all(np.diff(drawn[ours]) == 1)
-            # In integers, so that it is exact far out too: |drawn * period - count * n| < period.
-            after = drawn[ours] + 1
-            assert np.all(np.abs(after * blend.period - share * (numbers[ours] + 1)) < blend.period)
-
-
 @given(
     sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=4),
     seed=st.integers(0, 2**40),
@@ -93,16 +75,3 @@ def test_order_goes_through_each_corpus_before_it_repeats(
 def test_order_has_no_negative_numbers() -> None:
     with pytest.raises(IndexError, match="sample number -1 is negative"):
         Order(Blend([1]), [5], 0, True)(-1)
-
-
-def test_blend_weights_are_the_given_ones() -> None:
-    assert Blend([0.1, 0.3]).weights == (0.25, 0.75)
-    assert Blend([1e-9, 1]).counts[0] == 1
-    irrational = Blend([2**0.5, 1])
-    assert irrational.weights[0] == pytest.approx(2**0.5 / (1 + 2**0.5), abs=1e-4)
-
-
-def test_blend_refuses_weights_that_are_not_positive() -> None:
-    for weights in ([], [1, 0], [-1, 2], [float("nan")], [float("inf"), 1]):
-        with pytest.raises(ValueError, match="positive"):
-            Blend(weights)

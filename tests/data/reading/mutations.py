@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -17,6 +18,8 @@ NAMES = (
     "a.jsonl.gz",
     "a.jsonl.zst",
     "a.jsonl.bz2",
+    "a.jsonl.xz",
+    "a.json.gz",
     "a.parquet",
     "dictionary.parquet",
     "file.arrow",
@@ -31,6 +34,10 @@ def encode(name: str, texts: Sequence[str | None]) -> bytes:
     stem, _, ending = name.lower().partition(".")
     if ending.startswith("txt"):
         return _compress(ending, "".join(text or "" for text in texts).encode())
+    if ending.startswith("json."):
+        return _compress(
+            ending, json.dumps([{"id": n, "text": text} for n, text in enumerate(texts)], indent=1).encode()
+        )
     if "json" in ending:
         lines = [json.dumps({"id": number, "text": text}) for number, text in enumerate(texts)]
         return _compress(ending, "".join(line + "\n" for line in lines).encode())
@@ -55,6 +62,8 @@ def _compress(ending: str, content: bytes) -> bytes:
         return gzip.compress(content, mtime=0)
     if ending.endswith("zst"):
         return pa.compress(content, "zstd", asbytes=True)
+    if ending.endswith("xz"):
+        return lzma.compress(content)
     return bz2.compress(content) if ending.endswith("bz2") else content
 
 

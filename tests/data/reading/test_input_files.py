@@ -2,12 +2,13 @@ import json
 import os
 import pickle
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from deconattn.data.reading.input_files import find_inputs, find_remote
+from deconattn.data.reading.input_files import counted_kinds, find_inputs, find_remote
 from deconattn.errors import UserError
 from tests.data.reading.mutations import encode
 
@@ -37,6 +38,9 @@ def found(*given: object) -> list[Path]:
         ("a.TXT.GZ", "text", "gzip"),
         ("a.jsonl", "json", None),
         ("a.ndjson.zst", "json", "zstd"),
+        ("a.jsonlines", "json", None),
+        ("a.JsonLines.xz", "json", "xz"),
+        ("a.txt.xz", "text", "xz"),
         ("c4.00001-of-00002.json.gz", "json", "gzip"),
         ("a.json.bz2", "json", "bz2"),
         ("a.parquet", "parquet", None),
@@ -78,6 +82,67 @@ def test_inputs_expand_in_a_fixed_order(tmp_path: Path) -> None:
     assert found(tmp_path / "config.json", tmp_path / "sub") == [tmp_path / "config.json", *everything[2:]]
 
 
+def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
+    taken = [write(tmp_path / name, ["x"]) for name in ("a.jsonlines", "b.txt.xz", "c.ndjson", "sub/d.json")]
+    (tmp_path / "e.json").write_text(json.dumps([{"id": 1, "text": "an array"}], indent=1))
+    taken.insert(3, tmp_path / "e.json")
+    for name in (
+        "README.md",
+        "sub/notes.MD",
+        "x.pdf",
+        "LICENSE",
+        "a.parquet.gz",
+        "tar.tar.xz",
+        ".DS_Store",
+        "sub/.x.txt",
+    ):
+        (tmp_path / name).write_text("not taken")
+    (tmp_path / "config.json").write_text('{"text": {"dtype": "string"}, "model": "x"}')
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "a.txt").write_text("hidden with its folder")
+    left_out: Counter[str] = Counter()
+    sources = find_inputs([str(tmp_path)], left_out=left_out)
+    assert [Path(source.name) for source in sources] == taken
+    assert left_out == {
+        ".md": 2, ".pdf": 1, "no ending": 1, ".parquet.gz": 1, ".tar.xz": 1, ".json": 1, "hidden": 3
+    }  # fmt: skip
+    assert counted_kinds(left_out) == "3 hidden, 2 .md, 1 .json, 1 .parquet.gz, 1 .pdf, 1 .tar.xz, 1 no ending"
+    left_out.clear()
+    assert tmp_path / "e.json" not in found_with(tmp_path, "body", left_out)
+    assert left_out[".json"] == 3
+
+
+def found_with(folder: Path, text_field: str, left_out: "Counter[str]") -> list[Path]:
+    return [Path(source.name) for source in find_inputs([str(folder)], text_field, left_out=left_out)]
+
+
+def test_a_json_file_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(UserError, match="a.json: neither a file nor a folder"):
+        find_inputs([str(tmp_path)])
+
+
+def test_what_lies_in_a_data_set_and_is_not_its_is_counted(tmp_path: Path) -> None:
+    save_dataset(tmp_path / "set", ["data-0.arrow"])
+    write(tmp_path / "set" / "cache-1.arrow", ["old"])
+    (tmp_path / "set" / "README.md").write_text("x")
+    left_out: Counter[str] = Counter()
+    assert len(find_inputs([str(tmp_path)], left_out=left_out)) == 1
+    assert left_out == {".arrow": 1, ".md": 1}
+
+
+def test_a_file_with_two_names_is_taken_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "in" / "a.jsonl", ["x"])
+    os.link(path, tmp_path / "in" / "b.jsonl")
+    with pytest.raises(UserError, match=rf"b.jsonl: duplicate inputs: it is given twice \(as {path} too\)"):
+        find_inputs([str(tmp_path / "in")])
+    (tmp_path / "in" / "b.jsonl").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for overlap in (tmp_path / "link", tmp_path / "link" / "a.jsonl", tmp_path / "in" / ".." / "in" / "*.jsonl"):
+        with pytest.raises(UserError, match="duplicate inputs"):
+            find_inputs([str(tmp_path / "in"), str(overlap)])
+
+
 def test_a_pattern_gives_a_folder_and_its_files_once(tmp_path: Path) -> None:
     paths = [write(tmp_path / "x" / name, ["x"]) for name in ("a.txt", "b.txt")]
     assert found(tmp_path / "**") == paths
@@ -115,9 +180,38 @@ def test_saved_datasets_come_in_their_own_order(tmp_path: Path) -> None:
     assert found(tmp_path / "one") == one
     train, test = (save_dataset(tmp_path / "two" / split, ["data-0.arrow"]) for split in ("train", "test"))
     (tmp_path / "two" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
-    assert found(tmp_path / "two") == [*train, *test]
+    with pytest.raises(UserError, match=r"two is a data set of several splits; choose one of train, test with --split"):
+        found(tmp_path / "two")
+    with pytest.raises(UserError, match=r"two has no split dev; choose one of train, test with --split"):
+        find_inputs([str(tmp_path)], split="dev")
+    assert found(tmp_path / "two" / "test") == test
     first, last = write(tmp_path / "a.txt", ["x"]), write(tmp_path / "z.txt", ["x"])
-    assert found(tmp_path) == [first, *one, *train, *test, last]
+    for split, files in [("train", train), ("test", test)]:
+        sources = find_inputs([str(tmp_path)], split=split)
+        assert [Path(source.name) for source in sources] == [first, *one, *files, last]
+    (tmp_path / "two" / "dataset_dict.json").write_text(json.dumps({"splits": ["test"]}))
+    assert found(tmp_path / "two") == test
+
+
+def test_a_split_of_nothing_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", ["x"])
+    with pytest.raises(UserError, match="--split train: no input is a data set of several splits; leave it out"):
+        find_inputs([str(tmp_path)], split="train")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.txt", "../secret.arrow", "/etc/passwd", "notes.txt", "sub/../../x.arrow", ""]
+)
+def test_a_data_set_reads_its_own_files_only(tmp_path: Path, name: str) -> None:
+    save_dataset(tmp_path / "set", ["data-0.arrow"])
+    for other in ("secret.txt", "secret.arrow", "set/notes.txt"):
+        write(tmp_path / other, ["secret"])
+    (tmp_path / "set" / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(UserError, match="state.json names .*, no Arrow file of the data set"):
+        find_inputs([str(tmp_path / "set")])
+    (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["../elsewhere"]}))
+    with pytest.raises(UserError, match="dataset_dict.json names '../elsewhere', no folder of the data set"):
+        find_inputs([str(tmp_path / "set")])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +251,7 @@ def test_inputs_that_give_nothing(tmp_path: Path) -> None:
         ("pipe.jsonl", "neither a file nor a folder.*give -"),
         ("", "pipe.jsonl: neither a file nor a folder"),
         ("empty", "holds no .txt"),
-        ("json", r"holds no .txt.*a plain .json file must be named"),
+        ("json", r"holds no .txt.* file \(but 1 .json\); a .json file must be named, or have the --text-field"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             find_inputs([str(tmp_path / given)])
@@ -196,17 +290,24 @@ def test_urls(tmp_path: Path) -> None:
     paths = [write(tmp_path / name, ["x"]) for name in ("a.txt", "b.jsonl.gz", "sub/c.parquet")]
     (tmp_path / "notes.md").write_text("x")
     (tmp_path / "state.json").write_text("{}")
+    paths.insert(2, tmp_path / "c.json")
+    paths[2].write_text('{"text": "x"}')
     url = tmp_path.as_uri()
-    for given in ([url], [f"{url}/*.*[tz]", f"{url}/sub"]):
-        sources = find_inputs(given)
+    for given in ([url], [f"{url}/*.*[tz]", f"{url}/c.json", f"{url}/sub"]):
+        left_out: Counter[str] = Counter()
+        sources = find_inputs(given, left_out=left_out)
+        assert left_out == ({".md": 1, ".json": 1} if given == [url] else {})
         assert [source.name for source in sources] == [path.as_uri() for path in paths]
         assert [source.size for source in sources] == [path.stat().st_size for path in paths]
-        assert [source.codec for source in sources] == [None, "gzip", None]
+        assert [source.codec for source in sources] == [None, "gzip", None, None]
     before = find_inputs([paths[0].as_uri()])
     os.utime(paths[0], (0, 0))
     assert find_inputs([paths[0].as_uri()]) != before
     with pytest.raises(UserError, match="duplicate inputs"):
         find_inputs([url, paths[0].as_uri()])
+    (tmp_path / "sub" / "dataset_dict.json").write_text("{}")
+    with pytest.raises(UserError, match="a data set of several splits; give the URL of one split's folder"):
+        find_inputs([url])
 
 
 @pytest.mark.parametrize(

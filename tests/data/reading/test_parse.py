@@ -22,7 +22,7 @@ def parse(payload: bytes, kind: str = "json", number: int = 0, too_long: bool = 
         (b"{nonsense", "not JSON"),
         (b'{"text": "x"} {}', "not JSON"),
         (b'{"text": "tab\tinside"}', "not JSON"),
-        (b"\x00", "not JSON"),
+        (b"\x00", "NUL bytes, not text"),
         (b"[" * 100_000, "not JSON"),
         (b'{"text": ' + b"9" * 5000 + b"", "not JSON"),
         (b"[1]", "not a JSON object"),

@@ -5,6 +5,7 @@ Whatever tells a user what to type next asks here.
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = "deconattn"
@@ -48,6 +49,11 @@ def installation(extra: str) -> str:
 def quoted(path: Path) -> str:
     """Quote a path for a shell, relative to the current directory if it lies there."""
     return shlex.quote(str(_shown(path)))
+
+
+def plugin_flag(files: Sequence[Path]) -> str:
+    """Return ` --plugin FILE...` for the end of a command line, nothing without files."""
+    return " ".join([" --plugin", *map(quoted, files)]) if files else ""
 
 
 def _is_called_by_name() -> bool:

@@ -11,7 +11,9 @@ from deconattn.checkpoint.stored_model import StoredModel, open_model, run_of
 from deconattn.errors import UserError
 
 
-def open_models(paths: Sequence[Path], all_steps: bool = False, plugins: Sequence[Path] = ()) -> list[StoredModel]:
+def open_models(
+    paths: Sequence[Path], all_steps: bool = False, plugins: Sequence[Path] = (), trust_plugins: bool = False
+) -> list[StoredModel]:
     """Find out what each of `paths` is, and check it; runs of one name are told apart by their paths.
 
     Args:
@@ -31,7 +33,7 @@ def open_models(paths: Sequence[Path], all_steps: bool = False, plugins: Sequenc
     alike = Counter(home.name for home in set(homes.values()))
     models = []
     for folder, home in homes.items():
-        stored = open_model(folder, plugins)
+        stored = open_model(folder, plugins, trust_plugins)
         _ = stored.model_config  # raises where its layers are not ours
         if alike[home.name] > 1:
             stored = replace(stored, label=f"{home}/{folder.resolve().name}" if run_of(folder) else str(home))

@@ -38,7 +38,7 @@ from deconattn.data.manifest import TOKENIZER_NAMES
 from deconattn.errors import UserError
 from deconattn.json_files import reason
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers.plugins import names_in_process
+from deconattn.mixers.plugins import changed_code, check_asked, load_plugins, names_in_process
 from deconattn.shown import one_line
 
 CHECKPOINTS = "checkpoints"
@@ -57,6 +57,8 @@ class Checkpoint:
     progress: Progress
     config: RunConfig
     files: tuple[str, ...]
+    trusted: bool = False
+    """Its plugins are run unasked."""
     hold: Hold | None = field(default=None, repr=False, compare=False)
     """Keeps a training from deleting it while it is read."""
 
@@ -71,7 +73,17 @@ class Checkpoint:
     @cached_property
     def model_config(self) -> ModelConfig:
         """The model's configuration; the run's plugins are loaded, and its variants are those of its own."""
+        check_asked(self.plugins, self.trusted, str(self.folder))
         names = names_in_process(self.plugins)
+        changed = changed_code(
+            {names.get(variant, variant): digest for variant, digest in self.config.plugin_code.items()}
+        )
+        if changed is not None:
+            print(
+                f"note: the code of variant {changed!r} is not what {self.folder} was trained with: it has changed "
+                "since, or another file was given",
+                file=sys.stderr,
+            )
         variants = tuple(names.get(variant, variant) for variant in self.config.model.layer_variants)
         return replace(self.config.model, layer_variants=variants)
 
@@ -89,10 +101,19 @@ class Checkpoint:
         config = self.config
         return {} if config.base_model is None else {"base_model": config.base_model, "kept": config.kept}
 
-    def with_plugins(self, plugins: Sequence[Path]) -> "Checkpoint":
-        """Return the checkpoint with these files in the place of the plugins it was trained with, if any are given."""
+    def with_plugins(self, plugins: Sequence[Path], trusted: bool = False) -> "Checkpoint":
+        """Return the checkpoint with these files, which are run, in the place of the plugins it was trained with.
+
+        Args:
+            plugins: as they were given; none leaves the checkpoint its own.
+            trusted: its own are run, which are refused otherwise.
+
+        Raises:
+            UserError: a file that is missing or fails.
+        """
         if not plugins:
-            return self
+            return replace(self, trusted=trusted)
+        load_plugins(plugins)
         flags = replace(self.flags, model=replace(self.flags.model, plugin=tuple(plugins)))
         return replace(self, config=replace(self.config, flags=flags))
 
@@ -221,7 +242,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise UnreadableError(f"{place}: {what}") from error
     except ValueError as error:  # a name that no file can have
         raise UserError(f"{folder / MANIFEST} cannot be read ({reason(error)}): {remedy}") from None
-    return Checkpoint(folder, manifest.progress, config, tuple(manifest.files), hold)
+    return Checkpoint(folder, manifest.progress, config, tuple(manifest.files), hold=hold)
 
 
 def steps_in(run: Path) -> list[Path]:

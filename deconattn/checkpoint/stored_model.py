@@ -125,26 +125,29 @@ class StoredModel:
         )
 
 
-def open_model(path: Path, plugins: Sequence[Path] = ()) -> StoredModel:
+def open_model(path: Path, plugins: Sequence[Path] = (), trust_plugins: bool = False) -> StoredModel:
     """Detect what `path` is, check it, and read all but the weights.
 
-    No code that lies beside a model is run: exports of ours run on this package.
+    No code that lies beside a model is run, nor a run's plugins unasked: exports of ours run on this package.
 
     Args:
         path: a Hugging Face folder (an export of ours, or any causal model that transformers has), a run folder
             (its newest good checkpoint), or one of its step-N folders.
         plugins: files that register the variants of third parties; of a run, in place of those it was trained with.
+        trust_plugins: run those that a run was trained with.
 
     Raises:
         UserError: neither, damaged, without its tokenizer, or in need of code that is not here.
     """
     kind = kind_of(path)
+    if kind == "checkpoint":
+        return _in_checkpoint(path, plugins, trust_plugins)
     load_plugins(plugins)
-    return _in_checkpoint(path, plugins) if kind == "checkpoint" else _in_folder(path)
+    return _in_folder(path)
 
 
-def _in_checkpoint(path: Path, plugins: Sequence[Path]) -> StoredModel:
-    checkpoint = open_checkpoint(path).with_plugins(plugins)
+def _in_checkpoint(path: Path, plugins: Sequence[Path], trusted: bool) -> StoredModel:
+    checkpoint = open_checkpoint(path).with_plugins(plugins, trusted)
     checkpoint.check("weights")
     if checkpoint.tokenizer_folder is None:
         raise UserError(f"{checkpoint.folder} has no tokenizer/: put the tokenizer of its corpus there")

@@ -50,6 +50,8 @@ class Arguments:
     """Look into every checkpoint of each run, and draw entropy over training steps."""
     plugin: tuple[Path, ...] = ()
     """Python files that register the variants of third parties that the models have."""
+    trust_plugins: bool = False
+    """Run the plugins that a run names, which are somebody's code, without being given them."""
 
 
 def main(words: Sequence[str]) -> None:
@@ -69,7 +71,7 @@ def analyze(arguments: Arguments) -> None:
 
     disable_progress_bar()
     check_free(arguments.out)
-    models = open_models(arguments.model, arguments.all_steps, arguments.plugin)
+    models = open_models(arguments.model, arguments.all_steps, arguments.plugin, arguments.trust_plugins)
     depth = max(stored.model_config.num_hidden_layers for stored in models)
     for layer in arguments.maps:
         if not 1 <= layer <= depth:

@@ -9,7 +9,7 @@ import tyro
 
 from deconattn.cli import asks_for_completion, complaints_in_one_line, completed_name
 from deconattn.errors import UserError
-from deconattn.program import command, quoted
+from deconattn.program import command, plugin_flag, quoted
 
 
 @dataclass(frozen=True)
@@ -60,4 +60,4 @@ def main(words: Sequence[str]) -> None:
         raise UserError("--optimizer: a Hugging Face folder holds no moments; leave it out")
     plugins = ["--plugin", *map(str, arguments.plugin)] if arguments.plugin else []
     print(write_run(arguments.source, arguments.out, [*others, *plugins]))
-    print(f"train: {command('train')} --save {quoted(arguments.out)} --resume")
+    print(f"train: {command('train')} --save {quoted(arguments.out)} --resume{plugin_flag(arguments.plugin)}")

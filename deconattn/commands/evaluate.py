@@ -56,6 +56,8 @@ class Arguments:
     """Take out these layers, numbers from 1, comma-separated."""
     plugin: tuple[Path, ...] = ()
     """Python files that register the variants of third parties that the models have."""
+    trust_plugins: bool = False
+    """Run the plugins that a run names, which are somebody's code, without being given them."""
     out: Path | None = None
     """Folder to write; by default MODEL/evaluation."""
     overwrite: bool = False
@@ -186,7 +188,7 @@ def _open(arguments: Arguments, lengths: list[int]) -> "list[StoredModel]":
     skip = frozenset() if arguments.skip is None else frozenset(layer_numbers(arguments.skip))
     models = []
     for path in arguments.models:
-        stored, skipped = open_model(path, arguments.plugin), skip
+        stored, skipped = open_model(path, arguments.plugin, arguments.trust_plugins), skip
         if arguments.skip_variant_layers:
             skipped = skip | variant_layers(stored.config)
         if arguments.skip is not None or arguments.skip_variant_layers:

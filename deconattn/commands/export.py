@@ -33,6 +33,8 @@ class Arguments:
     """Languages of the text by their codes (en, cs, ...), for the card."""
     plugin: tuple[Path, ...] = ()
     """Python files that register the run's third-party variants, in the place of those it was trained with."""
+    trust_plugins: bool = False
+    """Run the plugins that a run names, which are somebody's code, without being given them."""
     overwrite: bool = False
     """Replace an earlier export."""
 
@@ -53,7 +55,7 @@ def export_checkpoint(arguments: Arguments) -> None:
 
     if arguments.gguf:
         require("gguf", "--gguf")
-    checkpoint = open_checkpoint(arguments.source).with_plugins(arguments.plugin)
+    checkpoint = open_checkpoint(arguments.source).with_plugins(arguments.plugin, arguments.trust_plugins)
     precision = arguments.dtype or checkpoint.precision
     tokenizer_folder = checkpoint.tokenizer_folder if arguments.tokenizer else None
     vocabulary = gguf_vocabulary(checkpoint.model_config, tokenizer_folder) if arguments.gguf else None

@@ -40,6 +40,8 @@ class Arguments:
     """Precision to compute in; by default what the export stores or the run computed in."""
     plugin: tuple[Path, ...] = ()
     """Python files that register the variants of third parties that the model has."""
+    trust_plugins: bool = False
+    """Run the plugins that a run names, which are somebody's code, without being given them."""
 
 
 def main(words: Sequence[str]) -> int | None:
@@ -64,7 +66,7 @@ def _generate(arguments: Arguments, prompt: str) -> None:
     from deconattn.generation.continuation import TextStream, continue_text, encode, room
 
     disable_progress_bar()
-    stored = open_model(arguments.model, arguments.plugin)
+    stored = open_model(arguments.model, arguments.plugin, arguments.trust_plugins)
     ids = encode(stored, prompt)
     sampling, limit = arguments.sampling.seeded(), room(stored, ids)
     if limit is not None and sampling.max_new_tokens > limit:

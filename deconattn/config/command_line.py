@@ -47,10 +47,21 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
     file = None if first.config is None else read_config_file(first.config)
     resumes = first.resume or first.resume_from is not None
     saved = saved_flags(_save(first, file)) if resumes else None
-    defaults = saved or size_defaults(_size(first, file))
+    # The plugins of a run are its owner's word, not the user's: what is given stands alone.
+    unasked = saved.model.plugin if saved else ()
+    defaults = _with(saved, "model", plugin=()) if saved else size_defaults(_size(first, file))
+    owner = _save(first, file)
+    if file and file.of_a_run and file.values.get("plugin"):
+        unasked, owner = tuple(Path(str(plugin)) for plugin in file.values["plugin"]), file.path
+        file = dataclasses.replace(file, values={name: file.values[name] for name in file.values if name != "plugin"})
     flags = parse(TrainingFlags, arguments, default=file.on(defaults) if file else defaults, program=command("train"))
     # Only now, since --help has left: PyTorch takes a second to import.
     flags = _with(_with_precision(_with_length(flags, first, file)), "run", resume=resumes)
+    if unasked and not flags.model.plugin:
+        from deconattn.mixers.plugins import check_asked
+
+        check_asked(unasked, flags.run.trust_plugins, str(owner))
+        flags = _with(flags, "model", plugin=unasked)
     if saved:
         check_same_run(saved, flags, f"{first.config} and the flags" if file else "the flags")
     text = flags.data.fixed_text
@@ -118,7 +129,7 @@ def to_json(flags: TrainingFlags) -> dict[str, Any]:
     """Return plain values, paths made absolute; `--resume` and `--config` are acts, not properties of the run."""
     from pydantic import TypeAdapter
 
-    run = dataclasses.replace(flags.run, resume=False, resume_from=None, save=None, config=None)
+    run = dataclasses.replace(flags.run, resume=False, resume_from=None, trust_plugins=False, save=None, config=None)
     return TypeAdapter(TrainingFlags).dump_python(_absolute(dataclasses.replace(flags, run=run)), mode="json")
 
 

@@ -20,7 +20,7 @@ from deconattn.errors import UserError
 
 _RUN = {field.name for field in dataclasses.fields(RunConfig)}
 """Keys of a run's config.json."""
-_ACTS = ("config", "resume", "resume_from")
+_ACTS = ("config", "resume", "resume_from", "trust_plugins")
 """Flags that only a command line can have."""
 
 
@@ -86,7 +86,8 @@ def read_config_file(path: Path) -> ConfigFile:
         values[name] = value
     for act in _ACTS:
         if values.pop(act, None):
-            raise UserError(f"--config {path}: {act} has no place in a file: give --{act} on the command line")
+            flag = f"--{act.replace('_', '-')}"
+            raise UserError(f"--config {path}: {act} has no place in a file: give {flag} on the command line")
     return ConfigFile(path, values, of_a_run)
 
 

@@ -224,6 +224,8 @@ class RunFlags:
     """Go on from the newest good checkpoint of --save; flags not given keep the run's values."""
     resume_from: str | None = None
     """Go on from this one of its checkpoints instead, such as step-300; newer ones are moved to set-aside-N."""
+    trust_plugins: bool = False
+    """With --resume: run the plugins that the run names, which are somebody's code, without being given them."""
     eval_every: int = 0
     """Steps between validations (one is always made at the end)."""
     eval_sequences: int = 0

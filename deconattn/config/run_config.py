@@ -32,6 +32,7 @@ class RunConfig:
         model: its variants by their names in the run's own plugins.
         base_model: what the weights were converted from, if they were.
         kept: what an export has of that model (:mod:`deconattn.convert.origin`).
+        plugin_code: digest of the code of each variant that a plugin registers.
         environment: versions and machine.
     """
 
@@ -42,6 +43,7 @@ class RunConfig:
     kept: dict[str, Any] = field(default_factory=dict)
     total_steps: int | None = None
     warmup_steps: int | None = None
+    plugin_code: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
 

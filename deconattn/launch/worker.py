@@ -13,7 +13,7 @@ from deconattn.cli import handled, safe_output, say_error
 from deconattn.config.command_line import parse_training_flags
 from deconattn.errors import UserError, of_the_disk
 from deconattn.launch import ranks
-from deconattn.program import command, quoted
+from deconattn.program import command, plugin_flag, quoted
 
 LAUNCHER = "deepspeed.launcher.launch"
 OUR_LAUNCHER = "DECONATTN_LAUNCHER"
@@ -115,7 +115,7 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
     try:
         check_alike(flags, watch.peers)
         trainer = Trainer(flags, stop, scorer(flags.evaluation))
-        resume = f"{command('train')} --save {quoted(trainer.run_folder)} --resume"
+        resume = f"{command('train')} --save {quoted(trainer.run_folder)} --resume{plugin_flag(flags.model.plugin)}"
         watch.situation = lambda: f", after step {trainer.progress.step}; to go on: {resume}"
         trainer.run()
         watch.leave()

@@ -13,6 +13,7 @@ from deconattn.errors import UserError
 from deconattn.json_files import read_bytes
 from deconattn.mixers import registry
 from deconattn.mixers.base import Mixer
+from deconattn.program import quoted
 
 _DIGEST, _VARIANTS = "__deconattn_digest__", "__deconattn_variants__"
 """Attributes of a plugin's module: the digest of its file when it ran, and the variants that it registered."""
@@ -95,6 +96,41 @@ def _variants(path: Path, visible: Sequence[str]) -> dict[str, type[Mixer]]:
         registry._REGISTRY.update(before)
     vars(plugin)[_VARIANTS] = found
     return found
+
+
+def has_run(file: Path) -> bool:
+    """Whether a file's code has run in this process, from wherever: opening what needs it runs nothing new."""
+    try:
+        digest = code_digest(file)
+    except (OSError, ValueError, SyntaxError, tokenize.TokenError):  # whoever runs it gets the reason
+        return False
+    return any(module.get(_DIGEST) == digest for module in map(vars, list(sys.modules.values())))
+
+
+def check_asked(files: Sequence[Path], trusted: bool, owner: str) -> None:
+    """Let the plugins that a run folder names run only where they were asked for, and say so.
+
+    Args:
+        trusted: `--trust-plugins` was given.
+        owner: the run folder or checkpoint.
+
+    Raises:
+        UserError: naming the first file that was neither given nor trusted.
+    """
+    for file in files:
+        if has_run(file):
+            continue
+        if not trusted:
+            raise UserError(
+                f"{owner} was trained with {file}, whose code would run here: give it with --plugin {quoted(file)}, "
+                "or --trust-plugins to run whatever it names"
+            )
+        print(f"note: {file} is run, which {owner} was trained with", file=sys.stderr)
+
+
+def changed_code(trained: Mapping[str, str]) -> str | None:
+    """Return the first variant whose code here is not what a run was trained with (:func:`plugin_code`), if any."""
+    return next((variant for variant, digest in trained.items() if mixer_digest(variant) != digest), None)
 
 
 def mixer_digest(name: str) -> str:

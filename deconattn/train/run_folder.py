@@ -24,6 +24,7 @@ from deconattn.config.run_config import RUN_CONFIG, CorpusIdentity
 from deconattn.data import read_manifest
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.mixers.plugins import plugin_code
 from deconattn.model.flops import count_parameters
 from deconattn.train.metrics import METRICS
 
@@ -103,11 +104,12 @@ def choose_checkpoint(flags: TrainingFlags, run: Path) -> Checkpoint | None:
         UserError: it is damaged or must not be read.
     """
     if flags.run.resume_from is not None:
-        return read_checkpoint(run / CHECKPOINTS / flags.run.resume_from)
+        return read_checkpoint(run / CHECKPOINTS / flags.run.resume_from).with_plugins(flags.model.plugin)
     checkpoint = newest_good(run)
     if checkpoint is None:
         print(f"note: {run} has no checkpoint yet: it begins anew", file=sys.stderr)
-    return checkpoint
+        return None
+    return checkpoint.with_plugins(flags.model.plugin)
 
 
 def set_aside(run: Path, step: int) -> None:
@@ -182,6 +184,7 @@ def resolved_config(
         **(origin or {}),
         "flags": to_json(flags),
         "model": dataclasses.asdict(model),
+        "plugin_code": plugin_code(set(model.layer_variants)),
         "data": [dataclasses.asdict(identity) for identity in data],
         "total_steps": flags.total_steps,
         "warmup_steps": flags.warmup_steps,

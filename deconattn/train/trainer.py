@@ -24,7 +24,7 @@ from deconattn.model.streams import Streams
 from deconattn.parallel.build import build_model
 from deconattn.parallel.process_group import from_rank_0, rank_0_alone
 from deconattn.parallel.topology import Topology
-from deconattn.program import command, quoted
+from deconattn.program import command, plugin_flag, quoted
 from deconattn.train.engine import Engine, StepResult, Stopped
 from deconattn.train.inputs import TrainingData, check_identities
 from deconattn.train.metrics import Metrics, memory_gib, writing
@@ -206,7 +206,8 @@ class Trainer:
             self._say(f"steps skipped for want of a finite loss or gradient: {self.progress.skipped_steps}")
         self._say(f"checkpoint: {folder}")
         out = self.run_folder.with_name(f"{self.run_folder.name}-hf")
-        self._say(f"export: {command('export')} {quoted(self.run_folder)} {quoted(out)}")
+        plugins = plugin_flag(self.flags.model.plugin)
+        self._say(f"export: {command('export')} {quoted(self.run_folder)} {quoted(out)}{plugins}")
 
     def _interrupted(self) -> None:
         folder = self._save()
@@ -216,7 +217,8 @@ class Trainer:
         why = "since the launcher is gone" if self.launcher_lost else "on request"
         self._say(f"stopped {why} at step {self.progress.step}")
         self._say(f"checkpoint: {folder}")
-        self._say(f"resume: {command('train')} --save {quoted(self.run_folder)} --resume")
+        plugins = plugin_flag(self.flags.model.plugin)
+        self._say(f"resume: {command('train')} --save {quoted(self.run_folder)} --resume{plugins}")
 
     def _validate(self) -> None:
         step = self.progress.step

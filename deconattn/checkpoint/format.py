@@ -99,9 +99,7 @@ class Checkpoint:
         return {name: self.config[name] for name in ("base_model", "kept") if name in self.config}
 
     def with_plugins(self, plugins: Sequence[Path]) -> "Checkpoint":
-        """Return the checkpoint with these files in the place of the plugins it was trained with, if any are given."""
-        if not plugins:
-            return self
+        """Return the checkpoint with these files in the place of the plugins it was trained with."""
         flags = self.config["flags"]
         model = flags["model"] | {"plugin": [str(plugin) for plugin in plugins]}
         return replace(self, config=self.config | {"flags": flags | {"model": model}})

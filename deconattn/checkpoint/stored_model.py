@@ -143,7 +143,9 @@ def open_model(path: Path, plugins: Sequence[Path] = ()) -> StoredModel:
 
 
 def _in_checkpoint(path: Path, plugins: Sequence[Path]) -> StoredModel:
-    checkpoint = open_checkpoint(path).with_plugins(plugins)
+    checkpoint = open_checkpoint(path)
+    if plugins:
+        checkpoint = checkpoint.with_plugins(plugins)
     if checkpoint.tokenizer_folder is None:
         raise UserError(f"{checkpoint.folder} has no tokenizer/: put the tokenizer of its corpus there")
     tokenizer = _exported_tokenizer(checkpoint.tokenizer_folder, checkpoint.model_config.max_position_embeddings)

@@ -53,7 +53,9 @@ def export_checkpoint(arguments: Arguments) -> None:
 
     if arguments.gguf:
         require("gguf", "--gguf")
-    checkpoint = open_checkpoint(arguments.source).with_plugins(arguments.plugin)
+    checkpoint = open_checkpoint(arguments.source)
+    if arguments.plugin:
+        checkpoint = checkpoint.with_plugins(arguments.plugin)
     precision = arguments.dtype or checkpoint.precision
     tokenizer_folder = checkpoint.tokenizer_folder if arguments.tokenizer else None
     vocabulary = gguf_vocabulary(checkpoint.model_config, tokenizer_folder) if arguments.gguf else None

@@ -198,7 +198,9 @@ def _in_folder(folder: Path) -> StoredModel:
     for variant in variants:
         if variant not in variant_names():
             raise UserError(f"{folder} has layers of variant {variant!r}: give its file with --plugin")
-    HFWeights(folder)  # raises where there is no weight to read
+    weights = HFWeights(folder)  # raises where there is no weight to read
+    if model_type in MODEL_TYPES and not getattr(config, "quantization_config", None):
+        weights.check_floats()
     read = partial(_read_folder, folder, config)
     return StoredModel(folder, config, _tokenizer_in(folder), _label(folder), None, read)
 

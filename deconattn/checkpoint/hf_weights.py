@@ -62,8 +62,7 @@ class HFWeights:
         for name, shape in self._shapes.items():
             if shape != expected[name]:
                 raise UserError(f"{self.folder}: {name} is {shape}, by config.json {expected[name]}: correct either")
-            if self._dtypes[name] not in FLOATS and name != "model.fixed_ids":
-                raise UserError(f"{self.folder}: {name} is quantized ({self._dtypes[name]}): give the original model")
+        self.check_floats()
         if config.tie_word_embeddings and HEAD in self._shapes and not self.read(HEAD).equal(self.read(EMBEDDING)):
             raise UserError(
                 f"{self.folder}: {HEAD} differs from {EMBEDDING} though config.json ties them: "
@@ -78,6 +77,12 @@ class HFWeights:
                 raise UserError(
                     f"{self.folder}: {name} is {self._shapes[name]}, by config.json {shapes[name]}: correct either"
                 )
+
+    def check_floats(self) -> None:
+        """Raise UserError if a weight is no floating-point number, by a Qwen model's or an export's names."""
+        for name, dtype in self._dtypes.items():
+            if dtype not in FLOATS and name != "model.fixed_ids":
+                raise UserError(f"{self.folder}: {name} is quantized ({dtype}): give the original model")
 
     def __len__(self) -> int:
         return len(self._shapes)

@@ -214,6 +214,8 @@ def _check_weights(folder: Path, config: PreTrainedConfig) -> None:
     weights = HFWeights(folder)
     if getattr(config, "quantization_config", None) is not None:
         return  # its tensors have shapes of their own
+    if config.model_type in MODEL_TYPES:
+        weights.check_floats()
     layers = getattr(config, "num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > len(weights):
         raise UserError(f"{folder / HF_CONFIG} says {layers} layers, the weights are {len(weights)}: correct either")

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from itertools import groupby
 
 import torch
@@ -38,7 +38,8 @@ def model_card(config: ModelConfig, dtype: torch.dtype, parameters: int, provena
     note = (
         f"A plain `{stock}` model: no code of DeconAttn is needed."
         if stock
-        else "The code lies beside the weights: load with `trust_remote_code=True`, or `import deconattn` first."
+        else "The code lies beside the weights: load with `trust_remote_code=True`, or `import deconattn` first. "
+        f"It works with `{_tested_transformers()}`."
     )
     rows = {
         "parameters": f"{parameters:,}",
@@ -89,6 +90,11 @@ from peft import LoraConfig, get_peft_model
 model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
 ```
 """
+
+
+def _tested_transformers() -> str:
+    """Return the versions of transformers that this package declares."""
+    return next(one for one in requires("deconattn") or () if one.startswith("transformers"))
 
 
 def _metadata(provenance: Provenance) -> str:

@@ -41,7 +41,7 @@ class Mixer(nn.Module, ABC):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if not hasattr(cls.forward, "decodes"):
+        if getattr(cls.forward, "decodes", None) is not cls.forward:
             cls.forward = _or_extend(cls.forward)  # type: ignore[method-assign]
 
     def __init__(self, config: ModelConfig) -> None:
@@ -120,5 +120,5 @@ def _or_extend(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 return hidden[:0]
         return plain(self, hidden, static, context)
 
-    forward.decodes = True  # type: ignore[attr-defined]
+    forward.decodes = forward  # type: ignore[attr-defined]
     return forward

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deconattn.checkpoint.stored_model import open_model
+from deconattn.commands import export as export_command
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
@@ -79,8 +80,9 @@ def test_third_parties_variants_come_from_their_file(
         open_model(export)
     with pytest.raises(UserError, match="--plugin .*running-mean.py"):
         open_model(run)
+    export_command.main([str(run), str(tmp_path / "again"), "--plugin", str(moved)])
     with torch.no_grad():
-        for path in (run, export):
+        for path in (run, export, tmp_path / "again"):
             loaded = open_model(path, [moved]).load("fp32")
             torch.testing.assert_close(loaded(ids.to(loaded.device)).logits.cpu(), model.logits(ids), atol=1e-5, rtol=0)
 

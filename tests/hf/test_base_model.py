@@ -145,7 +145,7 @@ def test_hooks_run_with_a_cache_as_without(place: str) -> None:
 
 @torch.no_grad()
 def test_an_adapter_that_is_switched_reaches_the_fixed_stream() -> None:
-    """The fixed stream's part is kept once per model, but not where a module of somebody else's takes part."""
+    """The fixed stream's part is kept in the cache of one text and nowhere else."""
 
     class Adapter(torch.nn.Module):
         enabled = True

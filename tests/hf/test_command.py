@@ -26,7 +26,7 @@ def test_the_runs_own_precision_by_default(
         precision=precision,
         plugins=(),
         datasets=("web",),
-        base_model=None,
+        origin={},
         tokenizer_folder=None,
         weights=model.state_dict,
     )

@@ -1,6 +1,7 @@
 """The exported model is the trained one, and the folder is whole or not there."""
 
 import json
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,8 @@ def test_the_card_names_every_layer(tmp_path: Path) -> None:
     assert "| 3 | `standard` |" in card
     assert f"| parameters | {sum(p.numel() for p in model.parameters()):,} |" in card
     assert "| training steps | 1,234 |" in card
+    declared = next(one for one in requires("deconattn") if one.startswith("transformers"))
+    assert f"It works with `{declared}`." in card and "<" in declared
 
 
 def test_the_card_says_what_is_known(tmp_path: Path) -> None:

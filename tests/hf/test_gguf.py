@@ -354,7 +354,7 @@ class TestCommand:
             precision="bf16",
             plugins=(),
             datasets=("web",),
-            base_model=None,
+            origin={},
             tokenizer_folder=like_pythias,
             weights=model.state_dict,
         )

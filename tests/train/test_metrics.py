@@ -7,6 +7,7 @@ import pytest
 
 from deconattn.checkpoint.format import open_checkpoint
 from deconattn.cost.hardware import peak_flops
+from deconattn.errors import UserError
 from deconattn.model.flops import training_flops
 from tests.train.conftest import rows
 from tests.train.jobs import run_job
@@ -59,6 +60,25 @@ def test_fixed_text_becomes_the_stream(small: list[str], corpus: Path, tmp_path:
     default = open_checkpoint(tmp_path / "default").weights()["model.fixed_ids"]
     assert given.tolist() == load_tokenizer(corpus).encode_batch([text])[0][:32].tolist()
     assert default.tolist() == TokenCorpus(corpus).read(0, 32).tolist()
+
+
+def test_a_fixed_text_may_move_but_not_change(small: list[str], tmp_path: Path) -> None:
+    """The checkpoint has its ids."""
+    file, moved = tmp_path / "sonnet.txt", tmp_path / "moved.txt"
+    file.write_text("Shall I compare thee to a summer's day? " * 20)
+    run = ["--save", str(tmp_path / "run"), "--resume"]
+    run_job(["stop=1", *small, "--variant", "fixedseq", "--fixed-text", str(file), *run[:2]])
+    before = open_checkpoint(tmp_path / "run").weights()["model.fixed_ids"]
+    file.rename(moved)
+    with pytest.raises(UserError, match=r"no such file: .*other.txt"):
+        run_job([*run, "--fixed-text", str(tmp_path / "other.txt")])
+    run_job(["stop=2", *run])
+    run_job(["stop=3", *run, "--fixed-text", str(moved)])
+    moved.write_text("Thou art more lovely and more temperate. " * 20)
+    with pytest.raises(UserError, match=r"--fixed-text .*moved.txt is not the text that the run was started with"):
+        run_job(run)
+    assert open_checkpoint(tmp_path / "run").weights()["model.fixed_ids"].equal(before)
+    assert open_checkpoint(tmp_path / "run").step == 3
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """From text to batches: packing corpora into Arrow shards, and reading them back sample by sample.
 
 In the order in which data flows: `reading` (documents out of files), `tokenizing` (text to ids), `packing` (documents
-to shards), `shards` and `manifest` (the packed format), `corpus_tools` (the commands that inspect and rewrite packed
-corpora), `corpus` (a split as one sequence of tokens, over `mapped` files), `loading` (samples and batches out of it).
+to shards), `shards` and `manifest` (the packed format), `corpus_tokenizer` (the tokenizer in a packed folder),
+`corpus_tools` (the commands that inspect and rewrite packed corpora), `corpus` (a split as one sequence of tokens, over
+`mapped` files), `loading` (samples and batches out of it).
 """
 
 from importlib import import_module

@@ -48,7 +48,7 @@ def panics_told(origin: str, characters: int = 0) -> Iterator[None]:
             told = UserError(f"{origin}: the tokenizers library gives up on a text ({reason}); {_REMEDY}")
         finally:
             watch.cancel()
-            sys.stderr.flush()
+            _flush()
             os.dup2(stderr, _STDERR)
             if told is None:
                 held.seek(0)
@@ -60,7 +60,7 @@ def panics_told(origin: str, characters: int = 0) -> Iterator[None]:
 
 @contextmanager
 def _copy_of_stderr() -> Iterator[int]:
-    sys.stderr.flush()
+    _flush()
     try:
         stderr = os.dup(_STDERR)
     except OSError:  # it is closed
@@ -69,6 +69,11 @@ def _copy_of_stderr() -> Iterator[int]:
         yield stderr
     finally:
         os.close(stderr)
+
+
+def _flush() -> None:
+    if sys.stderr is not None:  # the process was started without one
+        sys.stderr.flush()
 
 
 def _end(stderr: int, message: str) -> None:

@@ -136,7 +136,7 @@ class HuggingFaceTokenizer(Tokenizer):
         super().__init__(content, origin)
         self._given = content
         self._tokenizer = self._load(content)
-        document: dict[str, Any] = json.loads(content)
+        document = self._parse(content)
         if document["model"].get("dropout"):
             print(
                 f"note: {origin}: its BPE dropout of {document['model']['dropout']} is switched off, so that a text "
@@ -190,6 +190,12 @@ class HuggingFaceTokenizer(Tokenizer):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.content, self.origin, self.settings)  # the library's own pickle loses its settings
 
+    def _parse(self, content: bytes) -> dict[str, Any]:
+        try:
+            return dict(json.loads(content))
+        except (ValueError, RecursionError) as error:  # what one reader of JSON takes and the other does not
+            raise UserError(f"{self.origin} is not plain JSON ({_first_line(error)}); restore it") from None
+
     def find(self, token: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
@@ -234,10 +240,7 @@ class SentencePieceTokenizer(Tokenizer):
 
         super().__init__(content, origin)
         if _TIKTOKEN.match(content):
-            raise UserError(
-                f"{origin} is a tiktoken file, as Llama 3 has one beside its original weights, and names no separator "
-                "or other special token; give the tokenizer.json of the same model"
-            )
+            raise _tiktoken(origin)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
             self.vocab_size = int(self._processor.get_piece_size())
@@ -310,6 +313,10 @@ def load_tokenizer(
         if not found:
             raise UserError(f"{path} holds no tokenizer.json or tokenizer.model; name a folder or file that does")
         path = found[0]
+    if path.exists() and not path.is_file():
+        raise UserError(f"tokenizer {path} is not a regular file; give a tokenizer.json, .model or folder")
+    if path.suffix == ".tiktoken":
+        raise _tiktoken(str(path))
     if path.suffix not in (".json", ".model"):
         raise UserError(
             f"tokenizer {spec}: give a tokenizer.json, a SentencePiece .model or a folder that holds one of them"
@@ -342,6 +349,13 @@ def _unknown(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
         return int(model["unk_id"])
     token = model.get("unk_token")
     return vocabulary.get(token) if isinstance(token, str) else None
+
+
+def _tiktoken(origin: str) -> UserError:
+    return UserError(
+        f"{origin} is a tiktoken file, as Llama 3 has one beside its original weights, and names no separator or other "
+        "special token; give the tokenizer.json of the same model"
+    )
 
 
 def _first_line(error: BaseException) -> str:

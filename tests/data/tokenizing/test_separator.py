@@ -1,6 +1,7 @@
 """The token that ends a document is the one that its model's files name, or a usual one that is special."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +125,25 @@ def test_sentencepiece_has_its_own(sp_model: Path, tmp_path: Path) -> None:
 def test_a_tiktoken_file(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"IQ== 0\nIg== 1\nIw== 2\n")
-    with pytest.raises(UserError, match=r"is a tiktoken file.*give the tokenizer.json of the same model"):
+    path.with_name("qwen.tiktoken").write_bytes(path.read_bytes())
+    for spec in (tmp_path, path, path.with_name("qwen.tiktoken")):
+        with pytest.raises(UserError, match=r"is a tiktoken file.*give the tokenizer.json of the same model"):
+            load_tokenizer(spec)
+
+
+def test_what_is_no_file_does_not_hang(tmp_path: Path, kind: Kind) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UserError, match="pipe.json is not a regular file"):
+        load_tokenizer(tmp_path / "pipe.json")
+    shutil.copy(kind("gemma") / "tokenizer.json", tmp_path)
+    os.mkfifo(tmp_path / "generation_config.json")
+    assert load_tokenizer(tmp_path).eos_token_id == 1
+
+
+def test_a_number_that_only_one_reader_takes(tmp_path: Path, kind: Kind) -> None:
+    content = (kind("gemma") / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(content.replace("{", '{"surplus": ' + "9" * 5000 + ",", 1))
+    with pytest.raises(UserError, match="tokenizer.json is not "):
         load_tokenizer(tmp_path)
 
 

@@ -213,6 +213,7 @@ def test_a_split_is_chosen_of_several(
     tmp_path: Path, tokenizer_file: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split, ids in (("train", [[1, 2, EOS]] * 3), ("test", [[7, EOS]])):
+        (tmp_path / "saved" / split).mkdir(parents=True)
         write_arrow(tmp_path / "saved" / split / "data-0.arrow", pa.array(ids))
         (tmp_path / "saved" / split / "state.json").write_text('{"_data_files": [{"filename": "data-0.arrow"}]}')
     (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')

@@ -125,7 +125,7 @@ def test_an_interrupted_pack_cuts_the_same(
         with monkeypatch.context() as patched:
             patched.setattr(Journal, "append", dying)
             try:
-                run(tmp_path, sizes, "killed", shard_tokens=800, **flags)
+                run(tmp_path, sizes, "killed", shard_tokens=800, overwrite=True, **flags)
             except KeyboardInterrupt:
                 entries += 1
         run(tmp_path, sizes, "killed", shard_tokens=800, overwrite=True, **flags)

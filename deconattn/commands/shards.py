@@ -121,6 +121,8 @@ class Convert:
     """The token after each document, where the tokenizer and the files beside it do not name the right one."""
     column: str = "input_ids"
     """Column of a dataset that holds the ids."""
+    split: str | None = None
+    """Which split to take of a dataset that was saved with several, such as train."""
     pieces: _Flag = False
     """The dataset's rows are pieces of one long sequence: documents end at separators, not where rows do."""
     val_fraction: float = 0.01
@@ -227,6 +229,8 @@ def decode(command: Decode) -> None:
 def convert(command: Convert) -> None:
     """Convert and say what was written."""
     from deconattn.data.corpus_tools.convert_ids import convert as convert_source
+    from deconattn.data.packing.selection import validation_note
+    from deconattn.data.reading.input_files import counted_kinds
 
     result = convert_source(
         command.source,
@@ -237,6 +241,7 @@ def convert(command: Convert) -> None:
         column=command.column,
         pieces=command.pieces,
         eos=command.eos,
+        data_split=command.split,
     )
     assert result.manifest is not None
     print(f"converted {command.out} from {result.kind}: {_counts(result.manifest)}")
@@ -244,6 +249,10 @@ def convert(command: Convert) -> None:
         print(f"  separators added: {result.added:,}")
     if result.empty:
         print(f"  empty documents left out: {result.empty:,}")
+    if result.left_out:
+        print(f"  files left out: {counted_kinds(result.left_out)}")
+    if note := validation_note(result.manifest, command.val_fraction):
+        print(f"  note: {note}")
 
 
 def _require(folders: tuple[Path, ...]) -> None:

@@ -1,6 +1,7 @@
 """`manifest.json`, the list of a packed folder's shards; written last: where it is, the folder is whole."""
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ SPLITS = ("train", "val")
 SpecialTokens = Literal["text", "token"]
 """What a special token that a text spells is read as."""
 _MOST = 2**53  # of whatever is counted, and far more than there is
-_ANOTHER_VERSION = re.compile(rb'"format_version"\s*:\s*(\d{1,9})\b')
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,26 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{folder} is not a packed corpus (pack with {command('pack')})") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check its permissions") from None
-    version = _ANOTHER_VERSION.search(content)
-    if version is not None and int(version[1]) > FORMAT_VERSION:
-        raise UserError(f"{path} has format version {int(version[1])}, newer than {FORMAT_VERSION}; update deconattn")
     try:
         manifest: Manifest = _adapter().validate_json(content, strict=True)
         _check(manifest)
     except ValueError as error:
+        version = _version(content)
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {version}, newer than {FORMAT_VERSION}; update deconattn"
+            ) from None
         raise UserError(f"{path} is damaged ({_reason(error)}); pack the corpus again with {command('pack')}") from None
     return manifest
+
+
+def _version(content: bytes) -> int:
+    """The version that a manifest names which is not one of this version; 0 where none is named."""
+    try:
+        version = json.loads(content)["format_version"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return 0
+    return version if type(version) is int else 0
 
 
 @cache
@@ -118,6 +129,8 @@ def _reason(error: ValueError) -> str:
 
 def _check(manifest: Manifest) -> None:
     """What types do not tell. Raises ValueError."""
+    if manifest.format_version != FORMAT_VERSION:
+        raise ValueError(f"format_version is {manifest.format_version}")
     if manifest.dtype not in ("uint16", "uint32"):
         raise ValueError(f"dtype is {manifest.dtype!r}")
     for name, token_id in (("eos_token_id", manifest.eos_token_id), ("bos_token_id", manifest.bos_token_id)):

@@ -45,7 +45,7 @@ def field(folder: Path, random: Random) -> None:
     if random.random() < 0.2 and key != "surplus":
         del place[key]
     elif random.random() < 0.2:
-        place[key] = random.choice(content["shards"])
+        place[key] = dict(random.choice(content["shards"]))
     else:
         place[key] = random.choice(ODD)
     path.write_text(json.dumps(content))

@@ -1,7 +1,8 @@
 """Packed corpora out of token ids that another program made."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ class Conversion:
         kind: "Megatron-LM" or "Hugging Face".
         added: documents that had no separator at their end.
         empty: documents without an id, left out.
+        left_out: files of the source's folder that were not read, by ending.
     """
 
     kind: str
     manifest: Manifest | None = None
     added: int = 0
     empty: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def convert(
@@ -49,6 +52,7 @@ def convert(
     column: str = "input_ids",
     pieces: bool = False,
     eos: str | None = None,
+    data_split: str | None = None,
 ) -> Conversion:
     """Write the documents of `source` into `out`, in order, split as the command `pack` splits.
 
@@ -59,6 +63,7 @@ def convert(
         column: name of a Hugging Face dataset's column of id lists.
         pieces: its rows are pieces of one long sequence, cut anywhere.
         eos: the separator, as for the command `pack`.
+        data_split: which one to take of a dataset of several splits.
 
     Raises:
         UserError: ids that the tokenizer does not have, a damaged input, an `out` that is not free.
@@ -70,13 +75,15 @@ def convert(
     if prefix is not None:
         if pieces:
             raise UserError("--pieces: a Megatron-LM dataset knows where its documents end; leave it out")
+        if data_split is not None:
+            raise UserError("--split: a Megatron-LM dataset has one split; leave it out")
         result = Conversion("Megatron-LM")
         megatron = MegatronDocuments(prefix)
         documents: Iterable[tuple[str, npt.NDArray[Any]]] = megatron
         total = megatron.documents
     else:
-        result = Conversion("Hugging Face")
-        rows = DatasetDocuments(source, column)
+        rows = DatasetDocuments(source, column, data_split)
+        result = Conversion("Hugging Face", left_out=rows.left_out)
         documents = cut_at_separators(rows, known.eos_token_id) if pieces else rows
         total = None
     schema = ShardSchema(

@@ -7,6 +7,7 @@ each). Hugging Face datasets are as `save_to_disk` writes them, or Parquet: a li
 """
 
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,14 +142,20 @@ Document = tuple[str, npt.NDArray[Any]]
 class DatasetDocuments:
     """The rows of a dataset's column, in order, each its place, for messages, and ids `[n]`.
 
+    Args:
+        split: which one to take of a data set of several splits.
+
+    `left_out` counts the files of the folder that are not read, by ending.
+
     Raises:
         UserError: no Arrow or Parquet file, no such column, a column of something else, a null, a damaged file; it
             names file and row.
     """
 
-    def __init__(self, source: Path, column: str) -> None:
+    def __init__(self, source: Path, column: str, split: str | None = None) -> None:
         self._column = column
-        self._inputs = find_inputs([str(source)])
+        self.left_out: Counter[str] = Counter()
+        self._inputs = find_inputs([str(source)], text_field=None, split=split, left_out=self.left_out)
         for file in self._inputs:
             if file.kind not in ("arrow", "parquet"):
                 raise UserError(

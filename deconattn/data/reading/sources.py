@@ -177,7 +177,8 @@ class _Xz:
                     raise EOFError("it ends within a stream")
             content = self._stream.decompress(given, size)
             if self._stream.eof:
-                self._stream, self._rest = None, self._stream.unused_data
+                self._rest = self._stream.unused_data
+                self._stream = None
             if content:
                 return content
 

@@ -219,6 +219,24 @@ def test_a_dataset_saved_on_disk(tmp_path: Path, tokenizer_file: Path, documents
         convert(tmp_path / "saved", tmp_path / "o", str(tokenizer_file), val_fraction=0, shard_tokens=9)
 
 
+def test_a_split_is_chosen_of_several(
+    tmp_path: Path, tokenizer_file: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, ids in (("train", [[1, 2, EOS]] * 3), ("test", [[7, EOS]])):
+        (tmp_path / "saved" / split).mkdir(parents=True)
+        write_arrow(tmp_path / "saved" / split / "data-0.arrow", pa.array(ids))
+        (tmp_path / "saved" / split / "state.json").write_text('{"_data_files": [{"filename": "data-0.arrow"}]}')
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    (tmp_path / "saved" / "train" / "notes.md").write_text("x")
+    words = ["convert", str(tmp_path / "saved"), str(tmp_path / "out"), "--tokenizer", str(tokenizer_file)]
+    with pytest.raises(UserError, match="is a data set of several splits; choose one of train, test with --split"):
+        tool.main(words)
+    assert tool.main([*words, "--split", "train"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 documents, 9 tokens" in printed and "files left out: 1 .md" in printed
+    assert "note: the validation split has 33.33% of the tokens, not 1.00%" in printed
+
+
 @pytest.mark.parametrize("piece", [1, 3, 7, 50, 1000])
 def test_pieces_of_one_sequence(tmp_path: Path, tokenizer_file: Path, documents: list[list[int]], piece: int) -> None:
     together = [token for document in documents for token in document]

@@ -208,8 +208,8 @@ def test_padding_and_members(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.xz", "a.jsonl.bz2"])
 def test_a_second_member_that_is_damaged(tmp_path: Path, name: str) -> None:
-    pack = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}[name.rpartition(".")[2]]
-    member = pack(b'{"text": "one"}\n')
+    line = b'{"text": "one"}\n'
+    member = {"gz": gzip.compress(line), "xz": lzma.compress(line), "bz2": bz2.compress(line)}[name.rpartition(".")[2]]
     for rest in (member[:-3], member[:2], b"no member", bytes(8) + member[:-9]):
         with pytest.raises(UserError, match=f"{name} is truncated or damaged after [0-9]+ decompressed bytes"):
             documents(write(tmp_path / name, member + rest))

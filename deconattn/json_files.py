@@ -30,10 +30,14 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path))
 
 
-def parse_json(content: bytes) -> Any:
-    """Parse JSON in UTF-8 (ValueError if it is not, is nested too deeply, or has a number that JSON has not)."""
+def parse_json(content: bytes, finite: bool = False) -> Any:
+    """Parse JSON in UTF-8 (ValueError if it is not, or is nested too deeply).
+
+    Args:
+        finite: refuse NaN and the infinities, which JSON has not and some libraries write.
+    """
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_refuse)
+        return json.loads(content.decode("utf-8"), parse_constant=_refuse if finite else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -62,7 +62,7 @@ def read_run_config(folder: Path, remedy: str) -> RunConfig:
     from pydantic import ValidationError
 
     try:
-        _check_names(parse_json(content))
+        _check_names(parse_json(content, finite=True))
         return _adapter().validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]

@@ -100,31 +100,35 @@ class Trainer:
         origin = {} if checkpoint is None else checkpoint.origin
         self.config = resolved_config(flags, self.model_config, self.data.identities, origin)
         self.metrics: Metrics | None = None
-        if self.engine.rank == 0:
-            if flags.run.resume_from is not None:
-                set_aside(self.run_folder, self.progress.step)
-            with writing(self.run_folder / RUN_CONFIG):
-                durable.write_json(self.run_folder / RUN_CONFIG, self.config)
-            self.metrics = Metrics(
-                self.run_folder, self.config, flags.run.wandb_project, flags.total_steps, self.progress.step
-            )
-            if checkpoint and (line := schedule_change(checkpoint.flags, flags, self.progress.step)):
-                self._say(line)
+        before = None if checkpoint is None else checkpoint.flags
+        self._val_loss, scored = from_rank_0(lambda: self._open_metrics(before))
         step = self.progress.step
-        self._val_loss, scored = from_rank_0(lambda: self.metrics.told(step) if self.metrics else (None, False))
         self._validated_step = -1 if self._val_loss is None else step
         self._scored_step = step if scored else -1
+
+    def _open_metrics(self, before: TrainingFlags | None) -> tuple[float | None, bool]:
+        """Begin to tell of the run; returns the validation loss, and whether there are scores, of the step it is at."""
+        if self.flags.run.resume_from is not None:
+            with writing(self.run_folder):
+                set_aside(self.run_folder, self.progress.step)
+        with writing(self.run_folder / RUN_CONFIG):
+            durable.write_json(self.run_folder / RUN_CONFIG, self.config)
+        run, step = self.flags.run, self.progress.step
+        self.metrics = Metrics(self.run_folder, self.config, run.wandb_project, self.flags.total_steps, step)
+        if before and (line := schedule_change(before, self.flags, step)):
+            self._say(line)
+        return self.metrics.told(step)
 
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
 
     def run(self) -> None:
-        """Train to the last step, or until asked to stop; either way a checkpoint is the last thing written.
+        """Train to the last step, or until asked to stop; either way there is a checkpoint of the step that it ends at.
 
         Raises:
-            UserError: too many steps in a row without a finite loss and gradient, or a checkpoint that could not
-                be written.
+            UserError: too many steps in a row without a finite loss and gradient, or a checkpoint or metrics that
+                could not be written.
         """
         topology, pin = self.topology, self.engine.device.type == "cuda"
         try:

@@ -170,11 +170,11 @@ class Decoder(nn.Module):
         hidden = self.with_streams(like.new_empty(0, length, like.shape[-1]), length)
         static = hidden if self.last_static_layer >= 0 else None
         context = self.context(length, hidden)
-        for index, (layer, cache) in enumerate(zip(self.blocks, caches, strict=True)):
+        for index, (layer, layer_cache) in enumerate(zip(self.blocks, caches, strict=True)):
             if index < self.last_fixed_layer:
-                hidden = layer(hidden, static, context, cache)
+                hidden = layer(hidden, static, context, layer_cache)
             elif index == self.last_fixed_layer:
-                layer(hidden, static, replace(context, output_rows=0), cache)
+                layer(hidden, static, replace(context, output_rows=0), layer_cache)
 
     def run(
         self, hidden: Tensor, static: Tensor | None, context: MixerContext, observe: Observer | None = None

@@ -92,7 +92,11 @@ def write_run(model: CausalLM, tokenizer: Path | None, out: Path, flags: str = "
     if tokenizer is not None:
         (step / "tokenizer").mkdir()
         (step / "tokenizer" / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
-    content = {"flags": to_json(parse_training_flags(flags.split())), "model": dataclasses.asdict(model.config)}
+    content = {
+        "flags": to_json(parse_training_flags(flags.split())),
+        "model": dataclasses.asdict(model.config),
+        "data": [],
+    }
     for folder in (step, out):
         (folder / RUN_CONFIG).write_text(json.dumps(content))
     write_manifest(step, Progress(number, number, 0))

@@ -35,7 +35,10 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str
     """
     check_run_folder(flags)
     if flags.run.resume and flags.run.save is not None:
-        reached = next((step_of(folder) for folder in steps_in(flags.run.save) if is_whole(folder)), 0)
+        folders = steps_in(flags.run.save)
+        if flags.run.resume_from is not None:
+            folders = [folder for folder in folders if folder.name == flags.run.resume_from]
+        reached = next((step_of(folder) for folder in folders if is_whole(folder)), 0)
         check_length(flags, reached)  # rank 0 does so again with what it finds to be good
     accumulation_steps, notes = 1, list[str]()
     if world_size is not None:

@@ -11,6 +11,7 @@ from deconattn.checkpoint.format import newest_good, open_checkpoint, read_check
 from deconattn.config.command_line import parse_training_flags
 from deconattn.durable import check_unused
 from deconattn.errors import UserError
+from deconattn.launch.preflight import checked_flags
 from deconattn.train.run_folder import check_run_folder
 from deconattn.train.trainer import Trainer
 from tests.conftest import ROOT
@@ -201,6 +202,10 @@ def test_an_earlier_checkpoint_can_be_chosen(
     with pytest.raises(UserError, match="step-4/config.json is damaged"):
         run_job(["--save", str(run), "--resume-from", "step-4"])
     assert (run / "metrics.jsonl").read_bytes() == before and len(steps_in(run)) == 3, "nothing was touched"
+
+    checked_flags(["--save", str(run), "--resume-from", "step-2", "--steps", "4"])
+    with pytest.raises(UserError, match="it has reached step 6"):
+        checked_flags(["--save", str(run), "--resume", "--steps", "4"])
 
     capfd.readouterr()
     run_job(["stop=3", "--save", str(run), "--resume-from", "step-2"])

@@ -132,11 +132,7 @@ def check_replaceable(out: Path, command: str, overwrite: bool) -> None:
         raise UserError(f"{out} exists and is not a folder: choose another")
     if not out.exists() or not any(out.iterdir()):
         return
-    try:
-        written = json.loads((out / WRITTEN).read_text(encoding="utf-8"))
-        known = {WRITTEN, *written["files"]} if written["command"] == command else None
-    except (OSError, ValueError, KeyError, TypeError):
-        known = None
+    known = _written_by(command, out)
     if known is None:
         raise UserError(f"{out} is not empty and no folder that {command} wrote: choose another or remove it yourself")
     if not overwrite:
@@ -147,6 +143,16 @@ def check_replaceable(out: Path, command: str, overwrite: bool) -> None:
         plain = path.is_file() and not path.is_symlink()
         if not (plain and name in known) and not (path.is_dir() and not path.is_symlink() and name in folders):
             raise UserError(f"{out} holds {name}, which {command} did not write: move it away before --overwrite")
+
+
+def _written_by(command: str, folder: Path) -> set[str] | None:
+    """Return the files that `command` wrote into a folder, by the folder's own list; None if another did."""
+    try:
+        written = read_json(folder / WRITTEN)
+        files = [WRITTEN, *written["files"]] if written["command"] == command else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return set(files) if files and all(isinstance(name, str) for name in files) else None
 
 
 @contextmanager

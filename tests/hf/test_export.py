@@ -182,9 +182,10 @@ def test_overwrite_spares_what_another_command_wrote(tmp_path: Path) -> None:
     out = exported(model, tmp_path / "out")
     with pytest.raises(UserError, match="no folder that evaluate wrote"):
         check_replaceable(out, "evaluate", overwrite=True)
-    (out / WRITTEN).write_text("[]")
-    with pytest.raises(UserError, match="no folder that export wrote"):
-        exported(model, out, overwrite=True)
+    for damaged in ("[]", '{"command": "export", "files": [1]}', '{"command": "export", "files": 3}', "[" * 100_000):
+        (out / WRITTEN).write_text(damaged)
+        with pytest.raises(UserError, match="no folder that export wrote"):
+            exported(model, out, overwrite=True)
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

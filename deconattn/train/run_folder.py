@@ -44,13 +44,13 @@ def check_run_folder(flags: TrainingFlags) -> None:
     if save is None:
         return
     try:
+        if os.path.lexists(save) and not save.is_dir():
+            raise UserError(f"--save {save} is not a folder: give another")
         found = steps_in(save)
         names = [folder.name for folder in found]
         if chosen is not None and chosen not in names:
             held = ", ".join(names) or "no checkpoint"
             raise UserError(f"--resume-from {chosen}: {save} has {held}: give one of its own")
-        if os.path.lexists(save) and not save.is_dir():
-            raise UserError(f"--save {save} is not a folder: give another")
         for name in (METRICS, RUN_CONFIG):
             if os.path.lexists(save / name) and not (save / name).is_file():
                 raise UserError(f"{save / name} is no regular file: move it away, or give another --save")

@@ -30,6 +30,7 @@ def test_the_runs_own_precision_by_default(
         tokenizer_folder=None,
         weights=model.state_dict,
     )
+    opened.with_plugins = lambda plugins, trusted: opened
     monkeypatch.setattr(checkpoint, "open_checkpoint", {tmp_path / "run": opened}.__getitem__)
     out = tmp_path / "out"
     export.main([str(tmp_path / "run"), str(out), *flags])

@@ -358,6 +358,7 @@ class TestCommand:
             tokenizer_folder=like_pythias,
             weights=model.state_dict,
         )
+        opened.with_plugins = lambda plugins, trusted: opened
         monkeypatch.setattr(checkpoint, "open_checkpoint", {tmp_path / "run": opened}.__getitem__)
         return opened
 

@@ -217,7 +217,7 @@ def test_comments_and_sections_and_header(tmp_path: Path) -> None:
     assert titles.index("deconattn.ops.plain") < titles.index("deconattn.mixers.standard") < titles.index("plugin")
     assert titles.index("plugin") < titles.index("deconattn.model.decoder")
     assert "# A variant of a third party: the mean of the values so far.\n" in text
-    assert "        # The class's forward: while hooks run, the instance's is this very method.\n" in text
+    assert "        # Not the module: this is its call already.\n" in text
     assert "type: ignore" not in text and ":func:" not in text
 
 

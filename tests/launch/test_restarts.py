@@ -157,7 +157,7 @@ def test_ranks_that_outlive_their_launcher_are_waited_for(
     """A launcher that leaves a rank behind, or none, and ends as DeepSpeed's does when its inner one is killed."""
     script, done = tmp_path / "launcher", tmp_path / "done"
     rank = f"sh -c 'sleep 1; touch {done}' --local_rank=0 &" if left else ""
-    script.write_text(f"#!/bin/sh\n{rank}\nexit {code}\n")
+    script.write_text(f"#!/bin/sh\n{rank}\nsleep 0.3\nexit {code}\n")  # by then the rank has its own command line
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     job = launcher.LauncherProcess()

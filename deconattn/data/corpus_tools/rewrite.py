@@ -120,7 +120,8 @@ def recut(
     Raises:
         UserError: a damaged corpus, an `out` that is not free, a range that holds no document.
     """
-    manifest = renewed(folder, read_manifest(folder))
+    stored = read_manifest(folder)
+    manifest = renewed(folder, stored)
     held = sum(entry.documents for entry in manifest.of_split("train"))
     first, end = documents[0], held if documents[1] is None else min(documents[1], held)
     if not 0 <= first < end:
@@ -136,7 +137,7 @@ def recut(
             train = split == "train"
             stop = end if train else None
             left = tokens if train else None
-            for number, values, bounds in read_batches(folder, manifest, split, first if train else 0):
+            for number, values, bounds in read_batches(folder, stored, split, first if train else 0):
                 bounds = _taken(bounds, None if stop is None else stop - number, left)
                 count = int(bounds[-1] - bounds[0])
                 corpus.extend(split, values[bounds[0] : bounds[-1]], np.diff(bounds).astype(np.int64))

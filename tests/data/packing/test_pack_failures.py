@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deconattn import durable
 from deconattn.data import PackConfig, TokenCorpus, load_tokenizer
 from deconattn.data.packing.encode import Work, encode_blocks
 from deconattn.data.packing.pack import pack
@@ -114,14 +115,11 @@ def test_no_permission(config: PackConfig, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_failed_exchange_puts_the_old_corpus_back(config: PackConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     pack(config)
-    replace = Path.replace
 
-    def fail(source: Path, target: Path) -> Path:
-        if source.name == "result":
-            raise OSError(errno.EIO, "Input/output error")
-        return replace(source, target)
+    def fail(one: Path, other: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(durable, "exchange", fail)
     with pytest.raises(UserError, match="Input/output error"):
         pack(PackConfig(config.inputs, config.tokenizer, config.out, 1, overwrite=True))
     monkeypatch.undo()

@@ -33,7 +33,7 @@ def packed(tmp_path: Path, tokenizer: Path | str, texts: list[str] = TEXTS, **fl
 
 def documents(folder: Path) -> list[list[int]]:
     manifest = read_manifest(folder)
-    return [ids.tolist() for _, ids in read_documents(folder, manifest.of_split("train"))]
+    return [ids.tolist() for _, ids in read_documents(folder, manifest, "train")]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -36,30 +36,33 @@ def read_model_config(folder: Path) -> ModelConfig:
         rope_theta = float(config.rope_parameters["rope_theta"])
         if not 0 < rope_theta < math.inf:
             raise ValueError(f"rope_theta is {rope_theta}")
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:  # whatever a configuration's class comes up with
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise UserError(f"{path} is no configuration of {raw['model_type']} ({reason}): correct it") from error
     for feature in lacking:
         raise UserError(f"{path}: our model has no {feature}: give a model without")
-    return ModelConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        max_position_embeddings=config.max_position_embeddings,
-        layer_variants=("standard",) * config.num_hidden_layers,
-        attention_bias=raw["model_type"] == "qwen2",
-        qk_norm=raw["model_type"] == "qwen3",
-        tie_word_embeddings=config.tie_word_embeddings,
-        rms_norm_eps=config.rms_norm_eps,
-        rope_theta=rope_theta,
-        initializer_range=config.initializer_range,
-    )
+    try:
+        return ModelConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            layer_variants=("standard",) * config.num_hidden_layers,
+            attention_bias=raw["model_type"] == "qwen2",
+            qk_norm=raw["model_type"] == "qwen3",
+            tie_word_embeddings=config.tie_word_embeddings,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_theta=rope_theta,
+            initializer_range=config.initializer_range,
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _lacking(config: Any) -> list[str]:

@@ -195,8 +195,8 @@ def _in_folder(folder: Path) -> StoredModel:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         variants = config.to_model_config().layer_variants if isinstance(config, DeconAttnConfig) else ()
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:  # whatever a configuration's class comes up with
         raise UserError(f"{path} is no configuration of {model_type} ({_last_line(error)}): correct it") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -16,6 +16,8 @@ from deconattn.program import command
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+FINGERPRINT = "v2:"
+"""Beginning of a tokenizer's fingerprint; those of earlier versions have none."""
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model")
 SETTINGS_NAME = "tokenizer_config.json"
 """File beside a tokenizer, here with the two keys of Hugging Face's that say how a corpus was packed."""
@@ -136,6 +138,8 @@ def _check(manifest: Manifest) -> None:
     for name, token_id in (("eos_token_id", manifest.eos_token_id), ("bos_token_id", manifest.bos_token_id)):
         if token_id is not None and not 0 <= token_id < manifest.vocab_size <= 2**32:
             raise ValueError(f"{name} is {token_id} of a vocabulary of {manifest.vocab_size}")
+    if manifest.tokenizer_fingerprint.startswith(FINGERPRINT) and manifest.special_tokens is None:
+        raise ValueError("special_tokens is missing")
     if not manifest.shards:
         raise ValueError("it lists no shard")
     seen: set[str] = set()

@@ -151,10 +151,10 @@ def told(action: Callable[[Path], Any], folder: Path) -> None:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """What the checksums and the schema speak of; `source` is free text."""
+    """What the checksums and the schema speak of; `source` is free text, and no `bos_token_id` is as good as null."""
     found: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with suppress(KeyError, ValueError, TypeError, RecursionError):
-        found[MANIFEST_NAME] = {**json.loads(found[MANIFEST_NAME]), "source": ""}
+        found[MANIFEST_NAME] = {"bos_token_id": None, **json.loads(found[MANIFEST_NAME]), "source": ""}
     return found
 
 

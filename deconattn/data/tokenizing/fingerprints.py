@@ -4,9 +4,8 @@ import hashlib
 import json
 from typing import Any
 
-from deconattn.data.manifest import SpecialTokens
+from deconattn.data.manifest import FINGERPRINT, SpecialTokens
 
-_VERSION = "v2:"
 _FALSE_BY_DEFAULT = ("fuse_unk", "byte_fallback", "ignore_merges")  # of a model
 
 
@@ -25,12 +24,12 @@ def fingerprint(document: dict[str, Any], special_tokens: SpecialTokens) -> str:
     large = _large_parts(model)
     kept = _without_defaults({**document, "model": model})
     kept["model"] |= large
-    return _VERSION + _hash([kept, special_tokens])
+    return FINGERPRINT + _hash([kept, special_tokens])
 
 
 def is_current(known: str) -> bool:
     """Whether a fingerprint of a tokenizer.json is of this version, which nothing escapes."""
-    return known.startswith(_VERSION)
+    return known.startswith(FINGERPRINT)
 
 
 def first_fingerprint(document: dict[str, Any]) -> str:

@@ -50,7 +50,13 @@ def make_corpus(
 ) -> Path:
     """Pack texts; 40 tokens a shard give two or three documents each."""
     tokenizer = load_tokenizer(tokenizer_file)
-    schema = ShardSchema(tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eos_token_id, source)
+    schema = ShardSchema(
+        tokenizer.fingerprint,
+        tokenizer.vocab_size,
+        tokenizer.eos_token_id,
+        source,
+        special_tokens=tokenizer.special_tokens,
+    )
     with new_corpus(folder, schema, shard_tokens) as corpus:
         tokenizer.save(corpus.folder)
         for split, texts in (("train", train), ("val", val)):

@@ -257,7 +257,7 @@ def test_a_file_of_something_else(corpus: Path) -> None:
 def replace_document(folder: Path, ids: list[int]) -> None:
     """Make the only document of a corpus these ids, and the manifest agree."""
     manifest = read_manifest(folder)
-    schema = ShardSchema(manifest.tokenizer_fingerprint, manifest.vocab_size, EOS, "test")
+    schema = ShardSchema(manifest.tokenizer_fingerprint, manifest.vocab_size, EOS, "test", special_tokens="token")
     with ShardWriter(folder / "train-00000.arrow", "train", schema) as writer:
         writer.append(np.array(ids))
     assert writer.entry is not None

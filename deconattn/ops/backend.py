@@ -8,6 +8,7 @@ forces one for every operation that has it.
 import importlib
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from deconattn.errors import UserError
 from deconattn.ops.compiling import constant_in_graphs
+from deconattn.shown import one_line
 
 Backend = Literal["reference", "torch", "triton"]
 VARIABLE = "DECONATTN_BACKEND"
@@ -56,9 +58,7 @@ def backend_for(values: Tensor) -> str:
 @constant_in_graphs
 def _constant_backend(device: str, dtype: torch.dtype, head_dim: int) -> str:
     backend = _choice(device, dtype, head_dim).backend
-    if backend == "triton":
-        _register_kernels()
-    return backend
+    return "torch" if backend == "triton" and not _register_kernels() else backend
 
 
 def _choice(device: str, dtype: torch.dtype, head_dim: int) -> Choice:
@@ -90,13 +90,24 @@ def _why_no_kernels(device: str, dtype: torch.dtype, head_dim: int) -> str | Non
 
 
 @cache
-def _register_kernels() -> None:
+def _register_kernels() -> bool:
     """Import the kernels by name, because an exported model carries the other backends only.
 
-    Triton is imported where it is used, and kernels are used where this package is installed beside the export.
+    Triton is imported where it is used, and kernels are used where this package is installed beside the export. A
+    Triton that cannot be imported is told of once, and done without unless it is forced.
     """
-    for operation in ("fixed_map", "prefix_attention", "taylor_states", "taylor_tiles"):
-        importlib.import_module(f"{_KERNELS}.{operation}")
+    try:
+        for operation in ("fixed_map", "prefix_attention", "taylor_states", "taylor_tiles"):
+            importlib.import_module(f"{_KERNELS}.{operation}")
+    except (ImportError, OSError) as error:  # OSError: a library that it links is not there
+        if os.environ.get(VARIABLE) == "triton":
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            reason = one_line(f"{type(error).__name__}: {error}")
+            slower = "going on by blocks of PyTorch operations, which is slower"
+            print(f"warning: the Triton kernels cannot be imported: {reason}; {slower}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 @cache

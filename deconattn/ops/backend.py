@@ -8,7 +8,6 @@ forces one for every operation that has it.
 import importlib
 import importlib.util
 import os
-import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
@@ -18,12 +17,14 @@ from torch import Tensor
 
 from deconattn.errors import UserError
 from deconattn.ops.compiling import constant_in_graphs
-from deconattn.shown import one_line
+from deconattn.ops.notes import said_of, say
 
 Backend = Literal["reference", "torch", "triton"]
 VARIABLE = "DECONATTN_BACKEND"
 WIDEST_HEAD = 128
 """Largest head_dim of the Triton kernels."""
+SLOWER = "going on by blocks of PyTorch operations, which is slower"
+"""What a warning of kernels that cannot run ends with."""
 _KERNELS = "deconattn.ops.kernels"
 
 
@@ -102,10 +103,7 @@ def _register_kernels() -> bool:
     except (ImportError, OSError) as error:  # OSError: a library that it links is not there
         if os.environ.get(VARIABLE) == "triton":
             raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            reason = one_line(f"{type(error).__name__}: {error}")
-            slower = "going on by blocks of PyTorch operations, which is slower"
-            print(f"warning: the Triton kernels cannot be imported: {reason}; {slower}", file=sys.stderr, flush=True)
+        say(f"warning: the Triton kernels cannot be imported: {said_of(error)}; {SLOWER}")
         return False
     return True
 

@@ -4,8 +4,6 @@ All take queries [.., L, heads, head_dim] and keys and values with their own num
 """
 
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deconattn.ops.compiling import constant_in_graphs
-from deconattn.shown import one_line
+from deconattn.ops.notes import said_of, say
 
 MODULES = {"flash-attn": "flash_attn", "flash-attn-3": "flash_attn_interface", "flash-attn-4": "flash_attn.cute"}
 """Distribution -> the module with its functions. A module tells nothing: flash-attn 2 ships a `flash_attn.cute`, too,
@@ -73,18 +71,12 @@ def _found(generation: int) -> Package | None:
             module: Any = importlib.import_module(MODULES[name])
             found = Package(name, module.flash_attn_func, module.flash_attn_varlen_func)
         except (ImportError, OSError, AttributeError) as error:  # OSError: a library that it links is not there
-            failed.append(f"; {title} cannot be imported: {one_line(error)}")
+            failed.append(f"; {title} cannot be imported: {said_of(error)}")
             continue
-        _say(title, failed)
+        say(f"note: softmax attention by {title}{''.join(failed)}")
         return found
-    _say("PyTorch's own kernels", failed)
+    say(f"note: softmax attention by PyTorch's own kernels{''.join(failed)}")
     return None
-
-
-def _say(chosen: str, failed: list[str]) -> None:
-    """One line for all ranks of a machine, which have the same packages."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"note: softmax attention by {chosen}{''.join(failed)}", file=sys.stderr, flush=True)
 
 
 def attention(package: Package, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

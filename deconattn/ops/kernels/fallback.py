@@ -7,7 +7,6 @@ blocks from then on; the backward pass does its forward pass again, since the ke
 """
 
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deconattn.ops.backend import VARIABLE
+from deconattn.ops.backend import SLOWER, VARIABLE
 from deconattn.ops.blockwise.by_hand import Passes
-from deconattn.shown import one_line
+from deconattn.ops.notes import said_of, say
 
-LONGEST = 300
-"""Characters of a reason: a compiler's are whole programs."""
 _NOT_THE_KERNELS = (torch.OutOfMemoryError, torch.AcceleratorError)
 """What blocks would meet as well: no memory, and a GPU that has failed."""
 
@@ -99,11 +96,9 @@ class Door:
         except Exception as error:  # Triton's, LLVM's, ptxas's and the driver's have no common class
             if os.environ.get(VARIABLE) == "triton":
                 raise
-            reason = one_line(f"{type(error).__name__}: {error}")
+            reason = said_of(error)
         # Only here is what the attempt had allocated free again.
         self._closed.add(kind)
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the GPUs of a machine are alike
-            kernels = f"the Triton kernels of {self._operation} ({values.dtype}, head_dim {values.shape[-1]})"
-            slower = "going on by blocks of PyTorch operations, which is slower"
-            print(f"warning: {kernels} cannot run: {reason[:LONGEST]}; {slower}", file=sys.stderr, flush=True)
+        kernels = f"the Triton kernels of {self._operation} ({values.dtype}, head_dim {values.shape[-1]})"
+        say(f"warning: {kernels} cannot run: {reason}; {SLOWER}")
         return None

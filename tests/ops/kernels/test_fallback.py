@@ -79,7 +79,7 @@ def test_by_blocks_and_said_once(
 
 
 def test_a_compiled_graph_and_a_checkpoint_do_not_see_it(monkeypatch: pytest.MonkeyPatch):
-    """The forward pass is compiled and run again, the kernels fail in between: in the backward pass."""
+    """One operator with one layout, whatever computes it."""
     monkeypatch.setattr(module("prefix_attention"), "forward", broken)
     leaves, others = inputs("prefix_attention")
 

@@ -102,6 +102,8 @@ _AMPERE = Launch(
     grad_queries=Tile(queries=64, keys=64, columns=0, warps=8, stages=3),
     grad_keys=Tile(queries=64, keys=64, columns=0, warps=8, stages=3),
 )
+_AMPERE_64K = replace(_AMPERE, mix=replace(_AMPERE.mix, stages=2))
+"""Within AMD's 64 KiB at head_dim 128, too."""
 _SMALL = Launch(
     lse=Tile(queries=64, keys=32, columns=0, warps=8, stages=2),
     mix=Tile(queries=64, keys=32, columns=64, warps=8, stages=2),
@@ -141,14 +143,17 @@ def launch_parameters(head_dim: int, dtype: torch.dtype, gpu: Gpu) -> Launch:
 
     The wide products of an H100 take tiles of 128 by 256, so that a multiprocessor needs about 20 bytes a clock from
     its L2 cache; dS takes 128 by 128, so that two programs share a multiprocessor and one computes scores while the
-    other contracts. Elsewhere tiles fit the 99 KB of the smallest GPUs. A head_dim that is no multiple of 16 leaves
-    loads narrow and many registers taken by addresses, and fp32 operands are split in two, in registers again.
+    other contracts. Elsewhere tiles fit the 99 KiB of the smallest GPUs of NVIDIA's, and the 64 of AMD's. A head_dim
+    that is no multiple of 16 leaves loads narrow and many registers taken by addresses, and fp32 operands are split in
+    two, in registers again.
     """
     narrow = head_dim % 16 != 0
     if dtype == torch.float32:
         return _TINY if narrow or head_dim > 64 else _SMALL
     if narrow:
         return _SMALL
+    if gpu is Gpu.AMD and head_dim > 64:
+        return _AMPERE_64K
     return _HOPPER if gpu in SPACIOUS else _AMPERE
 
 

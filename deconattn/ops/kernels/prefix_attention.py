@@ -76,7 +76,7 @@ CANDIDATES = (
 
 
 def launch_parameters(head_dim: int, dtype: torch.dtype) -> Launch:
-    """Chosen by arithmetic alone; they fit every GPU from sm_80 on.
+    """Chosen by arithmetic alone; they fit every GPU from sm_80 on, and AMD's.
 
     A block of 16 tokens wastes least of its triangle, and a program of one warp waits for no other. Blocks of more
     bytes, and those whose channels are loaded one by one, are spread over more warps: without spilled registers, and

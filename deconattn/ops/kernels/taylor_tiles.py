@@ -81,7 +81,7 @@ _FP32_WIDE = Launch(Tile(32, 32, 8, 1), Tile(16, 32, 8, 1), Tile(32, 16, 8, 1))
 def launch_parameters(head_dim: int, dtype: torch.dtype, gpu: Gpu) -> Launch:
     """Constants, found by arithmetic and by what the compiler makes of them (shared memory, registers, no spills).
 
-    A run's numbers must not depend on what was fastest on the day. Off sm_90, 99 KiB of shared memory are enough.
+    A run's numbers must not depend on what was fastest on the day. Off sm_90, 64 KiB of shared memory are enough.
     """
     wide = head_dim > 64
     if dtype == torch.float32:

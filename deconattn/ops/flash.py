@@ -4,8 +4,6 @@ All take queries [.., L, heads, head_dim] and keys and values with their own num
 """
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -28,20 +26,12 @@ _PREFERENCE = {
 }
 """Generation -> distributions, the fastest first."""
 _NEWER = ("flash-attn", "flash-attn-4")
-_Function = Callable[..., Tensor | tuple[Tensor, ...]]
+_imported: dict[str, Any] = {}
+"""Module of each distribution in use. torch.compile follows this to the function, as it follows no import."""
 
 
-@dataclass(frozen=True)
-class Package:
-    """A flash-attn package that is imported: its distribution, and its two functions."""
-
-    name: str
-    whole: _Function
-    packed: _Function
-
-
-def package(queries: Tensor) -> Package | None:
-    """The package to use for such queries, or None."""
+def package(queries: Tensor) -> str | None:
+    """The distribution to use for such queries, or None."""
     if not queries.is_cuda or queries.dtype not in (torch.bfloat16, torch.float16):
         return None
     return _package(queries.device.index or 0)
@@ -54,12 +44,12 @@ def generation(device: int) -> int:
 
 
 @constant_in_graphs
-def _package(device: int) -> Package | None:
+def _package(device: int) -> str | None:
     return _found(generation(device))
 
 
 @cache
-def _found(generation: int) -> Package | None:
+def _found(generation: int) -> str | None:
     """The first package of a generation's that can be imported; says once which it is, and why others are not."""
     failed = []
     for name in _PREFERENCE.get(generation, () if generation < 8 else _NEWER):
@@ -69,23 +59,24 @@ def _found(generation: int) -> Package | None:
             continue
         try:
             module: Any = importlib.import_module(MODULES[name])
-            found = Package(name, module.flash_attn_func, module.flash_attn_varlen_func)
+            _ = module.flash_attn_func, module.flash_attn_varlen_func
         except (ImportError, OSError, AttributeError) as error:  # OSError: a library that it links is not there
             failed.append(f"; {title} cannot be imported: {said_of(error)}")
             continue
         say(f"note: softmax attention by {title}{''.join(failed)}")
-        return found
+        _imported[name] = module
+        return name
     say(f"note: softmax attention by PyTorch's own kernels{''.join(failed)}")
     return None
 
 
-def attention(package: Package, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attention(package: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Causal attention of a package, [R, L, heads, head_dim]."""
-    return _output(package.whole(queries, keys, values, causal=True))
+    return _output(_imported[package].flash_attn_func(queries, keys, values, causal=True))
 
 
 def packed_attention(
-    package: Package, queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor, longest: int
+    package: str, queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor, longest: int
 ) -> Tensor:
     """Causal attention of a package within documents laid end to end, [tokens, heads, head_dim].
 
@@ -93,7 +84,7 @@ def packed_attention(
         offsets: int32 [documents + 1], where each begins, and the end.
         longest: at least the longest document's length.
     """
-    mixed = package.packed(
+    mixed = _imported[package].flash_attn_varlen_func(
         queries,
         keys,
         values,

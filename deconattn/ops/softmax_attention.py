@@ -49,7 +49,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
 
 
 def _within_documents(
-    queries: Tensor, keys: Tensor, values: Tensor, documents: Documents, package: flash.Package | None
+    queries: Tensor, keys: Tensor, values: Tensor, documents: Documents, package: str | None
 ) -> Tensor:
     if queries.is_cuda and queries.dtype in (torch.bfloat16, torch.float16):
         rows, length = queries.shape[0], queries.shape[2]

@@ -1,17 +1,20 @@
 """Every Triton kernel compiled ahead of time for GPUs that this machine need not have, as a table.
 
-    python benchmarks/kernels/compile_matrix.py                # 40 configurations of half a minute of a core each
+    python benchmarks/kernels/compile_matrix.py                # 20 configurations of a minute of a core each
+    python benchmarks/kernels/compile_matrix.py --targets sm_120     # the others' results are kept
 
 For each kernel and GPU: the shared memory that a program takes, bytes of registers that a thread spills, and the
 matrix instructions. Fails where a kernel does not compile, takes more shared memory than the GPU has, or leaves its
 products to the plain cores.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,39 +48,34 @@ class Options:
     """Folder of compile_matrix.json and .md."""
 
 
-def calls(head_dim: str, dtype: str, masked: str) -> None:
-    """Every operation, both passes, on many programs and on few.
-
-    Args:
-        masked: "yes" with document masks, where the operation has them, and with grouped heads.
-    """
+def calls(head_dim: str, dtype: str) -> None:
+    """Every operation, both passes, on many programs and on few; without masks, and with masks and grouped heads."""
     from deconattn.ops.kernels import fixed_map, prefix_attention, taylor_states, taylor_tiles
 
-    documents = masked == "yes"
-    size, heads, shared = int(head_dim), 14, 2 if documents else 14
+    size, heads = int(head_dim), 14
 
     def drawn(rows: int, count: int, length: int) -> Tensor:
         return torch.empty(rows, length, count, size, dtype=DTYPES[dtype]).transpose(1, 2)
 
-    def call(module: object, rows: int, length: int) -> None:
-        queries, keys = drawn(rows, heads, length), drawn(rows, shared, length)
-        ids = torch.zeros(rows, length, dtype=torch.long) if documents else None
+    def call(module: object, rows: int, length: int, masked: bool) -> None:
+        queries, keys = drawn(rows, heads, length), drawn(rows, 2 if masked else heads, length)
+        ids = torch.zeros(rows, length, dtype=torch.long) if masked else None
         kept = module.forward(queries, keys, keys, ids)  # type: ignore[attr-defined]
         module.backward(queries, queries, keys, keys, *kept, ids)  # type: ignore[attr-defined]
 
-    call(prefix_attention, 4, 256)
-    call(prefix_attention, 1, 256)  # so few heads that the length is cut
-    call(taylor_tiles, 1, 256)
-    call(taylor_states, 1, 2 * taylor_states.chunk_length(size))
-    queries, keys, values = drawn(1, heads, 1536)[0], drawn(1, shared, 1536)[0], drawn(16, shared, 1536)
+    for masked in (False, True):
+        call(prefix_attention, 4, 256, masked)
+        call(prefix_attention, 1, 256, masked)  # so few heads that the length is cut
+        call(taylor_tiles, 1, 256, masked)
+        call(taylor_states, 1, 2 * taylor_states.chunk_length(size), masked)
+    queries, keys, values = drawn(1, heads, 1536)[0], drawn(1, heads, 1536)[0], drawn(16, heads, 1536)
     kept = fixed_map.forward(queries, keys, values)
     fixed_map.backward(kept[0], queries, keys, values, *kept)
 
 
 def compiled(target: str, head_dim: int, dtype: str) -> list[Compiled]:
-    """Every kernel of a configuration, without and with masks."""
-    found = [compile_calls(__file__, "calls", target, str(head_dim), dtype, masked) for masked in ("no", "yes")]
-    return [kernel for half in found for kernel in half]
+    """Every kernel of a configuration."""
+    return compile_calls(__file__, "calls", target, str(head_dim), dtype)
 
 
 def faults(target: str, kernels: list[Compiled]) -> list[str]:
@@ -92,17 +90,29 @@ def faults(target: str, kernels: list[Compiled]) -> list[str]:
 
 
 def main() -> int:
-    """Compile, write, print; 1 if anything is wrong."""
-    options, rows, wrong = parse(Options), [], []
-    for target, head_dim, dtype in product(options.targets, HEAD_DIMS, DTYPES):
-        kernels = compiled(target, head_dim, dtype)
-        found = [f"{target} head_dim {head_dim} {dtype}: {fault}" for fault in faults(target, kernels)]
-        print("\n".join(found) or f"{target} head_dim {head_dim} {dtype}: {len(kernels)} kernels", flush=True)
-        wrong += found
-        rows += [{"target": target, "head_dim": head_dim, "dtype": dtype} | asdict(kernel) for kernel in kernels]
-    write_result(options.out / "compile_matrix.json", {"faults": wrong, "kernels": rows})
-    (options.out / "compile_matrix.md").write_text("\n".join(_tables(rows)), encoding="utf-8")
-    return 1 if wrong else 0
+    """Compile, print, write after each target; 1 if anything is wrong."""
+    options, failed = parse(Options), False
+    for target in options.targets:
+        rows, wrong = [], []
+        for head_dim, dtype in product(HEAD_DIMS, DTYPES):
+            kernels = compiled(target, head_dim, dtype)
+            wrong += [f"head_dim {head_dim} {dtype}: {fault}" for fault in faults(target, kernels)]
+            rows += [{"head_dim": head_dim, "dtype": dtype} | asdict(kernel) for kernel in kernels]
+        print("\n".join([f"{target}: {len(rows)} kernels", *wrong]), flush=True)
+        failed = failed or bool(wrong)
+        _write(options.out, target, {"faults": wrong, "kernels": rows})
+    return 1 if failed else 0
+
+
+def _write(folder: Path, target: str, found: dict[str, Any]) -> None:
+    """The results, those of other targets kept as they are."""
+    path = folder / "compile_matrix.json"
+    old = json.loads(path.read_text(encoding="utf-8"))["targets"] if path.exists() else {}
+    targets = {name: kept for name, kept in (old | {target: found}).items() if name in SHARED_MEMORY}
+    write_result(path, {"targets": targets})
+    order = [name for name in SHARED_MEMORY if name in targets]
+    rows = [{"target": name} | row for name in order for row in targets[name]["kernels"]]
+    path.with_suffix(".md").write_text("\n".join(_tables(rows)), encoding="utf-8")
 
 
 def _tables(rows: list[dict]) -> Iterator[str]:

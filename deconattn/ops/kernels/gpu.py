@@ -3,7 +3,9 @@
 from enum import Enum, auto
 
 import torch
+import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 from triton.language.target_info import current_target
 
 
@@ -27,7 +29,7 @@ SPACIOUS = (Gpu.HOPPER, Gpu.BLACKWELL)
 def gpu_of(tensor: Tensor) -> Gpu:
     """The kind of a tensor's GPU, as Triton compiles for it; Hopper for the interpreter."""
     with torch.cuda.device_of(tensor):
-        target = current_target()
+        target = _target()
     if target is None:
         return Gpu.HOPPER
     if target.backend == "hip":  # whose gfx942 gives itself NVIDIA's number (9, 4) elsewhere
@@ -45,7 +47,12 @@ def launch_options(warps: int, stages: int | None = None, registers: int | None 
     options = {"num_warps": warps}
     if stages is not None:
         options["num_stages"] = stages
-    target = current_target()
+    target = _target()
     if registers is not None and (target is None or target.backend == "cuda"):
         options["maxnreg"] = registers
     return options
+
+
+def _target() -> GPUTarget | None:
+    """What Triton compiles for; nothing in its interpreter, which need not look for drivers at every launch."""
+    return None if triton.knobs.runtime.interpret else current_target()

@@ -17,6 +17,6 @@ def dot(left, right, total=None):
     keep to the plain ones; AMD's multiply fp32 as it is, and its compiler knows no others.
     """
     if INTERPRETED:
-        left, right = left.to(tl.float32), right.to(tl.float32)
+        return tl.dot(left.to(tl.float32), right.to(tl.float32), total)
     PRECISION: tl.constexpr = "ieee" if is_hip() else "tf32x3"
     return tl.dot(left, right, total, input_precision=PRECISION)

@@ -23,14 +23,14 @@ MI300X = GPUTarget("hip", "gfx942", 64)
     ],
 )
 def test_kinds(target: GPUTarget | None, expected: Gpu, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpu, "current_target", lambda: target)
+    monkeypatch.setattr(gpu, "_target", lambda: target)
     assert gpu_of(torch.empty(1)) is expected
 
 
 def test_amd_has_no_bound_on_registers(monkeypatch: pytest.MonkeyPatch):
     assert launch_options(8, 3, 128) == {"num_warps": 8, "num_stages": 3, "maxnreg": 128}
     assert launch_options(4) == {"num_warps": 4}
-    monkeypatch.setattr(gpu, "current_target", lambda: MI300X)
+    monkeypatch.setattr(gpu, "_target", lambda: MI300X)
     assert launch_options(8, 3, 128) == {"num_warps": 8, "num_stages": 3}
 
 

@@ -17,11 +17,14 @@ from torch import Tensor
 
 from deconattn.errors import UserError
 from deconattn.ops.compiling import constant_in_graphs
+from deconattn.ops.notes import said_of, say
 
 Backend = Literal["reference", "torch", "triton"]
 VARIABLE = "DECONATTN_BACKEND"
 WIDEST_HEAD = 128
 """Largest head_dim of the Triton kernels."""
+SLOWER = "going on by blocks of PyTorch operations, which is slower"
+"""What a warning of kernels that cannot run ends with."""
 _KERNELS = "deconattn.ops.kernels"
 
 
@@ -56,9 +59,7 @@ def backend_for(values: Tensor) -> str:
 @constant_in_graphs
 def _constant_backend(device: str, dtype: torch.dtype, head_dim: int) -> str:
     backend = _choice(device, dtype, head_dim).backend
-    if backend == "triton":
-        _register_kernels()
-    return backend
+    return "torch" if backend == "triton" and not _register_kernels() else backend
 
 
 def _choice(device: str, dtype: torch.dtype, head_dim: int) -> Choice:
@@ -90,13 +91,21 @@ def _why_no_kernels(device: str, dtype: torch.dtype, head_dim: int) -> str | Non
 
 
 @cache
-def _register_kernels() -> None:
+def _register_kernels() -> bool:
     """Import the kernels by name, because an exported model carries the other backends only.
 
-    Triton is imported where it is used, and kernels are used where this package is installed beside the export.
+    Triton is imported where it is used, and kernels are used where this package is installed beside the export. A
+    Triton that cannot be imported is told of once, and done without unless it is forced.
     """
-    for operation in ("fixed_map", "prefix_attention", "taylor_states", "taylor_tiles"):
-        importlib.import_module(f"{_KERNELS}.{operation}")
+    try:
+        for operation in ("fixed_map", "prefix_attention", "taylor_states", "taylor_tiles"):
+            importlib.import_module(f"{_KERNELS}.{operation}")
+    except (ImportError, OSError) as error:  # OSError: a library that it links is not there
+        if os.environ.get(VARIABLE) == "triton":
+            raise
+        say(f"warning: the Triton kernels cannot be imported: {said_of(error)}; {SLOWER}")
+        return False
+    return True
 
 
 @cache

@@ -4,27 +4,34 @@ All take queries [.., L, heads, head_dim] and keys and values with their own num
 """
 
 import importlib
-from collections.abc import Callable
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deconattn.ops.backend import installed
 from deconattn.ops.compiling import constant_in_graphs
+from deconattn.ops.notes import said_of, say
 
-PACKAGES = {
-    "flash-attn 2": ("flash_attn_2_cuda", "flash_attn", 8),
-    "flash-attn 3": ("flash_attn_interface", "flash_attn_interface", 9),
-    "flash-attn 4": ("flash_attn.cute", "flash_attn.cute", 9),
+MODULES = {"flash-attn": "flash_attn", "flash-attn-3": "flash_attn_interface", "flash-attn-4": "flash_attn.cute"}
+"""Distribution -> the module with its functions. A module tells nothing: flash-attn 2 ships a `flash_attn.cute`, too,
+which cannot be imported."""
+_PREFERENCE = {
+    0: ("flash-attn",),
+    8: ("flash-attn",),
+    9: ("flash-attn-3", "flash-attn-4", "flash-attn"),
+    10: ("flash-attn-4", "flash-attn"),
+    11: ("flash-attn-4", "flash-attn"),
 }
-"""Name -> the module that is there if it is installed, the module with its functions, the least compute capability."""
-_PREFERENCE = {8: ("flash-attn 2",), 9: ("flash-attn 3", "flash-attn 4", "flash-attn 2")}
-_NEWER = ("flash-attn 4", "flash-attn 2")
+"""Generation -> distributions, the fastest first."""
+_NEWER = ("flash-attn", "flash-attn-4")
+_imported: dict[str, Any] = {}
+"""Module of each distribution in use. torch.compile follows this to the function, as it follows no import."""
 
 
 def package(queries: Tensor) -> str | None:
-    """The package to use for such queries, or None."""
+    """The distribution to use for such queries, or None."""
     if not queries.is_cuda or queries.dtype not in (torch.bfloat16, torch.float16):
         return None
     return _package(queries.device.index or 0)
@@ -32,32 +39,52 @@ def package(queries: Tensor) -> str | None:
 
 @constant_in_graphs
 def generation(device: int) -> int:
-    """The major compute capability of a GPU."""
-    return torch.cuda.get_device_capability(device)[0]
+    """The major compute capability of a GPU of NVIDIA's; 0 of AMD's, whose numbers mean something else."""
+    return 0 if torch.version.hip else torch.cuda.get_device_capability(device)[0]
 
 
 @constant_in_graphs
 def _package(device: int) -> str | None:
-    major = generation(device)
-    for name in _PREFERENCE.get(major, _NEWER):
-        if installed(PACKAGES[name][0]) and major >= PACKAGES[name][2]:
-            return name
+    return _found(generation(device))
+
+
+@cache
+def _found(generation: int) -> str | None:
+    """The first package of a generation's that can be imported; says once which it is, and why others are not."""
+    failed = []
+    for name in _PREFERENCE.get(generation, () if generation < 8 else _NEWER):
+        try:
+            title = f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+        try:
+            module: Any = importlib.import_module(MODULES[name])
+            _ = module.flash_attn_func, module.flash_attn_varlen_func
+        except (ImportError, OSError, AttributeError) as error:  # OSError: a library that it links is not there
+            failed.append(f"; {title} cannot be imported: {said_of(error)}")
+            continue
+        say(f"note: softmax attention by {title}{''.join(failed)}")
+        _imported[name] = module
+        return name
+    say(f"note: softmax attention by PyTorch's own kernels{''.join(failed)}")
     return None
 
 
-def attention(name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attention(package: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Causal attention of a package, [R, L, heads, head_dim]."""
-    return _output(_function(name, "flash_attn_func")(queries, keys, values, causal=True))
+    return _output(_imported[package].flash_attn_func(queries, keys, values, causal=True))
 
 
-def packed_attention(name: str, queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor, longest: int) -> Tensor:
+def packed_attention(
+    package: str, queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor, longest: int
+) -> Tensor:
     """Causal attention of a package within documents laid end to end, [tokens, heads, head_dim].
 
     Args:
         offsets: int32 [documents + 1], where each begins, and the end.
         longest: at least the longest document's length.
     """
-    mixed = _function(name, "flash_attn_varlen_func")(
+    mixed = _imported[package].flash_attn_varlen_func(
         queries,
         keys,
         values,
@@ -85,11 +112,3 @@ def pytorch_packed_attention(queries: Tensor, keys: Tensor, values: Tensor, offs
 def _output(result: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the output alone: some versions return the log-sum-exp too."""
     return result[0] if isinstance(result, tuple) else result
-
-
-@cache
-def _function(name: str, function: str) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    try:
-        return getattr(importlib.import_module(PACKAGES[name][1]), function)
-    except (ImportError, AttributeError) as error:
-        raise ImportError(f"{name} is installed but cannot be used ({error}): reinstall or remove it") from error

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deconattn.ops.blockwise import softmax, taylor
+from deconattn.ops.blockwise.by_hand import Context, Passes
 from deconattn.ops.blockwise.heads import (
     accumulate,
     empty_gradient,
@@ -50,6 +51,13 @@ def softmax_attention(queries: Tensor, keys: Tensor, values: Tensor, document_id
 def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """:func:`deconattn.ops.taylor_attention.taylor_attention`, quadratic in L."""
     return _Attention.apply(taylor, queries, keys, values, document_ids)
+
+
+def taylor_passes(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Passes:
+    """:func:`taylor_attention` where autograd records nothing."""
+    context = Context()
+    output = _Attention.forward(context, taylor, queries, keys, values, document_ids)
+    return Passes(output, lambda grad: _Attention.backward(context, grad)[1:4])
 
 
 class _Attention(torch.autograd.Function):

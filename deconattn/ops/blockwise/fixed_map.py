@@ -4,6 +4,7 @@ Queries and keys come from one row, so a tile of the map is computed once and mu
 laid side by side; in the backward pass the gradients of Q and K cost one row, not R.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deconattn.ops.blockwise import softmax
+from deconattn.ops.blockwise.by_hand import Context, Passes
 from deconattn.ops.blockwise.heads import accumulate, empty_gradient, empty_heads, head_groups, inner_products
 from deconattn.ops.blockwise.tiles import Visibility
 from deconattn.ops.compiling import outside_graphs
@@ -21,6 +23,12 @@ from deconattn.ops.precision import at_least_fp32
 def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """:func:`deconattn.ops.fixed_map.fixed_map_attention`."""
     return _FixedMap.apply(queries, keys, values)
+
+
+def passes(queries: Tensor, keys: Tensor, values: Tensor) -> Passes:
+    """:func:`fixed_map_attention` where autograd records nothing."""
+    context = Context()
+    return Passes(_FixedMap.forward(context, queries, keys, values), partial(_FixedMap.backward, context))
 
 
 class _FixedMap(torch.autograd.Function):

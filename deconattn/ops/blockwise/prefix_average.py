@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, silu
 
+from deconattn.ops.blockwise.by_hand import Context, Passes
 from deconattn.ops.blockwise.heads import empty_heads, row_groups, summed_per_key_head
 from deconattn.ops.compiling import outside_graphs
 from deconattn.ops.precision import at_least_fp32
@@ -33,6 +34,19 @@ CHUNK = 32
 def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """:func:`deconattn.ops.prefix_average.prefix_attention`."""
     return prefix_average(_TokenScores.apply(queries, keys), values, document_ids)
+
+
+def passes(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Passes:
+    """:func:`prefix_attention` where autograd records nothing."""
+    of_scores, of_average = Context(), Context()
+    scores = _TokenScores.forward(of_scores, queries, keys)
+    output = _PrefixAverage.forward(of_average, scores, values, document_ids)
+
+    def gradients(grad: Tensor) -> tuple[Tensor, ...]:
+        grad_scores, grad_values, _ = _PrefixAverage.backward(of_average, grad)
+        return *_TokenScores.backward(of_scores, grad_scores), grad_values
+
+    return Passes(output, gradients)
 
 
 @outside_graphs

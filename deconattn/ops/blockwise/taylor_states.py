@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from deconattn.ops.blockwise.by_hand import Context, Passes
 from deconattn.ops.blockwise.tiles import Visibility
 from deconattn.ops.compiling import outside_graphs
 from deconattn.ops.precision import at_least_fp32
@@ -52,10 +53,28 @@ def taylor_states_attention(
     Returns:
         [R, heads, L, head_dim] in the values' dtype.
     """
+    return _TaylorStates.apply(*_by_key_head(queries, keys, values, document_ids)).flatten(1, 2)
+
+
+def passes(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Passes:
+    """:func:`taylor_states_attention` where autograd records nothing."""
+    context = Context()
+    output = _TaylorStates.forward(context, *_by_key_head(queries, keys, values, document_ids))
+
+    def gradients(grad: Tensor) -> tuple[Tensor, ...]:
+        grad_queries, *others, _ = _TaylorStates.backward(context, grad.unflatten(1, output.shape[1:3]))
+        return grad_queries.flatten(1, 2), *others
+
+    return Passes(output.flatten(1, 2), gradients)
+
+
+def _by_key_head(
+    queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """What :class:`_TaylorStates` takes."""
     starts = Visibility.of(queries.shape[2], document_ids).starts
     starts = None if starts is None else starts[:, None]
-    group = queries.shape[1] // keys.shape[1]
-    return _TaylorStates.apply(queries.unflatten(1, (-1, group)), keys, values, starts).flatten(1, 2)
+    return queries.unflatten(1, (-1, queries.shape[1] // keys.shape[1])), keys, values, starts
 
 
 class _TaylorStates(torch.autograd.Function):

@@ -32,6 +32,8 @@ import torch
 import triton
 from torch import Tensor
 
+from deconattn.ops.blockwise import fixed_map as blockwise
+from deconattn.ops.kernels.fallback import Door
 from deconattn.ops.kernels.fixed_map_programs import (
     apply_scores_kernel,
     delta_kernel,
@@ -40,6 +42,7 @@ from deconattn.ops.kernels.fixed_map_programs import (
     lse_kernel,
     mix_kernel,
 )
+from deconattn.ops.kernels.gpu import SPACIOUS, Gpu, gpu_of, launch_options
 from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
 WHOLE = 128
@@ -99,6 +102,8 @@ _AMPERE = Launch(
     grad_queries=Tile(queries=64, keys=64, columns=0, warps=8, stages=3),
     grad_keys=Tile(queries=64, keys=64, columns=0, warps=8, stages=3),
 )
+_AMPERE_64K = replace(_AMPERE, mix=replace(_AMPERE.mix, stages=2))
+"""Within AMD's 64 KiB at head_dim 128, too."""
 _SMALL = Launch(
     lse=Tile(queries=64, keys=32, columns=0, warps=8, stages=2),
     mix=Tile(queries=64, keys=32, columns=64, warps=8, stages=2),
@@ -133,20 +138,23 @@ CANDIDATES = (
 """Launch parameters worth timing on an H100 at head_dim 64 in 16-bit types, the chosen ones first."""
 
 
-def launch_parameters(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Launch:
+def launch_parameters(head_dim: int, dtype: torch.dtype, gpu: Gpu) -> Launch:
     """Chosen by what fits registers and shared memory, and by arithmetic.
 
     The wide products of an H100 take tiles of 128 by 256, so that a multiprocessor needs about 20 bytes a clock from
     its L2 cache; dS takes 128 by 128, so that two programs share a multiprocessor and one computes scores while the
-    other contracts. Elsewhere tiles fit the 99 KB of the smallest GPUs. A head_dim that is no multiple of 16 leaves
-    loads narrow and many registers taken by addresses, and fp32 operands are split in two, in registers again.
+    other contracts. Elsewhere tiles fit the 99 KiB of the smallest GPUs of NVIDIA's, and the 64 of AMD's. A head_dim
+    that is no multiple of 16 leaves loads narrow and many registers taken by addresses, and fp32 operands are split in
+    two, in registers again.
     """
     narrow = head_dim % 16 != 0
     if dtype == torch.float32:
         return _TINY if narrow or head_dim > 64 else _SMALL
     if narrow:
         return _SMALL
-    return _HOPPER if capability[0] in (9, 10) else _AMPERE
+    if gpu is Gpu.AMD and head_dim > 64:
+        return _AMPERE_64K
+    return _HOPPER if gpu in SPACIOUS else _AMPERE
 
 
 def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -163,25 +171,32 @@ def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor
     return _fixed_map(queries, keys, values)[0]
 
 
+_DOOR = Door("the fixed map", blockwise.passes)
+
+
 @torch.library.custom_op("deconattn::fixed_map", mutates_args=())
 def _fixed_map(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    return forward(queries, keys, values)
+    mixed, lse = _DOOR.forward(forward, _empty_outputs, queries, keys, values)
+    return mixed, lse
 
 
 @torch.library.custom_op("deconattn::fixed_map_backward", mutates_args=())
 def _fixed_map_backward(
     grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mixed: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backward(grad, queries, keys, values, mixed, lse)
+    of_queries, of_keys, of_values = _DOOR.backward(
+        backward, _empty_gradients, grad, (queries, keys, values), (mixed, lse)
+    )
+    return of_queries, of_keys, of_values
 
 
 @_fixed_map.register_fake
-def _(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _empty_outputs(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return token_major(values, heads=queries.shape[0]), _empty_lse(queries)
 
 
 @_fixed_map_backward.register_fake
-def _(
+def _empty_gradients(
     grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, mixed: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return token_major(queries), token_major(keys), token_major(values)
@@ -205,7 +220,7 @@ def forward(queries: Tensor, keys: Tensor, values: Tensor, launch: Launch | None
     rows, key_value_heads = values.shape[:2]
     group = heads // key_value_heads
     queries, keys, values = map(unit_stride, (queries, keys, values))
-    launch = launch or launch_parameters(head_dim, values.dtype, _capability(values))
+    launch = launch or launch_parameters(head_dim, values.dtype, gpu_of(values))
     mixed, lse = token_major(values, heads=heads), _empty_lse(queries)
     whole = lse.shape[1]
     scale = math.log2(math.e) / math.sqrt(head_dim)
@@ -240,7 +255,7 @@ def backward(
     rows, key_value_heads = values.shape[:2]
     group, whole = heads // key_value_heads, lse.shape[1]
     grad, queries, keys, values = map(unit_stride, (grad, queries, keys, values))
-    launch = launch or launch_parameters(head_dim, values.dtype, _capability(values))
+    launch = launch or launch_parameters(head_dim, values.dtype, gpu_of(values))
     scale = 1 / math.sqrt(head_dim)
     scale_2 = math.log2(math.e) * scale
     delta, grad_values = torch.empty_like(lse), token_major(values)
@@ -292,11 +307,6 @@ def backward(
     return grad_queries.to(queries.dtype).transpose(0, 1), grad_keys.to(keys.dtype).transpose(0, 1), grad_values
 
 
-def _capability(tensor: Tensor) -> tuple[int, int]:
-    """Compute capability of a GPU; that of Hopper for the interpreter."""
-    return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (9, 0)
-
-
 def _columns(tile: Tile, rows: int, head_dim: int, blocks: int) -> int:
     """Columns of W at a time: the tile's, or fewer where `blocks` of queries or keys times them are few programs."""
     width = rows * padded_width(head_dim)
@@ -313,13 +323,11 @@ def _strip(rows: int, length: int, head_dim: int, tile: Tile) -> int:
 
 
 def _options(tile: Tile, head_dim: int) -> dict[str, int]:
-    options = {
+    return {
         "HEAD_DIM": head_dim,
         "PADDED": padded_width(head_dim),
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
+        **launch_options(tile.warps, tile.stages, tile.registers),
     }
-    return options if tile.registers is None else {**options, "maxnreg": tile.registers}
 
 
 def _empty_lse(queries: Tensor) -> Tensor:

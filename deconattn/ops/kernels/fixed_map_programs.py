@@ -11,19 +11,10 @@ PADDED with columns that do not exist. lse (log-sum-exp) and delta are fp32 [hea
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+from deconattn.ops.kernels.products import dot
+
 PANELS = tl.constexpr(32)
 """Panels (a head's block of columns) that are worked on side by side; see `_place`."""
-PRECISION = tl.constexpr("tf32x3")
-"""Precision of fp32 products: nearly fp32's, on tensor cores; "ieee" would keep to the plain cores."""
-
-
-@triton.jit
-def _dot(left, right, total=None):
-    """total + left @ right in fp32."""
-    if INTERPRETED:  # it would multiply bfloat16's bits as integers
-        left, right = left.to(tl.float32), right.to(tl.float32)
-    return tl.dot(left, right, total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -92,7 +83,7 @@ def lse_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     for first in tl.range(0, tl.minimum(start + BLOCK_M, length), BLOCK_N):
         k = _load(keys, first, length, stride_kl, channel, exists, BLOCK_N)
-        s = _dot(q, tl.trans(k)) * scale
+        s = dot(q, tl.trans(k)) * scale
         s = tl.where(query[:, None] >= first + tl.arange(0, BLOCK_N)[None, :], s, -float("inf"))
         larger = tl.maximum(largest, tl.max(s, 1))
         total = total * tl.exp2(largest - larger) + tl.sum(tl.exp2(s - larger[:, None]), 1)
@@ -120,11 +111,11 @@ def mix_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_W], tl.float32)
     for key in tl.range(0, tl.minimum(start + BLOCK_M, length), BLOCK_N):
         k = _load(keys, key, length, stride_kl, channel, exists, BLOCK_N)
-        weights = tl.exp2(_dot(q, tl.trans(k)) * scale - n[:, None])
+        weights = tl.exp2(dot(q, tl.trans(k)) * scale - n[:, None])
         last_seen = start - key + tl.arange(0, BLOCK_M)
         weights = tl.where(tl.arange(0, BLOCK_N)[None, :] <= last_seen[:, None], weights, 0.0)
         v = _load(values, key, length, stride_vl, offsets, real, BLOCK_N)
-        acc = _dot(weights.to(v.dtype), v, acc)
+        acc = dot(weights.to(v.dtype), v, acc)
     offsets, exists = _columns(panel % panels * BLOCK_W, rows, stride_or, BLOCK_W, HEAD_DIM, PADDED)
     _store(_at(mixed, head, stride_oh), start, length, stride_ol, offsets, exists, acc, BLOCK_M)
 
@@ -170,11 +161,11 @@ def grad_values_kernel(
         head, query = shared * group + step // steps, start + step % steps * BLOCK_M
         q = _load(_at(queries, head, stride_qh), query, length, stride_ql, channel, exists, BLOCK_M)
         n = tl.load(lse + head * stride_nh + query + tl.arange(0, BLOCK_M))
-        weights = tl.exp2(_dot(k, tl.trans(q)) * scale - n[None, :])
+        weights = tl.exp2(dot(k, tl.trans(q)) * scale - n[None, :])
         first_seen = start - query + tl.arange(0, BLOCK_N)
         weights = tl.where(tl.arange(0, BLOCK_M)[None, :] >= first_seen[:, None], weights, 0.0)
         g = _load(_at(grad, head, stride_gh), query, length, stride_gl, offsets, real, BLOCK_M)
-        acc = _dot(weights.to(g.dtype), g, acc)
+        acc = dot(weights.to(g.dtype), g, acc)
     offsets, exists = _columns(panel % panels * BLOCK_W, rows, stride_vr, BLOCK_W, HEAD_DIM, PADDED)
     _store(_at(grad_values, shared, stride_vh), start, length, stride_vl, offsets, exists, acc, BLOCK_N)
 
@@ -208,7 +199,7 @@ def grad_scores_kernel(
         g = _load(grad, query_start, length, stride_gl, offsets, exists, BLOCK_M)
         offsets, exists = _columns(column, rows, stride_vr, BLOCK_W, HEAD_DIM, PADDED)
         v = _load(values, key_start, length, stride_vl, offsets, exists, BLOCK_N)
-        acc = _dot(g, tl.trans(v), acc)
+        acc = dot(g, tl.trans(v), acc)
     # In halves: beside the scores of a whole tile, too few registers are left for two programs on a multiprocessor.
     HALF: tl.constexpr = BLOCK_N // 2
     left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, HALF)), (0, 2, 1)))
@@ -222,7 +213,7 @@ def grad_scores_kernel(
     for half in tl.static_range(2):
         first = key_start + half * HALF
         k = _load(keys, first, length, stride_kl, channel, exists, HALF)
-        s = _dot(q, tl.trans(k))
+        s = dot(q, tl.trans(k))
         ds = tl.exp2(s * scale - n[:, None]) * ((left if half == 0 else right) - c[:, None]) * score_scale
         ds = tl.where(column[None, :] <= (query_start - first + row)[:, None], ds, 0.0)
         tl.store(tile + (first - strip_start + column)[None, :], ds.to(grad_scores.dtype.element_ty))
@@ -258,5 +249,5 @@ def apply_scores_kernel(
     for inner in tl.range(first, stop, BLOCK_I):
         ds = tl.load(_at(strip, inner, stride_si) + tl.arange(0, BLOCK_I)[None, :] * stride_si)
         x = _load(operand, inner, stop, stride_il, channel, exists, BLOCK_I)
-        acc = _dot(ds, x, acc)
+        acc = dot(ds, x, acc)
     _store(output, start, output_stop, stride_ol, channel, exists, acc, BLOCK_O)

@@ -30,6 +30,9 @@ import torch
 import triton
 from torch import Tensor
 
+from deconattn.ops.blockwise import prefix_average as blockwise
+from deconattn.ops.kernels.fallback import Door
+from deconattn.ops.kernels.gpu import launch_options
 from deconattn.ops.kernels.prefix_attention_programs import (
     backward_kernel,
     forward_kernel,
@@ -73,7 +76,7 @@ CANDIDATES = (
 
 
 def launch_parameters(head_dim: int, dtype: torch.dtype) -> Launch:
-    """Chosen by arithmetic alone; they fit every GPU from sm_80 on.
+    """Chosen by arithmetic alone; they fit every GPU from sm_80 on, and AMD's.
 
     A block of 16 tokens wastes least of its triangle, and a program of one warp waits for no other. Blocks of more
     bytes, and those whose channels are loaded one by one, are spread over more warps: without spilled registers, and
@@ -100,11 +103,15 @@ def prefix_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
     return _prefix_attention(queries, keys, values, document_ids)[0]
 
 
+_DOOR = Door("the prefix average", blockwise.passes)
+
+
 @torch.library.custom_op("deconattn::prefix_attention", mutates_args=())
 def _prefix_attention(
     queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return forward(queries, keys, values, document_ids)
+    output, scores, lse = _DOOR.forward(forward, _empty_outputs, queries, keys, values, document_ids)
+    return output, scores, lse
 
 
 @torch.library.custom_op("deconattn::prefix_attention_backward", mutates_args=())
@@ -118,17 +125,22 @@ def _prefix_attention_backward(
     lse: Tensor,
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backward(grad, queries, keys, values, output, scores, lse, document_ids)
+    of_queries, of_keys, of_values = _DOOR.backward(
+        backward, _empty_gradients, grad, (queries, keys, values, document_ids), (output, scores, lse)
+    )
+    return of_queries, of_keys, of_values
 
 
 @_prefix_attention.register_fake
-def _(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_outputs(
+    queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     scores = queries.new_empty(queries.shape[:-1], dtype=torch.float32)
     return token_major(queries, values.dtype), scores, torch.empty_like(scores)
 
 
 @_prefix_attention_backward.register_fake
-def _(
+def _empty_gradients(
     grad: Tensor,
     queries: Tensor,
     keys: Tensor,
@@ -251,7 +263,7 @@ def _constants(chosen: Pass, head_dim: int) -> dict[str, int]:
         "WIDTH": padded_width(head_dim),
         "BLOCK": chosen.block,
         "STAGES": chosen.stages,
-        "num_warps": chosen.warps,
+        **launch_options(chosen.warps),
     }
 
 

@@ -17,7 +17,8 @@ import math
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+from deconattn.ops.kernels.products import dot
+
 LOG2E = tl.constexpr(math.log2(math.e))
 LOWEST = tl.constexpr(-1e38)
 """The largest score of no tokens: below every score, and finite, so that differences with it are."""
@@ -60,14 +61,6 @@ def _at(vector, index):
 def _every_row(weights, tile):
     """sum_j weights_j tile_j, in every row of a tile; as an operand of `_dot`."""
     return tl.broadcast_to(weights[None, :], [weights.shape[0], weights.shape[0]]).to(tile.dtype)
-
-
-@triton.jit
-def _dot(left, right, total):
-    """left @ right + total; fp32 operands as three TF32 products, which are on tensor cores where IEEE's are not."""
-    if INTERPRETED:  # whose products take the bits of bf16 for integers
-        left, right = left.to(tl.float32), right.to(tl.float32)
-    return tl.dot(left, right, total, input_precision="tf32x3")
 
 
 @triton.jit
@@ -234,14 +227,14 @@ def forward_kernel(
         m, z, _ = _join(max_score, weight, document, m, z, ids)
         alpha = tl.exp2(before - m)
         p = tl.exp2(tl.where(visible, s[None, :] - m[:, None], NEVER))
-        mixed = _dot(p.to(v.dtype), v, total * alpha[:, None]) * (1 / z)[:, None]
+        mixed = dot(p.to(v.dtype), v, total * alpha[:, None]) * (1 / z)[:, None]
         tl.store(lses + line * length + tokens, m + tl.log2(z), mask=tokens < end)
         tl.store(output + o_begin + start * o_step + o_offsets, mixed, mask=exists)
 
         # The last token's sums are the next block's inheritance.
         max_score, weight, document = _at(m, BLOCK - 1), _at(z, BLOCK - 1), _at(ids, BLOCK - 1)
         w = tl.exp2(tl.where(ids == document, s - max_score, NEVER))
-        total = _dot(_every_row(w, v), v, total * _at(alpha, BLOCK - 1))
+        total = dot(_every_row(w, v), v, total * _at(alpha, BLOCK - 1))
 
 
 @triton.jit
@@ -374,7 +367,7 @@ def backward_kernel(
         _, c, _ = tl.associative_scan((n, c, ids), 0, _join_back)
         c += decay * delta
         a = tl.exp2(tl.minimum(s - n, 0))
-        gv = _dot(p.to(g.dtype), g, total * decay[:, None]) * a[:, None]
+        gv = dot(p.to(g.dtype), g, total * decay[:, None]) * a[:, None]
         gs = (tl.sum(gv * v, axis=1) - a * c) * scale
         sigmoid = _sigmoid(q)
         silu = q * sigmoid
@@ -388,4 +381,4 @@ def backward_kernel(
         # The first token's sums are what the block before inherits.
         lse, document, delta = _at(n, BLOCK - 1), _at(ids, BLOCK - 1), _at(c, BLOCK - 1)
         w = tl.exp2(tl.where(ids == document, tl.minimum(lse - n, 0), NEVER))
-        total = _dot(_every_row(w, g), g, total * _at(decay, BLOCK - 1))
+        total = dot(_every_row(w, g), g, total * _at(decay, BLOCK - 1))

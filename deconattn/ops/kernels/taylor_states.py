@@ -29,7 +29,7 @@ Precision. Products of pairs and states are rounded to bf16 and summed in fp32. 
 to is known to 2^-9 of the terms: where keys share a mean of their own size the output is within 2e-3 of the formula's,
 with a mean 3 times their size within 8e-3. States in fp32 would help little, as the products are rounded as well, and
 all in tf32 costs half the speed. fp16 cannot hold sums of products of three, nor gradients over normalisers: it
-computes in bf16. fp32 computes in tf32x3, good to 2^-21: "ieee" would leave the tensor cores. It spills some registers.
+computes in bf16. fp32 computes as :func:`deconattn.ops.kernels.products.dot` says. It spills some registers.
 """
 
 from dataclasses import dataclass, replace
@@ -38,7 +38,10 @@ import torch
 import triton
 from torch import Tensor
 
+from deconattn.ops.blockwise import taylor_states as blockwise
 from deconattn.ops.blockwise.tiles import Visibility
+from deconattn.ops.kernels.fallback import Door
+from deconattn.ops.kernels.gpu import SPACIOUS, Gpu, gpu_of, launch_options
 from deconattn.ops.kernels.taylor_states_programs import (
     columns_program,
     grad_keys_program,
@@ -109,17 +112,19 @@ CANDIDATES = (
 COPY_TILE = 64
 
 
-def launch_parameters(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Launch:
+def launch_parameters(head_dim: int, dtype: torch.dtype, gpu: Gpu) -> Launch:
     """Chosen by arithmetic alone: a run's numbers must not depend on what was fastest on the day.
 
     Tiles are as long as registers allow, since each reads all slabs of its state. `dtype` is that of products.
     """
-    chunk, hopper = chunk_length(head_dim), capability >= (9, 0)
+    chunk, spacious = chunk_length(head_dim), gpu in SPACIOUS
     if dtype == torch.float32:
-        return _alike(chunk, States(2 if hopper else 1, 32, 4, 2), Tile(64, 32, 8, 2) if hopper else Tile(32, 16, 8, 2))
+        return _alike(
+            chunk, States(2 if spacious else 1, 32, 4, 2), Tile(64, 32, 8, 2) if spacious else Tile(32, 16, 8, 2)
+        )
     if padded_width(head_dim) == 128:
-        return _alike(chunk, States(2, 32, 8, 2), Tile(128 if hopper else 64, 32, 8, 2))
-    if not hopper:
+        return _alike(chunk, States(2, 32, 8, 2), Tile(128 if spacious else 64, 32, 8, 2))
+    if not spacious:
         return _alike(chunk, States(4, 32, 4, 3), Tile(128, 64, 8, 2))
     return replace(CANDIDATES[0], chunk=chunk)
 
@@ -140,9 +145,13 @@ def taylor_states_attention(
     return _taylor_states(queries, keys, values, document_ids)[0]
 
 
+_DOOR = Door("Taylor attention over states", blockwise.passes)
+
+
 @torch.library.custom_op("deconattn::taylor_states", mutates_args=())
 def _taylor_states(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    return forward(queries, keys, values, document_ids)
+    mixed, normalisers = _DOOR.forward(forward, _empty_outputs, queries, keys, values, document_ids)
+    return mixed, normalisers
 
 
 @torch.library.custom_op("deconattn::taylor_states_backward", mutates_args=())
@@ -155,16 +164,19 @@ def _taylor_states_backward(
     normalisers: Tensor,
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backward(grad, queries, keys, values, mixed, normalisers, document_ids)
+    of_queries, of_keys, of_values = _DOOR.backward(
+        backward, _empty_gradients, grad, (queries, keys, values, document_ids), (mixed, normalisers)
+    )
+    return of_queries, of_keys, of_values
 
 
 @_taylor_states.register_fake
-def _(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+def _empty_outputs(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
     return token_major(queries, values.dtype), queries.new_empty(queries.shape[:-1], dtype=torch.float32)
 
 
 @_taylor_states_backward.register_fake
-def _(
+def _empty_gradients(
     grad: Tensor,
     queries: Tensor,
     keys: Tensor,
@@ -221,7 +233,7 @@ def forward(
             length,
             states[0].shape[1],
             head_dim**-0.5,
-            **_constants(tile, launch, head_dim, dtype),
+            **_constants(tile, launch, head_dim),
         )
     return mixed, normalisers
 
@@ -268,7 +280,7 @@ def backward(
             length,
             chunks,
             head_dim**-0.5,
-            **_constants(tile, launch, head_dim, dtype),
+            **_constants(tile, launch, head_dim),
         )
         del states  # before the next ones, as large, are made
 
@@ -289,7 +301,7 @@ def backward(
             keys.stride(),
             values.stride(),
             *sizes,
-            **_constants(tile, launch, head_dim, dtype),
+            **_constants(tile, launch, head_dim),
         )
         tile = launch.grad_values
         grad_values_program[(rows * key_value_heads * triton.cdiv(length, tile.tile),)](
@@ -303,7 +315,7 @@ def backward(
             queries.stride(),
             keys.stride(),
             *sizes,
-            **_constants(tile, launch, head_dim, dtype),
+            **_constants(tile, launch, head_dim),
         )
     return grad_queries, grad_keys, grad_values
 
@@ -343,7 +355,7 @@ def _states(
             x.shape[1] // heads,
             length,
             chunks,
-            **_constants(tile, launch, head_dim, columns.dtype),
+            **_constants(tile, launch, head_dim),
             REVERSE=weight is not None,
             MIRROR=mirror,
         )
@@ -390,24 +402,21 @@ def _upstream(grad: Tensor, mixed: Tensor, normalisers: Tensor, dtype: torch.dty
     return upstream, delta
 
 
-def _constants(tile: States | Tile, launch: Launch, head_dim: int, dtype: torch.dtype) -> dict[str, object]:
+def _constants(tile: States | Tile, launch: Launch, head_dim: int) -> dict[str, object]:
     constants: dict[str, object] = {
         "HEAD_DIM": head_dim,
         "WIDTH": padded_width(head_dim),
         "CHUNK": launch.chunk,
-        "PRECISION": "tf32x3" if dtype == torch.float32 else None,
         "TILE": tile.tile,
         "STAGES": tile.stages,
-        "num_warps": tile.warps,
     }
     if isinstance(tile, States):
-        return constants | {"DIMS": tile.dims}
-    return constants | {"BLOCK": tile.block, "maxnreg": tile.registers}
+        return constants | {"DIMS": tile.dims} | launch_options(tile.warps)
+    return constants | {"BLOCK": tile.block} | launch_options(tile.warps, registers=tile.registers)
 
 
 def _chosen(queries: Tensor, values: Tensor) -> Launch:
-    capability = torch.cuda.get_device_capability(queries.device) if queries.is_cuda else (9, 0)
-    return launch_parameters(queries.shape[-1], _product_dtype(queries, values), capability)
+    return launch_parameters(queries.shape[-1], _product_dtype(queries, values), gpu_of(queries))
 
 
 def _product_dtype(queries: Tensor, values: Tensor) -> torch.dtype:

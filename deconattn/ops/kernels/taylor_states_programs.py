@@ -17,11 +17,10 @@ token of each token's document, or None where a row is one document.
 import triton
 import triton.language as tl
 
+from deconattn.ops.kernels.products import INTERPRETED, dot
+
 # An argument a line would double the length of this file.
 # fmt: off
-
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-"""Triton's interpreter takes the bits of bf16 for integers, except where it converts from and to fp32."""
 
 
 @triton.constexpr_function
@@ -43,14 +42,6 @@ def product(tile, scales):
     if INTERPRETED:
         return (tile.to(tl.float32) * scales.to(tl.float32)).to(tile.dtype)
     return tile * scales
-
-
-@triton.jit
-def dot(left, right, total, PRECISION: tl.constexpr):
-    """left @ right + total, in fp32."""
-    if INTERPRETED:
-        left, right = left.to(tl.float32), right.to(tl.float32)
-    return tl.dot(left, right, total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -140,7 +131,7 @@ def taken(tokens, begin, first, stop, starts, REVERSE: tl.constexpr):
 def second_order(
         x, columns, y, states, starts, x_strides, y_strides, stride_column, group, length, chunks, first_a,
         HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, FIRST_B: tl.constexpr, WIDTH_B: tl.constexpr,
-        MIRROR_FROM: tl.constexpr, CHUNK: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+        MIRROR_FROM: tl.constexpr, CHUNK: tl.constexpr, DTYPE: tl.constexpr,
         TILE: tl.constexpr, DIMS: tl.constexpr, STAGES: tl.constexpr, REVERSE: tl.constexpr
 ):
     """states[a, b] of `DIMS` consecutive a and the b from FIRST_B on: (x_a y)^T x_b, with x_a y made in registers.
@@ -181,7 +172,7 @@ def second_order(
             sums = ()
             for i in tl.static_range(DIMS):
                 scaled = product(y_tile, scales[i][None, :])
-                sums = sums + (dot(scaled, x_tile, totals[i], PRECISION),)  # noqa: RUF005
+                sums = sums + (dot(scaled, x_tile, totals[i]),)  # noqa: RUF005
             totals = sums
         later = chunks - 1 - step if REVERSE else step
         state = states + tl.cast(later, tl.int64) * (WIDTH * WIDTH * WIDTH)
@@ -197,7 +188,7 @@ def second_order(
 @triton.jit
 def lower_orders(
         x, y, weight, moments, sums, starts, x_strides, y_strides, group, length, chunks, HEAD_DIM: tl.constexpr,
-        WIDTH: tl.constexpr, CHUNK: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
+        WIDTH: tl.constexpr, CHUNK: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
         STAGES: tl.constexpr, REVERSE: tl.constexpr
 ):
     """moments and sums of every chunk."""
@@ -228,8 +219,8 @@ def lower_orders(
             y_sum += y_tile.to(tl.float32)
             x_sum += weighted
             transposed = tl.trans(x_tile)
-            moment = dot(transposed, y_tile, moment, PRECISION)
-            gram = dot(transposed, weighted.to(DTYPE), gram, PRECISION)
+            moment = dot(transposed, y_tile, moment)
+            gram = dot(transposed, weighted.to(DTYPE), gram)
         later = tl.cast(chunks - 1 - step if REVERSE else step, tl.int64)
         matrix = moments + later * (2 * WIDTH * WIDTH) + (d[:, None] * WIDTH + d[None, :])
         tl.store(matrix, (moment * scale).to(DTYPE))
@@ -241,7 +232,7 @@ def lower_orders(
 @triton.jit
 def states_program(
         x, columns, y, weight, states, moments, sums, starts, x_strides, y_strides, stride_column, heads, group,
-        length, chunks, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+        length, chunks, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
         TILE: tl.constexpr, DIMS: tl.constexpr, STAGES: tl.constexpr, REVERSE: tl.constexpr, MIRROR: tl.constexpr
 ):
     """The running state of one key head, written before each chunk (in reverse, after it).
@@ -266,17 +257,17 @@ def states_program(
             weight += line * group * length
         lower_orders(
             x, y, weight, moments, sums, starts, x_strides, y_strides, group, length, chunks, HEAD_DIM, WIDTH, CHUNK,
-            DTYPE, PRECISION, TILE, STAGES, REVERSE
+            DTYPE, TILE, STAGES, REVERSE
         )
     elif part * DIMS < HALF:
         second_order(
             x, columns, y, states, starts, x_strides, y_strides, stride_column, group, length, chunks, part * DIMS,
-            HEAD_DIM, WIDTH, 0, WIDTH, HALF if MIRROR else WIDTH, CHUNK, DTYPE, PRECISION, TILE, DIMS, STAGES, REVERSE
+            HEAD_DIM, WIDTH, 0, WIDTH, HALF if MIRROR else WIDTH, CHUNK, DTYPE, TILE, DIMS, STAGES, REVERSE
         )
     else:
         second_order(
             x, columns, y, states, starts, x_strides, y_strides, stride_column, group, length, chunks, part * DIMS,
-            HEAD_DIM, WIDTH, WIDTH - HALF, HALF, WIDTH, CHUNK, DTYPE, PRECISION, TILE, DIMS, STAGES, REVERSE
+            HEAD_DIM, WIDTH, WIDTH - HALF, HALF, WIDTH, CHUNK, DTYPE, TILE, DIMS, STAGES, REVERSE
         )
 
 
@@ -290,7 +281,7 @@ def tile_of(heads, length, TILE: tl.constexpr):
 
 @triton.jit
 def scaled_products(
-        total, left, columns, stride_column, inside, slabs, begin, end, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+        total, left, columns, stride_column, inside, slabs, begin, end, WIDTH: tl.constexpr,
         STAGES: tl.constexpr
 ):
     """total + sum_a (x_a left) slab_a: features are made in registers, a dimension a at a time.
@@ -301,14 +292,14 @@ def scaled_products(
     for a in tl.range(begin, end, num_stages=STAGES):
         column = tl.load(columns + tl.cast(a, tl.int64) * stride_column, mask=inside, other=0.0)
         slab = tl.load(slabs + a * (WIDTH * WIDTH))
-        total = dot(product(left, column[:, None]), slab, total, PRECISION)
+        total = dot(product(left, column[:, None]), slab, total)
     return total
 
 
 @triton.jit
 def read_state(
         x, first, stride, columns, stride_column, inside, state, stop, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-        PRECISION: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr
+        TILE: tl.constexpr, STAGES: tl.constexpr
 ):
     """1/2 sum_ab x_a x_b state[a, b], [TILE, WIDTH d], of the tokens x of a tile.
 
@@ -325,7 +316,7 @@ def read_state(
     left = (left * 0.5).to(DTYPE)
     slabs = state + (index[:, None] * WIDTH + index[None, :])
     total = scaled_products(
-        total, left, columns, stride_column, inside, slabs, 0, min(HALF, HEAD_DIM), WIDTH, PRECISION, STAGES
+        total, left, columns, stride_column, inside, slabs, 0, min(HALF, HEAD_DIM), WIDTH, STAGES
     )
     if HALF < WIDTH:
         upper = HALF + tl.arange(0, WIDTH - HALF)
@@ -333,7 +324,7 @@ def read_state(
         left = (left * 0.5).to(DTYPE)
         slabs = state + (upper[:, None] * WIDTH + index[None, :])
         total = scaled_products(
-            total, left, columns, stride_column, inside, slabs, HALF, HEAD_DIM, WIDTH, PRECISION, STAGES
+            total, left, columns, stride_column, inside, slabs, HALF, HEAD_DIM, WIDTH, STAGES
         )
     return total
 
@@ -341,14 +332,14 @@ def read_state(
 @triton.jit
 def read_gradient(
         y, first, stride, columns, stride_column, inside, state, stop, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-        PRECISION: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr
+        TILE: tl.constexpr, STAGES: tl.constexpr
 ):
     """sum_ad x_a y_d state[a, b, d], [TILE, WIDTH b]: the gradient of x from the gradient y of what it read."""
     index = tl.arange(0, WIDTH)
     left = load_tile(y, first, stride, stop, state.dtype.element_ty, HEAD_DIM, TILE, WIDTH)
     slabs = state + (index[:, None] + index[None, :] * WIDTH)
     total = tl.zeros([TILE, WIDTH], tl.float32)
-    return scaled_products(total, left, columns, stride_column, inside, slabs, 0, HEAD_DIM, WIDTH, PRECISION, STAGES)
+    return scaled_products(total, left, columns, stride_column, inside, slabs, 0, HEAD_DIM, WIDTH, STAGES)
 
 
 # ---------------------------------------------------------------------------------------------------------- tiles
@@ -366,20 +357,20 @@ def visible_pairs(queries, keys, starts, length):
 @triton.jit
 def mix_keys(
         total, normaliser, q, keys, values, k_token, v_token, starts, tokens, begin, end, length, scale,
-        HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+        HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
         STAGES: tl.constexpr, MASKED: tl.constexpr
 ):
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES):
         k = load_tile(keys, first, k_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
         v = load_tile(values, first, v_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
-        t = dot(q, tl.trans(k), None, PRECISION) * scale + 1
+        t = dot(q, tl.trans(k), None) * scale + 1
         weights = t * t * 0.5 + 0.5
         if MASKED:
             weights = tl.where(
                 visible_pairs(tokens[:, None], first + tl.arange(0, BLOCK)[None, :], starts, length), weights, 0.0
             )
         normaliser += tl.sum(weights, axis=1)
-        total = dot(weights.to(q.dtype), v, total, PRECISION)
+        total = dot(weights.to(q.dtype), v, total)
     return total, normaliser
 
 
@@ -387,7 +378,7 @@ def mix_keys(
 def output_program(
         queries, keys, values, columns, states, moments, sums, starts, output, normalisers, q_strides, k_strides,
         v_strides, stride_column, heads, group, length, chunks, scale, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-        CHUNK: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr
+        CHUNK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr
 ):
     """o and z of a tile of queries."""
     DTYPE: tl.constexpr = states.dtype.element_ty
@@ -409,13 +400,13 @@ def output_program(
         state = line // group * chunks + first // CHUNK
         total = read_state(
             queries, first, q_strides[2], columns + line * HEAD_DIM * stride_column + tokens, stride_column, inside,
-            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, PRECISION, TILE, STAGES
+            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
         )
         matrix = moments + state * (2 * WIDTH * WIDTH) + (index[:, None] * WIDTH + index[None, :])
-        total = dot(q, tl.load(matrix), total, PRECISION)
+        total = dot(q, tl.load(matrix), total)
         total += tl.load(sums + state * (2 * WIDTH) + index)[None, :]
         first_order = tl.load(sums + state * (2 * WIDTH) + WIDTH + index)
-        second = dot(q, tl.load(matrix + WIDTH * WIDTH), None, PRECISION)
+        second = dot(q, tl.load(matrix + WIDTH * WIDTH), None)
         normaliser = tl.sum(q.to(tl.float32) * (second * 0.5 + first_order[None, :]), axis=1)
         earlier = tl.zeros([TILE], tl.float32) + chunk_first
         if starts is not None:
@@ -427,11 +418,11 @@ def output_program(
         normaliser = tl.maximum(normaliser + earlier, earlier * 0.5)
     total, normaliser = mix_keys(
         total, normaliser, q, keys, values, k_strides[2], v_strides[2], starts, tokens, begin, first, length, scale,
-        HEAD_DIM, WIDTH, PRECISION, BLOCK, STAGES, starts is not None
+        HEAD_DIM, WIDTH, BLOCK, STAGES, starts is not None
     )
     total, normaliser = mix_keys(
         total, normaliser, q, keys, values, k_strides[2], v_strides[2], starts, tokens, first,
-        tl.minimum(first + TILE, length), length, scale, HEAD_DIM, WIDTH, PRECISION, BLOCK, STAGES, True
+        tl.minimum(first + TILE, length), length, scale, HEAD_DIM, WIDTH, BLOCK, STAGES, True
     )
     tl.store(normalisers + line * length + tokens, normaliser, mask=inside)
     output += (row * length * heads + head) * HEAD_DIM
@@ -441,18 +432,18 @@ def output_program(
 @triton.jit
 def grad_by_keys(
         total, q, g, c, keys, values, k_token, v_token, starts, tokens, begin, end, length, scale,
-        HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+        HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
         STAGES: tl.constexpr, MASKED: tl.constexpr
 ):
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES):
         k = load_tile(keys, first, k_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
         v = load_tile(values, first, v_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
-        t = dot(q, tl.trans(k), None, PRECISION) * (scale * scale) + scale
-        grad_scores = (dot(g, tl.trans(v), None, PRECISION) - c[:, None]) * t
+        t = dot(q, tl.trans(k), None) * (scale * scale) + scale
+        grad_scores = (dot(g, tl.trans(v), None) - c[:, None]) * t
         if MASKED:
             visible = visible_pairs(tokens[:, None], first + tl.arange(0, BLOCK)[None, :], starts, length)
             grad_scores = tl.where(visible, grad_scores, 0.0)
-        total = dot(grad_scores.to(q.dtype), k, total, PRECISION)
+        total = dot(grad_scores.to(q.dtype), k, total)
     return total
 
 
@@ -460,7 +451,7 @@ def grad_by_keys(
 def grad_queries_program(
         queries, keys, values, upstream, delta, columns, states, moments, sums, starts, grad_queries, q_strides,
         k_strides, v_strides, stride_column, heads, group, length, chunks, scale, HEAD_DIM: tl.constexpr,
-        WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+        WIDTH: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
         STAGES: tl.constexpr
 ):
     """dq of a tile of queries."""
@@ -485,14 +476,14 @@ def grad_queries_program(
         state = line // group * chunks + first // CHUNK
         total = read_gradient(
             upstream + line * length * HEAD_DIM, first, HEAD_DIM, columns + line * HEAD_DIM * stride_column + tokens,
-            stride_column, inside, states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, PRECISION, TILE,
+            stride_column, inside, states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE,
             STAGES
         )
         matrix = moments + state * (2 * WIDTH * WIDTH)
         moment = tl.load(matrix + (index[:, None] + index[None, :] * WIDTH))
-        total = dot(g, moment, total, PRECISION)
+        total = dot(g, moment, total)
         gram = tl.load(matrix + WIDTH * WIDTH + (index[:, None] * WIDTH + index[None, :]))
-        of_normaliser = dot(q, gram, None, PRECISION)
+        of_normaliser = dot(q, gram, None)
         of_normaliser += tl.load(sums + state * (2 * WIDTH) + WIDTH + index)[None, :]
         total -= c[:, None] * of_normaliser
         if starts is not None:
@@ -500,11 +491,11 @@ def grad_queries_program(
             total = tl.where((own < chunk_first)[:, None], total, 0.0)
     total = grad_by_keys(
         total, q, g, c, keys, values, k_strides[2], v_strides[2], starts, tokens, begin, first, length, scale,
-        HEAD_DIM, WIDTH, PRECISION, BLOCK, STAGES, starts is not None
+        HEAD_DIM, WIDTH, BLOCK, STAGES, starts is not None
     )
     total = grad_by_keys(
         total, q, g, c, keys, values, k_strides[2], v_strides[2], starts, tokens, first,
-        tl.minimum(first + TILE, length), length, scale, HEAD_DIM, WIDTH, PRECISION, BLOCK, STAGES, True
+        tl.minimum(first + TILE, length), length, scale, HEAD_DIM, WIDTH, BLOCK, STAGES, True
     )
     grad_queries += (row * length * heads + head) * HEAD_DIM
     store_tile(grad_queries, total, first, heads * HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)
@@ -514,7 +505,7 @@ def grad_queries_program(
 def grad_values_program(
         queries, keys, upstream, columns, states, moments, sums, starts, grad_values, q_strides, k_strides,
         stride_column, heads, group, length, chunks, scale, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-        CHUNK: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr
+        CHUNK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr
 ):
     """dv of a tile of keys; `heads` are those of the keys."""
     DTYPE: tl.constexpr = states.dtype.element_ty
@@ -535,11 +526,11 @@ def grad_values_program(
         own_columns = columns + line * HEAD_DIM * stride_column + tokens
         total = read_state(
             keys, first, k_strides[2], own_columns, stride_column, tokens < length,
-            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, PRECISION, TILE, STAGES
+            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
         )
         matrix = moments + state * (2 * WIDTH * WIDTH)
         moment = tl.load(matrix + (index[:, None] * WIDTH + index[None, :]))
-        total = dot(k, moment, total, PRECISION)
+        total = dot(k, moment, total)
         total += tl.load(sums + state * (2 * WIDTH) + index)[None, :]
         if starts is not None:
             total = tl.where((tokens >= begins)[:, None], total, 0.0)
@@ -550,10 +541,10 @@ def grad_values_program(
         g_head = upstream + tl.cast(member, tl.int64) * length * HEAD_DIM
         q = load_tile(q_head, later, q_strides[2], length, DTYPE, HEAD_DIM, BLOCK, WIDTH)
         g = load_tile(g_head, later, HEAD_DIM, length, DTYPE, HEAD_DIM, BLOCK, WIDTH)
-        t = dot(k, tl.trans(q), None, PRECISION) * scale + 1
+        t = dot(k, tl.trans(q), None) * scale + 1
         visible = visible_pairs(later + tl.arange(0, BLOCK)[None, :], tokens[:, None], starts, length)
         weights = tl.where(visible, t * t * 0.5 + 0.5, 0.0)
-        total = dot(weights.to(DTYPE), g, total, PRECISION)
+        total = dot(weights.to(DTYPE), g, total)
     grad_values += (row * length * heads + head) * HEAD_DIM
     store_tile(grad_values, total, first, heads * HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)
 
@@ -562,7 +553,7 @@ def grad_values_program(
 def grad_keys_program(
         queries, keys, values, upstream, delta, columns, states, moments, sums, starts, grad_keys, q_strides,
         k_strides, v_strides, stride_column, heads, group, length, chunks, scale, HEAD_DIM: tl.constexpr,
-        WIDTH: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+        WIDTH: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
         STAGES: tl.constexpr
 ):
     """dk of a tile of keys; `heads` are those of the keys."""
@@ -587,13 +578,13 @@ def grad_keys_program(
         own_columns = columns + line * HEAD_DIM * stride_column + tokens
         total = read_gradient(
             values, first, v_strides[2], own_columns, stride_column, tokens < length,
-            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, PRECISION, TILE, STAGES
+            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
         )
         matrix = moments + state * (2 * WIDTH * WIDTH)
         moment = tl.load(matrix + (index[:, None] + index[None, :] * WIDTH))
-        total = dot(v, moment, total, PRECISION)
+        total = dot(v, moment, total)
         gram = tl.load(matrix + WIDTH * WIDTH + (index[:, None] * WIDTH + index[None, :]))
-        total = dot(k, gram, total, PRECISION)
+        total = dot(k, gram, total)
         total += tl.load(sums + state * (2 * WIDTH) + WIDTH + index)[None, :]
         if starts is not None:
             total = tl.where((tokens >= begins)[:, None], total, 0.0)
@@ -606,9 +597,9 @@ def grad_keys_program(
         q = load_tile(q_head, later, q_strides[2], length, DTYPE, HEAD_DIM, BLOCK, WIDTH)
         g = load_tile(g_head, later, HEAD_DIM, length, DTYPE, HEAD_DIM, BLOCK, WIDTH)
         c = tl.load(delta + tl.cast(member, tl.int64) * length + others, mask=others < length, other=0.0)
-        t = dot(k, tl.trans(q), None, PRECISION) * (scale * scale) + scale
-        grad_scores = (dot(v, tl.trans(g), None, PRECISION) - c[None, :]) * t
+        t = dot(k, tl.trans(q), None) * (scale * scale) + scale
+        grad_scores = (dot(v, tl.trans(g), None) - c[None, :]) * t
         visible = visible_pairs(others[None, :], tokens[:, None], starts, length)
-        total = dot(tl.where(visible, grad_scores, 0.0).to(DTYPE), q, total, PRECISION)
+        total = dot(tl.where(visible, grad_scores, 0.0).to(DTYPE), q, total)
     grad_keys += (row * length * heads + head) * HEAD_DIM
     store_tile(grad_keys, total, first, heads * HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)

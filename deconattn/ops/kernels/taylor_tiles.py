@@ -30,6 +30,9 @@ import torch
 import triton
 from torch import Tensor
 
+from deconattn.ops.blockwise import attention as blockwise
+from deconattn.ops.kernels.fallback import Door
+from deconattn.ops.kernels.gpu import Gpu, gpu_of, launch_options
 from deconattn.ops.kernels.taylor_tiles_programs import by_keys_kernel, by_queries_kernel, forward_kernel
 from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
@@ -75,15 +78,15 @@ _FP32 = Launch(Tile(64, 32, 4, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))
 _FP32_WIDE = Launch(Tile(32, 32, 8, 1), Tile(16, 32, 8, 1), Tile(32, 16, 8, 1))
 
 
-def launch_parameters(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Launch:
+def launch_parameters(head_dim: int, dtype: torch.dtype, gpu: Gpu) -> Launch:
     """Constants, found by arithmetic and by what the compiler makes of them (shared memory, registers, no spills).
 
-    A run's numbers must not depend on what was fastest on the day. Off sm_90, 99 KiB of shared memory are enough.
+    A run's numbers must not depend on what was fastest on the day. Off sm_90, 64 KiB of shared memory are enough.
     """
     wide = head_dim > 64
     if dtype == torch.float32:
         return _FP32_WIDE if wide else _FP32
-    if capability[0] == 9:
+    if gpu is Gpu.HOPPER:
         return _HOPPER_WIDE if wide else CANDIDATES[0]
     return _OTHER_WIDE if wide else _OTHER
 
@@ -102,9 +105,13 @@ def taylor_tiles_attention(queries: Tensor, keys: Tensor, values: Tensor, docume
     return _taylor_tiles(queries, keys, values, document_ids)[0]
 
 
+_DOOR = Door("Taylor attention over tiles", blockwise.taylor_passes)
+
+
 @torch.library.custom_op("deconattn::taylor_tiles", mutates_args=())
 def _taylor_tiles(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
-    return forward(queries, keys, values, document_ids)
+    mixed, shares = _DOOR.forward(forward, _empty_outputs, queries, keys, values, document_ids)
+    return mixed, shares
 
 
 @torch.library.custom_op("deconattn::taylor_tiles_backward", mutates_args=())
@@ -117,16 +124,19 @@ def _taylor_tiles_backward(
     shares: Tensor,
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backward(grad, queries, keys, values, mixed, shares, document_ids)
+    of_queries, of_keys, of_values = _DOOR.backward(
+        backward, _empty_gradients, grad, (queries, keys, values, document_ids), (mixed, shares)
+    )
+    return of_queries, of_keys, of_values
 
 
 @_taylor_tiles.register_fake
-def _(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+def _empty_outputs(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
     return token_major(queries, values.dtype), queries.new_empty(queries.shape[:-1], dtype=torch.float32)
 
 
 @_taylor_tiles_backward.register_fake
-def _(
+def _empty_gradients(
     grad: Tensor,
     queries: Tensor,
     keys: Tensor,
@@ -249,8 +259,7 @@ def backward(
 
 
 def _chosen(queries: Tensor, values: Tensor) -> Launch:
-    capability = torch.cuda.get_device_capability(queries.device) if queries.is_cuda else (9, 0)
-    return launch_parameters(queries.shape[-1], torch.promote_types(queries.dtype, values.dtype), capability)
+    return launch_parameters(queries.shape[-1], torch.promote_types(queries.dtype, values.dtype), gpu_of(queries))
 
 
 def _constants(tile: Tile, head_dim: int, document_ids: Tensor | None) -> dict[str, object]:
@@ -261,9 +270,8 @@ def _constants(tile: Tile, head_dim: int, document_ids: Tensor | None) -> dict[s
         "QUERIES": tile.queries,
         "KEYS": tile.keys,
         "DOCUMENTS": document_ids is not None,
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-        "maxnreg": tile.registers if width == head_dim else None,  # masks of padding take more
+        # Masks of padding take more registers.
+        **launch_options(tile.warps, tile.stages, tile.registers if width == head_dim else None),
     }
 
 

@@ -12,13 +12,14 @@ import math
 import triton
 import triton.language as tl
 
+from deconattn.ops.kernels.products import dot
+
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 SQRT_TWO = tl.constexpr(math.sqrt(2.0))
 # The forward pass carries weights times 2^-12, t times 2^-6: the same digits, and in fp16 the least weight, 1/2, is
 # no subnormal and none overflows before scores of 2e4. The factor cancels in the average.
 DOWN = tl.constexpr(2.0**-12)
 ROOT_DOWN = tl.constexpr(2.0**-6)
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -54,17 +55,6 @@ def _load(
 def _store(head, first, length, strides, tile, COUNT: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
     pointers, exists = _tile(head, first, length, strides, COUNT, WIDTH, HEAD_DIM)
     tl.store(pointers, tile.to(head.dtype.element_ty), mask=exists)
-
-
-@triton.jit
-def _dot(left, right, total):
-    """left @ right + total on tensor cores, fp32 sums; fp32 operands as three TF32 products, close to full precision.
-
-    IEEE products of fp32 would run on plain cores, from registers that the sums already fill.
-    """
-    if INTERPRETED:  # whose products take the bits of bf16 for integers
-        left, right = left.to(tl.float32), right.to(tl.float32)
-    return tl.dot(left, right, total, input_precision="tf32x3")
 
 
 @triton.jit
@@ -144,14 +134,14 @@ def _mix(
 ):
     """Adds one tile's weighted values to `sums` [QUERIES, WIDTH] and its weights to `total` [QUERIES]."""
     tile = _load(keys, first, length, key_strides, KEYS, WIDTH, HEAD_DIM, PARTIAL)
-    t = _dot(queries, tl.trans(tile), None) * slope + SQRT_HALF * ROOT_DOWN
+    t = dot(queries, tl.trans(tile), None) * slope + SQRT_HALF * ROOT_DOWN
     weights = t * t + 0.5 * DOWN
     if PARTIAL:
         key = tl.arange(0, KEYS)[None, :]
         weights = tl.where((key <= (query - first)[:, None]) & (key >= (start - first)[:, None]), weights, 0.0)
     total += tl.sum(weights, 1)
     tile = _load(values, first, length, value_strides, KEYS, WIDTH, HEAD_DIM, PARTIAL)
-    return _dot(weights.to(tile.dtype), tile, sums), total
+    return dot(weights.to(tile.dtype), tile, sums), total
 
 
 @triton.jit
@@ -230,13 +220,13 @@ def _differentiate_queries(
     """Adds one tile's z_i ds_ij k_j, but for a constant, to `sums` [QUERIES, WIDTH]."""
     tile = _load(keys, first, length, key_strides, KEYS, WIDTH, HEAD_DIM, PARTIAL)
     value_tile = _load(values, first, length, value_strides, KEYS, WIDTH, HEAD_DIM, PARTIAL)
-    t = _dot(queries, tl.trans(tile), None) * slope + SQRT_HALF
-    grad_scores = (_dot(grad, tl.trans(value_tile), None) - delta[:, None]) * t
+    t = dot(queries, tl.trans(tile), None) * slope + SQRT_HALF
+    grad_scores = (dot(grad, tl.trans(value_tile), None) - delta[:, None]) * t
     if PARTIAL:
         key = tl.arange(0, KEYS)[None, :]
         visible = (key <= (query - first)[:, None]) & (key >= (start - first)[:, None])
         grad_scores = tl.where(visible, grad_scores, 0.0)
-    return _dot(grad_scores.to(tile.dtype), tile, sums)
+    return dot(grad_scores.to(tile.dtype), tile, sums)
 
 
 @triton.jit
@@ -336,15 +326,15 @@ def _differentiate_keys(
     else:
         share = tl.load(shares + first + query)[None, :]
         delta = tl.load(deltas + first + query)[None, :]
-    t = _dot(keys, tl.trans(tile), None) * slope + SQRT_HALF
+    t = dot(keys, tl.trans(tile), None) * slope + SQRT_HALF
     weights = (t * t + 0.5) * share
-    grad_scores = (_dot(values, tl.trans(grad_tile), None) * share - delta) * t
+    grad_scores = (dot(values, tl.trans(grad_tile), None) * share - delta) * t
     if PARTIAL:
         visible = (query[None, :] >= (key - first)[:, None]) & (query[None, :] < (end - first)[:, None])
         weights = tl.where(visible, weights, 0.0)
         grad_scores = tl.where(visible, grad_scores, 0.0)
-    grad_values = _dot(weights.to(grad_tile.dtype), grad_tile, grad_values)
-    return _dot(grad_scores.to(tile.dtype), tile, grad_keys), grad_values
+    grad_values = dot(weights.to(grad_tile.dtype), grad_tile, grad_values)
+    return dot(grad_scores.to(tile.dtype), tile, grad_keys), grad_values
 
 
 @triton.jit

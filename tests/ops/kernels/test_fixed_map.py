@@ -1,15 +1,15 @@
 """The kernels of one map for all rows against the formula in float64: on a GPU, or in Triton's interpreter."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.compiled import SHARED_MEMORY, compile_calls
 from deconattn.ops import reference
 from deconattn.ops.kernels import fixed_map as kernel
-from tests.ops.kernels.compiled import SHARED_MEMORY, compile_calls
+from deconattn.ops.kernels.gpu import Gpu, gpu_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 1e-5 if DEVICE == "cuda" else 2e-6
@@ -101,7 +101,7 @@ def test_half_precision(launch: int, dtype: torch.dtype, monkeypatch: pytest.Mon
 def test_several_strips(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kernel, "NARROWEST_STRIP", 1)
     inputs, upstream = problem(2, 2, 1, 150, 16)
-    assert kernel._strip(2, 150, 16, kernel.launch_parameters(16, torch.float32, (9, 0)).grad_scores) == 64
+    assert kernel._strip(2, 150, 16, kernel.launch_parameters(16, torch.float32, Gpu.HOPPER).grad_scores) == 64
     assert max(errors(gradients(kernel.fixed_map_attention, inputs, upstream), inputs, upstream)) < TOLERANCE
 
 
@@ -157,36 +157,31 @@ def test_memory_is_linear_in_length():
             assert strip <= max(64 * rows, kernel.NARROWEST_STRIP)
 
 
-def calls(head_dims: tuple[int, ...] = (64, 128, 40), capability: tuple[int, int] = (9, 0)) -> None:
+def calls() -> None:
     """Every kernel by type and head_dim, with many and with few programs, odd sizes and sizes of one."""
 
     def call(rows: int, heads: int, key_value_heads: int, length: int, head_dim: int, dtype, launch=None) -> None:
-        launch = launch or kernel.launch_parameters(head_dim, dtype, capability)
         queries = torch.empty(length, heads, head_dim, dtype=dtype).transpose(0, 1)
         keys = torch.empty(length, key_value_heads, head_dim, dtype=dtype).transpose(0, 1)
         values = keys.expand(rows, *keys.shape).contiguous()
         kept = kernel.forward(queries, keys, values, launch)
         kernel.backward(kept[0], queries, keys, values, *kept, launch)
 
-    for head_dim in head_dims:
+    for head_dim in (64, 128, 40):
         for dtype in (torch.bfloat16, torch.float32):
             call(16, 14, 14, 1536, head_dim, dtype)
     call(16, 14, 2, 1536, 64, torch.float16)
     call(1, 2, 1, 1111, 64, torch.bfloat16)
     call(1, 1, 1, 1, 64, torch.bfloat16)
-    if capability == (9, 0):
+    if gpu_of(torch.empty(0)) is Gpu.HOPPER:
         for launch in kernel.CANDIDATES[1:]:
             call(16, 14, 14, 1536, 64, torch.bfloat16, launch)
 
 
-def calls_ampere() -> None:
-    calls(capability=(8, 0))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("capability", "function"), [((9, 0), "calls"), ((8, 0), "calls_ampere")])
-def test_compiles(capability: tuple[int, int], function: str):
-    kernels = compile_calls(str(Path(__file__)), function, capability)
+@pytest.mark.parametrize("target", ["sm_90", "sm_80"])
+def test_compiles(target: str):
+    kernels = compile_calls(__file__, "calls", target)
     assert {compiled.name for compiled in kernels} == {
         "lse_kernel",
         "delta_kernel",
@@ -194,9 +189,9 @@ def test_compiles(capability: tuple[int, int], function: str):
         *WIDE,
     }
     for compiled in kernels:
-        assert compiled.shared <= SHARED_MEMORY[capability]
+        assert compiled.shared <= SHARED_MEMORY[target]
         # dS at head_dim 128 keeps to half of a multiprocessor's registers, short of two.
         assert compiled.spills <= (8 if compiled.name == "grad_scores_kernel" else 0), compiled
         assert bool(compiled.tensor_cores) == (compiled.name != "delta_kernel")
-        if capability == (9, 0) and compiled.name in WIDE and "*fp32, *fp32, *fp32" not in compiled.signature:
+        if target == "sm_90" and compiled.name in WIDE and "*fp32, *fp32, *fp32" not in compiled.signature:
             assert compiled.tensor_cores == "wgmma"

@@ -1,15 +1,14 @@
 """The streaming kernels of nonapproximate against the formula in float64: on a GPU, or in Triton's interpreter."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.compiled import SHARED_MEMORY, compile_calls
 from deconattn.ops import reference
 from deconattn.ops.kernels import prefix_attention as kernel
-from tests.ops.kernels.compiled import SHARED_MEMORY, compile_calls
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BLOCK = 16
@@ -202,9 +201,9 @@ def calls() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [(9, 0), (8, 0)])
-def test_compiles(capability: tuple[int, int]):
-    kernels = compile_calls(str(Path(__file__)), "calls", capability)
+@pytest.mark.parametrize("target", ["sm_90", "sm_80"])
+def test_compiles(target: str):
+    kernels = compile_calls(__file__, "calls", target)
     assert {compiled.name for compiled in kernels} == {
         "summary_kernel",
         "forward_kernel",
@@ -212,6 +211,6 @@ def test_compiles(capability: tuple[int, int]):
         "backward_kernel",
     }
     for compiled in kernels:
-        assert compiled.shared <= SHARED_MEMORY[capability]
+        assert compiled.shared <= SHARED_MEMORY[target]
         assert compiled.spills == 0
         assert bool(compiled.tensor_cores) == ("summary" not in compiled.name)

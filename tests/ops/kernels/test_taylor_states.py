@@ -1,15 +1,15 @@
 """The state kernels of approximate against the formula in float64: on a GPU, or in Triton's interpreter."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.compiled import SHARED_MEMORY, compile_calls
 from deconattn.ops import reference
 from deconattn.ops.kernels import taylor_states as kernel
-from tests.ops.kernels.compiled import SHARED_MEMORY, compile_calls
+from deconattn.ops.kernels.gpu import Gpu, gpu_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHUNK = 64
@@ -151,7 +151,6 @@ def calls() -> None:
         queries = torch.empty(1, 2, length, head_dim, dtype=dtype)
         keys = torch.empty(1, 1, length, head_dim, dtype=dtype)
         ids = torch.zeros(1, length, dtype=torch.long) if masked else None
-        launch = launch or kernel.launch_parameters(head_dim, dtype, capability())
         output, normalisers = kernel.forward(queries, keys, keys, ids, launch)
         kernel.backward(output, queries, keys, keys, output, normalisers, ids, launch)
 
@@ -161,26 +160,20 @@ def calls() -> None:
     call(4099, 40, torch.float16, True)
     call(4096, 64, torch.float32, True)
     call(4096, 16, torch.float32, False)
-    if capability() == (9, 0):
+    if gpu_of(torch.empty(0)) is Gpu.HOPPER:
         for launch in kernel.CANDIDATES[1:]:
             call(16384, 64, torch.bfloat16, False, launch)
 
 
-def capability() -> tuple[int, int]:
-    from triton.runtime import driver
-
-    return divmod(driver.active.get_current_target().arch, 10)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [(8, 0), (9, 0)])
-def test_compiles(target: tuple[int, int]):
-    kernels = compile_calls(str(Path(__file__)), "calls", target)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_compiles(target: str):
+    kernels = compile_calls(__file__, "calls", target)
     products = ("states", "output", "grad_queries", "grad_keys", "grad_values")
     assert {compiled.name for compiled in kernels} == {f"{name}_program" for name in (*products, "columns", "upstream")}
     for compiled in kernels:
         assert compiled.shared <= SHARED_MEMORY[target]
         if compiled.name.removesuffix("_program") in products:
             assert compiled.tensor_cores
-        if target == (9, 0) and compiled.signature.startswith("*bf16") and compiled.shared <= 80 * 1024:
+        if target == "sm_90" and compiled.signature.startswith("*bf16") and compiled.shared <= 80 * 1024:
             assert compiled.spills == 0, compiled

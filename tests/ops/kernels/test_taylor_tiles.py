@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.compiled import SHARED_MEMORY, compile_calls
 from deconattn.ops import reference
 from deconattn.ops.kernels import taylor_tiles as kernel
-from tests.ops.kernels.compiled import SHARED_MEMORY, compile_calls
+from deconattn.ops.kernels.gpu import Gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BLOCK = 64
@@ -107,7 +108,7 @@ def test_every_candidate_gives_the_same():
     inputs = attended(1, 2, 1, length, 64, torch.bfloat16)
     ids, grad = document_ids(1, length), drawn(1, 2, length, 64, seed=4, dtype=torch.bfloat16)
     found = []
-    for launch in (*kernel.CANDIDATES, kernel.launch_parameters(64, torch.bfloat16, (8, 0))):
+    for launch in (*kernel.CANDIDATES, kernel.launch_parameters(64, torch.bfloat16, Gpu.OTHER)):
         mixed, shares = kernel.forward(*inputs, ids, launch)
         found.append([mixed, *kernel.backward(grad, *inputs, mixed, shares, ids, launch)])
     for other in found[1:]:
@@ -163,7 +164,6 @@ def calls() -> None:
         queries = torch.empty(1, length, heads, head_dim, dtype=dtype).transpose(1, 2)
         keys = queries[:, :key_value_heads]
         ids = torch.zeros(1, length, dtype=torch.long) if masked else None
-        launch = launch or kernel.launch_parameters(head_dim, dtype, capability())
         kept = kernel.forward(queries, keys, keys, ids, launch)
         kernel.backward(queries, queries, keys, keys, *kept, ids, launch)
 
@@ -176,15 +176,9 @@ def calls() -> None:
     call(4, 2, 256, 40, torch.bfloat16, masked=True)
 
 
-def capability() -> tuple[int, int]:
-    from triton.runtime import driver
-
-    return divmod(driver.active.get_current_target().arch, 10)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [(8, 0), (8, 6), (9, 0)])
-def test_compiles(target: tuple[int, int]):
+@pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_90"])
+def test_compiles(target: str):
     for found in compile_calls(__file__, "calls", target):
         assert found.shared <= SHARED_MEMORY[target], found
         assert found.tensor_cores, found

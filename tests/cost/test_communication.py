@@ -23,8 +23,16 @@ def test_one_rank_sends_nothing():
 
 @pytest.mark.parametrize(
     ("zero", "size", "reduced", "times_the_weights"),
-    [(0, 4, 4, 2.0), (1, 4, 4, 3.0), (2, 4, 4, 2 * 5 + 1), (3, 4, 4, 2 * 5), (1, 2, 4, 5.0), (1, 2, 2, 3.0)]
-    + [(2, 2, 4, 4 * 5 + 1), (3, 2, 4, 3 * 5)],
+    [
+        (0, 4, 4, 2.0),
+        (1, 4, 4, 3.0),
+        (2, 4, 4, 2 * 5 + 1),
+        (3, 4, 4, 2 * 5),
+        (1, 2, 4, 5.0),
+        (1, 2, 2, 3.0),
+        (2, 2, 4, 4 * 5 + 1),
+        (3, 2, 4, 3 * 5),
+    ],
 )
 def test_data_parallel_ranks(zero: int, size: int, reduced: int, times_the_weights: float):
     job = build_job(zero=zero, bytes_per_element=size, reduced_bytes=reduced, dp=2, accumulation=5)

@@ -53,6 +53,13 @@ class Counts:
         self.places: Counter[str] = Counter()
 
     @contextmanager
+    def reading_zeros(self) -> Iterator[None]:
+        """Let the host read zeros of the device, in place of garbage."""
+        self._library.nullgpu_zeros(1)
+        yield
+        self._library.nullgpu_zeros(0)
+
+    @contextmanager
     def counting(self) -> Iterator[None]:
         """Count from zero, and note places."""
         self._library.nullgpu_reset()
@@ -93,7 +100,8 @@ def trace(words: list[str], counts: Counts) -> Found:
         batches = list(micro_batches)
         train_step.step += 1
         if train_step.step != TRACED:
-            return plain(self, batches, *arguments, **options)
+            with counts.reading_zeros():
+                return plain(self, batches, *arguments, **options)
         inner, before_update = self._engine.step, []
 
         def step(*given: Any) -> None:
@@ -101,7 +109,7 @@ def trace(words: list[str], counts: Counts) -> Found:
             inner(*given)
 
         self._engine.step = step
-        with counts.counting():
+        with counts.reading_zeros(), counts.counting():
             result = plain(self, batches, *arguments, **options)
             calls, waits = counts.now(), counts.waits()
         del self._engine.step

@@ -35,6 +35,7 @@ def build(out: Path) -> dict[str, str]:
     (out / "libnvidia-ml.so.1").symlink_to(library.name)
     return os.environ | {
         "NULLGPU": str(library),
+        "NULLGPU_CAP": "80",  # an A100: attention on a Hopper goes through cuDNN, which this does not stand in for
         "LD_PRELOAD": str(library),
         "LD_LIBRARY_PATH": str(out),
         "TRITON_LIBCUDA_PATH": str(out),

@@ -25,7 +25,7 @@ def run(trainings: list[list[str]], environment: dict[str, str], folder: Path) -
         name: value for name, value in environment.items() if name not in ("TRITON_INTERPRET", "RANK", "WORLD_SIZE")
     }
     kept |= {"PYTHONPATH": f"{ROOT}:{kept.get('PYTHONPATH', '')}", "TRITON_CACHE_DIR": str(folder / "triton")}
-    command = [sys.executable, "-m", "tests.nullgpu.trace", str(answer), str(order)]
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.nullgpu.trace", str(answer), str(order)]
     done = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the null GPU's trainings ended with {done.returncode}:\n{done.stderr[-4000:]}")

@@ -80,7 +80,7 @@ E cudaStreamCreate(void**s){*s=H();return 0;}
 E cudaStreamGetPriority(void*s,int*p){*p=0;return 0;}
 E cudaEventCreateWithFlags(void**e,unsigned f){*e=calloc(1,sizeof(event));return 0;}
 E cudaEventCreate(void**e){return cudaEventCreateWithFlags(e,0);}
-E cudaEventDestroy(void*e){free(e);return 0;}
+E cudaEventDestroy(void*e){return 0;} /* kept: threads of PyTorch may still ask for it */
 E cudaEventRecord(event*e,void*s){e->behind=queued;e->waited=waited;return 0;}
 E cudaEventRecordWithFlags(event*e,void*s,unsigned f){return cudaEventRecord(e,s);}
 static int passed(event*e){return e->behind<=NEAR||waited>e->waited;}

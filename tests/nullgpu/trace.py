@@ -145,8 +145,10 @@ def main(answer: Path, trainings: Path) -> None:
     from deconattn.parallel.process_group import start_distributed
 
     start_distributed()
-    found = [dataclasses.asdict(trace(words, counts)) for words in json.loads(trainings.read_text())]
-    answer.write_text(json.dumps(found))
+    found = []
+    for words in json.loads(trainings.read_text()):
+        found.append(dataclasses.asdict(trace(words, counts)))
+        answer.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
         config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False, "use_reentrant": False}
     if bf16:
         # Gradients are added to their fp32 sums as they come, instead of all at once after being kept and zeroed.
-        config["bf16"] = {"enabled": True, "immediate_grad_update": True}
+        config["bf16"] = {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": False}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 

@@ -106,7 +106,7 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, labels, ranks that want to stop
-        self._sums[2] = float(stop)
+        self._sums[2].fill_(float(stop))  # an assignment would wait for the device
         self._update.begin(self._total_sums)
         if self.topology.pp_size > 1:
             self._engine.train_batch(microbatch(batch) for batch in micro_batches)

@@ -71,7 +71,9 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write a result, with everything about where it came from in front."""
     header = {"date": date.today().isoformat(), "command": command(), "machine": machine(), "versions": versions()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(header | result, indent=1) + "\n", encoding="utf-8")
+    unfinished = path.with_name(f".{path.name}.partial")  # a reader, and who is killed here, has a whole file
+    unfinished.write_text(json.dumps(header | result, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def markdown_table(columns: list[str], rows: list[list[str]]) -> str:

@@ -28,8 +28,9 @@
 #   --tokenizer   for files: what tools/pack.py takes
 #   --rehearse    the same on a CPU at toy dimensions, in a few minutes, and the Triton kernels in their interpreter
 #
-# A part that fails is reported and the others go on; the exit code is 0 if all passed. In --out: a JSON file of each
-# benchmark, the output of the tests, and gpu.md with all tables.
+# A part that fails is reported and the others go on; the exit code is 0 if all passed. In --out: a JSON file and a
+# table of each benchmark, the output of the tests, and gpu.md with all tables. They are written as the measurements
+# come, so that a run that is killed leaves what it has measured.
 set -u
 
 # Seconds that each part may take; what one leaves over, the later ones may have.
@@ -54,8 +55,7 @@ done
 mkdir -p "$out" || exit 2
 out="$(cd "$out" && pwd)"
 work="$(mktemp -d)"
-results="$work/results"
-mkdir "$results"
+touch "$work/begun"
 trap 'rm -rf "$work"' EXIT
 cd "$root" || exit 2
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
@@ -71,11 +71,11 @@ limited() { [ "$1" -lt "$(left)" ] && echo "$1" || left; }
 # note NAME SECONDS RESULT: a row of the report, which is written anew, so that a run that is cut short has one.
 note() {
     report+="| $1 | $2 | $3 |"$'\n'
-    find "$results" -name '*.json' -exec cp {} "$out" \;
     {
         printf '| part | seconds | passed |\n| --- | ---: | ---: |\n%s' "$report"
-        for table in "$results"/*.md; do
-            [ -f "$table" ] && printf '\n## %s\n\n' "$(basename "$table" .md)" && cat "$table"
+        for table in "$out"/*.md; do
+            [ "$table" = "$out/gpu.md" ] && continue
+            [ "$table" -nt "$work/begun" ] && printf '\n## %s\n\n' "$(basename "$table" .md)" && cat "$table"
         done
     } > "$out/gpu.md"
 }
@@ -103,7 +103,7 @@ benchmark() {
     local name="$1" limit
     limit="$(limited "$2")"
     shift 2
-    part "$name" "$limit" python3 "$@" --seconds $((limit > margin ? limit - margin : 1)) --out "$results"
+    part "$name" "$limit" python3 "$@" --seconds $((limit > margin ? limit - margin : 1)) --out "$out"
 }
 
 device=cuda kernels=() train=() learn=() tune=() tests=()
@@ -149,8 +149,8 @@ benchmark train_step "$train_limit" benchmarks/training/step.py "${train[@]}"
 # tests' own defaults ask for pytest-xdist, which need not be there.
 if python3 -c 'import pytest' 2> /dev/null; then
     part tests "$tests_limit" python3 -m pytest -q -o addopts= -p no:cacheprovider -m 'not slow' \
-        --continue-on-collection-errors --maxfail 20 "${tests[@]}" tests/ops/kernels > "$work/tests.txt" 2>&1
-    tail -n 40 "$work/tests.txt" | tee "$out/gpu-tests.txt"
+        --continue-on-collection-errors --maxfail 20 "${tests[@]}" tests/ops/kernels > "$out/gpu-tests.txt" 2>&1
+    tail -n 40 "$out/gpu-tests.txt"
 else
     note tests 0 "skipped: pytest is not installed"
 fi

@@ -211,9 +211,7 @@ class Measurement:
         name = f"decode-{given.size}-{self._precision}-{device_slug() if given.device == 'cuda' else 'cpu'}"
         options = {field: value for field, value in vars(given).items() if field != "out"}
         options |= {"precision": self._precision, "threads": torch.get_num_threads()}
-        unfinished = given.out / f".{name}.partial"  # a reader, and who is stopped here, has a whole file
-        write_result(unfinished, {"options": options, "peer": QWEN2.name, "cases": self._cases})
-        unfinished.replace(given.out / f"{name}.json")
+        write_result(given.out / f"{name}.json", {"options": options, "peer": QWEN2.name, "cases": self._cases})
         (given.out / f"{name}.md").write_text(markdown(self._cases, QWEN2.name), encoding="utf-8")
 
 

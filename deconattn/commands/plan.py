@@ -91,7 +91,7 @@ def plan_job(flags: Arguments) -> None:
     if flags.gpus < 0 or flags.gpu_memory <= 0:
         raise UserError(f"--gpus {flags.gpus} with --gpu-memory {flags.gpu_memory:g}: both must be above zero")
     training, model = flags.training(), flags.config(flags.model.variant)
-    job = Job.of(model, training, flags.gpus)
+    job = Job.of(model, training, flags.gpus, gpu_memory=flags.gpu_memory)
     show(per_rank(job))
     for line in summary(job, flags.gpu_memory):
         print(line)

@@ -28,12 +28,16 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
         raise UserError(f"{path}: --precision bf16 needs ZeRO stage 1 or higher; raise it or use --precision fp32")
     if stage > 1 and flags.engine.pp > 1:
         raise UserError(f"{path}: ZeRO stage {stage} does not go with --pp {flags.engine.pp}; use stage 1, or --pp 1")
-    # DeepSpeed clips for itself under ZeRO; without, it hides the norm, so the engine does it there.
+    # Elsewhere the engine clips (deconattn/train/update.py): DeepSpeed would make the host wait for each decision.
     config |= {
         "train_micro_batch_size_per_gpu": flags.optimization.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": flags.optimization.clip_grad if stage else 0.0,
+        "gradient_clipping": flags.optimization.clip_grad if stage == 3 else 0.0,
+        # DeepSpeed's own clock would wait for the device at both ends of each micro-batch.
+        "timers": {"throughput": {"synchronized": False}},
     }
+    # By default DeepSpeed rounds bf16 training's fp32 sums of gradients to bf16 to reduce them, even on one rank.
+    config.setdefault("communication_data_type", "fp32")
     config.setdefault("steps_per_print", 10**9)
     config.setdefault("zero_allow_untested_optimizer", True)
     config.setdefault("zero_force_ds_cpu_optimizer", False)
@@ -41,7 +45,8 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
         # Hops whole, and not the reentrant form of activation checkpointing, which wants inputs with gradients.
         config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False, "use_reentrant": False}
     if bf16:
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        # Gradients are added to their fp32 sums as they come, instead of all at once after being kept and zeroed.
+        config["bf16"] = {"enabled": True, "immediate_grad_update": True, "check_grad_overflow": False}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 

@@ -8,7 +8,7 @@ from deconattn.layers.shards import largest_part
 from deconattn.mixers import Workload, mixer_class
 from deconattn.mixers.costs import rms_norm_bytes
 from deconattn.model.streams import Streams, layer_output_rows, layer_rows
-from deconattn.ops.cross_entropy import LOGITS_AT_ONCE
+from deconattn.ops.cross_entropy import logits_at_once
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def loss_bytes(job: Job) -> LossBytes:
     config, size = job.model, job.bytes_per_element
     vocabulary = largest_part(config.vocab_size, config.vocab_size, job.tp)
     table, tokens = vocabulary * config.hidden_size, job.micro_batch * job.length
-    at_once = min(tokens, max(1, LOGITS_AT_ONCE // vocabulary))
+    at_once = min(tokens, max(1, logits_at_once(job.gpu_bytes) // vocabulary))
     logits = 4 * at_once * vocabulary
     if size != 4:
         logits += size * (at_once * vocabulary + table)

@@ -76,7 +76,7 @@ def _tensor(job: Job, span: range) -> int:
 
 
 def _data(job: Job, span: range) -> int:
-    """Bytes of data parallelism per step; DeepSpeed reduces in the weights' format, fp32 or bf16.
+    """Bytes of data parallelism per step; gradients are reduced in fp32, unless a DeepSpeed file says otherwise.
 
     ZeRO-0 and 1 all-reduce once a step, ZeRO-2 (all-reduce too, in DeepSpeed) and 3 (reduce-scatter) every
     micro-batch; updated weights are gathered once a step by ZeRO-1 and 2, and for every micro-batch by ZeRO-3, for the
@@ -85,16 +85,17 @@ def _data(job: Job, span: range) -> int:
     if job.dp == 1:
         return 0
     parameters = rank_parameters(job.model, span, job.tp).total
-    whole = all_reduce_bytes(parameters * job.bytes_per_element, job.dp)
+    reduced = all_reduce_bytes(parameters * job.reduced_bytes, job.dp)
     if job.zero == 0:
-        return whole
+        return reduced
+    gathered = all_reduce_bytes(parameters * job.bytes_per_element, job.dp) // 2
     if job.zero == 1:
-        return whole + whole // 2
+        return reduced + gathered
     if job.zero == 2:
-        return job.accumulation * whole + whole // 2
+        return job.accumulation * reduced + gathered
     released = max(0, parameters - LIVE // 2)  # reused within LIVE elements of the way to the end and back
     again = all_reduce_bytes(released * job.bytes_per_element, job.dp) // 2
-    return job.accumulation * (whole + again)
+    return job.accumulation * (reduced // 2 + gathered + again)
 
 
 def _p2p(job: Job, span: range) -> int:

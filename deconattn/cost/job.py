@@ -23,7 +23,9 @@ class Job:
         bytes_per_element: of weights and activations, 2 or 4.
         bucket: elements of DeepSpeed's gradient bucket.
         buckets: how many of them ZeRO-1 and 2 hold (two where communication overlaps computation).
+        reduced_bytes: bytes an element of what gradients are reduced in.
         gpu: kernels of GPUs and NCCL, else of CPUs and gloo.
+        gpu_memory: of a GPU, GiB.
     """
 
     model: ModelConfig
@@ -39,10 +41,14 @@ class Job:
     checkpointing: bool = False
     bucket: int = BUCKET
     buckets: int = 1
+    reduced_bytes: int = 4
     gpu: bool = True
+    gpu_memory: float = 80.0
 
     @classmethod
-    def of(cls, model: ModelConfig, flags: TrainingFlags, ranks: int, gpu: bool = True) -> "Job":
+    def of(
+        cls, model: ModelConfig, flags: TrainingFlags, ranks: int, gpu: bool = True, gpu_memory: float = 80.0
+    ) -> "Job":
         """Return the job of `flags` on `ranks` ranks.
 
         Raises:
@@ -53,7 +59,8 @@ class Job:
         engine.check(model, length)
         dp = engine.data_parallel_size(ranks)
         accumulation = flags.accumulation_steps(dp)
-        zero = deepspeed_config(flags, accumulation).get("zero_optimization", {})
+        config = deepspeed_config(flags, accumulation)
+        zero = config.get("zero_optimization", {})
         for offload in ("offload_optimizer", "offload_param"):
             if zero.get(offload, {}).get("device", "none") != "none":
                 raise UserError(f"--deepspeed-config sets {offload}: what is offloaded is not planned; leave it out")
@@ -71,13 +78,20 @@ class Job:
             checkpointing=engine.activation_checkpointing,
             bucket=int(zero.get("reduce_bucket_size", BUCKET)),
             buckets=2 if zero.get("overlap_comm") and zero.get("stage") in (1, 2) else 1,
+            reduced_bytes=4 if config["communication_data_type"] == "fp32" else 2,
             gpu=gpu,
+            gpu_memory=gpu_memory,
         )
 
     @cached_property
     def spans(self) -> tuple[range, ...]:
         """Layer indices of each pipeline stage."""
         return stage_spans(self.model, self.pp, self.length)
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """Memory of a GPU in bytes; None on CPUs."""
+        return int(self.gpu_memory * 2**30) if self.gpu else None
 
     @property
     def ranks(self) -> int:

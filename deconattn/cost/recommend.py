@@ -58,7 +58,7 @@ def recommend(model: ModelConfig, flags: TrainingFlags, ranks: int, gib: float) 
     complaint: UserError | None = None
     for candidate in _candidates(flags, ranks):
         try:
-            job = Job.of(model, candidate, ranks)
+            job = Job.of(model, candidate, ranks, gpu_memory=gib)
         except UserError as error:
             complaint = complaint or error
             continue

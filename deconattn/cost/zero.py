@@ -7,17 +7,18 @@ P parameters on this rank in tensors of w bytes an element, D data-parallel rank
 * ZeRO-0 (fp32): weights 4P, moments 8P, gradients 4P. Reducing copies the gradients into flat buffers of up to
   5e8 elements, also where there is one rank.
 * ZeRO-1, bf16 is another class (`BF16_Optimizer`): weights 2P; an fp32 sum of gradients 4P, whole, all the time;
-  master weights and moments 12P/D; gradients 2P from the first backward pass of a step to the step. Reducing copies
-  the fp32 sums (there are two parameter groups) and casts the copy to bf16, the format that it communicates in.
+  master weights and moments 12P/D; a bf16 gradient lives until it is added to its sum. Reducing copies the fp32 sums,
+  and casts the copy where a DeepSpeed file has it communicate in bf16.
 * ZeRO-1, fp32 and ZeRO-2: weights wP, master weights and moments 12P/D. Gradients are reduced through a bucket of wB
   bytes, whole whatever P is, from the first gradient of a backward pass to its end (ZeRO-1: to the end of the step's
   last backward pass), and copied once more to be reduced. ZeRO-1 holds the gradients of a step, wP, beside it; ZeRO-2
-  moves each into the bucket as it comes, and the sums of this rank's part are 4P/D. Under a pipeline ZeRO-1 in fp32
+  moves each into the bucket as it comes, and the sums of this rank's part are 4P/D; in bf16 what is copied is cast to
+  fp32 too, the format that it communicates in. Under a pipeline ZeRO-1 in fp32
   makes a second bucket to reduce.
 * ZeRO-3: weights wP/D, master weights and moments 12P/D, gradients 4P/D, a bucket of wB, all the time. Gathered
   weights are released when they are not used again within 1e9 elements, so up to 1e9 of them are whole from the
-  forward pass to the backward pass; a gather needs them twice. Reducing copies the bucket. A single rank gathers
-  nothing.
+  forward pass to the backward pass; a gather needs them twice. Reducing copies the bucket, in bf16 casting it to fp32
+  before. A single rank gathers nothing.
 """
 
 from dataclasses import dataclass, fields
@@ -107,17 +108,17 @@ def _without(job: Job, p: int) -> ZeroMemory:
 
 def _bf16_optimizer(job: Job, p: int, largest: int) -> ZeroMemory:
     always = Memory(weights=2 * p, gradients=4 * p, optimizer=12 * _part(p, job.dp))
-    gradients = Memory(gradients=2 * p)
+    flat = min(p, FLAT) * (4 if job.reduced_bytes == 4 else 4 + job.reduced_bytes)
     return ZeroMemory(
         startup=always,
         always=always,
-        held=gradients,
+        held=Memory(),
         forward=Memory(),
         backward=Memory(),
         stays=False,
-        piled=2,
-        reduction=gradients + Memory(buffers=max((4 + 2) * min(p, FLAT), 4 * largest)),
-        step=gradients + _gathering(job, p),
+        piled=0,
+        reduction=Memory(buffers=max(flat, (4 + 2) * largest)),
+        step=_gathering(job, p),
     )
 
 
@@ -127,7 +128,7 @@ def _stage_1_and_2(job: Job, p: int, largest: int) -> ZeroMemory:
     always = Memory(weights=size * p, optimizer=12 * part)
     bucket = Memory(buffers=size * job.bucket * job.buckets)
     # In fp32 a single rank's gradients already lie side by side in the bucket.
-    copy = size * min(p, job.bucket) if job.dp > 1 or not fp32 else 0
+    copy = (size + _cast(job)) * min(p, job.bucket) if job.dp > 1 or not fp32 else 0
     sums = Memory(gradients=4 * part)
     if job.zero == 1:
         held, piled = Memory(gradients=size * p), size
@@ -169,7 +170,7 @@ def _stage_3(job: Job, p: int, largest: int) -> ZeroMemory:
     size, part = job.bytes_per_element, _part(p, job.dp)
     bucket = Memory(buffers=size * job.bucket)
     always = Memory(weights=size * part, optimizer=12 * part, gradients=4 * part) + bucket
-    copy = size * min(p, job.bucket)
+    copy = (job.reduced_bytes + _cast(job)) * min(p, job.bucket)
     reduction = Memory(buffers=copy if job.gpu else 2 * copy)  # gloo reduces a copy
     return ZeroMemory(
         startup=max(always, Memory(weights=size * p), key=lambda memory: memory.total),
@@ -194,6 +195,11 @@ def gather_bytes(job: Job, parameters: int, largest: int) -> int:
 def _gathering(job: Job, p: int) -> Memory:
     """Return memory of gathering updated weights: in place with NCCL; gloo gathers them in a copy."""
     return Memory(buffers=0 if job.gpu else job.bytes_per_element * p)
+
+
+def _cast(job: Job) -> int:
+    """Return bytes an element of the copy in the format that gradients are reduced in, where it is another one."""
+    return job.reduced_bytes if job.reduced_bytes != job.bytes_per_element else 0
 
 
 def _part(p: int, ranks: int) -> int:

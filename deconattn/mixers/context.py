@@ -36,6 +36,13 @@ class MixerContext:
         """Document number of each token, int64 [R, L]; None where a row is one document."""
         return None if self.documents is None else self.documents.ids
 
+    def read(self, rows: Tensor) -> Tensor:
+        """Return those of [R, ..] or fewer that anyone reads; where that is all, the tensor itself.
+
+        The backward pass of a slice copies its gradient, that of a whole tensor's too.
+        """
+        return rows if self.output_rows is None else rows[: self.output_rows]
+
     def to(self, device: torch.device) -> "MixerContext":
         """Return the context on a device; accelerate calls it where layers are spread over several."""
         documents = None if self.documents is None else self.documents.to(device)

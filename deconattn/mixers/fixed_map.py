@@ -64,7 +64,7 @@ class FixedMap(ProjectedMixer, ABC):
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys = self.fixed_queries_keys(hidden, context)
-        values = self.values(hidden[: context.output_rows])
+        values = self.values(context.read(hidden))
         if context.documents is None:
             return self.output(fixed_map_attention(queries, keys, values))
         documents = context.documents.rows(len(values))

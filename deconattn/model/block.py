@@ -52,7 +52,7 @@ class Block(nn.Module):
             hidden = hidden + self.self_attn(*inputs, context, cache)
         else:
             mixed = self.self_attn(*inputs, context) if cache is None else self.self_attn(*inputs, context, cache)
-            hidden = hidden[: context.output_rows] + mixed[: context.output_rows]
+            hidden = context.read(hidden) + context.read(mixed)
             if context.output_rows == 0:
                 return hidden
         return hidden + self.mlp(self.post_attention_layernorm(hidden))

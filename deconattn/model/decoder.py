@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         static = hidden if self.last_static_layer >= 0 else None
         context = self.context(length, hidden, position_ids, document_ids)
         hidden, _ = self.run(hidden, static, context, observe)
-        return self.norm(hidden[: embeddings.shape[0]])
+        return self.norm(hidden)  # the streams' rows are gone: this stack holds the last layer that reads them
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embed tokens and append the fixed streams' rows: [B, L] -> [R, L, d]."""

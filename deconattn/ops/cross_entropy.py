@@ -1,5 +1,8 @@
 """Cross-entropy of a linear head without ever holding all logits: a slice of tokens at a time."""
 
+import warnings
+from functools import cache
+from math import log2
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -10,7 +13,11 @@ from deconattn.ops.matmul import ignores_out, matmul
 from deconattn.ops.precision import outside_autocast
 
 LOGITS_AT_ONCE = 2**24
-"""Logits held at a time (64 MiB in fp32)."""
+"""Logits held at a time on a CPU (64 MiB in fp32), and at least on a GPU."""
+SHARE_OF_GPU = 1 / 32
+"""Part of a GPU's memory that logits may take: each slice goes over the whole gradient of the head once more."""
+BYTES_OF_LOGIT = 6
+"""Bytes of a logit in fp32 and, beside it, in bf16."""
 IGNORED = -100
 """The label that the loss leaves out."""
 
@@ -26,11 +33,27 @@ class VocabularyRanks(Protocol):
     def most_rows(self) -> int:
         """Largest number of head rows on any rank."""
 
+    def least(self, number: int) -> int:
+        """The smallest of the ranks' numbers; a collective call."""
+
     def log_normaliser(self, local: Tensor) -> Tensor:
         """log sum exp over the whole vocabulary from each rank's, [n] each; a collective call."""
 
     def total(self, local: Tensor) -> Tensor:
         """The sum over ranks; a collective call."""
+
+
+def logits_at_once(gpu_bytes: int | None) -> int:
+    """Number of logits to hold at a time, a power of two, so that GPUs of a kind hold alike.
+
+    It follows from the GPU's whole memory: what is free at the moment would give a run and its resume other sums.
+
+    Args:
+        gpu_bytes: memory of the GPU; None is a CPU.
+    """
+    if gpu_bytes is None:
+        return LOGITS_AT_ONCE
+    return max(LOGITS_AT_ONCE, 2 ** int(log2(gpu_bytes * SHARE_OF_GPU / BYTES_OF_LOGIT)))
 
 
 @outside_autocast("hidden", "weight")
@@ -57,8 +80,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ranks: VocabularyRanks | None, with_gradients: bool
     ) -> Tensor:
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        rows = min(hidden.shape[0], max(1, LOGITS_AT_ONCE // (ranks.most_rows if ranks else weight.shape[0])))
-        work = _Workspace.of(hidden, weight, rows, precise, with_gradients)
+        work = _workspace(hidden, weight, ranks, precise, with_gradients)
+        rows = work.rows
         total = torch.zeros((), dtype=precise, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if with_gradients else None
         grad_weight = torch.zeros_like(weight, dtype=precise) if with_gradients else None
@@ -85,11 +108,13 @@ class _Workspace(NamedTuple):
     """Buffers that every slice works in: fresh ones of this size would each be paid for in page faults.
 
     Attributes:
+        rows: tokens of a slice.
         logits: [rows, V] in at least fp32, or None where the product comes in a tensor of its own.
         low: [rows, V] logits in the inputs' dtype where that is narrower, else None.
         product: [V, d] of the weight's gradient, in the inputs' dtype where that is narrower, else None.
     """
 
+    rows: int
     logits: Tensor | None
     low: Tensor | None
     product: Tensor | None
@@ -99,10 +124,38 @@ class _Workspace(NamedTuple):
         narrow = precise != hidden.dtype
         shape = rows, weight.shape[0]
         return cls(
+            rows=rows,
             logits=hidden.new_empty(shape, dtype=precise) if narrow or not ignores_out(hidden) else None,
             low=hidden.new_empty(shape) if narrow else None,
             product=torch.empty_like(weight) if narrow and with_gradients else None,
         )
+
+
+def _workspace(
+    hidden: Tensor, weight: Tensor, ranks: VocabularyRanks | None, precise: torch.dtype, with_gradients: bool
+) -> _Workspace:
+    """Buffers of the largest slice that the device is to hold, or that its free memory lets it hold.
+
+    Ranks that share a head must cut alike, so they take what the smallest device is to hold and no less.
+    """
+    gpu = torch.cuda.get_device_properties(hidden.device).total_memory if hidden.device.type == "cuda" else None
+    at_once, words = logits_at_once(gpu), weight.shape[0]
+    if ranks:
+        at_once, words = ranks.least(at_once), ranks.most_rows
+    while True:
+        rows = min(hidden.shape[0], max(1, at_once // words))
+        try:
+            return _Workspace.of(hidden, weight, rows, precise, with_gradients)
+        except torch.OutOfMemoryError:
+            if ranks or at_once <= LOGITS_AT_ONCE:
+                raise
+        at_once //= 2
+        _tell_of_slices(rows)
+
+
+@cache
+def _tell_of_slices(rows: int) -> None:
+    warnings.warn(f"no memory for the logits of {rows} tokens at once: fewer are taken, which is slower", stacklevel=2)
 
 
 def _slice(

@@ -1,4 +1,4 @@
-"""Global gradient norm over all ranks' parts of the model, and clipping by it."""
+"""Global gradient norm over all ranks' parts of the model."""
 
 from collections.abc import Iterable
 
@@ -10,14 +10,10 @@ from deconattn.layers.shards import shard_of
 from deconattn.parallel.topology import Topology
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, topology: Topology) -> float:
-    """Scale the gradients of all ranks so that the norm of the whole does not exceed `limit`; a collective call.
+def gradient_norm(parameters: Iterable[nn.Parameter], topology: Topology) -> Tensor:
+    """Return the norm of the whole model's gradient, a scalar on the device; a collective call.
 
-    A part that several ranks hold is counted once. A norm that is not finite drops the gradients, so that an
-    optimiser step does nothing.
-
-    Returns:
-        The norm before clipping.
+    A part that several ranks hold is counted once.
     """
     parameters = list(parameters)
     counted = [p.grad for p in parameters if p.grad is not None and _counts(p, topology)]
@@ -26,12 +22,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, topology: T
         square = norm.square()
         dist.all_reduce(square, group=topology.replica_group)
         norm = square.sqrt()
-    if not norm.isfinite():
-        for parameter in parameters:
-            parameter.grad = None
-    elif limit:
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return float(norm)
+    return norm
 
 
 def _norm(gradients: list[Tensor], device: torch.device) -> Tensor:

@@ -57,10 +57,9 @@ class Stage(nn.Module):
             if decoder.span.start <= decoder.last_static_layer:
                 hidden, static = received.chunk(2, dim=-1)
         context = decoder.context(length, hidden, *documents)
-        batch = len(hidden) - len(context.fixed_rows)
         hidden, static = decoder.run(hidden, static, context)
         if decoder.is_last:
-            return self._loss(decoder.norm(hidden[:batch]), labels)
+            return self._loss(decoder.norm(hidden), labels)
         if decoder.span.stop <= decoder.last_static_layer:
             assert static is not None
             hidden = torch.cat([hidden, static], dim=-1)

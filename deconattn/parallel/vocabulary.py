@@ -1,6 +1,7 @@
 """Vocabulary-parallel embedding and head: no rank ever holds all logits."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
@@ -34,6 +35,7 @@ class VocabularyHead(Head):
         rows, width = shard.local_shape
         super().__init__(width, rows, bias=False)
         self._shard, self._group, self._sequence_parallel = shard, group, sequence_parallel
+        self._least: dict[int, int] = {}
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the summed loss of [B, L, d], or this rank's [B, L / tp_size, d], and all labels int64 [B, L]."""
@@ -51,6 +53,14 @@ class VocabularyHead(Head):
     def most_rows(self) -> int:
         """Rows of the rank that holds most."""
         return max(stop - start for start, stop in self._shard.bounds)
+
+    def least(self, number: int) -> int:
+        """Return the smallest of the ranks' numbers; a collective call, the first time for each number."""
+        if number not in self._least:
+            smallest = torch.tensor(number, device=self.weight.device)
+            dist.all_reduce(smallest, dist.ReduceOp.MIN, group=self._group)
+            self._least[number] = int(smallest)
+        return self._least[number]
 
     def log_normaliser(self, local: Tensor) -> Tensor:
         """Return the log-sum-exp over the whole vocabulary from this rank's, [n] each."""

@@ -21,9 +21,10 @@ from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM, LossSum
 from deconattn.model.init import seed_generators
 from deconattn.ops.cross_entropy import IGNORED
-from deconattn.parallel.gradients import clip_gradients
+from deconattn.parallel.gradients import gradient_norm
 from deconattn.parallel.pipeline import Pipeline, microbatch
 from deconattn.parallel.topology import Topology
+from deconattn.train.update import Update
 from deconattn.train.zero_state import ZeroState
 
 CAUSAL = 1e-5
@@ -86,9 +87,13 @@ class Engine:
         )
         self.device: torch.device = self._engine.device
         self._optimizer = optimizer
-        self._grad_norm = math.nan
-        if self.stage == 0:  # DeepSpeed clips for itself under ZeRO; without, it hides the norm
-            optimizer.register_step_pre_hook(self._clip)
+        self._update = Update(
+            optimizer,
+            wrapped,
+            self.stage,
+            optimization.clip_grad,
+            lambda: gradient_norm(model.parameters(), self.topology),
+        )
         self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology)
 
     def train_step(self, micro_batches: Iterable[Batch], learning_rate: float, stop: bool = False) -> StepResult:
@@ -101,7 +106,8 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, labels, ranks that want to stop
-        self._sums[2] = float(stop)
+        self._sums[2].fill_(float(stop))  # an assignment would wait for the device
+        self._update.begin(self._total_sums)
         if self.topology.pp_size > 1:
             self._engine.train_batch(microbatch(batch) for batch in micro_batches)
         else:
@@ -109,15 +115,11 @@ class Engine:
             for batch in micro_batches:
                 self._engine.backward(self._counted(self._forward(batch), batch.labels))
                 self._engine.step()
-        grad_norm = float(self._engine.get_global_grad_norm()) if self.stage else self._grad_norm
-        deepspeed.comm.all_reduce(self._sums)
-        total, labels, stops = self._sums.tolist()
-        return StepResult(
-            loss=total / max(1.0, labels),
-            grad_norm=grad_norm,
-            skipped=not math.isfinite(grad_norm),
-            interrupted=stops > 0,
-        )
+        total, labels, stops, grad_norm = self._update.outcome()
+        skipped = not math.isfinite(grad_norm)
+        if not skipped:
+            self.state.count_step()
+        return StepResult(loss=total / max(1.0, labels), grad_norm=grad_norm, skipped=skipped, interrupted=stops > 0)
 
     def seed(self, name: str) -> None:
         """Seed the global generators for what is computed next, so that it can be computed again after a resume.
@@ -233,8 +235,10 @@ class Engine:
         finite = torch.where(mean.detach().isfinite(), 1.0, math.nan)
         return mean * finite
 
-    def _clip(self, *_: Any) -> None:
-        self._grad_norm = clip_gradients(self.model.parameters(), self.flags.optimization.clip_grad, self.topology)
+    def _total_sums(self) -> Tensor:
+        """Return the step's sums over all ranks; a collective call."""
+        deepspeed.comm.all_reduce(self._sums)
+        return self._sums
 
 
 def _parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:

@@ -132,7 +132,7 @@ class Trainer:
         """
         topology, pin = self.topology, self.engine.device.type == "cuda"
         try:
-            for line in [*self.data.packing_report(), *self.data.validation_report()]:
+            for line in [self._arithmetic(), *self.data.packing_report(), *self.data.validation_report()]:
                 self._say(line)
             self._batches = self.data.loader(self.progress.step, topology.dp_rank, topology.dp_size, pin)
             with closing(self._batches):
@@ -144,6 +144,12 @@ class Trainer:
             if self.metrics:
                 self.metrics.close()
             self._release()
+
+    def _arithmetic(self) -> str:
+        """Say what is computed in, which hangs on the machine where no flag says it, and on what."""
+        device, ranks = self.engine.device, torch.distributed.get_world_size()
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        return f"{self.flags.engine.precision} on {ranks} x {name}, ZeRO stage {self.engine.stage}"
 
     def _train(self) -> bool:
         """Run the steps; return whether a stop was asked for before all was done."""

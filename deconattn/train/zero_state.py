@@ -42,17 +42,23 @@ class ZeroState:
         self._parameters = model.canonical_parameters()
         self._tensor_group = topology.tp_group
         self._base, self._wrapped, self._stage = base, wrapped, stage
+        self._steps = 0
         self._create_moments()
 
     @property
     def optimizer_steps(self) -> int:
-        """Steps that AdamW has taken (skipped ones are not counted)."""
-        return int(next(iter(self._base.state.values()))["step"])
+        """Steps that AdamW has taken (skipped ones are not counted), without asking the device."""
+        return self._steps
 
     @optimizer_steps.setter
     def optimizer_steps(self, steps: int) -> None:
+        self._steps = steps
         for state in self._base.state.values():
             state["step"].fill_(steps)
+
+    def count_step(self) -> None:
+        """Note that AdamW has taken a step; its own count, on the device, has grown by itself."""
+        self._steps += 1
 
     def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, whole fp32 tensor on the CPU) of each parameter of this stage; kind is `weights` or a moment.

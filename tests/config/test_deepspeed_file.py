@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,23 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     latin.write_bytes('{"é": 1}'.encode("latin-1"))
     with pytest.raises(UserError, match="utf-8"):
         read_deepspeed_file(latin, "")
+
+
+@pytest.mark.parametrize(("zero", "pp"), [(0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2)])
+def test_gradients_are_reduced_in_fp32_unless_the_file_says_otherwise(zero: int, pp: int, tmp_path: Path) -> None:
+    flags = EngineFlags(precision="bf16" if zero else "fp32", zero=zero, pp=pp)
+    assert deepspeed_config(TrainingFlags(engine=flags), 1)["communication_data_type"] == "fp32"
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": zero}, "communication_data_type": "bf16"}))
+    flags = replace(flags, deepspeed_config=path)
+    assert deepspeed_config(TrainingFlags(engine=flags), 1)["communication_data_type"] == "bf16"
+
+
+def test_deepspeed_does_not_stop_the_device_for_its_clock(tmp_path: Path) -> None:
+    from deepspeed.runtime.config import get_timers_config
+
+    config = deepspeed_config(TrainingFlags(engine=EngineFlags(precision="bf16")), 1)
+    assert not get_timers_config(config).synchronized
 
 
 def test_zero_and_the_file_agree(tmp_path: Path) -> None:

@@ -22,11 +22,20 @@ def test_one_rank_sends_nothing():
 
 
 @pytest.mark.parametrize(
-    ("zero", "size", "times_the_weights"),
-    [(0, 4, 2.0), (1, 4, 3.0), (2, 4, 2 * 5 + 1), (3, 4, 2 * 5), (1, 2, 3.0)],
+    ("zero", "size", "reduced", "times_the_weights"),
+    [
+        (0, 4, 4, 2.0),
+        (1, 4, 4, 3.0),
+        (2, 4, 4, 2 * 5 + 1),
+        (3, 4, 4, 2 * 5),
+        (1, 2, 4, 5.0),
+        (1, 2, 2, 3.0),
+        (2, 2, 4, 4 * 5 + 1),
+        (3, 2, 4, 3 * 5),
+    ],
 )
-def test_data_parallel_ranks(zero: int, size: int, times_the_weights: float):
-    job = build_job(zero=zero, bytes_per_element=size, dp=2, accumulation=5)
+def test_data_parallel_ranks(zero: int, size: int, reduced: int, times_the_weights: float):
+    job = build_job(zero=zero, bytes_per_element=size, reduced_bytes=reduced, dp=2, accumulation=5)
     weights = size * parameters(job)
     assert stage_traffic(job, 0).data == pytest.approx(times_the_weights * weights / 2, rel=1e-6)
 

@@ -22,7 +22,7 @@ def advise(size: str, ranks: int, gib: float, **engine: object) -> tuple[Trainin
 def test_it_fits(size: str, ranks: int, gib: float):
     flags, found = advise(size, ranks, gib)
     model = model_config(flags.model, 50277, flags.data.seq_len)
-    assert fits(peak(Job.of(model, found.flags, ranks)), gib)
+    assert fits(peak(Job.of(model, found.flags, ranks, gpu_memory=gib)), gib)
     assert f"{found.peak.memory.total / 2**30:.1f} of {gib:g} GiB" in found.reason
 
 

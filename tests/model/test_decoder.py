@@ -69,9 +69,23 @@ def test_rows_leave_after_the_last_layer_that_reads_them(tiny_model, variants, s
     model = tiny_model(*variants)
     assert widths(model) == seen
     expected = loss_gradients(model, *documents)
-    model.model.last_fixed_layer = len(variants)
+    model.model.last_fixed_layer = len(variants)  # they stay to the end, and are cut off there
+    model.model.norm.register_forward_pre_hook(lambda _, args: (args[0][: len(TOKENS)],))
     assert widths(model) == [seen[0]] * len(variants)
     assert_equal_gradients(loss_gradients(model, *documents), expected, 1e-11)
+
+
+def test_whole_tensors_are_not_sliced(tiny_model) -> None:
+    """The backward pass of a slice makes zeros and copies the gradient into them, though nothing was cut off."""
+    seen, waiting = set(), [tiny_model("standard", "mlp", "standard").model(TOKENS).grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    assert len(seen) > 20
+    sliced = [node for node in seen if node.name() == "SliceBackward0" and node._saved_dim == 0]
+    assert not sliced
 
 
 @pytest.mark.parametrize("documents", [(), (POSITIONS, DOCUMENTS)], ids=["plain", "documents"])

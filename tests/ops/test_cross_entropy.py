@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from deconattn.ops.cross_entropy import linear_cross_entropy
+from deconattn.ops import cross_entropy as sliced
+from deconattn.ops.cross_entropy import linear_cross_entropy, logits_at_once
 
 TOKENS, WORDS, DIM = 100, 50, 16
 
@@ -93,3 +94,41 @@ def test_never_holds_all_logits(dtype: torch.dtype, largest_tensor, monkeypatch:
         linear_cross_entropy(hidden, weight, labels).backward()
     assert largest_tensor.operations > 20
     assert largest_tensor.elements <= max(at_once, TOKENS * DIM, WORDS * DIM) < TOKENS * WORDS
+
+
+@pytest.mark.parametrize(
+    ("gib", "logits"), [(None, 2**24), (1, 2**24), (16, 2**26), (79.1, 2**28), (80, 2**28), (141, 2**29)]
+)
+def test_a_gpu_holds_logits_by_its_memory(gib: float | None, logits: int):
+    assert logits_at_once(None if gib is None else int(gib * 2**30)) == logits
+
+
+def test_slices_are_smaller_where_memory_is_short(monkeypatch: pytest.MonkeyPatch):
+    """A device that has room for 20 tokens' logits, asked for all 100; it is told once."""
+    plain, asked = sliced._Workspace.of, []
+
+    def scarce(hidden: Tensor, weight: Tensor, rows: int, *rest: object) -> object:
+        asked.append(rows)
+        if rows > 20:
+            raise torch.OutOfMemoryError
+        return plain(hidden, weight, rows, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sliced._Workspace, "of", scarce)
+    monkeypatch.setattr(sliced, "LOGITS_AT_ONCE", WORDS)
+    monkeypatch.setattr(sliced, "logits_at_once", lambda gpu: 64 * WORDS)
+    sliced._tell_of_slices.cache_clear()
+    hidden, weight, labels = inputs()
+    with pytest.warns(UserWarning, match="64 tokens at once") as told:
+        losses = [linear_cross_entropy(hidden, weight, labels) for _ in range(2)]
+    assert asked == [64, 32, 16] * 2
+    assert len(told) == 2  # one for each size that did not fit
+    assert_close(losses[1], cross_entropy(hidden @ weight.T, labels, reduction="sum"), rtol=1e-12, atol=0)
+
+
+def test_too_little_memory_for_the_least_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    def none(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(sliced._Workspace, "of", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        linear_cross_entropy(*inputs())

@@ -28,6 +28,15 @@ def test_every_step_has_its_row(small: list[str], tmp_path: Path) -> None:
     assert training_flops(trainer.model_config, 1, 32) > 0
 
 
+def test_the_first_line_says_what_is_computed_in(
+    small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for precision, stage in (("fp32", 0), ("bf16", 1)):
+        run_job([*small, "--steps", "1", "--precision", precision, "--save", str(tmp_path / precision)])
+        told = [line for line in capfd.readouterr().err.splitlines() if line.startswith((precision, "step "))]
+        assert told[0] == f"{precision} on 1 x CPU, ZeRO stage {stage}"
+
+
 def test_log_every_thins_the_rows_but_keeps_the_last(small: list[str], tmp_path: Path) -> None:
     run_job([*small, "--save", str(tmp_path), "--log-every", "4"])
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [4, 6]

@@ -1,9 +1,8 @@
 """Optimiser update without a wait for the device: clipping and skipping are decided there, and told to the host later.
 
-A host that waits cannot queue the next work, and the device stands still. DeepSpeed's own decisions make it wait:
-So here the gradient is scaled by a factor on the device,
-and AdamW's fused kernel leaves weights and moments alone where `found_inf` is set. Left are those within DeepSpeed's
-norm (two for each parameter group in ZeRO-2, two in ZeRO-1), and in ZeRO-1 and 3 whether it is finite.
+A host that waits cannot queue the next work, and the device stands still. So the gradient is scaled by a factor on the
+device, and AdamW's fused kernel leaves weights and moments alone where `found_inf` is set. What is left waits within
+DeepSpeed: its norm (two for each parameter group in ZeRO-2, two in ZeRO-1), and in ZeRO-1 and 3 whether it is finite.
 """
 
 from collections.abc import Callable

@@ -50,7 +50,12 @@ def main() -> None:
     rows = [{"variant": v, "zero": z, "precision": p} | one for (v, z, p), one in zip(cases, found, strict=True)]
     options = {"size": arguments.size, "seq_len": arguments.seq_len, "micro_batches": arguments.micro_batches}
     write_result(arguments.out / "null_gpu.json", {"options": options, "results": rows})
-    text = table(rows)
+    heading = (
+        f"Null GPU (an A100), {arguments.size}, {arguments.micro_batches} micro-batches of 8 x {arguments.seq_len} "
+        "tokens a step, one rank: counts, no times. `python -m tests.nullgpu.table --data PACKED`, with a CUDA build of "
+        "PyTorch."
+    )
+    text = f"{heading}\n\n{table(rows)}"
     (arguments.out / "null_gpu.md").write_text(text, encoding="utf-8")
     print(text)
 

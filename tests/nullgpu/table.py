@@ -52,8 +52,8 @@ def main() -> None:
     write_result(arguments.out / "null_gpu.json", {"options": options, "results": rows})
     heading = (
         f"Null GPU (an A100), {arguments.size}, {arguments.micro_batches} micro-batches of 8 x {arguments.seq_len} "
-        "tokens a step, one rank: counts, no times. `python -m tests.nullgpu.table --data PACKED`, with a CUDA build of "
-        "PyTorch."
+        "tokens a step, one rank: counts, no times. `python -m tests.nullgpu.table --data PACKED`, with a CUDA build "
+        "of PyTorch."
     )
     text = f"{heading}\n\n{table(rows)}"
     (arguments.out / "null_gpu.md").write_text(text, encoding="utf-8")

@@ -232,6 +232,7 @@ def _tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
     remedy = "copy its tokenizer there, or export with --tokenizer"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer.decode(tokenizer("a")["input_ids"])  # settings of a wrong type come to light when they are used
     except Exception as error:  # its library raises bare Exception
         if any(folder.glob("tokenizer*")):
             raise UserError(f"{folder}: its tokenizer cannot be read ({_last_line(error)}): {remedy}") from error

@@ -205,3 +205,12 @@ def test_runs_with_plugins_of_one_name_are_each_their_own(
         loaded = open_model(run).load()
         with torch.no_grad():
             torch.testing.assert_close(loaded(ids.to(loaded.device)).logits.cpu(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("value", [{}, "long", [3]], ids=str)
+def test_a_tokenizers_settings_of_a_wrong_type_are_told(value: object, byte_level: Path, tmp_path: Path) -> None:
+    export = exported(trained(small_config("mlp")), tmp_path / "export", tokenizer_folder=byte_level)
+    path = export / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": value}))
+    with pytest.raises(UserError, match=f"{export}: its tokenizer cannot be read"):
+        open_model(export)

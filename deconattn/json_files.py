@@ -4,9 +4,12 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
+
+Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -30,14 +33,15 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path))
 
 
-def parse_json(content: bytes, finite: bool = False) -> Any:
+def parse_json(content: bytes, finite: bool = False, pairs: Pairs | None = None) -> Any:
     """Parse JSON in UTF-8 (ValueError if it is not, or is nested too deeply).
 
     Args:
         finite: refuse NaN and the infinities, which JSON has not and some libraries write.
+        pairs: makes an object of its (key, value) pairs, of which some may have one key; raises ValueError.
     """
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_refuse if finite else None)
+        return json.loads(content.decode("utf-8"), parse_constant=_refuse if finite else None, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

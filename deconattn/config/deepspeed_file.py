@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from deconattn.errors import UserError
+from deconattn.json_files import parse_json, read_bytes, reason
 
 OURS = {
     "train_batch_size": "--global-batch-size",
@@ -140,11 +141,9 @@ def read_deepspeed_file(path: Path, example: str) -> dict[str, Any]:
     """
     where = f"--deepspeed-config {path}"
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {_first_line(error)}; give JSON such as {example}") from error
+        config = parse_json(read_bytes(path), finite=True, pairs=_unique)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: {reason(error)}; give JSON such as {example}") from error
     if not isinstance(config, dict):
         raise UserError(f"{where}: not a JSON object; give a file such as {example}")
     for key, flag in OURS.items():
@@ -184,16 +183,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    return str(error).partition("\n")[0]
-
-
 def _explained(error: ValidationError) -> str:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
@@ -203,8 +192,8 @@ def _explained(error: ValidationError) -> str:
         return f"{'.'.join(place)} is no setting that a training here uses{meant or '; remove it'}"
     if first["type"] == "missing":
         return f"{'.'.join(place)} is missing: add it"
-    reason = first["msg"][0].lower() + first["msg"][1:]
-    return f"{'.'.join(place)} is {json.dumps(first['input'])[:60]}: {reason.replace('input should', 'it should')}"
+    fault = first["msg"][0].lower() + first["msg"][1:]
+    return f"{'.'.join(place)} is {json.dumps(first['input'])[:60]}: {fault.replace('input should', 'it should')}"
 
 
 def _names(place: list[str]) -> list[str]:

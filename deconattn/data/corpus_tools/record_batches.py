@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from deconattn.json_files import reason
+
 MAGIC = b"ARROW1"
 _HEAD = 8  # magic and padding; then a stream of messages begins
 _TAIL = 10  # the footer's length and magic
@@ -44,11 +46,6 @@ def open_record_batches(content: pa.Buffer) -> tuple[pa.Schema | None, Iterator[
     gaps = np.flatnonzero(places["offset"][1:] != ends[:-1])
     fault = f"record batch {gaps[0] + 1} does not begin where the one before it ends" if len(gaps) else ""
     return reader.schema, (_get(reader, number, int(p)) for number, p in enumerate(places["offset"])), fault
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _listed(content: pa.Buffer) -> npt.NDArray[np.void]:

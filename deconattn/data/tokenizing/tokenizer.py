@@ -28,6 +28,7 @@ from deconattn.data.tokenizing.settings import (
     write_settings,
 )
 from deconattn.errors import UserError
+from deconattn.json_files import reason
 
 _MAX_GAP = 1 << 16
 _BYTES_OF_TOKENIZERS = 140
@@ -183,7 +184,7 @@ class HuggingFaceTokenizer(Tokenizer):
             return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises bare Exception
             raise UserError(
-                f"{self.origin} is not a tokenizer.json of the tokenizers library ({_first_line(error)}); "
+                f"{self.origin} is not a tokenizer.json of the tokenizers library ({reason(error)}); "
                 "give that file or a .model"
             ) from None
 
@@ -194,7 +195,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             return dict(json.loads(content))
         except (ValueError, RecursionError) as error:  # what one reader of JSON takes and the other does not
-            raise UserError(f"{self.origin} is not plain JSON ({_first_line(error)}); restore it") from None
+            raise UserError(f"{self.origin} is not plain JSON ({reason(error)}); restore it") from None
 
     def find(self, token: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(token)
@@ -246,7 +247,7 @@ class SentencePieceTokenizer(Tokenizer):
             self.vocab_size = int(self._processor.get_piece_size())
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"{origin} is not a SentencePiece model ({_first_line(error)}); give a .model or a tokenizer.json"
+                f"{origin} is not a SentencePiece model ({reason(error)}); give a .model or a tokenizer.json"
             ) from None
         if self.vocab_size == 0:
             raise UserError(f"{origin} is not a SentencePiece model (no pieces); give a .model or a tokenizer.json")
@@ -284,7 +285,7 @@ class SentencePieceTokenizer(Tokenizer):
             batch = self._processor.encode(list(texts), out_type=int, num_threads=1)
         except (RuntimeError, ValueError, MemoryError) as error:
             raise UserError(
-                f"{self.origin}: SentencePiece gives up on a text ({_first_line(error)}); mend the model or the text"
+                f"{self.origin}: SentencePiece gives up on a text ({reason(error)}); mend the model or the text"
             ) from None
         return [np.array(ids, dtype=np.uint32) for ids in batch]
 
@@ -356,7 +357,3 @@ def _tiktoken(origin: str) -> UserError:
         f"{origin} is a tiktoken file, as Llama 3 has one beside its original weights, and names no separator or other "
         "special token; give the tokenizer.json of the same model"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -58,12 +58,13 @@ def gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, words: int)
 
 def plain_log_normalisers(logits: Tensor, targets: Tensor, words: int) -> tuple[Tensor, Tensor]:
     """:func:`log_normalisers` by PyTorch's operations."""
-    normalisers, picked = logits.new_empty(2, len(logits), dtype=at_least_fp32(logits[:0]).dtype)
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    normalisers, picked = (logits.new_empty(len(logits), dtype=precise) for _ in range(2))
     for rows in _slices(logits):
-        precise = at_least_fp32(logits[rows, :words])
-        normalisers[rows] = precise.logsumexp(dim=1)
+        scores = at_least_fp32(logits[rows, :words])
+        normalisers[rows] = scores.logsumexp(dim=1)
         index, here = _found(targets[rows], words)
-        found = precise.gather(1, index).squeeze(1).where(here, float("nan"))
+        found = scores.gather(1, index).squeeze(1).where(here, float("nan"))
         picked[rows] = found.where(targets[rows] != NOWHERE, 0)
     return normalisers, picked
 

@@ -30,8 +30,7 @@ def _log_normalisers(logits: Tensor, targets: Tensor, words: int) -> tuple[Tenso
 
 @_log_normalisers.register_fake
 def _empty_normalisers(logits: Tensor, targets: Tensor, words: int) -> tuple[Tensor, Tensor]:
-    normalisers, picked = logits.new_empty(2, len(logits), dtype=torch.float32).unbind()
-    return normalisers, picked
+    return _row_numbers(logits), _row_numbers(logits)
 
 
 @torch.library.custom_op("deconattn::logit_gradients_", mutates_args=("logits",))
@@ -44,7 +43,7 @@ def _logit_gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, word
 def log_normalisers(logits: Tensor, targets: Tensor, words: int) -> tuple[Tensor, Tensor]:
     """:func:`deconattn.ops.logits.log_normalisers`, by its kernel."""
     rows, width = logits.shape
-    normalisers, picked = (logits.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    normalisers, picked = _row_numbers(logits), _row_numbers(logits)
     with torch.cuda.device_of(logits):
         log_normalisers_kernel[(rows,)](
             logits, targets, normalisers, picked, width, words, BLOCK=_block(width), **launch_options(WARPS)
@@ -66,3 +65,7 @@ def logit_gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, words
 
 def _block(width: int) -> int:
     return min(BLOCK, triton.next_power_of_2(width))
+
+
+def _row_numbers(logits: Tensor) -> Tensor:
+    return logits.new_empty(len(logits), dtype=torch.float32)

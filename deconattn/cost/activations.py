@@ -75,7 +75,7 @@ def feed_forward_bytes(config: ModelConfig, tokens: int, bytes_per_element: int,
     Its input is whole on every rank, with sequence parallelism as well: it was gathered.
     """
     width = largest_part(config.intermediate_size, config.intermediate_size, tp_size)
-    return bytes_per_element * tokens * (config.hidden_size + 4 * width)
+    return bytes_per_element * tokens * (config.hidden_size + 3 * width)
 
 
 def static_bytes(job: Job, span: range) -> int:

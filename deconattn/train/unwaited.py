@@ -142,10 +142,13 @@ class _WaitedForByStreams(torch.cuda.Stream):
 
 def _gathered(handle: Any, **_: Any) -> None:
     """Note that weights which one rank has whole are there: what is queued after them comes after them."""
-    name = type(handle).__name__
-    parameters = getattr(handle, f"_{name}__params", None) or [getattr(handle, f"_{name}__param")]
+    private = f"_{type(handle).__name__}__"
+    if getattr(handle, f"{private}complete"):
+        return
+    parameters = getattr(handle, f"{private}params", None) or [getattr(handle, f"{private}param")]
     for parameter in parameters:
         parameter.ds_status = ZeroParamStatus.AVAILABLE
+    setattr(handle, f"{private}complete", True)
 
 
 def _unchanged(*_: Any) -> None:

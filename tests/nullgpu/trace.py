@@ -166,8 +166,10 @@ def main(answer: Path, trainings: Path) -> None:
     # A Hopper's and a Blackwell's attention would be cuDNN's, which the null GPU does not stand in for.
     torch.backends.cuda.enable_cudnn_sdp(False)
     from deconattn.parallel.process_group import start_distributed
+    from tests.nullgpu import objects
 
     start_distributed()
+    objects.install()
     found = []
     for words in json.loads(trainings.read_text()):
         found.append(dataclasses.asdict(trace(words, counts)))

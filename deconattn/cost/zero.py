@@ -15,10 +15,11 @@ P parameters on this rank in tensors of w bytes an element, D data-parallel rank
   moves each into the bucket as it comes, and the sums of this rank's part are 4P/D; in bf16 what is copied is cast to
   fp32 too, the format that it communicates in. Under a pipeline ZeRO-1 in fp32
   makes a second bucket to reduce.
-* ZeRO-3: weights wP/D, master weights and moments 12P/D, gradients 4P/D, a bucket of wB, all the time. Gathered
-  weights are released when they are not used again within 1e9 elements, so up to 1e9 of them are whole from the
-  forward pass to the backward pass; a gather needs them twice. Reducing copies the bucket, in bf16 casting it to fp32
-  before. A single rank gathers nothing.
+* ZeRO-3: weights wP/D, master weights and moments 12P/D, gradients 4P/D, and a bucket of B elements in the format that
+  it communicates in (fp32 in bf16 too, twice a weight's bytes), all the time. Gathered weights are released when they
+  are not used again within 1e9 elements, so up to 1e9 of them are whole from the forward pass to the backward pass; a
+  gather needs them twice. Gradients are cast as they are moved into the bucket, and reducing copies it. A single rank
+  gathers nothing.
 """
 
 from dataclasses import dataclass, fields
@@ -168,9 +169,9 @@ def _stage_1_and_2(job: Job, p: int, largest: int) -> ZeroMemory:
 
 def _stage_3(job: Job, p: int, largest: int) -> ZeroMemory:
     size, part = job.bytes_per_element, _part(p, job.dp)
-    bucket = Memory(buffers=size * job.bucket)
+    bucket = Memory(buffers=job.reduced_bytes * job.bucket)
     always = Memory(weights=size * part, optimizer=12 * part, gradients=4 * part) + bucket
-    copy = (job.reduced_bytes + _cast(job)) * min(p, job.bucket)
+    copy = job.reduced_bytes * min(p, job.bucket)
     reduction = Memory(buffers=copy if job.gpu else 2 * copy)  # gloo reduces a copy
     return ZeroMemory(
         startup=max(always, Memory(weights=size * p), key=lambda memory: memory.total),

@@ -6,7 +6,7 @@
 #include <stdio.h>
 typedef int E; 
 void nullgpu_count(int*,const char*);
-void nullgpu_launched(void);
+void* nullgpu_named(const char*); void nullgpu_launch(const void*);
 #define COUNT(n) do{ static int id=-1; nullgpu_count(&id,n);}while(0)
 extern E cudaDeviceGetAttribute(int*,int,int); extern E cudaMalloc(void**,size_t); extern E cudaGetDevice(int*);
 E cuInit(unsigned f){return 0;}
@@ -29,15 +29,15 @@ E cuModuleLoadData(void**m,const void*i){*m=(void*)64;return 0;}
 E cuModuleLoadDataEx(void**m,const void*i,unsigned n,void*o,void*v){*m=(void*)64;return 0;}
 E cuModuleLoad(void**m,const char*f){*m=(void*)64;return 0;}
 E cuModuleUnload(void*m){return 0;}
-E cuModuleGetFunction(void**f,void*m,const char*n){*f=(void*)128;return 0;}
+E cuModuleGetFunction(void**f,void*m,const char*n){*f=nullgpu_named(n);return 0;}
 E cuLibraryLoadData(void**l){*l=(void*)64;return 0;}
-E cuLibraryGetKernel(void**k){*k=(void*)128;return 0;}
+E cuLibraryGetKernel(void**k,void*l,const char*n){*k=nullgpu_named(n);return 0;}
 E cuFuncGetAttribute(int*v,int a,void*f){*v=(a==0)?1024:0;return 0;}
 E cuFuncSetAttribute(void*f,int a,int v){return 0;}
 E cuFuncSetCacheConfig(void*f,int c){return 0;}
-E cuLaunchKernel(){COUNT("LAUNCH triton");nullgpu_launched();return 0;}
-E cuLaunchKernelEx(){COUNT("LAUNCH triton");nullgpu_launched();return 0;}
-E cuLaunchCooperativeKernel(){COUNT("LAUNCH triton");nullgpu_launched();return 0;}
+E cuLaunchKernel(void*f){nullgpu_launch(f);return 0;}
+E cuLaunchKernelEx(void*c,void*f){nullgpu_launch(f);return 0;}
+E cuLaunchCooperativeKernel(void*f){nullgpu_launch(f);return 0;}
 E cuOccupancyMaxActiveBlocksPerMultiprocessor(int*n,void*f,int b,size_t s){*n=2;return 0;}
 E cuOccupancyMaxActiveClusters(int*n){*n=16;return 0;}
 E cuPointerGetAttribute(void*data,int attr,uint64_t p){ if(attr==3)*(uint64_t*)data=p;

@@ -1,4 +1,4 @@
-/* The null GPU's runtime, cuBLAS and NCCL: every call succeeds, does nothing and is counted by its name. */
+/* The null GPU's runtime and cuBLAS: every call succeeds, does nothing and is counted by its name. */
 #define _GNU_SOURCE
 #include <stddef.h>
 #include <stdint.h>
@@ -17,7 +17,8 @@ int nullgpu_register(const char* n){ pthread_mutex_lock(&mu); int i=used++; name
   return i; }
 #define COUNT(n) do{ static int id=-1; if(id<0) id=nullgpu_register(n); __sync_fetch_and_add(&counts[id],1);}while(0)
 void nullgpu_count(int* id, const char* n){ if(*id<0) *id=nullgpu_register(n); __sync_fetch_and_add(&counts[*id],1); }
-void nullgpu_reset(void){ memset(counts,0,sizeof counts); }
+void nullgpu_reset_launches(void);
+void nullgpu_reset(void){ memset(counts,0,sizeof counts); nullgpu_reset_launches(); }
 int nullgpu_dump(char* b, int size){ int o=0; for(int i=0;i<used;
   i++) if(counts[i]) o+=snprintf(b+o,size-o,"%s %ld\n",names[i],counts[i]); return o; }
 long nullgpu_bytes=0, nullgpu_peak=0;
@@ -138,7 +139,9 @@ static __thread struct {unsigned g[6]; size_t sh; void*st;} conf;
 void** __cudaRegisterFatBinary(void*f){return (void**)H();}
 void __cudaRegisterFatBinaryEnd(void**h){}
 void __cudaUnregisterFatBinary(void**h){}
-void __cudaRegisterFunction(void**h,const char*a,char*b,const char*c,int d,void*e,void*f,void*g,void*i,int*j){}
+void nullgpu_register_kernel(const void*,const char*); void nullgpu_launch(const void*);
+void __cudaRegisterFunction(void**h,const char*a,char*b,const char*c,int d,void*e,void*f,void*g,void*i,int*j){
+  nullgpu_register_kernel(a,c); }
 void __cudaRegisterVar(void**a,char*b,char*c,const char*d,int e,size_t f,int g,int h){}
 char __cudaInitModule(void**f){return 1;}
 typedef struct {unsigned x,y,z;} d3;
@@ -147,9 +150,9 @@ unsigned __cudaPushCallConfiguration(d3 g,d3 b,size_t sh,void*st){conf.g[0]=g.x;
 E __cudaPopCallConfiguration(d3*g,d3*b,size_t*sh,void*st){g->x=conf.g[0];g->y=conf.g[1];g->z=conf.g[2];b->x=conf.g[3];
   b->y=conf.g[4];b->z=conf.g[5];*sh=conf.sh;*(void**)st=conf.st;return 0;}
 E __cudaGetKernel(void**k,const void*f){*k=(void*)f;return 0;}
-E __cudaLaunchKernel(void*k,d3 g,d3 b,void**a,size_t sh,void*st){LAUNCH("torch");return 0;}
-E cudaLaunchKernel(const void*k,d3 g,d3 b,void**a,size_t sh,void*st){LAUNCH("torch");return 0;}
-E cudaLaunchKernelExC(void*c,const void*k,void**a){LAUNCH("torch");return 0;}
+E __cudaLaunchKernel(void*k,d3 g,d3 b,void**a,size_t sh,void*st){nullgpu_launch(k);return 0;}
+E cudaLaunchKernel(const void*k,d3 g,d3 b,void**a,size_t sh,void*st){nullgpu_launch(k);return 0;}
+E cudaLaunchKernelExC(void*c,const void*k,void**a){nullgpu_launch(k);return 0;}
 /* driver through entry points */
 extern void* nullgpu_driver(const char*n);
 E cudaGetDriverEntryPointByVersion(const char*n,void**f,unsigned v,unsigned long long fl,int*q){*f=nullgpu_driver(n);
@@ -172,38 +175,6 @@ E cublasLtMatmulPreferenceDestroy(void*h){free(h);return 0;}
 struct heur{uint64_t algo[8];size_t ws;int state;float waves;int res[4];};
 E cublasLtMatmulAlgoGetHeuristic(void*h,void*d,void*a,void*b,void*c,void*e,void*p,int n,struct heur*r,int*got){
   COUNT("cublasLtMatmulAlgoGetHeuristic"); memset(r,0,sizeof*r);*got=1;return 0;}
-/* nccl */
-E ncclGetVersion(int*v){*v=23007;return 0;}
-E ncclGetUniqueId(void*p){memset(p,7,128);return 0;}
-const char*ncclGetErrorString(E e){return "";}
-const char*ncclGetLastError(void*c){return "";}
-static int NR=1,RK=0;
-E ncclCommInitRankConfig(void**c,int n,char id[128],int r,void*cfg){*c=H();NR=n;RK=r;COUNT("ncclCommInit");return 0;}
-struct uid{char b[128];};
-E ncclCommInitRank(void**c,int n,struct uid id,int r){*c=H();NR=n;RK=r;return 0;}
-E ncclCommCount(void*c,int*n){*n=NR;return 0;}
-E ncclCommUserRank(void*c,int*r){*r=RK;return 0;}
-E ncclCommGetAsyncError(void*c,int*e){*e=0;return 0;}
-E ncclCommSplit(void*c,int col,int key,void**n,void*cfg){*n=H();return 0;}
-#define NC(n) E n(){COUNT("NCCL " #n);return 0;}
-static size_t tsz(int t){static int z[]={1,1,4,4,8,8,2,4,8,2,1,1};return t<12?z[t]:1;}
-static long nccl_bytes=0; long nullgpu_nccl(void){return nccl_bytes;}
-static E nc(const void*s,void*r,size_t n,int t){ size_t b=n*tsz(t); nccl_bytes+=b;
-  if(s!=r && r && s && b<=(1<<20)) memcpy(r,s,b); return 0;}
-static void big(size_t n,int t){ if(n*tsz(t)>(1<<18)){ if(tsz(t)==2) COUNT("NCCL big reduction 16-bit");
-  else COUNT("NCCL big reduction fp32"); } }
-E ncclAllReduce(const void*s,void*r,size_t n,int t,int op,void*c,void*st){COUNT("NCCL AllReduce"); big(n,t);
-  return nc(s,r,n,t);}
-E ncclBroadcast(const void*s,void*r,size_t n,int t,int root,void*c,void*st){COUNT("NCCL Broadcast");
-  return nc(s,r,n,t);}
-E ncclBcast(void*r,size_t n,int t,int root,void*c,void*st){COUNT("NCCL Broadcast");return 0;}
-E ncclReduce(const void*s,void*r,size_t n,int t,int op,int root,void*c,void*st){COUNT("NCCL Reduce");big(n,t);
-  return nc(s,r,n,t);}
-E ncclAllGather(const void*s,void*r,size_t n,int t,void*c,void*st){COUNT("NCCL AllGather");return nc(s,r,n,t);}
-E ncclReduceScatter(const void*s,void*r,size_t n,int t,int op,void*c,void*st){COUNT("NCCL ReduceScatter");big(n,t);
-  return nc(s,r,n,t);}
-NC(ncclSend) NC(ncclRecv)
-E ncclRedOpCreatePreMulSum(void*op){*(int*)op=7;return 0;}
 /* backtrace into python: print via callback */
 static void (*cb)(const char*)=0; void nullgpu_callback(void(*f)(const char*)){cb=f;}
 static void bt(const char*n){ if(cb&&cur_trace) cb(n);}

@@ -1,8 +1,12 @@
-"""Null GPU's table: `python -m tests.nullgpu.table --data PACKED`, with a CUDA build of PyTorch."""
+"""Null GPU's tables: `python -m tests.nullgpu.table --data PACKED`, with a CUDA build of PyTorch.
 
+The result is committed for the lowest and the newest supported PyTorch, each a part of the page.
+"""
+
+import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,70 +14,196 @@ import tyro
 
 from benchmarks.machine import markdown_table, write_result
 from tests.nullgpu.build import build
-from tests.nullgpu.run import run
+from tests.nullgpu.cases import MICRO_BATCHES, Case, of_every_variant, of_topologies, planned
+from tests.nullgpu.run import run, run_all_ranks
 
-VARIANTS = ("standard", "rndemb", "approximate", "mlp")
+Row = dict[str, Any]
+KINDS = (
+    "products",
+    "attention",
+    "ours",
+    "compiled",
+    "norms",
+    "reductions",
+    "elementwise",
+    "copies",
+    "optimizer",
+    "other",
+)
 
 
 @dataclass
 class Arguments:
-    """Flags of the table.
+    """Flags of the tables.
 
     Attributes:
         data: packed corpus.
         size: of the models.
-        seq_len: tokens.
-        micro_batches: in a step.
+        layers: of the models; 0 is the size's own.
+        variants: to trace; none is every one.
+        topologies: trace those of several ranks as well.
+        capability: of the GPU, 80 or 90.
         out: folder of the result.
     """
 
     data: Path
     size: str = "70m"
-    seq_len: int = 2048
-    micro_batches: int = 3
+    layers: int = 0
+    variants: tuple[str, ...] = ()
+    topologies: bool = True
+    capability: int = 80
     out: Path = Path("benchmarks/results")
 
 
 def main() -> None:
-    """Trace every case and write `null_gpu.json` and `null_gpu.md`."""
+    """Trace every case, and write `null_gpu-TORCH.json` and, of all of those that there are, `null_gpu.md`."""
+    import torch
+
     arguments = tyro.cli(Arguments)
-    cases = [(variant, zero, "bf16" if zero else "fp32") for variant in VARIANTS for zero in range(4)]
-    common = f"--size {arguments.size} --seq-len {arguments.seq_len} --micro-batch-size 8".split()
-    common += ["--global-batch-size", str(8 * arguments.micro_batches), "--data", str(arguments.data)]
     with tempfile.TemporaryDirectory() as folder:
-        environment = build(Path(folder) / "gpu")
-        trainings = [
-            [*common, "--variant", variant, "--zero", str(zero), "--precision", precision]
-            for variant, zero, precision in cases
-        ]
-        found = run(trainings, environment, Path(folder))
-    rows = [{"variant": v, "zero": z, "precision": p} | one for (v, z, p), one in zip(cases, found, strict=True)]
-    options = {"size": arguments.size, "seq_len": arguments.seq_len, "micro_batches": arguments.micro_batches}
-    write_result(arguments.out / "null_gpu.json", {"options": options, "results": rows})
-    heading = (
-        f"Null GPU (an A100), {arguments.size}, {arguments.micro_batches} micro-batches of 8 x {arguments.seq_len} "
-        "tokens a step, one rank: counts, no times. `python -m tests.nullgpu.table --data PACKED`, with a CUDA build "
-        "of PyTorch."
-    )
-    text = f"{heading}\n\n{table(rows)}"
-    (arguments.out / "null_gpu.md").write_text(text, encoding="utf-8")
-    print(text)
+        rows = traced(arguments, Path(folder))
+    version = torch.__version__.split("+")[0]
+    options = {"size": arguments.size, "layers": arguments.layers, "capability": arguments.capability}
+    write_result(arguments.out / f"null_gpu-{version}.json", {"torch": version, "options": options, "results": rows})
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("null_gpu-*.json"))]
+    (arguments.out / "null_gpu.md").write_text(page(found), encoding="utf-8")
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a row a case."""
-    columns = ["variant", "ZeRO", "precision", "waits a micro-batch", "waits a step", "launches", "reductions", "GiB"]
+def traced(arguments: Arguments, folder: Path) -> list[Row]:
+    """Return a row for every case, and for every rank of a topology."""
+    environment = build(folder / "gpu") | {
+        "NULLGPU_CAP": str(arguments.capability),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+    }
+
+    def words(cases: Sequence[Case]) -> list[list[str]]:
+        return [case.words(arguments.size, arguments.data, arguments.layers) for case in cases]
+
+    one = of_every_variant(arguments.variants)
+    # The layer that a model of three has beyond one of two: its launches.
+    layers = [Case(variant, 1, layers=count) for variant in dict.fromkeys(c.variant for c in one) for count in (2, 3)]
+    cases = [*one, *layers]
+    answers = run(words(cases), environment, folder / "one")
+    rows = [_row(case, 0, flags, answer) for case, flags, answer in zip(cases, words(cases), answers, strict=True)]
+    for ranks in (2, 4) if arguments.topologies else ():
+        cases = of_topologies(ranks)
+        every = run_all_ranks(words(cases), environment, folder / f"of-{ranks}", ranks)
+        for number, (case, flags) in enumerate(zip(cases, words(cases), strict=True)):
+            rows += [_row(case, rank, flags, answers[number]) for rank, answers in enumerate(every)]
+    return rows
+
+
+def _row(case: Case, rank: int, words: Sequence[str], answer: Row) -> Row:
+    planned_gib = round(planned(words, case.ranks, rank), 3)
+    return asdict(case) | {"precision": case.precision, "rank": rank, "planned_gib": planned_gib} | answer
+
+
+def page(results: Sequence[Row]) -> str:
+    """Return the page of results, one a version of PyTorch."""
+    parts = [
+        "Null GPU: counts of a training step, no times; a stand-in for CUDA on which nothing is computed. "
+        f"{MICRO_BATCHES} micro-batches of 8 x 2048 tokens a step. "
+        "`python -m tests.nullgpu.table --data PACKED`, with a CUDA build of PyTorch. It cannot stand in for an AMD "
+        "GPU: that would need a ROCm build."
+    ]
+    for result in results:
+        options, rows = result["options"], result["results"]
+        layers = f", {options['layers']} layers" if options["layers"] else ""
+        parts.append(f"## torch {result['torch']}, {options['size']}{layers}, sm_{options['capability']}")
+        parts += [f"**{title}**\n\n{table}" for title, table in tables(rows) if table]
+    return "\n\n".join(parts) + "\n"
+
+
+def tables(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return a table for each question, by its title."""
+    one = [row for row in rows if not row["topology"] and not row["layers"]]
+    several = [row for row in rows if row["topology"]]
+    return [
+        ("How often the host waits, and what is reduced in, by ZeRO stage (0: fp32, else bf16)", _waits(one)),
+        ("Launches a micro-batch and layer (bf16, ZeRO-1), by kind", _layers(rows)),
+        ("Launches of a step", _launches(one)),
+        ("`--compile`: graphs, breaks, and graphs compiled after the first step", _graphs(one)),
+        ("Peak memory of one rank, GiB: counted (planned)", _memory(one)),
+        ("Several ranks", _several(several)),
+        ("What was said of kernels", _said(rows)),
+    ]
+
+
+def _waits(rows: Sequence[Row]) -> str:
+    body = []
+    for (stage, option), some in _groups(rows, "stage", "option").items():
+        counted = {(f"{row['waits_a_micro_batch']:g}", str(row["waits_a_step"])) for row in some}
+        for waits in sorted(counted):
+            here = [r for r in some if (f"{r['waits_a_micro_batch']:g}", str(r["waits_a_step"])) == waits]
+            names = "every" if len(here) == len(some) else ", ".join(row["variant"] for row in here)
+            reductions = sorted({name for row in here for name in row["reductions"]})
+            body.append([str(stage), option, names, *waits, ", ".join(reductions) or "none"])
+    return markdown_table(["ZeRO", "option", "variants", "a micro-batch", "then a step", "large reductions"], body)
+
+
+def _layers(rows: Sequence[Row]) -> str:
+    body = []
+    for (variant,), some in _groups([row for row in rows if row["layers"]], "variant").items():
+        two, three = (next(row["launches"] for row in some if row["layers"] == count) for count in (2, 3))
+        each = [(three.get(kind, 0) - two.get(kind, 0)) / MICRO_BATCHES for kind in KINDS]
+        body.append([variant, f"{sum(each):.1f}", *(f"{count:.1f}" for count in each)])
+    return markdown_table(["variant", "all", *KINDS], body)
+
+
+def _launches(rows: Sequence[Row]) -> str:
+    columns = [f"ZeRO-{stage}" for stage in range(4)] + ["checkpointing", "compile"]
+    body = []
+    for (variant,), some in _groups(rows, "variant").items():
+        counts = {row["option"] or f"ZeRO-{row['stage']}": sum(row["launches"].values()) for row in some}
+        body.append([variant, *(str(counts.get(column, "")) for column in columns)])
+    return markdown_table(["variant", *columns], body)
+
+
+def _graphs(rows: Sequence[Row]) -> str:
+    body = [
+        [row["variant"], str(row["compiled"]), str(sum(row["breaks"].values())), str(row["recompiled"])]
+        for row in rows
+        if row["option"] == "compile"
+    ]
+    return markdown_table(["variant", "graphs", "breaks", "recompiled"], body)
+
+
+def _memory(rows: Sequence[Row]) -> str:
+    columns = [f"ZeRO-{stage}" for stage in range(4)] + ["checkpointing", "compile"]
+    body = []
+    for (variant,), some in _groups(rows, "variant").items():
+        cells = {
+            row["option"] or f"ZeRO-{row['stage']}": f"{row['peak_gib']:.2f} ({row['planned_gib']:.2f})" for row in some
+        }
+        body.append([variant, *(cells.get(column, "") for column in columns)])
+    return markdown_table(["variant", *columns], body)
+
+
+def _several(rows: Sequence[Row]) -> str:
+    columns = ["topology", "variant", "ZeRO", "rank", "waits a micro-batch", "then a step", "launches"]
     return markdown_table(
-        columns,
+        [*columns, "large reductions", "GiB (planned)"],
         [
             [
-                row["variant"], str(row["zero"]), row["precision"], f"{row['waits_a_micro_batch']:g}",
-                str(row["waits_a_step"]), str(row["launches"]), ", ".join(row["reductions"]) or "none",
-                f"{row['peak_gib']:.2f}",
+                row["topology"], row["variant"], str(row["stage"]), str(row["rank"]), f"{row['waits_a_micro_batch']:g}",
+                str(row["waits_a_step"]), str(sum(row["launches"].values())), ", ".join(row["reductions"]) or "none",
+                f"{row['peak_gib']:.2f} ({row['planned_gib']:.2f})",
             ]
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _said(rows: Sequence[Row]) -> str:
+    lines = dict.fromkeys(line for row in rows for line in row["said"] if line.startswith(("note:", "warning:")))
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _groups(rows: Sequence[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
 
 
 if __name__ == "__main__":

@@ -2,24 +2,29 @@
 
     python -m tests.nullgpu.trace ANSWER TRAININGS    # both JSON files; under the environment of :func:`.build.build`
 
-A training is the words of a command line; its answer is :class:`Found` as an object.
+A training is the words of a command line; its answer is :class:`Found` as an object. Every rank of a training is such
+a process, and writes an answer of its own.
 """
 
-import ctypes
 import dataclasses
+import gc
 import json
-import os
 import sys
-import traceback
-from collections import Counter
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from tests.nullgpu.counts import Counts
 
 TRACED = 4
 """The step that is told of: by then nothing is new to DeepSpeed or the allocator."""
+TOLD = ("warning:", "note:", "Warning:", "cannot", "recompile_limit", "fall")
+"""What lines of standard error are kept by."""
 
 
 @dataclass(frozen=True)
@@ -30,111 +35,127 @@ class Found:
         waits_a_micro_batch: times that the host waited, up to the end of the last backward pass, a micro-batch.
         waits_a_step: times that it waited after that.
         places: where it waited, and how often there.
-        launches: kernels launched in the step, products among them.
+        launches: kernels launched in the step, products among them, by :func:`.counts.kind_of`.
         reductions: of more than 256 KiB, by the size of their elements: `fp32`, `16-bit`.
-        peak_gib: largest memory that PyTorch held up to there, GiB.
+        peak_gib: largest memory that PyTorch held up to there, GiB, beyond what an earlier training left.
+        breaks: graph breaks of torch.compile, by their reason.
+        compiled: graphs compiled up to the second step.
+        recompiled: graphs compiled in the steps from the second to the traced one.
+        said: lines of standard error that tell of a way taken, and warnings.
     """
 
     waits_a_micro_batch: float
     waits_a_step: int
     places: dict[str, int]
-    launches: int
+    launches: dict[str, int]
     reductions: dict[str, int]
     peak_gib: float
+    breaks: dict[str, int]
+    compiled: int
+    recompiled: int
+    said: list[str]
 
 
-class Counts:
-    """The null GPU's counters, and the places that its waits were asked for at."""
+class Traced(Exception):
+    """The step to tell of has been made, and the rest of the training is not wanted."""
 
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL(os.environ["NULLGPU"])
-        self._callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._waited)
-        self._library.nullgpu_callback(self._callback)
-        self.places: Counter[str] = Counter()
 
-    @contextmanager
-    def reading_zeros(self) -> Iterator[None]:
-        """Let the host read zeros of the device, in place of garbage."""
-        self._library.nullgpu_zeros(1)
-        yield
-        self._library.nullgpu_zeros(0)
+class Observed:
+    """An engine's `train_step` that counts what the traced step asks for, and ends the training after it."""
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count from zero, and note places."""
-        self._library.nullgpu_reset()
-        self.places.clear()
-        self._library.nullgpu_trace(1)
-        yield
-        self._library.nullgpu_trace(0)
+    def __init__(self, plain: Any, counts: Counts) -> None:
+        self._plain, self._counts, self._step, self._compiled = plain, counts, 0, 0
+        self.found: dict[str, Any] = {}
 
-    def now(self) -> dict[str, int]:
-        """Return what was called since, by name."""
-        text = ctypes.create_string_buffer(1 << 16)
-        self._library.nullgpu_dump(text, len(text))
-        pairs = (line.rsplit(" ", 1) for line in text.value.decode().splitlines())
-        return {name: int(count) for name, count in pairs}
+    def __call__(self, engine: Any, micro_batches: Iterable[Any], *arguments: Any, **options: Any) -> Any:
+        batches, counts = list(micro_batches), self._counts
+        self._step += 1
+        if self._step == 2:
+            self._compiled = _compiled()
+        if self._step != TRACED:
+            with counts.reading_zeros():
+                return self._plain(engine, batches, *arguments, **options)
+        before_update = []
+        inner = engine._engine._take_model_step  # of DeepSpeed's engines, with a pipeline and without
 
-    def waits(self) -> int:
-        return sum(count for name, count in self.now().items() if name.endswith("Synchronize"))
+        def update(*given: Any, **named: Any) -> Any:
+            before_update.append(counts.waits())
+            return inner(*given, **named)
 
-    def _waited(self, kind: bytes) -> None:
-        if not kind.endswith(b"Synchronize"):
-            return
-        names = [f for f in traceback.extract_stack() if "/deconattn/" in f.filename or "/deepspeed/" in f.filename]
-        last = names[-1] if names else None
-        where = f"{last.filename.split('site-packages/')[-1].split('/deconattn/')[-1]}:{last.lineno}" if last else "?"
-        self.places[f"{kind.decode()} {where}"] += 1
+        engine._engine._take_model_step = update
+        with counts.reading_zeros(), counts.counting():
+            self._plain(engine, batches, *arguments, **options)
+            calls, waits, launches = counts.now(), counts.waits(), counts.launches()
+        del engine._engine._take_model_step
+        self.found = {
+            "waits_a_micro_batch": before_update[-1] / len(batches),
+            "waits_a_step": waits - before_update[-1],
+            "places": dict(counts.places.most_common()),
+            "launches": launches,
+            "reductions": {n.split()[-1]: many for n, many in calls.items() if n.startswith("NCCL big reduction")},
+            "compiled": self._compiled,
+            "recompiled": _compiled() - self._compiled,
+        }
+        raise Traced
 
 
 def trace(words: list[str], counts: Counts) -> Found:
     """Train by the flags `words`, which ask for at least four steps, and return what the fourth asked of the device."""
     import torch
+    from torch._dynamo.utils import counters
 
+    from deconattn.train import trainer
     from deconattn.train.engine import Engine
     from tests.train.jobs import run_job
 
-    plain, causality, found = Engine.train_step, Engine.check_causality, []
-
-    def train_step(self: Engine, micro_batches: Iterable[Any], *arguments: Any, **options: Any) -> Any:
-        batches = list(micro_batches)
-        train_step.step += 1
-        if train_step.step != TRACED:
-            with counts.reading_zeros():
-                return plain(self, batches, *arguments, **options)
-        inner, before_update = self._engine.step, []
-
-        def step(*given: Any) -> None:
-            before_update.append(counts.waits())
-            inner(*given)
-
-        self._engine.step = step
-        with counts.reading_zeros(), counts.counting():
-            result = plain(self, batches, *arguments, **options)
-            calls, waits = counts.now(), counts.waits()
-        del self._engine.step
-        found.append(
-            Found(
-                waits_a_micro_batch=before_update[-1] / len(batches),
-                waits_a_step=waits - before_update[-1],
-                places=dict(counts.places.most_common()),
-                launches=sum(count for name, count in calls.items() if name.startswith("LAUNCH")),
-                reductions={n.split()[-1]: count for n, count in calls.items() if n.startswith("NCCL big reduction")},
-                peak_gib=torch.cuda.max_memory_allocated() / 2**30,
-            )
-        )
-        return result
-
-    train_step.step = 0
+    torch._dynamo.reset()
+    counters.clear()
+    gc.collect()
     torch.cuda.reset_peak_memory_stats()
-    Engine.train_step = train_step
-    Engine.check_causality = lambda *_: None  # values are garbage
-    try:
-        trainer = run_job(words)
-        trainer.engine.destroy()
-    finally:
-        Engine.train_step, Engine.check_causality = plain, causality
-    return found[0]
+    before, observed, engines = torch.cuda.memory_allocated(), Observed(Engine.train_step, counts), []
+
+    def train_step(engine: Engine, *given: Any, **named: Any) -> Any:
+        engines.append(engine)
+        return observed(engine, *given, **named)
+
+    with (
+        patch.object(Engine, "train_step", train_step),
+        patch.object(Engine, "check_causality", lambda *_: None),  # values are garbage
+        patch.object(trainer, "initialize", lambda *_: None),
+        _told() as said,
+    ):
+        try:
+            run_job(words)
+        except Traced:
+            engines[-1].destroy()
+        finally:
+            engines.clear()
+    return Found(
+        peak_gib=(torch.cuda.max_memory_allocated() - before) / 2**30,
+        breaks=dict(counters["graph_break"]),
+        said=said,
+        **observed.found,
+    )
+
+
+def _compiled() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+@contextmanager
+def _told() -> Iterator[list[str]]:
+    """Yield a list that is filled, in the end, with what standard error has told."""
+    text: StringIO = StringIO()
+    lines: list[str] = []
+    with redirect_stderr(text), warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield lines
+        finally:
+            sys.__stderr__.write(text.getvalue())
+    lines += dict.fromkeys(line for line in text.getvalue().splitlines() if any(word in line for word in TOLD))
 
 
 def main(answer: Path, trainings: Path) -> None:
@@ -142,9 +163,13 @@ def main(answer: Path, trainings: Path) -> None:
     import torch
 
     torch.Tensor.__repr__ = lambda self, **_: "tensor"  # DeepSpeed prints some, which counts the finite values in them
+    # A Hopper's and a Blackwell's attention would be cuDNN's, which the null GPU does not stand in for.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     from deconattn.parallel.process_group import start_distributed
+    from tests.nullgpu import objects
 
     start_distributed()
+    objects.install()
     found = []
     for words in json.loads(trainings.read_text()):
         found.append(dataclasses.asdict(trace(words, counts)))

@@ -1,0 +1,72 @@
+"""What a training step asks of a GPU, on the null GPU: each option, ZeRO stage and topology against each variant.
+
+Bounds are what was counted: a change that asks for less is to lower them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.nullgpu.build import build, missing
+from tests.nullgpu.cases import Case, of_every_variant, of_topologies, planned
+from tests.nullgpu.run import run, run_all_ranks
+
+pytestmark = pytest.mark.slow
+
+SIZE, LAYERS = "70m", 2
+NEAR = 0.05
+"""How far the planner may be off, relative."""
+# What is above none a micro-batch and one a step is in DeepSpeed's own code, which has no setting that would not.
+WAITS_A_MICRO_BATCH = {0: 0, 1: 0, 2: 0, 3: 2}
+"""By ZeRO stage."""
+WAITS_A_STEP = {0: 1, 1: 3, 2: 4, 3: 4}
+MIXING = {"standard": "attention", "staticemb": "attention", "mlp": ""}
+"""Kind of the kernels that a variant mixes by, where that is not our own ("ours")."""
+Answers = dict[Case, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    if reason := missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("nullgpu")
+    return build(folder / "gpu") | {"TRITON_CACHE_DIR": str(folder / "triton")}
+
+
+@pytest.fixture(scope="module")
+def found(corpus: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    cases = of_every_variant()
+    trainings = [case.words(SIZE, corpus, LAYERS) for case in cases]
+    answers = run(trainings, environment, tmp_path_factory.mktemp("one") / "runs")
+    return dict(zip(cases, answers, strict=True))
+
+
+@pytest.mark.parametrize("case", of_every_variant(), ids=str)
+def test_a_step(found: Answers, corpus: Path, case: Case) -> None:
+    step = found[case]
+    check_waits_and_formats(step, case)
+    assert not step["breaks"], step
+    assert not step["recompiled"], step
+    assert (step["compiled"] > 0) == (case.option == "compile"), step
+    assert not [line for line in step["said"] if line.startswith("warning:")], step
+    kind = MIXING.get(case.variant, "ours")
+    assert not kind or step["launches"].get(kind), step
+    if case.option != "compile":  # what a compiled layer keeps is Inductor's choice
+        assert step["peak_gib"] == pytest.approx(planned(case.words(SIZE, corpus, LAYERS), 1), rel=NEAR), step
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_topologies(ranks: int, corpus: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    cases = of_topologies(ranks)
+    trainings = [case.words(SIZE, corpus, LAYERS) for case in cases]
+    for rank, answers in enumerate(run_all_ranks(trainings, environment, tmp_path / "runs", ranks)):
+        for case, words, step in zip(cases, trainings, answers, strict=True):
+            check_waits_and_formats(step, case)
+            assert step["peak_gib"] == pytest.approx(planned(words, ranks, rank), rel=NEAR), (rank, case, step)
+
+
+def check_waits_and_formats(step: dict[str, Any], case: Case) -> None:
+    assert step["waits_a_micro_batch"] <= WAITS_A_MICRO_BATCH[case.stage], (case, step)
+    assert step["waits_a_step"] <= WAITS_A_STEP[case.stage], (case, step)
+    assert set(step["reductions"]) <= {"fp32"}, (case, step)

@@ -16,8 +16,11 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from deconattn.layers.shards import Shard, shard_of
 from deconattn.model.causal_lm import CausalLM
@@ -78,6 +81,12 @@ class ZeroState:
         if self._stage == 0:
             target = parameter.data if kind == "weights" else self._base.state[parameter][kind]
             target.copy_(value)
+        elif self._stage == 3:
+            partition = _partition(parameter, value)
+            if kind == "weights":
+                safe_set_local_fp32_param(parameter, partition)
+            else:
+                safe_set_local_optimizer_state(parameter, partition, kind)
         elif kind == "weights":
             safe_set_full_fp32_param(parameter, value)
         else:
@@ -116,3 +125,13 @@ class ZeroState:
         if self._stage == 3:
             return list(self._wrapped.fp32_partitioned_groups_flat)  # type: ignore[attr-defined]
         return [parameter for group in self._base.param_groups for parameter in group["params"]]
+
+
+def _partition(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """Return this rank's ZeRO-3 partition of a tensor, [partition], the last ones padded with zeros.
+
+    DeepSpeed's own setter of a whole tensor reads beyond its end wherever the ranks do not divide it.
+    """
+    size, group = parameter.ds_tensor.numel(), parameter.ds_process_group  # type: ignore[attr-defined]
+    whole = pad(value.flatten(), (0, size * dist.get_world_size(group) - value.numel()))
+    return whole.narrow(0, size * dist.get_rank(group), size)

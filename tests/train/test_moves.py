@@ -17,7 +17,7 @@ from deconattn.train.saving import save_checkpoint
 from deconattn.train.trainer import Trainer
 from tests.conftest import SMALL
 from tests.ranks import Ranks
-from tests.train.conftest import rows
+from tests.train.conftest import losses, rows
 from tests.train.jobs import Stop, run_job, train
 from tests.train.test_ranks import assert_same_run
 from tests.train.test_resume import same_state
@@ -80,6 +80,27 @@ def test_weights_and_moments_go_round_bit_for_bit(
         before = run
     run_job(["--save", str(before), "--resume", *HOME])
     assert open_checkpoint(before).step == 6
+
+
+@pytest.mark.parametrize(
+    ("world_size", "precision"),
+    [(3, "fp32"), pytest.param(3, "bf16", marks=pytest.mark.slow), pytest.param(5, "fp32", marks=pytest.mark.slow)],
+)
+def test_zero_3_where_the_ranks_divide_no_tensor(
+    small: list[str], tmp_path: Path, ranks: AtRanks, world_size: int, precision: str
+) -> None:
+    # 3 divides no power of two; of a norm's 32 elements the fifth rank of five holds 4, and 3 of padding.
+    everywhere = [*small, *MODEL, "--global-batch-size", "15", "--micro-batch-size", "1", "--precision", precision]
+    stays, goes, again = tmp_path / "stays", tmp_path / "goes", tmp_path / "again"
+    run_job(["stop=1", *everywhere, "--save", str(stays)])
+    shutil.copytree(stays, goes)
+    shutil.copytree(stays, again, ignore=shutil.ignore_patterns("checkpoints"))
+    ranks(world_size)(rewrite, run=str(stays), out=str(again), flags="--zero 3")
+    assert same_state(goes / "checkpoints/step-1", again / "checkpoints/step-1")
+    arguments = ["stop=2", "--save", str(goes), "--resume", "--zero", "3"]
+    assert ranks(world_size)(train, arguments=arguments) is None
+    run_job(["stop=2", "--save", str(again), "--resume"])
+    assert losses(goes)[2] == pytest.approx(losses(again)[2], rel=1e-5 if precision == "fp32" else 4e-3)
 
 
 def test_the_loss_curve_does_not_notice(

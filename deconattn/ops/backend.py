@@ -26,7 +26,7 @@ WIDEST_HEAD = 128
 SLOWER = "going on by blocks of PyTorch operations, which is slower"
 """What a warning of kernels that cannot run ends with."""
 _KERNELS = "deconattn.ops.kernels"
-_OPERATIONS = ("cross_entropy", "fixed_map", "prefix_attention", "taylor_states", "taylor_tiles")
+_OPERATIONS = ("cross_entropy", "fixed_map", "prefix_attention", "rms_norm", "taylor_states", "taylor_tiles")
 """Modules of kernels."""
 
 

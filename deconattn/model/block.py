@@ -48,8 +48,7 @@ class Block(nn.Module):
             context: a :class:`Step` with a cache, whose tokens these continue.
             cache: beside a :class:`MixerContext` of fixed streams alone, it receives the mixer's fixed part.
         """
-        hidden, normed = residual_norm(self.input_layernorm, hidden)
-        inputs = normed, self._normed_static(static)
+        hidden, *inputs = self.mixer_inputs(hidden, static)
         if isinstance(context, Step):
             mixed = self.self_attn(*inputs, context, cache)
         else:
@@ -60,10 +59,7 @@ class Block(nn.Module):
         hidden, normed = residual_norm(self.post_attention_layernorm, hidden, mixed)
         return hidden + self.mlp(normed)
 
-    def mixer_inputs(self, hidden: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Apply the input norm to both; None for static embeddings that the mixer does not read."""
-        return self.input_layernorm(hidden), self._normed_static(static)
-
-    def _normed_static(self, static: Tensor | None) -> Tensor | None:
+    def mixer_inputs(self, hidden: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the hidden states to go on with, and the input norm of both; None where the mixer reads no static."""
         needed = static is not None and self.self_attn.needs_static_embeddings
-        return residual_norm(self.input_layernorm, static)[1] if static is not None and needed else None
+        return *residual_norm(self.input_layernorm, hidden), self.input_layernorm(static) if needed else None

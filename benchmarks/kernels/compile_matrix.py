@@ -33,6 +33,8 @@ WITHOUT_PRODUCTS = (
     "delta_kernel",
     "log_normalisers_kernel",
     "logit_gradients_kernel",
+    "rms_norm_kernel",
+    "rms_norm_back_kernel",
     "summary_kernel",
     "summary_back_kernel",
     "upstream_program",
@@ -77,12 +79,16 @@ def calls(head_dim: str, dtype: str) -> None:
 
 
 def rows(dtype: torch.dtype) -> None:
-    """What works on rows of any width: 50277 words of logits, in rows of 50304."""
-    from deconattn.ops.kernels import cross_entropy
+    """What works on rows of any width: 50277 words of logits, in rows of 50304; norms of 896 channels."""
+    from deconattn.ops.kernels import cross_entropy, rms_norm
 
     logits, targets = torch.empty(32, 50304, dtype=dtype), torch.zeros(32, dtype=torch.long)
     normalisers, _ = cross_entropy.log_normalisers(logits, targets, 50277)
     cross_entropy.logit_gradients_(logits, targets, normalisers, 50277)
+    hidden, weight = torch.empty(32, 896, dtype=dtype), torch.empty(896, dtype=dtype)
+    for other in (None, hidden):
+        summed, normed, reciprocals = rms_norm.forward(hidden, other, weight, 1e-6)
+        rms_norm.backward(normed, other, summed, weight, reciprocals)
 
 
 def compiled(target: str, head_dim: int, dtype: str) -> list[Compiled]:

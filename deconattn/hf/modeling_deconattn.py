@@ -350,7 +350,7 @@ class _Watched:
             if device.type != "meta":  # offloaded, and brought where its inputs are
                 static = None if static is None else static.to(device)
                 hidden, context = hidden.to(device), context.to(device)
-            whole = layer.self_attn.attention_map(*layer.mixer_inputs(hidden, static), context)
+            whole = layer.self_attn.attention_map(*layer.mixer_inputs(hidden, static)[1:], context)
             self._maps.append(None if whole is None else whole[: self._rows])
 
     def all_hidden(self, last: Tensor, padding: Padding | None) -> tuple[Tensor, ...] | None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear, project
+from deconattn.layers.norm import residual_norm
 from deconattn.layers.splits import Split, column, row
 from deconattn.mixers import LayerCache, MixerContext, Step, mixer_class
 from deconattn.ops.swiglu import swiglu
@@ -47,17 +48,18 @@ class Block(nn.Module):
             context: a :class:`Step` with a cache, whose tokens these continue.
             cache: beside a :class:`MixerContext` of fixed streams alone, it receives the mixer's fixed part.
         """
-        inputs = self.mixer_inputs(hidden, static)
+        hidden, *inputs = self.mixer_inputs(hidden, static)
         if isinstance(context, Step):
-            hidden = hidden + self.self_attn(*inputs, context, cache)
+            mixed = self.self_attn(*inputs, context, cache)
         else:
             mixed = self.self_attn(*inputs, context) if cache is None else self.self_attn(*inputs, context, cache)
-            hidden = context.read(hidden) + context.read(mixed)
+            hidden, mixed = context.read(hidden), context.read(mixed)
             if context.output_rows == 0:
-                return hidden
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+                return hidden + mixed
+        hidden, normed = residual_norm(self.post_attention_layernorm, hidden, mixed)
+        return hidden + self.mlp(normed)
 
-    def mixer_inputs(self, hidden: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Apply the input norm to both; None for static embeddings that the mixer does not read."""
+    def mixer_inputs(self, hidden: Tensor, static: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the hidden states to go on with, and the input norm of both; None where the mixer reads no static."""
         needed = static is not None and self.self_attn.needs_static_embeddings
-        return self.input_layernorm(hidden), self.input_layernorm(static) if needed else None
+        return *residual_norm(self.input_layernorm, hidden), self.input_layernorm(static) if needed else None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.norm import residual_norm
 from deconattn.layers.rotary import Rotary
 from deconattn.mixers import FixedStream, LayerCache, MixerContext
 from deconattn.model.block import Block
@@ -99,7 +100,8 @@ class Decoder(nn.Module):
         static = hidden if self.last_static_layer >= 0 else None
         context = self.context(length, hidden, position_ids, document_ids, document_offsets)
         hidden, _ = self.run(hidden, static, context, observe)
-        return self.norm(hidden)  # the streams' rows are gone: this stack holds the last layer that reads them
+        # The streams' rows are gone: this stack holds the last layer that reads them.
+        return residual_norm(self.norm, hidden)[1]
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embed tokens and append the fixed streams' rows: [B, L] -> [R, L, d]."""

@@ -30,6 +30,7 @@ _OPERATIONS = (
     "cross_entropy",
     "fixed_map",
     "prefix_attention",
+    "rms_norm",
     "rotation",
     "swiglu",
     "taylor_states",

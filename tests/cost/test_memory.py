@@ -15,6 +15,7 @@ from deconattn.cost.zero import zero_memory
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import variant_names
 from deconattn.model.decoder import Decoder
+from deconattn.ops import head_slices
 
 SMALL = ModelConfig(
     vocab_size=256,
@@ -76,6 +77,19 @@ def test_no_rank_holds_more_logits_than_its_part():
     whole, half = (loss_bytes(build_job(length=4096, tp=tp, model=replace(SMALL, vocab_size=50304))) for tp in (1, 2))
     assert max(half.logits, whole.logits) <= 4 * 2**24
     assert half.gradients - 4 * 2 * 4096 * 64 == (whole.gradients - 4 * 2 * 4096 * 64) / 2
+
+
+@pytest.mark.parametrize("words", [500, 512])
+def test_logits_on_a_gpu_are_what_the_slices_hold(words: int, monkeypatch: pytest.MonkeyPatch):
+    """In bf16 alone, padded; a head with other rows is copied."""
+    monkeypatch.setattr(head_slices, "_adds_in_fp32", lambda _: True)
+    job = build_job(gpu=True, bytes_per_element=2, model=replace(SMALL, vocab_size=words))
+    hidden, weight = (torch.zeros(count, 64, dtype=torch.bfloat16) for count in (2 * 128, words))
+    slices = head_slices.InPlace(hidden, weight, len(hidden), True)
+    held = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in vars(slices).values()
+            if isinstance(one, Tensor) and one is not weight}  # fmt: skip
+    found = loss_bytes(job)
+    assert sum(held.values()) + hidden.nbytes == found.logits + found.gradients
 
 
 def test_static_embeddings_travel_as_far_as_a_layer_reads_them():

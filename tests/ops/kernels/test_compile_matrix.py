@@ -5,8 +5,8 @@ import pytest
 from benchmarks.kernels.compile_matrix import DTYPES, HEAD_DIMS, TARGETS, compiled, faults
 
 pytest.importorskip("triton")
-KERNELS = 4 + 3 + 7 + 6
-"""Of prefix average, Taylor tiles and states, and fixed map, by name."""
+KERNELS = 4 + 3 + 7 + 6 + 2 + 2
+"""Of prefix average, Taylor tiles and states, fixed map, cross-entropy and RMSNorm, by name."""
 SPILLS = 20_000
 """Bytes a thread, in fp32 at head_dim 128."""
 

@@ -35,8 +35,11 @@ WITHOUT_PRODUCTS = (
     "logit_gradients_kernel",
     "rms_norm_kernel",
     "rms_norm_back_kernel",
+    "rotation_kernel",
     "summary_kernel",
     "summary_back_kernel",
+    "swiglu_kernel",
+    "swiglu_back_kernel",
     "upstream_program",
 )
 """Kernels that move and sum, and multiply no matrices."""
@@ -54,7 +57,7 @@ class Options:
 
 def calls(head_dim: str, dtype: str) -> None:
     """Every operation, both passes, on many programs and on few; without masks, and with masks and grouped heads."""
-    from deconattn.ops.kernels import fixed_map, prefix_attention, taylor_states, taylor_tiles
+    from deconattn.ops.kernels import fixed_map, prefix_attention, rotation, swiglu, taylor_states, taylor_tiles
 
     size, heads = int(head_dim), 14
 
@@ -75,6 +78,11 @@ def calls(head_dim: str, dtype: str) -> None:
     queries, keys, values = drawn(1, heads, 1536)[0], drawn(1, heads, 1536)[0], drawn(16, heads, 1536)
     kept = fixed_map.forward(queries, keys, values)
     fixed_map.backward(kept[0], queries, keys, values, *kept)
+    gate, up = torch.empty(64, 2 * 19 * size, dtype=DTYPES[dtype]).chunk(2, dim=1)
+    swiglu.backward(swiglu.forward(gate, up), gate, up)
+    cos, sin = torch.empty(2, 1, 1, 256, size, dtype=DTYPES[dtype])
+    for back in (False, True):
+        rotation.rotation(drawn(4, heads, 256), drawn(4, 2, 256), cos, sin, back)
     rows(DTYPES[dtype])
 
 

@@ -52,11 +52,9 @@ class ProjectedMixer(Mixer):
         Args:
             rotated: queries and keys are to be rotated: what was not is then free, while the values are kept.
         """
-        here, ours = type(self), ProjectedMixer
-        if (
-            here.queries_keys is not ours.queries_keys or here.values is not ours.values
-        ):  # a subclass projects otherwise
-            return *self.queries_keys(hidden), self.values(hidden)
+        ours = ProjectedMixer
+        if type(self).queries_keys is not ours.queries_keys or type(self).values is not ours.values:
+            return *self.queries_keys(hidden), self.values(hidden)  # a subclass has its own
         pair, single = (self.q_proj, self.k_proj), (self.v_proj,)
         groups = (pair, single) if rotated else ((*pair, *single),)
         queries, keys, values = project(hidden, *groups)

@@ -13,7 +13,7 @@ from torch import Tensor
 from deconattn.ops import swiglu as plain
 from deconattn.ops.kernels.fallback import Attempts
 from deconattn.ops.kernels.gpu import launch_options
-from deconattn.ops.kernels.swiglu_programs import backward_kernel, forward_kernel
+from deconattn.ops.kernels.swiglu_programs import swiglu_back_kernel, swiglu_kernel
 from deconattn.ops.kernels.tensor_layout import unit_stride
 
 BLOCK = 1024
@@ -55,7 +55,7 @@ def forward(gate: Tensor, up: Tensor) -> Tensor:
     output = _empty_output(gate, up)
     block, blocks = _blocks(width)
     with torch.cuda.device_of(gate):
-        forward_kernel[(rows * blocks,)](
+        swiglu_kernel[(rows * blocks,)](
             gates, ups, output, gates.stride(0), ups.stride(0), width, blocks, BLOCK=block, **launch_options(WARPS)
         )
     return output
@@ -69,7 +69,7 @@ def backward(grad: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     of_gate, of_up = joined.view(rows, 2 * width).chunk(2, dim=1)
     block, blocks = _blocks(width)
     with torch.cuda.device_of(gate):
-        backward_kernel[(rows * blocks,)](
+        swiglu_back_kernel[(rows * blocks,)](
             grads, gates, ups, of_gate, of_up,
             grads.stride(0), gates.stride(0), ups.stride(0), 2 * width, width, blocks,
             BLOCK=block, **launch_options(WARPS),

@@ -6,7 +6,7 @@ import triton.language as tl
 
 
 @triton.jit
-def forward_kernel(gate, up, output, gate_stride, up_stride, width, blocks, BLOCK: tl.constexpr):
+def swiglu_kernel(gate, up, output, gate_stride, up_stride, width, blocks, BLOCK: tl.constexpr):
     program = tl.program_id(0)
     row = (program // blocks).to(tl.int64)
     columns = program % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -17,7 +17,7 @@ def forward_kernel(gate, up, output, gate_stride, up_stride, width, blocks, BLOC
 
 
 @triton.jit
-def backward_kernel(
+def swiglu_back_kernel(
     grad, gate, up, of_gate, of_up, grad_stride, gate_stride, up_stride, out_stride, width, blocks, BLOCK: tl.constexpr
 ):
     program = tl.program_id(0)

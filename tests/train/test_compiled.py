@@ -1,7 +1,7 @@
 """What torch.compile makes of the layers, as a GPU runs them: one graph each, and none left out.
 
-Traced only: the graphs are not run, so kernels and flash attention need not be there. The compiler proper takes a minute
-a variant, in the slow tests of trainings.
+Traced only: the graphs are not run, so kernels and flash attention need not be there. The compiler proper takes a
+minute a variant, in the slow tests of trainings.
 """
 
 from collections.abc import Callable, Iterator

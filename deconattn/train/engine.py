@@ -24,6 +24,7 @@ from deconattn.ops.cross_entropy import IGNORED
 from deconattn.parallel.gradients import gradient_norm
 from deconattn.parallel.pipeline import Pipeline, StageTensors, microbatch
 from deconattn.parallel.topology import Topology
+from deconattn.train.compiled import compile_layers
 from deconattn.train.unwaited import without_waits
 from deconattn.train.update import Update
 from deconattn.train.zero_state import ZeroState
@@ -200,8 +201,7 @@ class Engine:
     def _prepare(self, model: CausalLM) -> None:
         model.model.activation_checkpointing = self.flags.engine.activation_checkpointing
         if self.flags.engine.compile:
-            for index in model.model.span:
-                model.model.layers[index].compile()
+            compile_layers(model.model)
 
     def _modules(self, model: CausalLM) -> dict[str, Any]:
         """Return the arguments of `deepspeed.initialize` that depend on model and topology."""

@@ -6,6 +6,9 @@ every gathering. Here the norms are the same to the last bit but stay on the dev
 clips and leaves weights alone, and streams wait for one another. Where the optimiser's state lies on the host, all is
 as DeepSpeed has it, as the host must wait for gradients then.
 
+What is left bounds ZeRO-3's memory on several ranks: a host that is more than two gatherings, or two reductions, ahead
+of the device waits for the oldest (partitioned_param_coordinator.py:404, stage3.py:1667), with the others still queued.
+
 What is replaced was read in the DeepSpeed that we pin; tests/train/test_unwaited.py has digests of its source.
 """
 
@@ -120,6 +123,8 @@ class _Zero3(_Unwaited):
             )
         for handle in (NoGatherHandle, NoGatherCoalescedHandle):
             handle.wait = _gathered
+        if deepspeed.comm.get_world_size(group=wrapped.dp_process_group) == 1:  # gathering takes no memory
+            wrapped._get_param_coordinator()._PartitionedParameterCoordinator__max_ongoing_fetch_events = 10**9
 
     def _norm_groups(self) -> list[float]:
         wrapped = self._wrapped

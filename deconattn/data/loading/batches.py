@@ -21,7 +21,6 @@ from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
 from deconattn.program import command
 
-
 FEWEST = 64
 """Documents that a batch has offsets for at least. An empty one costs next to nothing, and a number of offsets that
 changes costs a compiled layer another compilation."""

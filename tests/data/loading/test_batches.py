@@ -7,6 +7,7 @@ import torch
 
 from deconattn.data import Batch, SampleStream, TokenCorpus, parse_data_argument
 from deconattn.errors import UserError
+from deconattn.ops.documents import Documents
 
 PackedFolder = Callable[..., Path]
 
@@ -75,7 +76,7 @@ def test_labels_are_the_next_tokens(corpus: TokenCorpus) -> None:
     assert batch.input_ids.shape == batch.labels.shape == (3, 8)
     assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
     assert torch.equal(batch.labels, batch.input_ids + 1)
-    assert batch.position_ids is None and batch.document_ids is None
+    assert batch.position_ids is None and batch.document_ids is None and batch.document_offsets is None
 
 
 def test_document_masks_by_hand(packed_folder: PackedFolder) -> None:
@@ -88,6 +89,18 @@ def test_document_masks_by_hand(packed_folder: PackedFolder) -> None:
     assert batch.labels.tolist() == [[12, 0, -100, 0], [-100, 32, 33, 34], [0, -100, 42, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0], [0, 0, 1, 2], [0, 1, 0, 1]]
     assert batch.document_ids.tolist() == [[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(("rows", "number"), [(2, 65), (8, 65), (9, 129), (16, 129), (17, 257)])
+def test_offsets_of_documents(rows: int, number: int) -> None:
+    """Eight documents a row: as many offsets for 64 documents as for one."""
+    positions, ids = torch.arange(4).repeat(8).expand(rows, -1), torch.arange(32).expand(rows, -1) // 4
+    batch = Batch.of(torch.stack([ids, ids, positions, ids]))
+    assert batch.document_ids is not None and batch.document_offsets is not None
+    assert (len(batch.document_offsets), batch.document_offsets.dtype) == (number, torch.int32)
+    own = Documents(batch.document_ids, positions).cumulative_lengths
+    assert torch.equal(batch.document_offsets[: len(own)], own)
+    assert (batch.document_offsets[len(own) :] == rows * 32).all()
 
 
 def test_a_document_that_begins_right_after_the_window(packed_folder: PackedFolder) -> None:
@@ -166,7 +179,9 @@ def test_different_tokenizers(packed_folder: PackedFolder) -> None:
 def test_a_batch_moves_as_a_whole(corpus: TokenCorpus) -> None:
     batch = SampleStream([(corpus, 1.0)], 8, 0).batch([0], doc_mask=True).to("meta")
     assert isinstance(batch, Batch)
-    for tensor in (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids):
+    for tensor in (
+        batch.input_ids, batch.labels, batch.position_ids, batch.document_ids, batch.document_offsets
+    ):  # fmt: skip
         assert tensor is not None and tensor.device.type == "meta"
 
 

@@ -55,6 +55,8 @@ def test_the_order_is_the_same_for_any_number_of_workers(folder: Path, workers: 
         assert torch.equal(one.position_ids, other.position_ids)
         assert one.document_ids is not None and other.document_ids is not None
         assert torch.equal(one.document_ids, other.document_ids)
+        assert one.document_offsets is not None and other.document_offsets is not None
+        assert torch.equal(one.document_offsets, other.document_offsets)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

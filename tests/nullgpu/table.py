@@ -110,7 +110,7 @@ def page(results: Sequence[Row]) -> str:
         options, rows = result["options"], result["results"]
         layers = f", {options['layers']} layers" if options["layers"] else ""
         parts.append(f"## torch {result['torch']}, {options['size']}{layers}, sm_{options['capability']}")
-        parts += [f"**{title}**\n\n{table}" for title, table in tables(rows) if table]
+        parts += [f"**{title}**\n\n{table.rstrip()}" for title, table in tables(rows) if table]
     return "\n\n".join(parts) + "\n"
 
 

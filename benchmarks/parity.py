@@ -192,7 +192,8 @@ def sample_batch(flags: TrainingFlags, numbers: range) -> Batch:
     starts[:, 0] = False
     labels[:, :-1][starts[:, 1:]] = -100
     indices = torch.arange(length).expand_as(starts)
-    return Batch(tokens[:, :-1], labels, indices - (indices * starts).cummax(dim=1).values, starts.long().cumsum(dim=1))
+    positions = indices - (indices * starts).cummax(dim=1).values
+    return Batch.of(torch.stack([tokens[:, :-1], labels, positions, starts.long().cumsum(dim=1)]))
 
 
 def _micro_batches(flags: TrainingFlags, step: int, rank: int, ranks: int) -> Iterator[Batch]:

@@ -31,6 +31,8 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 WITHOUT_PRODUCTS = (
     "columns_program",
     "delta_kernel",
+    "log_normalisers_kernel",
+    "logit_gradients_kernel",
     "summary_kernel",
     "summary_back_kernel",
     "upstream_program",
@@ -71,6 +73,16 @@ def calls(head_dim: str, dtype: str) -> None:
     queries, keys, values = drawn(1, heads, 1536)[0], drawn(1, heads, 1536)[0], drawn(16, heads, 1536)
     kept = fixed_map.forward(queries, keys, values)
     fixed_map.backward(kept[0], queries, keys, values, *kept)
+    rows(DTYPES[dtype])
+
+
+def rows(dtype: torch.dtype) -> None:
+    """What works on rows of any width: 50277 words of logits, in rows of 50304."""
+    from deconattn.ops.kernels import cross_entropy
+
+    logits, targets = torch.empty(32, 50304, dtype=dtype), torch.zeros(32, dtype=torch.long)
+    normalisers, _ = cross_entropy.log_normalisers(logits, targets, 50277)
+    cross_entropy.logit_gradients_(logits, targets, normalisers, 50277)
 
 
 def compiled(target: str, head_dim: int, dtype: str) -> list[Compiled]:

@@ -28,11 +28,11 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
         raise UserError(f"{path}: --precision bf16 needs ZeRO stage 1 or higher; raise it or use --precision fp32")
     if stage > 1 and flags.engine.pp > 1:
         raise UserError(f"{path}: ZeRO stage {stage} does not go with --pp {flags.engine.pp}; use stage 1, or --pp 1")
-    # Elsewhere the engine clips (deconattn/train/update.py): DeepSpeed would make the host wait for each decision.
+    # The engine clips (deconattn/train/update.py): DeepSpeed would make the host wait for each decision.
     config |= {
         "train_micro_batch_size_per_gpu": flags.optimization.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": flags.optimization.clip_grad if stage == 3 else 0.0,
+        "gradient_clipping": 0.0,
         # DeepSpeed's own clock would wait for the device at both ends of each micro-batch.
         "timers": {"throughput": {"synchronized": False}},
     }

@@ -9,6 +9,7 @@ from deconattn.mixers import Workload, mixer_class
 from deconattn.mixers.costs import rms_norm_bytes
 from deconattn.model.streams import Streams, layer_output_rows, layer_rows
 from deconattn.ops.cross_entropy import logits_at_once
+from deconattn.ops.logits import padded
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LossBytes:
     """Bytes of head and cross-entropy, whose gradients are computed in the forward pass.
 
     Attributes:
-        logits: the slice of logits at hand, in fp32 and in the weights' format, and what the slices' sums need.
+        logits: the slice of logits at hand, on a CPU in fp32 beside the weights' format, and what products need.
         gradients: of the head's weight in fp32, and of the hidden states.
         cast: the head's gradient in the weights' format, where that is another.
     """
@@ -74,7 +75,7 @@ def feed_forward_bytes(config: ModelConfig, tokens: int, bytes_per_element: int,
     Its input is whole on every rank, with sequence parallelism as well: it was gathered.
     """
     width = largest_part(config.intermediate_size, config.intermediate_size, tp_size)
-    return bytes_per_element * tokens * (config.hidden_size + 4 * width)
+    return bytes_per_element * tokens * (config.hidden_size + 3 * width)
 
 
 def static_bytes(job: Job, span: range) -> int:
@@ -104,16 +105,18 @@ def final_norm_bytes(job: Job) -> int:
 def loss_bytes(job: Job) -> LossBytes:
     """Bytes of :mod:`deconattn.ops.cross_entropy` on this rank's rows of the head."""
     config, size = job.model, job.bytes_per_element
-    vocabulary = largest_part(config.vocab_size, config.vocab_size, job.tp)
-    table, tokens = vocabulary * config.hidden_size, job.micro_batch * job.length
-    at_once = min(tokens, max(1, logits_at_once(job.gpu_bytes) // vocabulary))
-    logits = 4 * at_once * vocabulary
-    if size != 4:
-        logits += size * (at_once * vocabulary + table)
-        if not job.gpu:  # adding a bf16 product to an fp32 sum casts it first
-            logits += 4 * table
+    vocabulary, tokens = largest_part(config.vocab_size, config.vocab_size, job.tp), job.micro_batch * job.length
+    width = padded(vocabulary) if job.gpu else vocabulary
+    table = width * config.hidden_size
+    at_once = min(tokens, max(1, logits_at_once(job.gpu_bytes, size) // width))
+    if job.gpu:  # in the weights' format alone, beside a head of as many rows
+        logits = size * (at_once * width + (table if width != vocabulary else 0))
+    elif size == 4:
+        logits = 4 * at_once * width
+    else:  # adding a bf16 product to an fp32 sum casts it first
+        logits = (4 + size) * (at_once * width + table)
     return LossBytes(
         logits=logits,
         gradients=4 * table + size * tokens * config.hidden_size,
-        cast=size * table if size != 4 else 0,
+        cast=size * vocabulary * config.hidden_size if size != 4 else 0,
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deconattn.layers.config import ModelConfig
+from deconattn.ops.rotation import rotate
 
 
 # Objects of tensors compare and hash by identity: == of tensors has no truth value, and the compiler of torch 2.11 and
@@ -32,11 +33,7 @@ class Rotary:
 
     def __call__(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys, [R, heads, L, head_dim] each."""
-        return self._rotate(queries), self._rotate(keys)
-
-    def _rotate(self, heads: Tensor) -> Tensor:
-        first, second = heads.chunk(2, dim=-1)
-        return heads * self.cos + torch.cat([-second, first], dim=-1) * self.sin
+        return rotate(queries, keys, self.cos, self.sin)
 
     def to(self, device: torch.device) -> "Rotary":
         """Return those on a device."""

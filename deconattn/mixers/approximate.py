@@ -133,8 +133,9 @@ class Approximate(ProjectedMixer):
     decoding = TaylorDecoding()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        queries, keys = context.rotary(*self.queries_keys(hidden))
-        return self.output(taylor_attention(queries, keys, self.values(hidden), context.document_ids))
+        queries, keys, values = self.queries_keys_values(hidden)
+        queries, keys = context.rotary(queries, keys)
+        return self.output(taylor_attention(queries, keys, values, context.document_ids))
 
     def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
         queries, keys = context.rotary(*self.queries_keys(hidden))

@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.functional import silu
 
 from deconattn.layers.config import ModelConfig
-from deconattn.layers.linear import Linear
+from deconattn.layers.linear import Linear, project
 from deconattn.layers.shards import largest_part
 from deconattn.layers.splits import Split, column, row
 from deconattn.mixers.base import Mixer
@@ -17,6 +16,7 @@ from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload, attention_parameters
 from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.registry import register
+from deconattn.ops.swiglu import swiglu
 
 
 class TokenDecoding(Decoding["MLP"]):
@@ -51,7 +51,7 @@ class MLP(Mixer):
 
     def swiglu(self, hidden: Tensor) -> Tensor:
         """Apply the SwiGLU block to each token: [.., hidden_size] -> [.., hidden_size]."""
-        return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return self.down_proj(swiglu(*project(hidden, (self.gate_proj, self.up_proj))))
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> None:
         return None
@@ -68,7 +68,7 @@ class MLP(Mixer):
     def activation_bytes(cls, config: ModelConfig, work: Workload) -> int:
         width = matched_width(config)
         local = largest_part(width, width, work.tp_size)
-        return work.bytes_per_element * work.tokens * (config.hidden_size + 4 * local)
+        return work.bytes_per_element * work.tokens * (config.hidden_size + 3 * local)
 
 
 def matched_width(config: ModelConfig) -> int:

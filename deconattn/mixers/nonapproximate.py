@@ -64,8 +64,8 @@ class NonApproximate(ProjectedMixer):
     decoding = SumDecoding()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        queries, keys = self.queries_keys(hidden)
-        return self.output(prefix_attention(queries, keys, self.values(hidden), context.document_ids))
+        queries, keys, values = self.queries_keys_values(hidden, rotated=False)
+        return self.output(prefix_attention(queries, keys, values, context.document_ids))
 
     def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
         queries, keys = self.queries_keys(hidden)

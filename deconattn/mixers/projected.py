@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from deconattn.layers.config import ModelConfig
-from deconattn.layers.linear import Linear
+from deconattn.layers.linear import Linear, project
 from deconattn.layers.shards import largest_part
 from deconattn.layers.splits import Split, column, row
 from deconattn.mixers.base import Mixer
@@ -40,15 +40,36 @@ class ProjectedMixer(Mixer):
 
     def queries_keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Map [R, L, d] to queries [R, heads, L, head_dim] and keys [R, key_value_heads, L, head_dim], not rotated."""
-        queries = self.q_proj(source).unflatten(-1, (-1, self.config.head_dim))
-        keys = self.k_proj(source).unflatten(-1, (-1, self.config.head_dim))
-        if self.config.qk_norm:
-            queries, keys = self.q_norm(queries), self.k_norm(keys)
-        return queries.transpose(1, 2), keys.transpose(1, 2)
+        return self._queries_keys(*project(source, (self.q_proj, self.k_proj)))
 
     def values(self, hidden: Tensor) -> Tensor:
         """Project to values: [R, L, d] -> [R, key_value_heads, L, head_dim]."""
-        return self.v_proj(hidden).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+        return self._heads(self.v_proj(hidden)).transpose(1, 2)
+
+    def queries_keys_values(self, hidden: Tensor, rotated: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute :meth:`queries_keys` and :meth:`values` of one input.
+
+        Args:
+            rotated: queries and keys are to be rotated: what was not is then free, while the values are kept.
+        """
+        here, ours = type(self), ProjectedMixer
+        if (
+            here.queries_keys is not ours.queries_keys or here.values is not ours.values
+        ):  # a subclass projects otherwise
+            return *self.queries_keys(hidden), self.values(hidden)
+        pair, single = (self.q_proj, self.k_proj), (self.v_proj,)
+        groups = (pair, single) if rotated else ((*pair, *single),)
+        queries, keys, values = project(hidden, *groups)
+        return *self._queries_keys(queries, keys), self._heads(values).transpose(1, 2)
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (-1, self.config.head_dim))
+
+    def _queries_keys(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        queries, keys = self._heads(queries), self._heads(keys)
+        if self.config.qk_norm:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        return queries.transpose(1, 2), keys.transpose(1, 2)
 
     def output(self, mixed: Tensor) -> Tensor:
         """Join heads and project: [R, heads, L, head_dim] -> [R, L, d]."""

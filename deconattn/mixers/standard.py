@@ -42,8 +42,13 @@ class Standard(ProjectedMixer):
     decoding = KeyValueDecoding()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        queries, keys = context.rotary(*self.queries_keys(self.source(hidden, static)))
-        return self.output(causal_attention(queries, keys, self.values(hidden), context.documents))
+        source = self.source(hidden, static)
+        if source is hidden:
+            queries, keys, values = self.queries_keys_values(hidden)
+        else:
+            queries, keys, values = *self.queries_keys(source), self.values(hidden)
+        queries, keys = context.rotary(queries, keys)
+        return self.output(causal_attention(queries, keys, values, context.documents))
 
     def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
         queries, keys = context.rotary(*self.queries_keys(self.source(hidden, static)))

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from deconattn.layers.config import ModelConfig
-from deconattn.layers.linear import Linear
+from deconattn.layers.linear import Linear, project
 from deconattn.layers.splits import Split, column, row
 from deconattn.mixers import LayerCache, MixerContext, Step, mixer_class
+from deconattn.ops.swiglu import swiglu
 
 
 class FeedForward(nn.Module):
@@ -24,7 +24,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return self.down_proj(swiglu(*project(hidden, (self.gate_proj, self.up_proj))))
 
 
 class Block(nn.Module):

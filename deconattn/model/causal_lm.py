@@ -60,9 +60,13 @@ class CausalLM(nn.Module):
         labels: Tensor,
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
+        document_offsets: Tensor | None = None,
     ) -> LossSum:
-        """Return the loss; int64 [B, L] each, labels[:, t] is the token that follows input_ids[:, t], or -100."""
-        hidden = self.model(input_ids, position_ids, document_ids)
+        """Return the loss; int64 [B, L] each, labels[:, t] is the token that follows input_ids[:, t], or -100.
+
+        Documents as :class:`~deconattn.model.decoder.Decoder` takes them.
+        """
+        hidden = self.model(input_ids, position_ids, document_ids, document_offsets)
         return LossSum(self.lm_head(hidden, labels), (labels != IGNORED).sum())
 
     def logits(

@@ -67,17 +67,23 @@ class Decoder(nn.Module):
             self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        document_offsets: Tensor | None = None,
     ) -> Tensor:
         """Return hidden states [B, L, d] of int64 [B, L]; this stack must hold all layers.
 
-        Both or neither of `position_ids` and `document_ids`, int64 [B, L]: mixing stays within a document.
+        Both or neither of `position_ids` and `document_ids`, int64 [B, L]: mixing stays within a document. With them
+        `document_offsets`, int32 [n], spare a wait for the device (:class:`~deconattn.ops.documents.Documents`).
 
         Raises:
             UserError: L is beyond the fixed stream.
             ValueError: one of the two without the other.
         """
-        return self.forward_embedded(self.embed_tokens(input_ids), input_ids.shape[1], position_ids, document_ids)
+        embeddings, length = self.embed_tokens(input_ids), input_ids.shape[1]
+        return self.forward_embedded(embeddings, length, position_ids, document_ids, document_offsets=document_offsets)
 
     def forward_embedded(
         self,
@@ -86,11 +92,12 @@ class Decoder(nn.Module):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         observe: Observer | None = None,
+        document_offsets: Tensor | None = None,
     ) -> Tensor:
         """Run :meth:`forward` on token embeddings [B, L, d]."""
         hidden = self.with_streams(embeddings, length)
         static = hidden if self.last_static_layer >= 0 else None
-        context = self.context(length, hidden, position_ids, document_ids)
+        context = self.context(length, hidden, position_ids, document_ids, document_offsets)
         hidden, _ = self.run(hidden, static, context, observe)
         return self.norm(hidden)  # the streams' rows are gone: this stack holds the last layer that reads them
 
@@ -111,7 +118,12 @@ class Decoder(nn.Module):
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def context(
-        self, length: int, like: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None
+        self,
+        length: int,
+        like: Tensor,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        document_offsets: Tensor | None = None,
     ) -> MixerContext:
         """Return the span's first context; `like` gives device and dtype, `length` is the whole sequence's."""
         if (position_ids is None) != (document_ids is None):
@@ -120,9 +132,9 @@ class Decoder(nn.Module):
         positions = torch.arange(length, device=like.device)[None]
         documents = None
         if position_ids is not None and document_ids is not None:
-            extra = len(streams)  # a fixed stream is one document
-            positions = torch.cat([position_ids, positions.expand(extra, -1)])
-            documents = Documents(torch.cat([document_ids, torch.zeros_like(positions[:extra])]), positions)
+            documents = Documents(document_ids, position_ids, document_offsets)
+            documents = documents.and_rows_of_one(positions.expand(len(streams), -1))
+            positions = documents.position_ids
         fixed_rows = {stream: index - len(streams) for index, stream in enumerate(streams)}
         return MixerContext(Rotary.of(self.model_config, positions, like.dtype), documents, fixed_rows)
 

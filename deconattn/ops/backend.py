@@ -26,6 +26,16 @@ WIDEST_HEAD = 128
 SLOWER = "going on by blocks of PyTorch operations, which is slower"
 """What a warning of kernels that cannot run ends with."""
 _KERNELS = "deconattn.ops.kernels"
+_OPERATIONS = (
+    "cross_entropy",
+    "fixed_map",
+    "prefix_attention",
+    "rotation",
+    "swiglu",
+    "taylor_states",
+    "taylor_tiles",
+)
+"""Modules of kernels."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,11 @@ def backend_for(values: Tensor) -> str:
     if torch.compiler.is_exporting():
         return "reference"
     return _constant_backend(values.device.type, values.dtype, values.shape[-1])
+
+
+def fused(values: Tensor) -> bool:
+    """Whether an operation on `values` that has no heads is done by kernels, `torch.ops.deconattn.NAME`."""
+    return _constant_backend(values.device.type, values.dtype, 0) == "triton"
 
 
 @constant_in_graphs
@@ -98,7 +113,7 @@ def _register_kernels() -> bool:
     Triton that cannot be imported is told of once, and done without unless it is forced.
     """
     try:
-        for operation in ("fixed_map", "prefix_attention", "taylor_states", "taylor_tiles"):
+        for operation in _OPERATIONS:
             importlib.import_module(f"{_KERNELS}.{operation}")
     except (ImportError, OSError) as error:  # OSError: a library that it links is not there
         if os.environ.get(VARIABLE) == "triton":

@@ -32,9 +32,12 @@ _imported: dict[str, Any] = {}
 
 def package(queries: Tensor) -> str | None:
     """The distribution to use for such queries, or None."""
-    if not queries.is_cuda or queries.dtype not in (torch.bfloat16, torch.float16):
-        return None
-    return _package(queries.device.index or 0)
+    return _package(queries.device.index or 0) if packs(queries) else None
+
+
+def packs(queries: Tensor) -> bool:
+    """Whether flash attention takes such queries, of documents laid end to end, too."""
+    return queries.is_cuda and queries.dtype in (torch.bfloat16, torch.float16)
 
 
 @constant_in_graphs

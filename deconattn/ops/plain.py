@@ -1,4 +1,4 @@
-"""The mixing operations in plain PyTorch, without a backward pass of their own: what an exported model carries.
+"""The layers' operations in plain PyTorch, without a backward pass of their own: what an exported model carries.
 
 Any device, any dtype, torch.compile and torch.export; the formulas are those of text generation
 (:mod:`deconattn.ops.cached_attention`), applied to some rows of the map at a time. In training a block of rows is made
@@ -121,6 +121,31 @@ def prefix_average(scores: Tensor, values: Tensor, document_ids: Tensor | None =
         return mixed.to(values.dtype).reshape(*weights.shape[:3], values.shape[3])
 
     return _some_rows_at_a_time(rows, scores.shape[2])
+
+
+def project(inputs: Tensor, *groups: tuple[Callable[[Tensor], Tensor], ...]) -> tuple[Tensor, ...]:
+    """Apply linear layers to one input, [.., k] -> [.., n] each."""
+    return tuple(layer(inputs) for group in groups for layer in group)
+
+
+def rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate channels i and i + head_dim / 2 of every head by an angle: x cos + (-second half, first half) sin.
+
+    Args:
+        queries, keys: [R, heads, L, head_dim] each.
+        cos, sin: [R or 1, 1, L, head_dim].
+    """
+
+    def rotated(heads: Tensor) -> Tensor:
+        first, second = heads.chunk(2, dim=-1)
+        return heads * cos + torch.cat([-second, first], dim=-1) * sin
+
+    return rotated(queries), rotated(keys)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, [.., w] each."""
+    return silu(gate) * up
 
 
 def _some_rows_at_a_time(rows: Callable[[int, int], Tensor], length: int) -> Tensor:

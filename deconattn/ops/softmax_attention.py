@@ -28,7 +28,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
 
     Returns:
         [R, heads, L, head_dim]. No map is held, but for document masks in fp32 on a GPU: there a boolean
-        [R, 1, L, L] is, one for all heads and layers.
+        [R, 1, L, L] is, one for all heads, and for all layers that are not compiled.
     """
     if backend_for(values) == "reference":
         return reference.softmax_attention(queries, keys, values, None if documents is None else documents.ids)
@@ -51,7 +51,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
 def _within_documents(
     queries: Tensor, keys: Tensor, values: Tensor, documents: Documents, package: str | None
 ) -> Tensor:
-    if queries.is_cuda and queries.dtype in (torch.bfloat16, torch.float16):
+    if flash.packs(queries):
         rows, length = queries.shape[0], queries.shape[2]
         q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (queries, keys, values))
         packed_attention = partial(flash.packed_attention, package) if package else flash.pytorch_packed_attention

@@ -5,9 +5,13 @@ its own. So the fixed streams are rows of the hidden states, the static embeddin
 dimension, and document boundaries travel as integers. So do the labels: the last stage's `forward` must return the
 loss, because in bf16 DeepSpeed clears gradients when the backward pass enters what `forward` returned, and would
 lose that of a head applied in a loss function.
+
+What is sent must have the same shape each time, which the documents' offsets have not: each stage has them of its own
+rank's loader, which makes every stage's batches.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -28,7 +32,8 @@ parallelism); then int64 [B, L] each: labels, and position ids and document ids 
 def microbatch(batch: Batch) -> tuple[StageTensors, Tensor]:
     """Return the first stage's input, and a label that DeepSpeed expects and nothing reads."""
     tensors = (batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
-    return tuple(tensor for tensor in tensors if tensor is not None), torch.empty(0)
+    given = tuple(tensor for tensor in tensors if tensor is not None)
+    return given, torch.empty(0, device=batch.labels.device)
 
 
 class Stage(nn.Module):
@@ -43,6 +48,8 @@ class Stage(nn.Module):
         super().__init__()
         self.model = model
         self._loss, self._sequence_parallel_size = loss, sequence_parallel_size
+        self.offsets: deque[Tensor | None] = deque()
+        """Documents' offsets of the micro-batches to come, in the order in which the stage will see them."""
 
     def forward(self, tensors: StageTensors) -> StageTensors | Tensor:
         received, labels, *documents = tensors
@@ -56,7 +63,8 @@ class Stage(nn.Module):
             hidden, length = received, received.shape[1] * self._sequence_parallel_size
             if decoder.span.start <= decoder.last_static_layer:
                 hidden, static = received.chunk(2, dim=-1)
-        context = decoder.context(length, hidden, *documents)
+        offsets = self.offsets.popleft()
+        context = decoder.context(length, hidden, *(documents or (None, None)), offsets)
         hidden, static = decoder.run(hidden, static, context)
         if decoder.is_last:
             return self._loss(decoder.norm(hidden), labels)
@@ -83,14 +91,20 @@ class Pipeline(PipelineModule):
         sequence_parallel: bool,
     ) -> None:
         stages: list[nn.Module | None] = [None] * topology.pp_size
-        stages[topology.pp_rank] = Stage(model, loss, topology.tp_size if sequence_parallel else 1)
+        stages[topology.pp_rank] = stage = Stage(model, loss, topology.tp_size if sequence_parallel else 1)
         with redirect_stdout(StringIO()):  # it prints its partition, which is ours
             super().__init__(stages, topology=topology.grid, partition_method="uniform")
+        self._offsets = stage.offsets
         self._tied: list[tuple[nn.Parameter, ProcessGroup]] = []
         if model.config.tie_word_embeddings and topology.tied_group is not None:
             weight = model.canonical_parameters()["model.embed_tokens.weight"]
             weight.ds_pipe_replicated = topology.is_last_stage  # type: ignore[attr-defined]
             self._tied.append((weight, topology.tied_group))
+
+    def expect(self, offsets: Iterable[Tensor | None]) -> None:
+        """Give the stage the documents' offsets of each micro-batch that it is to run next, int32 [n] or None."""
+        self._offsets.clear()
+        self._offsets.extend(offsets)
 
     def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, ProcessGroup]]:
         """Return the tied weights whose gradients the engine sums over stages before an optimiser step."""

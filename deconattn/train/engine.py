@@ -1,7 +1,7 @@
 """Wrapper of DeepSpeed's engine, the only use of it: takes this rank's part of a model and flags, runs steps."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -22,8 +22,9 @@ from deconattn.model.causal_lm import CausalLM, LossSum
 from deconattn.model.init import seed_generators
 from deconattn.ops.cross_entropy import IGNORED
 from deconattn.parallel.gradients import gradient_norm
-from deconattn.parallel.pipeline import Pipeline, microbatch
+from deconattn.parallel.pipeline import Pipeline, StageTensors, microbatch
 from deconattn.parallel.topology import Topology
+from deconattn.train.unwaited import without_waits
 from deconattn.train.update import Update
 from deconattn.train.zero_state import ZeroState
 
@@ -87,13 +88,8 @@ class Engine:
         )
         self.device: torch.device = self._engine.device
         self._optimizer = optimizer
-        self._update = Update(
-            optimizer,
-            wrapped,
-            self.stage,
-            optimization.clip_grad,
-            lambda: gradient_norm(model.parameters(), self.topology),
-        )
+        norm = without_waits(wrapped) if self.stage else lambda: gradient_norm(model.parameters(), self.topology)
+        self._update = Update(optimizer, wrapped, self.stage, optimization.clip_grad, norm)
         self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology)
 
     def train_step(self, micro_batches: Iterable[Batch], learning_rate: float, stop: bool = False) -> StepResult:
@@ -109,7 +105,7 @@ class Engine:
         self._sums[2].fill_(float(stop))  # an assignment would wait for the device
         self._update.begin(self._total_sums)
         if self.topology.pp_size > 1:
-            self._engine.train_batch(microbatch(batch) for batch in micro_batches)
+            self._engine.train_batch(self._fed(micro_batches))
         else:
             self._engine.train()
             for batch in micro_batches:
@@ -147,8 +143,8 @@ class Engine:
             if stop is not None and self._any(stop()):
                 raise Stopped
             if stages > 1:
-                fed = (microbatch(batch) for batch in some)
-                self._engine.eval_batch(fed, reduce_output=None, bcast_loss=False, num_micro_batches=len(some))
+                fed, number = self._fed(some), len(some)
+                self._engine.eval_batch(fed, reduce_output=None, bcast_loss=False, num_micro_batches=number)
             else:
                 self._engine.eval()
                 for batch in some:
@@ -173,11 +169,11 @@ class Engine:
         others[:, half:] = (others[:, half:] + 1) % vocab_size
         documents: tuple[Tensor, ...] = ()
         if self.flags.data.doc_mask:  # a pipeline learns from its first batch what travels
-            documents = (torch.arange(length).expand(rows, -1).contiguous(), torch.zeros_like(labels))
+            documents = (torch.arange(length).expand(rows, -1), torch.zeros_like(labels))
         losses = []
         for tokens in (ids[:, :-1], others):
             self.seed("causality")  # a variant that draws must draw the same twice
-            losses.append(self.evaluate([Batch(tokens, labels, *documents)]))
+            losses.append(self.evaluate([Batch.of(torch.stack([tokens, labels, *documents]))]))
         own, other = losses
         if not abs(own - other) <= CAUSAL * abs(own):
             variants = ", ".join(dict.fromkeys(self.model.config.layer_variants))
@@ -219,7 +215,15 @@ class Engine:
 
     def _forward(self, batch: Batch) -> LossSum:
         batch = batch.to(self.device)
-        return self._engine(batch.input_ids, batch.labels, batch.position_ids, batch.document_ids)
+        documents = batch.position_ids, batch.document_ids, batch.document_offsets
+        return self._engine(batch.input_ids, batch.labels, *documents)
+
+    def _fed(self, batches: Iterable[Batch]) -> Iterator[tuple[StageTensors, Tensor]]:
+        """Return what a pipeline is fed with, after telling this rank's stage what does not come with it."""
+        batches = list(batches)
+        offsets = [batch.document_offsets for batch in batches]
+        self._engine.module.expect(o if o is None else o.to(self.device, non_blocking=True) for o in offsets)
+        return (microbatch(batch.to(self.device)) for batch in batches)  # DeepSpeed would wait for each copy
 
     def _stage_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return the last pipeline stage's loss."""

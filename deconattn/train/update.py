@@ -1,8 +1,8 @@
 """Optimiser update without a wait for the device: clipping and skipping are decided there, and told to the host later.
 
 A host that waits cannot queue the next work, and the device stands still. So the gradient is scaled by a factor on the
-device, and AdamW's fused kernel leaves weights and moments alone where `found_inf` is set. What is left waits within
-DeepSpeed: its norm (two for each parameter group in ZeRO-2, two in ZeRO-1), and in ZeRO-1 and 3 whether it is finite.
+device, and AdamW's fused kernel leaves weights and moments alone where `found_inf` is set. The norm comes from
+DeepSpeed's optimisers without a wait (:mod:`deconattn.train.unwaited`); the one of a step is for its outcome.
 """
 
 from collections.abc import Callable
@@ -41,13 +41,14 @@ class Update:
         wrapped: the optimiser that DeepSpeed made of it.
         stage: ZeRO stage.
         limit: norm to clip to; 0 leaves gradients as they are.
-        norm: computes the gradient's norm where DeepSpeed does not (ZeRO-0); a collective call.
+        norm: returns the gradient's norm, a scalar, which it computes in ZeRO-0: a collective call.
     """
 
     def __init__(
         self, base: torch.optim.Optimizer, wrapped: Any, stage: int, limit: float, norm: Callable[[], Tensor]
     ) -> None:
-        self._wrapped, self._stage, self._limit, self._own_norm = wrapped, stage, limit, norm
+        self._limit, self._current_norm = limit, norm
+        self._over_norm = stage == 0 or isinstance(wrapped, BF16_Optimizer)
         self._sums: Callable[[], Tensor] | None = None
         self._norm: Tensor | None = None
         self._outcome: Readback | None = None
@@ -76,18 +77,18 @@ class Update:
 
     def _prepare(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._norm is None:  # ZeRO updates group by group
-            self._norm = self._own_norm() if self._stage == 0 else self._wrapped._global_grad_norm
+            self._norm = self._current_norm()
             self._send(self._norm)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             return
         norm = self._norm.to(gradients[0].device)  # another one where ZeRO offloads
         optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
-        if self._limit and self._stage < 3:
+        if self._limit:
             torch._foreach_mul_(gradients, self._factor(norm))
 
     def _factor(self, norm: Tensor) -> Tensor:
         """Return the scale that clips; by either formula as DeepSpeed's optimiser would, to the last bit."""
-        if self._stage == 0 or isinstance(self._wrapped, BF16_Optimizer):
+        if self._over_norm:
             return (self._limit / (norm + 1e-6)).clamp(max=1.0)
         return 1.0 / ((norm + 1e-6) / self._limit).clamp(min=1.0)

@@ -7,9 +7,19 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from deconattn.ops import cross_entropy as sliced
+from deconattn.ops import logits as passes
 from deconattn.ops.cross_entropy import linear_cross_entropy, logits_at_once
+from deconattn.ops.head_slices import InFp32
 
 TOKENS, WORDS, DIM = 100, 50, 16
+
+
+@pytest.fixture(params=["a CPU's way", "a GPU's way"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits in fp32, or in place by PyTorch's operations; the kernels have a test of their own."""
+    if request.param == "a GPU's way":
+        monkeypatch.setattr(sliced, "fused", lambda _: True)
+        monkeypatch.setattr(passes, "PLAIN_AT_ONCE", 7 * passes.padded(WORDS))
 
 
 def inputs(dtype: torch.dtype = torch.double) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,7 +32,8 @@ def inputs(dtype: torch.dtype = torch.double) -> tuple[Tensor, Tensor, Tensor]:
 
 
 # All at once; slices of 30, 30, 30 and 10 tokens; one token at a time, even where not one fits.
-@pytest.mark.parametrize("at_once", [TOKENS * WORDS, 30 * WORDS + 7, 1])
+@pytest.mark.parametrize("at_once", [2 * TOKENS * WORDS, 30 * WORDS + 7, 1])
+@pytest.mark.usefixtures("way")
 def test_value_and_gradients(at_once: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("deconattn.ops.cross_entropy.LOGITS_AT_ONCE", at_once)
     hidden, weight, labels = inputs()
@@ -41,6 +52,7 @@ def test_value_and_gradients(at_once: int, monkeypatch: pytest.MonkeyPatch):
         assert not got[0][17].any()
 
 
+@pytest.mark.usefixtures("way")
 def test_all_labels_ignored():
     hidden, weight, labels = inputs()
     loss = linear_cross_entropy(hidden, weight, torch.full_like(labels, -100))
@@ -48,7 +60,8 @@ def test_all_labels_ignored():
     assert not any(grad.any() for grad in torch.autograd.grad(loss, [hidden, weight]))
 
 
-@pytest.mark.parametrize("at_once", [TOKENS * WORDS, 30 * WORDS])
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("at_once", [2 * TOKENS * WORDS, 30 * WORDS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision(dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch):
     """One rounding of the logits and one of the result; the sum itself is fp32."""
@@ -67,6 +80,7 @@ def test_low_precision(dtype: torch.dtype, at_once: int, monkeypatch: pytest.Mon
         assert (ours.double() - theirs).norm() <= 4 * epsilon * theirs.norm()
 
 
+@pytest.mark.usefixtures("way")
 def test_large_logits_do_not_overflow():
     hidden = torch.tensor([[1e4, 0.0]], requires_grad=True)
     weight = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
@@ -77,6 +91,7 @@ def test_large_logits_do_not_overflow():
     assert hidden.grad.tolist() == [[2.0, 0.0]]
 
 
+@pytest.mark.usefixtures("way")
 def test_without_gradients_nothing_is_kept():
     hidden, weight, labels = inputs()
     with torch.no_grad():
@@ -85,6 +100,7 @@ def test_without_gradients_nothing_is_kept():
     assert_close(loss, cross_entropy(hidden @ weight.T, labels, reduction="sum"), rtol=1e-12, atol=0)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_never_holds_all_logits(dtype: torch.dtype, largest_tensor, monkeypatch: pytest.MonkeyPatch):
     at_once = 20 * WORDS
@@ -93,29 +109,49 @@ def test_never_holds_all_logits(dtype: torch.dtype, largest_tensor, monkeypatch:
     with largest_tensor:
         linear_cross_entropy(hidden, weight, labels).backward()
     assert largest_tensor.operations > 20
-    assert largest_tensor.elements <= max(at_once, TOKENS * DIM, WORDS * DIM) < TOKENS * WORDS
+    assert largest_tensor.elements <= max(at_once, TOKENS * DIM, passes.padded(WORDS) * DIM) < TOKENS * WORDS
 
 
 @pytest.mark.parametrize(
-    ("gib", "logits"), [(None, 2**24), (1, 2**24), (16, 2**26), (79.1, 2**28), (80, 2**28), (141, 2**29)]
+    ("gib", "size", "logits"),
+    [
+        (None, 2, 2**24),
+        (1, 2, 2**24),
+        (16, 4, 2**27),
+        (79.1, 4, 2**29),
+        (79.1, 2, 2**30),
+        (80, 2, 2**30),
+        (141, 2, 2**31),
+    ],
 )
-def test_a_gpu_holds_logits_by_its_memory(gib: float | None, logits: int):
-    assert logits_at_once(None if gib is None else int(gib * 2**30)) == logits
+def test_a_gpu_holds_logits_by_its_memory(gib: float | None, size: int, logits: int):
+    assert logits_at_once(None if gib is None else int(gib * 2**30), size) == logits
+
+
+def test_a_label_that_is_no_word_is_not_passed_over(monkeypatch: pytest.MonkeyPatch):
+    hidden, weight, labels = inputs()
+    for wrong in (WORDS, -1):
+        labels[3] = wrong
+        with pytest.raises((RuntimeError, IndexError)):
+            linear_cross_entropy(hidden, weight, labels)
+    monkeypatch.setattr(sliced, "fused", lambda _: True)
+    assert linear_cross_entropy(hidden, weight, labels).isnan()
 
 
 def test_slices_are_smaller_where_memory_is_short(monkeypatch: pytest.MonkeyPatch):
     """A device that has room for 20 tokens' logits, asked for all 100; it is told once."""
-    plain, asked = sliced._Workspace.of, []
+    asked = []
 
-    def scarce(hidden: Tensor, weight: Tensor, rows: int, *rest: object) -> object:
-        asked.append(rows)
-        if rows > 20:
-            raise torch.OutOfMemoryError
-        return plain(hidden, weight, rows, *rest)  # type: ignore[arg-type]
+    class Scarce(InFp32):
+        def __init__(self, hidden: Tensor, weight: Tensor, rows: int, with_gradients: bool) -> None:
+            asked.append(rows)
+            if rows > 20:
+                raise torch.OutOfMemoryError
+            super().__init__(hidden, weight, rows, with_gradients)
 
-    monkeypatch.setattr(sliced._Workspace, "of", scarce)
+    monkeypatch.setattr(sliced, "InFp32", Scarce)
     monkeypatch.setattr(sliced, "LOGITS_AT_ONCE", WORDS)
-    monkeypatch.setattr(sliced, "logits_at_once", lambda gpu: 64 * WORDS)
+    monkeypatch.setattr(sliced, "logits_at_once", lambda *_: 64 * WORDS)
     sliced._tell_of_slices.cache_clear()
     hidden, weight, labels = inputs()
     with pytest.warns(UserWarning, match="64 tokens at once") as told:
@@ -129,6 +165,6 @@ def test_too_little_memory_for_the_least_is_an_error(monkeypatch: pytest.MonkeyP
     def none(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(sliced._Workspace, "of", none)
+    monkeypatch.setattr(InFp32, "__init__", none)
     with pytest.raises(torch.OutOfMemoryError):
         linear_cross_entropy(*inputs())

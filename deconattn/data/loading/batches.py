@@ -22,20 +22,39 @@ from deconattn.ops.cross_entropy import IGNORED
 from deconattn.program import command
 
 
+FEWEST = 64
+"""Documents that a batch has offsets for at least. An empty one costs next to nothing, and a number of offsets that
+changes costs a compiled layer another compilation."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of L tokens. `position_ids` and `document_ids` are there only with document masks.
+    """B sequences of L tokens. The last three are there only with document masks.
 
     input_ids: int64 `[B, L]`.
     labels: int64 `[B, L]`, the next token, -100 where ignored.
     position_ids: int64 `[B, L]`, 0 at a document's first token and at a row's.
     document_ids: int64 `[B, L]`, 0, 1, ... within each row.
+    document_offsets: int32 `[n]`, where each document starts in the rows laid end to end, then the end, repeated up to
+        a power of two and one more.
     """
 
     input_ids: Tensor
     labels: Tensor
     position_ids: Tensor | None = None
     document_ids: Tensor | None = None
+    document_offsets: Tensor | None = None
+
+    @classmethod
+    def of(cls, fields: Tensor) -> "Batch":
+        """Return the batch of `fields`, int64 `[2, B, L]` or `[4, B, L]`, on the host: its first fields in order."""
+        if len(fields) == 2:
+            return cls(*fields)
+        input_ids, labels, position_ids, document_ids = fields
+        offsets = _offsets(position_ids)
+        if fields.is_pinned():
+            offsets = offsets.pin_memory()
+        return cls(input_ids, labels, position_ids, document_ids, offsets)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`; copies of pinned tensors are asynchronous."""
@@ -51,7 +70,17 @@ class Batch:
             function(self.labels),
             None if self.position_ids is None else function(self.position_ids),
             None if self.document_ids is None else function(self.document_ids),
+            None if self.document_offsets is None else function(self.document_offsets),
         )
+
+
+def _offsets(position_ids: Tensor) -> Tensor:
+    """`document_offsets` of positions `[B, L]`."""
+    starts = np.flatnonzero(position_ids.numpy() == 0)
+    padded = 1 << (max(FEWEST, len(starts)) - 1).bit_length()
+    offsets = np.full(padded + 1, position_ids.numel(), dtype=np.int32)
+    offsets[: len(starts)] = starts
+    return torch.from_numpy(offsets)
 
 
 class SampleStream:
@@ -108,7 +137,7 @@ class SampleStream:
         With `doc_mask` positions restart with each document and no label crosses from one into the next. Raises
         :class:`UserError` for a shard that can no longer be read and for a token id beyond the vocabulary.
         """
-        return Batch(*torch.from_numpy(self.arrays(numbers, doc_mask)))
+        return Batch.of(torch.from_numpy(self.arrays(numbers, doc_mask)))
 
     def arrays(self, numbers: Sequence[int], doc_mask: bool) -> npt.NDArray[np.int64]:
         """The fields of :meth:`batch` as one array: `[2, B, L]`, or `[4, B, L]` with `doc_mask`."""

@@ -89,7 +89,7 @@ class WorkerLoader:
             ) from None
         if isinstance(item, Exception):
             raise item
-        return Batch(*item)
+        return Batch.of(item)
 
 
 class _Samples(Dataset[Any]):

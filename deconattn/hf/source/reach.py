@@ -22,11 +22,14 @@ AUTO_MAP = {
 """Classes of the exported file by transformers' auto class."""
 STAND_INS = {
     "deconattn.layers.linear.Linear": "torch.nn.Linear",
+    "deconattn.layers.linear.project": "deconattn.ops.plain.project",
     "deconattn.mixers.registry.register": "deconattn.mixers.registry.known_as",
     "deconattn.ops.fixed_map.fixed_map_attention": "deconattn.ops.plain.fixed_map_attention",
     "deconattn.ops.prefix_average.prefix_attention": "deconattn.ops.plain.prefix_attention",
     "deconattn.ops.prefix_average.prefix_average": "deconattn.ops.plain.prefix_average",
+    "deconattn.ops.rotation.rotate": "deconattn.ops.plain.rotate",
     "deconattn.ops.softmax_attention.causal_attention": "deconattn.ops.plain.causal_attention",
+    "deconattn.ops.swiglu.swiglu": "deconattn.ops.plain.swiglu",
     "deconattn.ops.taylor_attention.taylor_attention": "deconattn.ops.plain.taylor_attention",
 }
 """Replacements in an export for functions that choose the fastest implementation, or check a class."""

@@ -9,7 +9,7 @@ blocks from then on; the backward pass does its forward pass again, since the ke
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +18,49 @@ from deconattn.ops.backend import SLOWER, VARIABLE
 from deconattn.ops.blockwise.by_hand import Passes
 from deconattn.ops.notes import said_of, say
 
+Made = TypeVar("Made")
 _NOT_THE_KERNELS = (torch.OutOfMemoryError, torch.AcceleratorError)
 """What blocks would meet as well: no memory, and a GPU that has failed."""
 
 
-class Door:
+class Attempts:
+    """Kernels of an operation, tried until they cannot run.
+
+    Args:
+        operation: what the warning calls it.
+    """
+
+    def __init__(self, operation: str) -> None:
+        self._operation = operation
+        self._closed: set[tuple[Any, ...]] = set()
+
+    def tried(self, kernel: Callable[[], Made], of: Tensor, *kind: object) -> Made | None:
+        """What the kernels make; None where they cannot run. Where they are forced, the error is raised.
+
+        Args:
+            kernel: makes it. It must have changed nothing where it fails.
+            of: tensor of the device and dtype that the kernels are compiled for.
+            kind: what else they are compiled for, each shown as it is written.
+        """
+        here = (of.device, of.dtype, *kind)
+        if here in self._closed:
+            return None
+        try:
+            return kernel()
+        except _NOT_THE_KERNELS:
+            raise
+        except Exception as error:  # Triton's, LLVM's, ptxas's and the driver's have no common class
+            if os.environ.get(VARIABLE) == "triton":
+                raise
+            reason = said_of(error)
+        # Only here is what the attempt had allocated free again.
+        self._closed.add(here)
+        shown = ", ".join(map(str, (of.dtype, *kind)))
+        say(f"warning: the Triton kernels of {self._operation} ({shown}) cannot run: {reason}; {SLOWER}")
+        return None
+
+
+class Door(Attempts):
     """An operation's way to its kernels and to its blocks.
 
     Args:
@@ -31,9 +69,8 @@ class Door:
     """
 
     def __init__(self, operation: str, passes: Callable[..., Passes]) -> None:
-        self._operation = operation
+        super().__init__(operation)
         self._passes = passes
-        self._closed: set[tuple[Any, ...]] = set()
 
     def forward(
         self,
@@ -47,7 +84,7 @@ class Door:
             kernel: makes them of the inputs.
             empty: makes tensors of their shapes and strides. By blocks, what would be kept is NaN: nobody reads it.
         """
-        found = self._tried(partial(kernel, *inputs), inputs)
+        found = self._made(partial(kernel, *inputs), inputs)
         if found is None:
             found = empty(*inputs)
             found[0].copy_(self._passes(*inputs).output)
@@ -72,33 +109,18 @@ class Door:
             kept: what it returned, the output first.
         """
         arguments = (grad, *inputs[:3], *kept, *inputs[3:])
-        found = self._tried(partial(kernel, *arguments), inputs)
+        found = self._made(partial(kernel, *arguments), inputs)
         if found is None:
             found = empty(*arguments)
             for gradient, made in zip(found, self._passes(*inputs).gradients(grad), strict=True):
                 gradient.copy_(made)
         return found
 
-    def _tried(
+    def _made(
         self, kernel: Callable[[], tuple[Tensor, ...]], inputs: tuple[Tensor | None, ...]
     ) -> tuple[Tensor, ...] | None:
-        """What the kernels make; None where they cannot run. Where they are forced, the error is raised."""
         queries, _, values = inputs[:3]
         assert isinstance(queries, Tensor)
         assert isinstance(values, Tensor)
-        kind = (values.device, queries.dtype, values.dtype, values.shape[-1])
-        if kind in self._closed:
-            return None
-        try:
-            return kernel()
-        except _NOT_THE_KERNELS:
-            raise
-        except Exception as error:  # Triton's, LLVM's, ptxas's and the driver's have no common class
-            if os.environ.get(VARIABLE) == "triton":
-                raise
-            reason = said_of(error)
-        # Only here is what the attempt had allocated free again.
-        self._closed.add(kind)
-        kernels = f"the Triton kernels of {self._operation} ({values.dtype}, head_dim {values.shape[-1]})"
-        say(f"warning: {kernels} cannot run: {reason}; {SLOWER}")
-        return None
+        other = [] if queries.dtype == values.dtype else [f"queries {queries.dtype}"]
+        return self.tried(kernel, values, f"head_dim {values.shape[-1]}", *other)

@@ -1,0 +1,102 @@
+"""Training steps on the null GPU, and what each was counted to ask for.
+
+    python -m benchmarks.roofline.trace ANSWER ORDER    # JSON files; in the environment of `tests.nullgpu.build.build`
+
+An order is a list of objects: `words` of a training's command line beside `vocabulary`; its answer is a list of works
+of the last micro-batch, and of the update, of a step.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.roofline.counting import Counting, Regions, stubbed_triton
+from benchmarks.roofline.works import Sizes, Work
+
+DEVICE_WORK = ("LAUNCH", "memcpy D2D", "memset")
+
+
+class Tracer:
+    """One training after another in this process."""
+
+    def __init__(self) -> None:
+        from deconattn.parallel.process_group import start_distributed
+        from tests.nullgpu.trace import Counts
+
+        self._counts = Counts()
+        torch.Tensor.__repr__ = lambda self, **_: "tensor"  # DeepSpeed prints some: their values would be looked at
+        start_distributed()
+        self._now: Counting | None = None
+
+    def counting(self) -> Counting | None:
+        return self._now
+
+    def trace(self, words: list[str], vocabulary: int) -> list[tuple[Work, int]]:
+        """Take two steps of two micro-batches; return the works of the second one's last micro-batch and update."""
+        from deconattn.config.command_line import parse_training_flags
+        from deconattn.config.flags import model_config
+        from deconattn.data import Batch
+        from deconattn.parallel.build import build_model
+        from deconattn.parallel.topology import Topology
+        from deconattn.train.engine import Engine
+
+        flags = parse_training_flags([*words, "--vocab-size", str(vocabulary)])
+        length, rows = flags.data.seq_len, flags.optimization.micro_batch_size
+        config = model_config(flags.model, vocabulary, length)
+        topology = Topology.create()
+        model = build_model(config, topology).to("cuda")  # its weights are whatever is there
+        engine = Engine(model, flags, topology)
+        tokens = torch.zeros(rows, length, dtype=torch.long)
+        batches = [Batch(tokens, tokens.clone())] * engine.accumulation_steps
+        with self._counts.reading_zeros():
+            engine.train_step(batches, 1e-4)
+            regions = Regions()
+            regions.follow(model)
+            counting = Counting(Sizes(length, config.intermediate_size, vocabulary), regions, self._launches)
+            inner, plain_step, plain_backward = engine._engine, engine._engine.step, engine._engine.backward
+
+            def backward(*args: Any, **kwargs: Any) -> Any:
+                regions.enter("gradients")
+                return plain_backward(*args, **kwargs)
+
+            def step(*args: Any, **kwargs: Any) -> Any:
+                if inner.is_gradient_accumulation_boundary():
+                    regions.enter("update")
+                    return plain_step(*args, **kwargs)
+                result = plain_step(*args, **kwargs)
+                counting.works.clear()  # the first micro-batch's gradients may go another way
+                return result
+
+            inner.step, inner.backward = step, backward
+            self._now = counting
+            with counting:
+                engine.train_step(batches, 1e-4)
+            self._now = None
+            del inner.step, inner.backward
+        engine.destroy()
+        torch.cuda.empty_cache()
+        return list(counting.works.items())
+
+    def _launches(self) -> int:
+        return sum(count for name, count in self._counts.now().items() if name.startswith(DEVICE_WORK))
+
+
+def main(answer: Path, orders: Path) -> None:
+    """Trace the orders one by one, and write each answer as it comes."""
+    tracer, found = Tracer(), []
+    with stubbed_triton(tracer.counting):
+        for order in json.loads(orders.read_text()):
+            if order.get("reset"):
+                torch._dynamo.reset()
+            works = tracer.trace(order["words"], order["vocabulary"])
+            found.append([dataclasses.asdict(work) | {"count": count} for work, count in works])
+            answer.write_text(json.dumps(found))
+            print("traced", *order["words"], flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

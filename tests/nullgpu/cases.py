@@ -16,7 +16,9 @@ MICRO_BATCHES = 3
 OPTIONS = {
     "": "",
     "checkpointing": "--activation-checkpointing",
+    "doc-mask": "--doc-mask",
     "compile": "--compile",
+    "compile, doc-mask": "--compile --doc-mask",
 }
 TOPOLOGIES = {
     "dp 2": (2, ""),

@@ -32,7 +32,7 @@ static void init_arena(void){ pthread_mutex_lock(&mu); if(!arena){
   pthread_mutex_unlock(&mu);}
 /* What the host reads of the device: what is there, or zeros for a flag, a norm (4 bytes) and a step's sums (32),
    so that no garbage decides anything; what ZeRO-3 compares between ranks, int64, is real. */
-static int zeros=0; void nullgpu_zeros(int on){zeros=on;}
+int nullgpu_real(const void*); static int zeros=0; void nullgpu_zeros(int on){zeros=on;}
 static int isdev(const void*p){ return arena && (char*)p>=arena && (char*)p<arena+ARENA; }
 static int ispin(const void*p){ return parena && (char*)p>=parena && (char*)p<parena+PARENA; }
 static __thread int device=0;
@@ -119,7 +119,7 @@ static E copy(void*d,const void*s,size_t n,int k,int async){
   int sd=isdev(s),dd=isdev(d); 
   if(sd&&dd){ COUNT("memcpy D2D"); if(n<=(1<<20)) memcpy(d,s,n); return 0;}
   if(sd){ if(ispin(d)&&async) COUNT("memcpy D2H pinned"); else { COUNT("memcpy D2H (waits)"); bt("D2H"); }
-  if(zeros&&(n<=4||n==32)) memset(d,0,n); else memcpy(d,s,n); return 0;}
+  if(zeros&&(n<=4||n==32)&&!nullgpu_real(s)) memset(d,0,n); else memcpy(d,s,n); return 0;}
   if(dd){ if(ispin(s)&&async) COUNT("memcpy H2D pinned"); else { COUNT("memcpy H2D pageable (waits)");
   if(n<(1<<20)) bt("H2D pageable"); } if(n<=(1<<20)) memcpy(d,s,n); return 0;}
   memcpy(d,s,n); return 0; }

@@ -14,7 +14,7 @@ import tyro
 
 from benchmarks.machine import markdown_table, write_result
 from tests.nullgpu.build import build
-from tests.nullgpu.cases import MICRO_BATCHES, Case, of_every_variant, of_topologies, planned
+from tests.nullgpu.cases import MICRO_BATCHES, OPTIONS, Case, of_every_variant, of_topologies, planned
 from tests.nullgpu.run import run, run_all_ranks
 
 Row = dict[str, Any]
@@ -151,7 +151,7 @@ def _layers(rows: Sequence[Row]) -> str:
 
 
 def _launches(rows: Sequence[Row]) -> str:
-    columns = [f"ZeRO-{stage}" for stage in range(4)] + ["checkpointing", "compile"]
+    columns = [f"ZeRO-{stage}" for stage in range(4)] + [option for option in OPTIONS if option]
     body = []
     for (variant,), some in _groups(rows, "variant").items():
         counts = {row["option"] or f"ZeRO-{row['stage']}": sum(row["launches"].values()) for row in some}
@@ -161,15 +161,20 @@ def _launches(rows: Sequence[Row]) -> str:
 
 def _graphs(rows: Sequence[Row]) -> str:
     body = [
-        [row["variant"], str(row["compiled"]), str(sum(row["breaks"].values())), str(row["recompiled"])]
+        [
+            f"{row['variant']}, doc-mask" if "doc" in row["option"] else row["variant"],
+            str(row["compiled"]),
+            str(sum(row["breaks"].values())),
+            str(row["recompiled"]),
+        ]
         for row in rows
-        if row["option"] == "compile"
+        if "compile" in row["option"]
     ]
     return markdown_table(["variant", "graphs", "breaks", "recompiled"], body)
 
 
 def _memory(rows: Sequence[Row]) -> str:
-    columns = [f"ZeRO-{stage}" for stage in range(4)] + ["checkpointing", "compile"]
+    columns = [f"ZeRO-{stage}" for stage in range(4)] + [option for option in OPTIONS if option]
     body = []
     for (variant,), some in _groups(rows, "variant").items():
         cells = {

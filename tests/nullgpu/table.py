@@ -5,7 +5,7 @@ The result is committed for the lowest and the newest supported PyTorch, each a 
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import tyro
 from benchmarks.machine import markdown_table, write_result
 from tests.nullgpu.build import build
 from tests.nullgpu.cases import MICRO_BATCHES, OPTIONS, Case, of_every_variant, of_topologies, planned
-from tests.nullgpu.run import run, run_all_ranks
+from tests.nullgpu.run import run_all_ranks
 
 Row = dict[str, Any]
 KINDS = (
@@ -60,37 +60,43 @@ def main() -> None:
     import torch
 
     arguments = tyro.cli(Arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = traced(arguments, Path(folder))
     version = torch.__version__.split("+")[0]
     options = {"size": arguments.size, "layers": arguments.layers, "capability": arguments.capability}
-    write_result(arguments.out / f"null_gpu-{version}.json", {"torch": version, "options": options, "results": rows})
+    with tempfile.TemporaryDirectory() as folder:
+        rows: list[Row] = []
+        for more in traced(arguments, Path(folder)):
+            rows += more
+            result = {"torch": version, "options": options, "results": rows}
+            write_result(arguments.out / f"null_gpu-{version}.json", result)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("null_gpu-*.json"))]
     (arguments.out / "null_gpu.md").write_text(page(found), encoding="utf-8")
 
 
-def traced(arguments: Arguments, folder: Path) -> list[Row]:
-    """Return a row for every case, and for every rank of a topology."""
+def traced(arguments: Arguments, folder: Path) -> Iterator[list[Row]]:
+    """Yield rows: those of one rank, of compiled layers, and of topologies, one for every rank."""
     environment = build(folder / "gpu") | {
         "NULLGPU_CAP": str(arguments.capability),
         "TRITON_CACHE_DIR": str(folder / "triton"),
     }
-
-    def words(cases: Sequence[Case]) -> list[list[str]]:
-        return [case.words(arguments.size, arguments.data, arguments.layers) for case in cases]
-
-    one = of_every_variant(arguments.variants)
+    cases = of_every_variant(arguments.variants)
     # The layer that a model of three has beyond one of two: its launches.
-    layers = [Case(variant, 1, layers=count) for variant in dict.fromkeys(c.variant for c in one) for count in (2, 3)]
-    cases = [*one, *layers]
-    answers = run(words(cases), environment, folder / "one")
-    rows = [_row(case, 0, flags, answer) for case, flags, answer in zip(cases, words(cases), answers, strict=True)]
-    for ranks in (2, 4) if arguments.topologies else ():
-        cases = of_topologies(ranks)
-        every = run_all_ranks(words(cases), environment, folder / f"of-{ranks}", ranks)
-        for number, (case, flags) in enumerate(zip(cases, words(cases), strict=True)):
-            rows += [_row(case, rank, flags, answers[number]) for rank, answers in enumerate(every)]
-    return rows
+    names = dict.fromkeys(case.variant for case in cases)
+    layers = [Case(variant, 1, layers=count) for variant in names for count in (2, 3)]
+    parts = {
+        "plain": (1, [case for case in cases if "compile" not in case.option]),
+        "layers": (1, layers),
+        "compiled": (1, [case for case in cases if "compile" in case.option]),
+    }
+    if arguments.topologies:
+        parts |= {f"of-{ranks}": (ranks, of_topologies(ranks)) for ranks in (2, 4)}
+    for name, (ranks, some) in parts.items():
+        words = [case.words(arguments.size, arguments.data, arguments.layers) for case in some]
+        every = run_all_ranks(words, environment, folder / name, ranks)
+        yield [
+            _row(case, rank, flags, answers[number])
+            for number, (case, flags) in enumerate(zip(some, words, strict=True))
+            for rank, answers in enumerate(every)
+        ]
 
 
 def _row(case: Case, rank: int, words: Sequence[str], answer: Row) -> Row:

@@ -106,6 +106,12 @@ def test_states_between_steps(zero: int, size: int, ranks: int, between_steps: f
     assert always.total == between_steps * 1_000_000 + bucket
 
 
+def test_a_gpu_adds_gradients_to_their_sums_as_they_are():
+    job = build_job(zero=2, bytes_per_element=2, dp=2, bucket=2_000_000)
+    cpu, gpu = (zero_memory(replace(job, gpu=gpu), 1_000_000, 10_000).reduction.total for gpu in (False, True))
+    assert cpu - gpu == 4 * 10_000
+
+
 def test_recomputing_layers_needs_less():
     model = model_config(size_defaults("500m").model, 50277, 2048)
     plain = build_job(model=model, length=2048, micro_batch=8)

@@ -42,8 +42,8 @@ typedef int E;
 /* How far the host is ahead: launches since it last waited. An event recorded after few of them is taken to have
    passed by the time that somebody asks; one behind a queue has not, until the host has waited. */
 #define NEAR 64
-static long queued=0, waited=0;
-void nullgpu_launched(void){ __sync_fetch_and_add(&queued,1); }
+static long queued=0, waited=0; long nullgpu_launches=0;
+void nullgpu_launched(void){ __sync_fetch_and_add(&queued,1); __sync_fetch_and_add(&nullgpu_launches,1); }
 static void waits(void){ __sync_fetch_and_add(&waited,1); queued=0; }
 #define LAUNCH(n) do{ COUNT("LAUNCH " n); nullgpu_launched(); }while(0)
 typedef struct {long behind, waited;} event;

@@ -68,27 +68,27 @@ def main() -> None:
             rows += more
             result = {"torch": version, "options": options, "results": rows}
             write_result(arguments.out / f"null_gpu-{version}.json", result)
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("null_gpu-*.json"))]
-    (arguments.out / "null_gpu.md").write_text(page(found), encoding="utf-8")
+            _write_page(arguments.out)
+
+
+def _write_page(folder: Path) -> None:
+    """Write `null_gpu.md` of the results that there are."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("null_gpu-*.json"))]
+    (folder / "null_gpu.md").write_text(page(found), encoding="utf-8")
 
 
 def traced(arguments: Arguments, folder: Path) -> Iterator[list[Row]]:
     """Yield rows: those of one rank, of compiled layers, and of topologies, one for every rank."""
-    environment = build(folder / "gpu") | {
-        "NULLGPU_CAP": str(arguments.capability),
-        "TRITON_CACHE_DIR": str(folder / "triton"),
-    }
+    environment = {"TRITON_CACHE_DIR": str(folder / "triton")} | build(folder / "gpu")
+    environment["NULLGPU_CAP"] = str(arguments.capability)
     cases = of_every_variant(arguments.variants)
     # The layer that a model of three has beyond one of two: its launches.
     names = dict.fromkeys(case.variant for case in cases)
     layers = [Case(variant, 1, layers=count) for variant in names for count in (2, 3)]
-    parts = {
-        "plain": (1, [case for case in cases if "compile" not in case.option]),
-        "layers": (1, layers),
-        "compiled": (1, [case for case in cases if "compile" in case.option]),
-    }
+    parts = {"plain": (1, [case for case in cases if "compile" not in case.option])}
     if arguments.topologies:
         parts |= {f"of-{ranks}": (ranks, of_topologies(ranks)) for ranks in (2, 4)}
+    parts |= {"layers": (1, layers), "compiled": (1, [case for case in cases if "compile" in case.option])}
     for name, (ranks, some) in parts.items():
         words = [case.words(arguments.size, arguments.data, arguments.layers) for case in some]
         every = run_all_ranks(words, environment, folder / name, ranks)

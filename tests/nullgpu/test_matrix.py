@@ -63,6 +63,7 @@ def test_topologies(ranks: int, corpus: Path, environment: dict[str, str], tmp_p
 
 
 def check_waits_and_formats(step: dict[str, Any], case: Case) -> None:
-    assert step["waits_a_micro_batch"] == 0, (case, step)
+    # DeepSpeed's ZeRO-3 lets so many gatherings be under way and no more, since each takes memory.
+    assert step["waits_a_micro_batch"] <= (2 if case.stage == 3 else 0), (case, step)
     assert step["waits_a_step"] <= 1, (case, step)
     assert set(step["reductions"]) <= {"fp32"}, (case, step)

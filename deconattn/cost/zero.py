@@ -149,7 +149,8 @@ def _stage_1_and_2(job: Job, p: int, largest: int) -> ZeroMemory:
             again = Memory(buffers=max(copy, 4 * part))
             reduction = bucket + again + (sums if job.accumulation > 1 else Memory())
         else:
-            reduction = bucket + sums + Memory(buffers=copy + 4 * min(largest, part))
+            # A CPU casts a bf16 gradient before it adds it to its fp32 sum; a GPU's kernel adds them as they are.
+            reduction = bucket + sums + Memory(buffers=copy + (0 if job.gpu else 4 * min(largest, part)))
     # The step flattens fp32 sums once more; a CPU squares in double precision for the norm.
     step = sums + Memory(buffers=4 * part if fp32 else 0)
     norm = sums + Memory(buffers=0 if job.gpu else 8 * min(largest, part))

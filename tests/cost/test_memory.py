@@ -116,8 +116,14 @@ def test_fixed_streams_travel_as_far_as_a_layer_reads_them():
 def test_states_between_steps(zero: int, size: int, ranks: int, between_steps: float):
     job = build_job(zero=zero, bytes_per_element=size, dp=ranks, bucket=1000)
     always = zero_memory(job, 1_000_000, 10_000).always
-    bucket = 1000 * size if zero == 3 else 0
+    bucket = 1000 * 4 if zero == 3 else 0  # in fp32, which gradients are reduced in, bf16's too
     assert always.total == between_steps * 1_000_000 + bucket
+
+
+def test_a_gpu_adds_gradients_to_their_sums_as_they_are():
+    job = build_job(zero=2, bytes_per_element=2, dp=2, bucket=2_000_000)
+    cpu, gpu = (zero_memory(replace(job, gpu=gpu), 1_000_000, 10_000).reduction.total for gpu in (False, True))
+    assert cpu - gpu == 4 * 10_000
 
 
 def test_recomputing_layers_needs_less():

@@ -16,7 +16,9 @@ MICRO_BATCHES = 3
 OPTIONS = {
     "": "",
     "checkpointing": "--activation-checkpointing",
+    "doc-mask": "--doc-mask",
     "compile": "--compile",
+    "compile, doc-mask": "--compile --doc-mask",
 }
 TOPOLOGIES = {
     "dp 2": (2, ""),
@@ -75,13 +77,13 @@ def of_every_variant(variants: Sequence[str] = ()) -> list[Case]:
 
 
 def of_topologies(ranks: int) -> list[Case]:
-    """Return the topologies of so many ranks against the stages that they go with, and a variant with a stream."""
-    cases = []
-    for topology, (size, flags) in TOPOLOGIES.items():
-        stages = (0, 1) if "--pp" in flags else (0, 1, 2, 3)
-        variants = ("rndemb", "standard") if topology != "dp 2" else ("standard",)
-        cases += [Case(v, stage, topology=topology) for v in variants for stage in stages if size == ranks]
-    return cases
+    """Return the topologies of so many ranks against the stages that they go with, of a variant with a stream."""
+    return [
+        Case("rndemb", stage, topology=topology)
+        for topology, (size, flags) in TOPOLOGIES.items()
+        for stage in range(2 if "--pp" in flags else 4)
+        if size == ranks
+    ]
 
 
 def planned(words: Sequence[str], ranks: int, rank: int = 0) -> float:

@@ -89,7 +89,8 @@ class Counts:
     def _waited(self, kind: bytes) -> None:
         if not kind.endswith(b"Synchronize"):
             return
-        names = [f for f in traceback.extract_stack() if "/deconattn/" in f.filename or "/deepspeed/" in f.filename]
-        last = names[-1] if names else None
+        frames = [f for f in traceback.extract_stack() if "/deconattn/" in f.filename or "/deepspeed/" in f.filename]
+        frames = [f for f in frames if "/accelerator/" not in f.filename]
+        last = frames[-1] if frames else None
         where = f"{last.filename.split('site-packages/')[-1].split('/deconattn/')[-1]}:{last.lineno}" if last else "?"
         self.places[f"{kind.decode()} {where}"] += 1

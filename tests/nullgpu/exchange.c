@@ -26,6 +26,15 @@ static void get(const char*name,void*data,size_t n,int last){ char whole[512];
   while((f=open(whole,O_RDONLY))<0){ usleep(200); if(++slept>5L*60*5000){ fprintf(stderr,"null GPU: %s never came\n",
   name); abort(); } }
   if(read(f,data,n)<0) abort(); close(f); if(last) unlink(whole); }
+/* What was received just now is what was sent, and is read as it is (see `zeros` in runtime.c); a while later its
+   memory is something else's. */
+#define A_WHILE 64
+extern long nullgpu_launches;
+static struct {const char*at; size_t n; long launches;} real[16]; static int reals=0;
+static void received(const void*r,size_t n){ int i=reals++%16; real[i].at=r; real[i].n=n;
+  real[i].launches=nullgpu_launches; }
+int nullgpu_real(const void*p){ for(int i=0;i<16;i++) if((char*)p>=real[i].at&&(char*)p<real[i].at+real[i].n&&
+  nullgpu_launches-real[i].launches<=A_WHILE) return 1; return 0; }
 static int TS[]={1,1,4,4,8,8,2,4,8,2,1,1}; static size_t tsz(int t){return t<12?TS[t]:1;}
 static void big(size_t n,int t){ if(n*tsz(t)>(1<<18)){ if(tsz(t)==2) COUNT("NCCL big reduction 16-bit");
   else COUNT("NCCL big reduction fp32"); } }
@@ -74,4 +83,4 @@ E ncclSend(const void*s,size_t n,int t,int to,comm*c,void*st){ char name[256]; s
   return 0;}
 E ncclRecv(void*r,size_t n,int t,int from,comm*c,void*st){ char name[256]; size_t b=n*tsz(t); COUNT("NCCL Recv");
   if(b>SMALL) return 0; snprintf(name,sizeof name,"%s-p%d-%d-%ld",c->id,from,c->rank,c->received[from]++);
-  get(name,r,b,1); return 0;}
+  get(name,r,b,1); received(r,b); return 0;}

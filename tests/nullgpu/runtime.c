@@ -32,7 +32,7 @@ static void init_arena(void){ pthread_mutex_lock(&mu); if(!arena){
   pthread_mutex_unlock(&mu);}
 /* What the host reads of the device: what is there, or zeros for a flag, a norm (4 bytes) and a step's sums (32),
    so that no garbage decides anything; what ZeRO-3 compares between ranks, int64, is real. */
-static int zeros=0; void nullgpu_zeros(int on){zeros=on;}
+int nullgpu_real(const void*); static int zeros=0; void nullgpu_zeros(int on){zeros=on;}
 static int isdev(const void*p){ return arena && (char*)p>=arena && (char*)p<arena+ARENA; }
 static int ispin(const void*p){ return parena && (char*)p>=parena && (char*)p<parena+PARENA; }
 static __thread int device=0;
@@ -42,8 +42,8 @@ typedef int E;
 /* How far the host is ahead: launches since it last waited. An event recorded after few of them is taken to have
    passed by the time that somebody asks; one behind a queue has not, until the host has waited. */
 #define NEAR 64
-static long queued=0, waited=0;
-void nullgpu_launched(void){ __sync_fetch_and_add(&queued,1); }
+static long queued=0, waited=0; long nullgpu_launches=0;
+void nullgpu_launched(void){ __sync_fetch_and_add(&queued,1); __sync_fetch_and_add(&nullgpu_launches,1); }
 static void waits(void){ __sync_fetch_and_add(&waited,1); queued=0; }
 #define LAUNCH(n) do{ COUNT("LAUNCH " n); nullgpu_launched(); }while(0)
 typedef struct {long behind, waited;} event;
@@ -119,7 +119,7 @@ static E copy(void*d,const void*s,size_t n,int k,int async){
   int sd=isdev(s),dd=isdev(d); 
   if(sd&&dd){ COUNT("memcpy D2D"); if(n<=(1<<20)) memcpy(d,s,n); return 0;}
   if(sd){ if(ispin(d)&&async) COUNT("memcpy D2H pinned"); else { COUNT("memcpy D2H (waits)"); bt("D2H"); }
-  if(zeros&&(n<=4||n==32)) memset(d,0,n); else memcpy(d,s,n); return 0;}
+  if(zeros&&(n<=4||n==32)&&!nullgpu_real(s)) memset(d,0,n); else memcpy(d,s,n); return 0;}
   if(dd){ if(ispin(s)&&async) COUNT("memcpy H2D pinned"); else { COUNT("memcpy H2D pageable (waits)");
   if(n<(1<<20)) bt("H2D pageable"); } if(n<=(1<<20)) memcpy(d,s,n); return 0;}
   memcpy(d,s,n); return 0; }

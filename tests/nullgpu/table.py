@@ -5,7 +5,7 @@ The result is committed for the lowest and the newest supported PyTorch, each a 
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import tyro
 
 from benchmarks.machine import markdown_table, write_result
 from tests.nullgpu.build import build
-from tests.nullgpu.cases import MICRO_BATCHES, Case, of_every_variant, of_topologies, planned
-from tests.nullgpu.run import run, run_all_ranks
+from tests.nullgpu.cases import MICRO_BATCHES, OPTIONS, Case, of_every_variant, of_topologies, planned
+from tests.nullgpu.run import run_all_ranks
 
 Row = dict[str, Any]
 KINDS = (
@@ -60,37 +60,43 @@ def main() -> None:
     import torch
 
     arguments = tyro.cli(Arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = traced(arguments, Path(folder))
     version = torch.__version__.split("+")[0]
     options = {"size": arguments.size, "layers": arguments.layers, "capability": arguments.capability}
-    write_result(arguments.out / f"null_gpu-{version}.json", {"torch": version, "options": options, "results": rows})
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.out.glob("null_gpu-*.json"))]
-    (arguments.out / "null_gpu.md").write_text(page(found), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        rows: list[Row] = []
+        for more in traced(arguments, Path(folder)):
+            rows += more
+            result = {"torch": version, "options": options, "results": rows}
+            write_result(arguments.out / f"null_gpu-{version}.json", result)
+            _write_page(arguments.out)
 
 
-def traced(arguments: Arguments, folder: Path) -> list[Row]:
-    """Return a row for every case, and for every rank of a topology."""
-    environment = build(folder / "gpu") | {
-        "NULLGPU_CAP": str(arguments.capability),
-        "TRITON_CACHE_DIR": str(folder / "triton"),
-    }
+def _write_page(folder: Path) -> None:
+    """Write `null_gpu.md` of the results that there are."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("null_gpu-*.json"))]
+    (folder / "null_gpu.md").write_text(page(found), encoding="utf-8")
 
-    def words(cases: Sequence[Case]) -> list[list[str]]:
-        return [case.words(arguments.size, arguments.data, arguments.layers) for case in cases]
 
-    one = of_every_variant(arguments.variants)
+def traced(arguments: Arguments, folder: Path) -> Iterator[list[Row]]:
+    """Yield rows: those of one rank, of compiled layers, and of topologies, one for every rank."""
+    environment = {"TRITON_CACHE_DIR": str(folder / "triton")} | build(folder / "gpu")
+    environment["NULLGPU_CAP"] = str(arguments.capability)
+    cases = of_every_variant(arguments.variants)
     # The layer that a model of three has beyond one of two: its launches.
-    layers = [Case(variant, 1, layers=count) for variant in dict.fromkeys(c.variant for c in one) for count in (2, 3)]
-    cases = [*one, *layers]
-    answers = run(words(cases), environment, folder / "one")
-    rows = [_row(case, 0, flags, answer) for case, flags, answer in zip(cases, words(cases), answers, strict=True)]
-    for ranks in (2, 4) if arguments.topologies else ():
-        cases = of_topologies(ranks)
-        every = run_all_ranks(words(cases), environment, folder / f"of-{ranks}", ranks)
-        for number, (case, flags) in enumerate(zip(cases, words(cases), strict=True)):
-            rows += [_row(case, rank, flags, answers[number]) for rank, answers in enumerate(every)]
-    return rows
+    names = dict.fromkeys(case.variant for case in cases)
+    layers = [Case(variant, 1, layers=count) for variant in names for count in (2, 3)]
+    parts = {"plain": (1, [case for case in cases if "compile" not in case.option])}
+    if arguments.topologies:
+        parts |= {f"of-{ranks}": (ranks, of_topologies(ranks)) for ranks in (2, 4)}
+    parts |= {"layers": (1, layers), "compiled": (1, [case for case in cases if "compile" in case.option])}
+    for name, (ranks, some) in parts.items():
+        words = [case.words(arguments.size, arguments.data, arguments.layers) for case in some]
+        every = run_all_ranks(words, environment, folder / name, ranks)
+        yield [
+            _row(case, rank, flags, answers[number])
+            for number, (case, flags) in enumerate(zip(some, words, strict=True))
+            for rank, answers in enumerate(every)
+        ]
 
 
 def _row(case: Case, rank: int, words: Sequence[str], answer: Row) -> Row:
@@ -110,7 +116,7 @@ def page(results: Sequence[Row]) -> str:
         options, rows = result["options"], result["results"]
         layers = f", {options['layers']} layers" if options["layers"] else ""
         parts.append(f"## torch {result['torch']}, {options['size']}{layers}, sm_{options['capability']}")
-        parts += [f"**{title}**\n\n{table}" for title, table in tables(rows) if table]
+        parts += [f"**{title}**\n\n{table.rstrip()}" for title, table in tables(rows) if table]
     return "\n\n".join(parts) + "\n"
 
 
@@ -151,7 +157,7 @@ def _layers(rows: Sequence[Row]) -> str:
 
 
 def _launches(rows: Sequence[Row]) -> str:
-    columns = [f"ZeRO-{stage}" for stage in range(4)] + ["checkpointing", "compile"]
+    columns = [f"ZeRO-{stage}" for stage in range(4)] + [option for option in OPTIONS if option]
     body = []
     for (variant,), some in _groups(rows, "variant").items():
         counts = {row["option"] or f"ZeRO-{row['stage']}": sum(row["launches"].values()) for row in some}
@@ -161,15 +167,20 @@ def _launches(rows: Sequence[Row]) -> str:
 
 def _graphs(rows: Sequence[Row]) -> str:
     body = [
-        [row["variant"], str(row["compiled"]), str(sum(row["breaks"].values())), str(row["recompiled"])]
+        [
+            f"{row['variant']}, doc-mask" if "doc" in row["option"] else row["variant"],
+            str(row["compiled"]),
+            str(sum(row["breaks"].values())),
+            str(row["recompiled"]),
+        ]
         for row in rows
-        if row["option"] == "compile"
+        if "compile" in row["option"]
     ]
     return markdown_table(["variant", "graphs", "breaks", "recompiled"], body)
 
 
 def _memory(rows: Sequence[Row]) -> str:
-    columns = [f"ZeRO-{stage}" for stage in range(4)] + ["checkpointing", "compile"]
+    columns = [f"ZeRO-{stage}" for stage in range(4)] + [option for option in OPTIONS if option]
     body = []
     for (variant,), some in _groups(rows, "variant").items():
         cells = {

@@ -17,10 +17,6 @@ pytestmark = pytest.mark.slow
 SIZE, LAYERS = "70m", 2
 NEAR = 0.05
 """How far the planner may be off, relative."""
-# What is above none a micro-batch and one a step is in DeepSpeed's own code, which has no setting that would not.
-WAITS_A_MICRO_BATCH = {0: 0, 1: 0, 2: 0, 3: 2}
-"""By ZeRO stage."""
-WAITS_A_STEP = {0: 1, 1: 3, 2: 4, 3: 4}
 MIXING = {"standard": "attention", "staticemb": "attention", "mlp": ""}
 """Kind of the kernels that a variant mixes by, where that is not our own ("ours")."""
 Answers = dict[Case, dict[str, Any]]
@@ -48,11 +44,11 @@ def test_a_step(found: Answers, corpus: Path, case: Case) -> None:
     check_waits_and_formats(step, case)
     assert not step["breaks"], step
     assert not step["recompiled"], step
-    assert (step["compiled"] > 0) == (case.option == "compile"), step
+    assert (step["compiled"] > 0) == ("compile" in case.option), step
     assert not [line for line in step["said"] if line.startswith("warning:")], step
     kind = MIXING.get(case.variant, "ours")
     assert not kind or step["launches"].get(kind), step
-    if case.option != "compile":  # what a compiled layer keeps is Inductor's choice
+    if "compile" not in case.option:  # what a compiled layer keeps is Inductor's choice
         assert step["peak_gib"] == pytest.approx(planned(case.words(SIZE, corpus, LAYERS), 1), rel=NEAR), step
 
 
@@ -67,6 +63,7 @@ def test_topologies(ranks: int, corpus: Path, environment: dict[str, str], tmp_p
 
 
 def check_waits_and_formats(step: dict[str, Any], case: Case) -> None:
-    assert step["waits_a_micro_batch"] <= WAITS_A_MICRO_BATCH[case.stage], (case, step)
-    assert step["waits_a_step"] <= WAITS_A_STEP[case.stage], (case, step)
+    # DeepSpeed's ZeRO-3 lets so many gatherings be under way and no more, since each takes memory.
+    assert step["waits_a_micro_batch"] <= (2 if case.stage == 3 else 0), (case, step)
+    assert step["waits_a_step"] <= 1, (case, step)
     assert set(step["reductions"]) <= {"fp32"}, (case, step)

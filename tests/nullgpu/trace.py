@@ -10,6 +10,7 @@ import dataclasses
 import gc
 import json
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -110,7 +111,7 @@ def trace(words: list[str], counts: Counts) -> Found:
 
     torch._dynamo.reset()
     counters.clear()
-    gc.collect()
+    _free()
     torch.cuda.reset_peak_memory_stats()
     before, observed, engines = torch.cuda.memory_allocated(), Observed(Engine.train_step, counts), []
 
@@ -136,6 +137,18 @@ def trace(words: list[str], counts: Counts) -> Found:
         said=said,
         **observed.found,
     )
+
+
+def _free() -> None:
+    """Free what an earlier training has left: NCCL's watchdog holds tensors until it sees that their work is done."""
+    import torch
+
+    torch.cuda.synchronize()
+    for _ in range(20):
+        gc.collect()
+        if torch.cuda.memory_allocated() < 2**20:
+            return
+        time.sleep(0.1)
 
 
 def _compiled() -> int:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import RESULTS, ROOT, write_result
 from benchmarks.roofline.cards import CARDS
-from benchmarks.roofline.prediction import Works, as_objects, counted, deepened, predict, works_of
+from benchmarks.roofline.prediction import MODES, Works, as_objects, counted, deepened, predict, works_of
 from benchmarks.roofline.report import markdown
 from deconattn.cli import parse, run
 from deconattn.config.command_line import parse_training_flags
@@ -32,7 +32,6 @@ from deconattn.model.flops import training_flops
 from tests.nullgpu.build import build, missing
 
 DEPTHS = (2, 3)
-MODES = ("compiled", "eager")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,9 @@ class Arguments:
 
     def words(self, size: str, variant: str, mode: str, depth: int) -> list[str]:
         """The training's command line, of two micro-batches."""
-        words = f"--size {size} --variant {variant} --seq-len {self.seq_len} --precision bf16 --num-hidden-layers {depth}"
+        words = (
+            f"--size {size} --variant {variant} --seq-len {self.seq_len} --precision bf16 --num-hidden-layers {depth}"
+        )
         words += f" --micro-batch-size {self.micro_batch_size} --global-batch-size {2 * self.micro_batch_size}"
         return words.split() + (["--compile"] if mode == "compiled" else [])
 

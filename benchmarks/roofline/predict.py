@@ -111,7 +111,12 @@ def predicted(
     answers = traced(orders, tree, environment, folder)
     for variant, mode in cases:
         shallow, deep = next(answers), next(answers)
+        if isinstance(shallow, str) or isinstance(deep, str):
+            told = shallow if isinstance(shallow, str) else deep
+            print(f"warning: {side}, {size}, {variant}, {mode} is left out: {told}", file=sys.stderr)
+            continue
         yield row_of(arguments, side, size, variant, mode, deepened(shallow, deep, SIZES[size].num_hidden_layers))
+    next(answers, None)  # its process has ended, and well
 
 
 def row_of(arguments: Arguments, side: str, size: str, variant: str, mode: str, works: Works) -> dict[str, Any]:
@@ -137,8 +142,10 @@ def row_of(arguments: Arguments, side: str, size: str, variant: str, mode: str, 
     }
 
 
-def traced(orders: list[dict[str, Any]], tree: Path, environment: dict[str, str], folder: Path) -> Iterator[Works]:
-    """Yield the works of each order as a process of its own finds them, with the package of the checkout `tree`."""
+def traced(
+    orders: list[dict[str, Any]], tree: Path, environment: dict[str, str], folder: Path
+) -> Iterator[Works | str]:
+    """Yield the works of each order, or what it failed with, as a process with the package of the checkout `tree` says."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         here = Path(place)
         for name, where in (("deconattn", tree), ("benchmarks", ROOT), ("tests", ROOT)):
@@ -160,15 +167,20 @@ def traced(orders: list[dict[str, Any]], tree: Path, environment: dict[str, str]
             )
             assert process.stdout is not None
             done = 0
-            for line in process.stdout:
-                if line.startswith("traced "):
-                    rows = json.loads(answer.read_text(encoding="utf-8"))
-                    print(f"{os.path.basename(tree)}: {line.strip()}", file=sys.stderr, flush=True)
-                    yield works_of(rows[done])
-                    done += 1
-            if process.wait():
-                told = (here / "errors").read_text(errors="replace")[-3000:]
-                raise UserError(f"the null GPU's trainings ended with {process.returncode}:\n{told}")
+            try:
+                for line in process.stdout:
+                    if line.startswith("traced "):
+                        rows = json.loads(answer.read_text(encoding="utf-8"))
+                        print(f"{os.path.basename(tree)}: {line.strip()}", file=sys.stderr, flush=True)
+                        yield rows[done] if isinstance(rows[done], str) else works_of(rows[done])
+                        done += 1
+            finally:
+                if done < len(orders):  # it has failed, or nobody wants the rest
+                    process.kill()
+                failed = process.wait()
+        if failed:
+            told = (here / "errors").read_text(errors="replace")[-3000:]
+            raise UserError(f"the null GPU's trainings ended with {failed}:\n{told}")
 
 
 def _order(row: dict[str, Any]) -> tuple[int, str, str, str]:

@@ -233,6 +233,7 @@ def test_a_step_on_the_null_gpu(tmp_path: Path):
         for mode in ("compiled", "eager")
     ]
     for found in predict.traced(orders, ROOT, build(tmp_path / "gpu"), tmp_path):
+        assert not isinstance(found, str), found
         parts = counted(found)
         assert all(parts[part].launches for part in PARTS if part != "copies"), parts
         assert {work.name for work in found if work.kind == "kernel"} == {

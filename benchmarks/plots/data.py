@@ -169,7 +169,7 @@ def operations(results: Path) -> list[Operations]:
             rows = [row for row in timed if row["precision"] == precision and row["case"] in OPERATIONS]
             ratios = {kind: _ratios(rows, kind) for kind in ("forward", "training")}
             if any(ratios.values()):
-                origin, baselines = _origin(result), {row["training"]["baseline"] for row in rows}
+                origin, baselines = origin_of(result), {row["training"]["baseline"] for row in rows}
                 baseline = "fastest of " + ", ".join(sorted(name for name in baselines if name))
                 found.append(
                     Operations(f"{path.stem}-{precision}", f"{origin.device}, {precision}", baseline, ratios, origin)
@@ -182,7 +182,7 @@ def decodings(results: Path) -> list[Decoding]:
     found = []
     for path in sorted(results.glob("decode-*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        options, peer, origin = result["options"], result["peer"], _origin(result)
+        options, peer, origin = result["options"], result["peer"], origin_of(result)
         names = dict.fromkeys(name for case in result["cases"] for name in case["contestants"])
         curves = [_curve(name, None if name == peer else _variant(name), result["cases"]) for name in names]
         curves = [curve for curve in curves if curve.points]
@@ -238,13 +238,14 @@ def _variant(name: str) -> str:
 def _throughput(
     path: Path, size: str, tokens: str, reference: str, bars: list[Bar], result: dict[str, Any]
 ) -> Throughput:
-    origin = _origin(result)
+    origin = origin_of(result)
     key = path.stem if size in path.stem else f"{path.stem}-{size}"
     ordered = sorted(bars, key=lambda bar: -bar.tokens_per_second)
     return Throughput(key, f"{size} on {origin.device}, {tokens}", reference, ordered, origin)
 
 
-def _origin(result: dict[str, Any]) -> Origin:
+def origin_of(result: dict[str, Any]) -> Origin:
+    """Return where a result file came from."""
     machine, versions = result["machine"], result["versions"]
     on_cpu = result.get("options", {}).get("device") == "cpu"  # though there may have been a GPU
     device = (None if on_cpu else machine.get("gpu")) or f"{machine['cpu']}, {machine['cores']} cores"

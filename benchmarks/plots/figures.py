@@ -30,7 +30,7 @@ def draw_operations(operations: Operations, path: Path) -> None:
         panels[0].set_ylabel("time / attention's")
         panels[1].legend(frameon=False, labelcolor=INK)
         figure.suptitle(operations.title, fontsize=12)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_throughput(throughput: Throughput, path: Path) -> None:
@@ -47,7 +47,7 @@ def draw_throughput(throughput: Throughput, path: Path) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:,.0f}"))
         axes.set_xlabel("tokens/s")
         axes.set_title(throughput.title, fontsize=12)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_step_times(decoding: Decoding, path: Path) -> None:
@@ -71,7 +71,7 @@ def draw_step_times(decoding: Decoding, path: Path) -> None:
             axes.set_xlabel("tokens held")
         _legend(figure, decoding)
         figure.suptitle(f"A step of generation: {decoding.title}", fontsize=12)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_cache_bytes(decoding: Decoding, path: Path) -> None:
@@ -98,7 +98,7 @@ def draw_cache_bytes(decoding: Decoding, path: Path) -> None:
         panels[0].set_ylabel("MiB of cache")
         _legend(figure, decoding)
         figure.suptitle(f"What {batch} sequences hold: {decoding.title}", fontsize=12)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _draw_curves(axes: Axes, lengths: list[int], curves: list[Curve], values: list[dict[int, float]]) -> None:
@@ -177,8 +177,8 @@ def _draw_bar(axes: Axes, place: int, bar: Bar) -> None:
     )
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """As SVG and PNG beside each other, the same bytes from the same data."""
+def save(figure: Figure, path: Path) -> None:
+    """Write as SVG and PNG beside each other, the same bytes from the same data."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path.with_suffix(".svg"), transparent=True, metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), transparent=True, dpi=160)

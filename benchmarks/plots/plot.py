@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import RESULTS, ROOT
 from benchmarks.plots.data import Decoding, Operations, Throughput, decodings, operations, throughputs
+from benchmarks.plots.prediction import BEGIN, END, KEY, Prediction, draw_prediction, predicted, prediction_section
 from benchmarks.plots.section import performance_section, with_section
 from deconattn.cli import parse, run
 from deconattn.errors import UserError
@@ -34,7 +35,13 @@ class Arguments:
     """Folder of the pictures."""
 
 
-def draw(found: list[Throughput], generated: list[Decoding], measured: list[Operations], images: Path) -> list[Path]:
+def draw(
+    found: list[Throughput],
+    generated: list[Decoding],
+    measured: list[Operations],
+    images: Path,
+    prediction: Prediction | None = None,
+) -> list[Path]:
     """Every picture, as SVG and PNG; their paths without suffix.
 
     Raises:
@@ -56,6 +63,9 @@ def draw(found: list[Throughput], generated: list[Decoding], measured: list[Oper
         if len(operation.lengths) > 1:
             drawn.append(images / operation.key)
             draw_operations(operation, drawn[-1])
+    if prediction is not None:
+        drawn.append(images / KEY)
+        draw_prediction(prediction, drawn[-1])
     return drawn
 
 
@@ -63,17 +73,21 @@ def main() -> None:
     """Draw, and write the section."""
     arguments = parse(Arguments)
     read = throughputs(arguments.results), decodings(arguments.results), operations(arguments.results)
-    if not any(read):
+    prediction = predicted(arguments.results)
+    if not any(read) and prediction is None:
         raise UserError(
-            f"{arguments.results} has no results to show: run training/step.py, training/cpu.py, decoding/decode.py or "
-            "kernels/operations.py"
+            f"{arguments.results} has no results to show: run training/step.py, training/cpu.py, decoding/decode.py, "
+            "kernels/operations.py or roofline/predict.py"
         )
-    for path in draw(*read, arguments.images):
+    for path in draw(*read, arguments.images, prediction):
         print(f"{path}.svg, .png")
     if arguments.page:
         folder = arguments.page.resolve().parent
         section = performance_section(*read, arguments.images.resolve(), folder)
-        arguments.page.write_text(with_section(arguments.page.read_text("utf-8"), section), encoding="utf-8")
+        page = with_section(arguments.page.read_text("utf-8"), section)
+        if prediction is not None:
+            page = with_section(page, prediction_section(prediction, arguments.images.resolve(), folder), BEGIN, END)
+        arguments.page.write_text(page, encoding="utf-8")
         print(f"written: {arguments.page}")
 
 

@@ -25,15 +25,15 @@ def performance_section(
     return "\n\n".join(parts)
 
 
-def with_section(readme: str, section: str) -> str:
-    """The page with its performance section made anew.
+def with_section(readme: str, section: str, begin: str = BEGIN, end: str = END) -> str:
+    """The page with what is between two markers made anew, by default its performance section.
 
     Raises:
         UserError: the markers are missing.
     """
-    if BEGIN not in readme or END not in readme:
-        raise UserError(f"no performance section there: put these two lines where it is to be:\n{BEGIN}\n{END}")
-    before, after = readme.index(BEGIN) + len(BEGIN), readme.index(END)
+    if begin not in readme or end not in readme:
+        raise UserError(f"no such section there: put these two lines where it is to be:\n{begin}\n{end}")
+    before, after = readme.index(begin) + len(begin), readme.index(end)
     return f"{readme[:before]}\n\n{section}\n\n{readme[after:]}"
 
 

@@ -1,22 +1,21 @@
-"""GPUs: what their makers promise, and which part of it programs were measured to reach.
+"""GPUs: what their makers promise, and which part of it programs reach.
 
-Peaks are dense, of the data sheets (bf16: :mod:`deconattn.cost.hardware`). What is reached, where it was published:
+Peaks are dense, of the data sheets (bf16: :mod:`deconattn.cost.hardware`). What is reached, by what was published, and
+where nothing was, as assumed here:
 
-- Products: MI300X 620 of 1307 TFLOP/s, H100 and H200 720 of 989 by large square products in SemiAnalysis, "MI300X vs
-  H100 vs H200 benchmark part 1: training" (December 2024); A100 by NVIDIA's cuBLAS some 80 % of 312; B200 as H100. That
-  is what large products reach (`large`); where the least dimension is below 4096 a product loses in its first and last
-  tiles, taken here as `large` x least / (least + 256): 0.57 of the H100's peak at 896, in the middle of the 0.5 to 0.65
-  that narrow products are reported at.
-- Attention with causal masks at 2048 tokens, H100: FlashAttention-3's paper (arXiv 2407.08608, figures 5 and 6): cuDNN,
-  which PyTorch takes there, 334 TFLOP/s at head size 64 and 484 at 128; backward it has 395 and 465 without masks, which
-  is scaled by the forward pass's loss of 0.85 and 0.78. A100: FlashAttention-2's paper (arXiv 2307.08691), 50 to 73 % of
-  peak, the lower end at this length. B200's and MI300X's are no published figures at this size but fractions: B200 as the
-  H100's, MI300X half of them.
-- Our mixing kernels: Triton's attention in the same figures, 342 TFLOP/s forward at head size 64; backward
-  FlashAttention-2's 264 without masks. As fractions of the peak on every card.
-- Memory: 0.87 of the data sheet's rate, between the 0.85 and 0.9 of large copies (BabelStream's and STREAM's figures).
-- Launches: NVIDIA, "Getting started with CUDA graphs" (2019): between kernels of one stream 0.9 microseconds pass; one
-  costs the host 3.8 by the runtime alone. PyTorch's dispatch, autograd and allocator come on top in eager mode.
+- Large products: H100 and H200 720 of 989 TFLOP/s, MI300X 620 of 1307 (SemiAnalysis, "MI300X vs H100 vs H200 benchmark
+  part 1: training", December 2024). A100: assumed 0.8 of its peak. B200: assumed as the H100.
+- Narrow products lose in their first and last tiles. Assumed: `large` x least / (least + 256) for the least dimension,
+  0.57 of the H100's peak at 896 and 0.65 at 2048.
+- Attention with causal masks at 2048 tokens on an H100: FlashAttention-3's paper (arXiv 2407.08608, figures 5 and 6).
+  cuDNN, which PyTorch takes there, forward: 334 TFLOP/s at head size 64, 484 at 128. Backward 395 and 465 without
+  masks; assumed to lose by masks what the forward pass does, 0.85 and 0.78. A100: the lower end of FlashAttention-2's
+  50 to 73 % of peak (arXiv 2307.08691) at this length. B200: assumed as the H100, as a part of the peak; MI300X: half.
+- Our mixing kernels: Triton's attention in the same figures, 342 TFLOP/s forward at head size 64, and backward
+  FlashAttention-2's 264 without masks, as parts of the peak. Assumed on every card.
+- Memory: assumed 0.87 of the data sheet's rate; large copies reach 0.85 to 0.9.
+- Launches: 0.9 microseconds pass between kernels of one stream, and one costs the host 3.8 without PyTorch (NVIDIA,
+  "Getting started with CUDA graphs", 2019). With PyTorch's dispatch, autograd and allocator: assumed.
 """
 
 from dataclasses import dataclass

@@ -98,6 +98,11 @@ class Counting(TorchDispatchMode):
         definition = OPDEFS.get(func._schema.name) if hasattr(func, "_schema") else None
         if definition is not None:
             return self._inside(func, definition, args, kwargs)
+        if isinstance(func, torch._ops.OpOverload):  # within an operator of ours nobody has taken it apart
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         before = self._launches() if self._launches else 0
         result = func(*args, **kwargs)
         if not hasattr(func, "_schema") or not any(self._seen(t) for t in tensors_in([args, kwargs, result])):
@@ -109,7 +114,7 @@ class Counting(TorchDispatchMode):
         return result
 
     def triton(self, name: str, arguments: dict[str, Any]) -> None:
-        """Count a launch of a Triton kernel by what it is given; what the compiler calls `in_out` is read and written."""
+        """Count a launch of a Triton kernel by what it is given; the compiler's `in_out` is read and written."""
         tensors = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
         if self._kernels is not None:
             self._kernels.append(list(tensors.values()))

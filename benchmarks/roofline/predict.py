@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import RESULTS, ROOT, write_result
 from benchmarks.roofline.cards import CARDS
-from benchmarks.roofline.prediction import Works, as_objects, counted, deepened, predict, works_of
+from benchmarks.roofline.prediction import MODES, Works, as_objects, counted, deepened, predict, works_of
 from benchmarks.roofline.report import markdown
 from deconattn.cli import parse, run
 from deconattn.config.command_line import parse_training_flags
@@ -32,7 +32,6 @@ from deconattn.model.flops import training_flops
 from tests.nullgpu.build import build, missing
 
 DEPTHS = (2, 3)
-MODES = ("compiled", "eager")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,9 @@ class Arguments:
 
     def words(self, size: str, variant: str, mode: str, depth: int) -> list[str]:
         """The training's command line, of two micro-batches."""
-        words = f"--size {size} --variant {variant} --seq-len {self.seq_len} --precision bf16 --num-hidden-layers {depth}"
+        words = (
+            f"--size {size} --variant {variant} --seq-len {self.seq_len} --precision bf16 --num-hidden-layers {depth}"
+        )
         words += f" --micro-batch-size {self.micro_batch_size} --global-batch-size {2 * self.micro_batch_size}"
         return words.split() + (["--compile"] if mode == "compiled" else [])
 
@@ -110,7 +111,12 @@ def predicted(
     answers = traced(orders, tree, environment, folder)
     for variant, mode in cases:
         shallow, deep = next(answers), next(answers)
+        if isinstance(shallow, str) or isinstance(deep, str):
+            told = shallow if isinstance(shallow, str) else deep
+            print(f"warning: {side}, {size}, {variant}, {mode} is left out: {told}", file=sys.stderr)
+            continue
         yield row_of(arguments, side, size, variant, mode, deepened(shallow, deep, SIZES[size].num_hidden_layers))
+    next(answers, None)  # its process has ended, and well
 
 
 def row_of(arguments: Arguments, side: str, size: str, variant: str, mode: str, works: Works) -> dict[str, Any]:
@@ -136,8 +142,10 @@ def row_of(arguments: Arguments, side: str, size: str, variant: str, mode: str, 
     }
 
 
-def traced(orders: list[dict[str, Any]], tree: Path, environment: dict[str, str], folder: Path) -> Iterator[Works]:
-    """Yield the works of each order as a process of its own finds them, with the package of the checkout `tree`."""
+def traced(
+    orders: list[dict[str, Any]], tree: Path, environment: dict[str, str], folder: Path
+) -> Iterator[Works | str]:
+    """Yield the works of each order, or what it failed with, as a process with the package of the checkout `tree` says."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         here = Path(place)
         for name, where in (("deconattn", tree), ("benchmarks", ROOT), ("tests", ROOT)):
@@ -159,15 +167,20 @@ def traced(orders: list[dict[str, Any]], tree: Path, environment: dict[str, str]
             )
             assert process.stdout is not None
             done = 0
-            for line in process.stdout:
-                if line.startswith("traced "):
-                    rows = json.loads(answer.read_text(encoding="utf-8"))
-                    print(f"{os.path.basename(tree)}: {line.strip()}", file=sys.stderr, flush=True)
-                    yield works_of(rows[done])
-                    done += 1
-            if process.wait():
-                told = (here / "errors").read_text(errors="replace")[-3000:]
-                raise UserError(f"the null GPU's trainings ended with {process.returncode}:\n{told}")
+            try:
+                for line in process.stdout:
+                    if line.startswith("traced "):
+                        rows = json.loads(answer.read_text(encoding="utf-8"))
+                        print(f"{os.path.basename(tree)}: {line.strip()}", file=sys.stderr, flush=True)
+                        yield rows[done] if isinstance(rows[done], str) else works_of(rows[done])
+                        done += 1
+            finally:
+                if done < len(orders):  # it has failed, or nobody wants the rest
+                    process.kill()
+                failed = process.wait()
+        if failed:
+            told = (here / "errors").read_text(errors="replace")[-3000:]
+            raise UserError(f"the null GPU's trainings ended with {failed}:\n{told}")
 
 
 def _order(row: dict[str, Any]) -> tuple[int, str, str, str]:

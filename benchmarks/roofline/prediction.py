@@ -7,6 +7,8 @@ from typing import Any
 from benchmarks.roofline.cards import HOST_COMPILED, HOST_EAGER, Card
 from benchmarks.roofline.works import PARTS, Work
 
+MODES = ("compiled", "eager")
+"""With `--compile`, and without."""
 Works = dict[Work, int]
 """How often a step does a work; of a difference of steps it may be negative."""
 
@@ -56,9 +58,7 @@ def deepened(shallow: Works, deep: Works, layers: int) -> Works:
     Exact for what a layer does; works over all parameters at once (their bytes) come out right in sum.
     """
     every = {**shallow, **deep}
-    found = {
-        work: shallow.get(work, 0) + (layers - 2) * (deep.get(work, 0) - shallow.get(work, 0)) for work in every
-    }
+    found = {work: shallow.get(work, 0) + (layers - 2) * (deep.get(work, 0) - shallow.get(work, 0)) for work in every}
     return {work: count for work, count in found.items() if count}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.machine import markdown_table
+from benchmarks.roofline.prediction import MODES
 from benchmarks.roofline.works import PARTS
 
 SHOWN = "H100"
@@ -20,7 +21,7 @@ def markdown(rows: Rows, options: dict[str, Any]) -> str:
     heading = f"{PLAIN} A step is {what(options)}."
     parts = [heading]
     for size in dict.fromkeys(row["size"] for row in rows):
-        for mode in ("compiled", "eager"):
+        for mode in MODES:
             some = [row for row in rows if row["size"] == size and row["mode"] == mode]
             if some:
                 parts.append(f"## {size}, {mode}\n\nA step on an {SHOWN}:\n\n{steps_table(some)}")

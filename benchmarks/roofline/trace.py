@@ -3,12 +3,13 @@
     python -m benchmarks.roofline.trace ANSWER ORDER    # JSON files; in the environment of `tests.nullgpu.build.build`
 
 An order is a list of objects: `words` of a training's command line beside `vocabulary`; its answer is a list of works
-of the last micro-batch, and of the update, of a step.
+of the last micro-batch, and of the update, of a step, or the message of what it ended in.
 """
 
 import dataclasses
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,12 @@ def main(answer: Path, orders: Path) -> None:
         for order in json.loads(orders.read_text()):
             if order.get("reset"):
                 torch._dynamo.reset()
-            works = tracer.trace(order["words"], order["vocabulary"])
-            found.append([dataclasses.asdict(work) | {"count": count} for work, count in works])
+            try:
+                works = tracer.trace(order["words"], order["vocabulary"])
+                found.append([dataclasses.asdict(work) | {"count": count} for work, count in works])
+            except Exception as error:  # the others' numbers are wanted all the same
+                traceback.print_exc()
+                found.append(f"{type(error).__name__}: {error}")
             answer.write_text(json.dumps(found))
             print("traced", *order["words"], flush=True)
 

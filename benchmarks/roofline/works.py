@@ -70,9 +70,11 @@ def part_of(region: str, name: str, kind: str, shape: Sequence[int], sizes: Size
     if region != "layers":
         return region
     if kind == "product":
-        rest = sorted(shape)
-        rest.remove(max((size for size in rest if size % sizes.length == 0), default=rest[-1]))
         wide = {sizes.intermediate, 2 * sizes.intermediate}  # gate and up may be one product
+        rest = sorted(shape)
+        # The dimension that counts tokens is no width, though one of the widths may be as large.
+        tokens = [size for size in rest if size % sizes.length == 0] or rest
+        rest.remove(max([size for size in tokens if size not in wide] or tokens))
         return "feed-forward products" if wide & set(rest) else "mixers' products"
     if kind in ("attention", "kernel"):
         return "mixing"

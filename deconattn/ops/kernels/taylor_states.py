@@ -94,8 +94,9 @@ def chunk_length(head_dim: int) -> int:
     return max(128, padded_width(head_dim) ** 2 // 4)
 
 
-def _alike(chunk: int, states: States, tile: Tile, grad_keys: Tile | None = None) -> Launch:
-    return Launch(chunk, states, tile, tile, grad_keys or tile, tile)
+def _alike(chunk: int, states: States, tile: Tile, two_maps: Tile | None = None) -> Launch:
+    """`two_maps` where a program has the tile of q.k and that of g.v."""
+    return Launch(chunk, states, tile, two_maps or tile, two_maps or tile, tile)
 
 
 _STATES = States(4, 64, 4, 3)

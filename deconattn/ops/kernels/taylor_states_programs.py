@@ -10,6 +10,10 @@ Shapes. WIDTH is head_dim padded to a power of two, CHUNK a multiple of every ti
 hold (x, y, p) = (k, v, 1) of the tokens before the chunk or, in reverse, (q, g, -c) of those after it, within one
 document. Products are of the scratch's dtype, bf16 or fp32; sums are fp32. `starts` [R, L] is the index of the first
 token of each token's document, or None where a row is one document.
+
+A program that reads a state sums up tiles first, in loops that are never empty, then products with the state, and
+adds the lower orders last: sums that are set beside a branch or a loop, or changed between products, by something
+else than a product make ptxas serialise all products (its note C7515). benchmarks/kernels/compile_matrix.py looks.
 """
 
 # mypy: disable-error-code="no-untyped-def, import-untyped, assignment"
@@ -288,20 +292,24 @@ def scaled_products(
 
     `left` must come of loads made for this alone, and of constants: Triton then gives it the layout of the product's
     operand once, before the loop, and not through shared memory for each a.
+
+    The condition, true of every a, has each product end before the next one's operand is made in the same registers:
+    ptxas, which may not let them meet, would otherwise make all products of the program wait (its note C7513).
     """
     for a in tl.range(begin, end, num_stages=STAGES):
         column = tl.load(columns + tl.cast(a, tl.int64) * stride_column, mask=inside, other=0.0)
         slab = tl.load(slabs + a * (WIDTH * WIDTH))
         total = dot(product(left, column[:, None]), slab, total)
+        total = tl.where(a < WIDTH, total, 0.0)
     return total
 
 
 @triton.jit
 def read_state(
-        x, first, stride, columns, stride_column, inside, state, stop, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-        TILE: tl.constexpr, STAGES: tl.constexpr
+        total, x, first, stride, columns, stride_column, inside, state, stop, HEAD_DIM: tl.constexpr,
+        WIDTH: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr
 ):
-    """1/2 sum_ab x_a x_b state[a, b], [TILE, WIDTH d], of the tokens x of a tile.
+    """total + 1/2 sum_ab x_a x_b state[a, b], [TILE, WIDTH d], of the tokens x of a tile that are `inside`.
 
     Of a in one half of the dimensions and b in the other, one order is read, and counts twice. That `left` is made of
     two loads, and not of one and weights, keeps it in registers (see `scaled_products`).
@@ -309,7 +317,6 @@ def read_state(
     DTYPE: tl.constexpr = state.dtype.element_ty
     HALF: tl.constexpr = half_of(WIDTH)
     index = tl.arange(0, WIDTH)
-    total = tl.zeros([TILE, WIDTH], tl.float32)
     left = load_tile(x, first, stride, stop, tl.float32, HEAD_DIM, TILE, WIDTH)
     if HALF < WIDTH:
         left += load_tile(x, first, stride, stop, tl.float32, HEAD_DIM, TILE, WIDTH, 0, HALF)
@@ -331,14 +338,13 @@ def read_state(
 
 @triton.jit
 def read_gradient(
-        y, first, stride, columns, stride_column, inside, state, stop, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr,
-        TILE: tl.constexpr, STAGES: tl.constexpr
+        total, y, first, stride, columns, stride_column, inside, state, stop, HEAD_DIM: tl.constexpr,
+        WIDTH: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr
 ):
-    """sum_ad x_a y_d state[a, b, d], [TILE, WIDTH b]: the gradient of x from the gradient y of what it read."""
+    """total + sum_ad x_a y_d state[a, b, d], [TILE, WIDTH b]: the gradient of x from that, y, of what it read."""
     index = tl.arange(0, WIDTH)
     left = load_tile(y, first, stride, stop, state.dtype.element_ty, HEAD_DIM, TILE, WIDTH)
     slabs = state + (index[:, None] + index[None, :] * WIDTH)
-    total = tl.zeros([TILE, WIDTH], tl.float32)
     return scaled_products(total, left, columns, stride_column, inside, slabs, 0, HEAD_DIM, WIDTH, STAGES)
 
 
@@ -360,6 +366,7 @@ def mix_keys(
         HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
         STAGES: tl.constexpr, MASKED: tl.constexpr
 ):
+    tl.assume(begin < end)
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES):
         k = load_tile(keys, first, k_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
         v = load_tile(values, first, v_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
@@ -395,35 +402,38 @@ def output_program(
         begins = tl.load(starts + first)
         begin = tl.maximum(chunk_first, begins // BLOCK * BLOCK)
     q = load_tile(queries, first, q_strides[2], length, DTYPE, HEAD_DIM, TILE, WIDTH)
-    total, normaliser = tl.zeros([TILE, WIDTH], tl.float32), tl.zeros([TILE], tl.float32)
+    state = line // group * chunks + first // CHUNK
+    matrix = moments + state * (2 * WIDTH * WIDTH) + (index[:, None] * WIDTH + index[None, :])
+    reading, normaliser = inside, tl.zeros([TILE], tl.float32)
     if begins < chunk_first:
-        state = line // group * chunks + first // CHUNK
-        total = read_state(
-            queries, first, q_strides[2], columns + line * HEAD_DIM * stride_column + tokens, stride_column, inside,
-            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
-        )
-        matrix = moments + state * (2 * WIDTH * WIDTH) + (index[:, None] * WIDTH + index[None, :])
-        total = dot(q, tl.load(matrix), total)
-        total += tl.load(sums + state * (2 * WIDTH) + index)[None, :]
         first_order = tl.load(sums + state * (2 * WIDTH) + WIDTH + index)
         second = dot(q, tl.load(matrix + WIDTH * WIDTH), None)
         normaliser = tl.sum(q.to(tl.float32) * (second * 0.5 + first_order[None, :]), axis=1)
         earlier = tl.zeros([TILE], tl.float32) + chunk_first
         if starts is not None:
             own = tl.load(starts + tokens, mask=inside, other=length)
-            total = tl.where((own < chunk_first)[:, None], total, 0.0)
+            reading = own < chunk_first
             earlier = tl.maximum(chunk_first - own, 0).to(tl.float32)
-            normaliser = tl.where(own < chunk_first, normaliser, 0.0)
+            normaliser = tl.where(reading, normaliser, 0.0)
         # w >= 1/2, which rounding must not break where the terms of all weights cancel
         normaliser = tl.maximum(normaliser + earlier, earlier * 0.5)
-    total, normaliser = mix_keys(
-        total, normaliser, q, keys, values, k_strides[2], v_strides[2], starts, tokens, begin, first, length, scale,
-        HEAD_DIM, WIDTH, BLOCK, STAGES, starts is not None
-    )
+    total = tl.zeros([TILE, WIDTH], tl.float32)
     total, normaliser = mix_keys(
         total, normaliser, q, keys, values, k_strides[2], v_strides[2], starts, tokens, first,
         tl.minimum(first + TILE, length), length, scale, HEAD_DIM, WIDTH, BLOCK, STAGES, True
     )
+    if begin < first:
+        total, normaliser = mix_keys(
+            total, normaliser, q, keys, values, k_strides[2], v_strides[2], starts, tokens, begin, first, length,
+            scale, HEAD_DIM, WIDTH, BLOCK, STAGES, starts is not None
+        )
+    if begins < chunk_first:
+        total = read_state(
+            total, queries, first, q_strides[2], columns + line * HEAD_DIM * stride_column + tokens, stride_column,
+            reading, states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
+        )
+        total += tl.where(reading[:, None], dot(q, tl.load(matrix), None), 0.0)
+        total += tl.where(reading[:, None], tl.load(sums + state * (2 * WIDTH) + index)[None, :], 0.0)
     tl.store(normalisers + line * length + tokens, normaliser, mask=inside)
     output += (row * length * heads + head) * HEAD_DIM
     store_tile(output, total / normaliser[:, None], first, heads * HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)
@@ -435,6 +445,7 @@ def grad_by_keys(
         HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
         STAGES: tl.constexpr, MASKED: tl.constexpr
 ):
+    tl.assume(begin < end)
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES):
         k = load_tile(keys, first, k_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
         v = load_tile(values, first, v_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
@@ -471,32 +482,32 @@ def grad_queries_program(
     q = load_tile(queries, first, q_strides[2], length, DTYPE, HEAD_DIM, TILE, WIDTH)
     g = load_tile(upstream + line * length * HEAD_DIM, first, HEAD_DIM, length, DTYPE, HEAD_DIM, TILE, WIDTH)
     c = tl.load(delta + line * length + tokens, mask=inside, other=0.0)
-    total = tl.zeros([TILE, WIDTH], tl.float32)
+    total = grad_by_keys(
+        tl.zeros([TILE, WIDTH], tl.float32), q, g, c, keys, values, k_strides[2], v_strides[2], starts, tokens, first,
+        tl.minimum(first + TILE, length), length, scale, HEAD_DIM, WIDTH, BLOCK, STAGES, True
+    )
+    if begin < first:
+        total = grad_by_keys(
+            total, q, g, c, keys, values, k_strides[2], v_strides[2], starts, tokens, begin, first, length, scale,
+            HEAD_DIM, WIDTH, BLOCK, STAGES, starts is not None
+        )
     if begins < chunk_first:
         state = line // group * chunks + first // CHUNK
+        reading = inside
+        if starts is not None:
+            reading = tl.load(starts + tokens, mask=inside, other=length) < chunk_first
         total = read_gradient(
-            upstream + line * length * HEAD_DIM, first, HEAD_DIM, columns + line * HEAD_DIM * stride_column + tokens,
-            stride_column, inside, states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE,
-            STAGES
+            total, upstream + line * length * HEAD_DIM, first, HEAD_DIM,
+            columns + line * HEAD_DIM * stride_column + tokens, stride_column, reading,
+            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
         )
         matrix = moments + state * (2 * WIDTH * WIDTH)
-        moment = tl.load(matrix + (index[:, None] + index[None, :] * WIDTH))
-        total = dot(g, moment, total)
         gram = tl.load(matrix + WIDTH * WIDTH + (index[:, None] * WIDTH + index[None, :]))
         of_normaliser = dot(q, gram, None)
         of_normaliser += tl.load(sums + state * (2 * WIDTH) + WIDTH + index)[None, :]
-        total -= c[:, None] * of_normaliser
-        if starts is not None:
-            own = tl.load(starts + tokens, mask=inside, other=length)
-            total = tl.where((own < chunk_first)[:, None], total, 0.0)
-    total = grad_by_keys(
-        total, q, g, c, keys, values, k_strides[2], v_strides[2], starts, tokens, begin, first, length, scale,
-        HEAD_DIM, WIDTH, BLOCK, STAGES, starts is not None
-    )
-    total = grad_by_keys(
-        total, q, g, c, keys, values, k_strides[2], v_strides[2], starts, tokens, first,
-        tl.minimum(first + TILE, length), length, scale, HEAD_DIM, WIDTH, BLOCK, STAGES, True
-    )
+        moment = tl.load(matrix + (index[:, None] + index[None, :] * WIDTH))
+        total -= tl.where(reading[:, None], c[:, None] * of_normaliser, 0.0)
+        total += tl.where(reading[:, None], dot(g, moment, None), 0.0)
     grad_queries += (row * length * heads + head) * HEAD_DIM
     store_tile(grad_queries, total, first, heads * HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)
 
@@ -521,20 +532,7 @@ def grad_values_program(
         begins = tl.load(starts + stop - 1)
     k = load_tile(keys, first, k_strides[2], length, DTYPE, HEAD_DIM, TILE, WIDTH)
     total = tl.zeros([TILE, WIDTH], tl.float32)
-    if (stop < length) & (begins < first + TILE):
-        state = line * chunks + first // CHUNK
-        own_columns = columns + line * HEAD_DIM * stride_column + tokens
-        total = read_state(
-            keys, first, k_strides[2], own_columns, stride_column, tokens < length,
-            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
-        )
-        matrix = moments + state * (2 * WIDTH * WIDTH)
-        moment = tl.load(matrix + (index[:, None] * WIDTH + index[None, :]))
-        total = dot(k, moment, total)
-        total += tl.load(sums + state * (2 * WIDTH) + index)[None, :]
-        if starts is not None:
-            total = tl.where((tokens >= begins)[:, None], total, 0.0)
-    blocks = tl.cdiv(stop - first, BLOCK)
+    blocks = tl.maximum(tl.cdiv(stop - first, BLOCK), 1)
     for visit in tl.range(0, group * blocks, num_stages=STAGES):
         member, later = visit // blocks, first + visit % blocks * BLOCK
         q_head = queries + tl.cast(member, tl.int64) * q_strides[1]
@@ -545,6 +543,19 @@ def grad_values_program(
         visible = visible_pairs(later + tl.arange(0, BLOCK)[None, :], tokens[:, None], starts, length)
         weights = tl.where(visible, t * t * 0.5 + 0.5, 0.0)
         total = dot(weights.to(DTYPE), g, total)
+    if (stop < length) & (begins < first + TILE):
+        state = line * chunks + first // CHUNK
+        read = tokens < length
+        if starts is not None:
+            read = read & (tokens >= begins)
+        total = read_state(
+            total, keys, first, k_strides[2], columns + line * HEAD_DIM * stride_column + tokens, stride_column, read,
+            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
+        )
+        matrix = moments + state * (2 * WIDTH * WIDTH)
+        moment = tl.load(matrix + (index[:, None] * WIDTH + index[None, :]))
+        total += tl.where(read[:, None], dot(k, moment, None), 0.0)
+        total += tl.where(read[:, None], tl.load(sums + state * (2 * WIDTH) + index)[None, :], 0.0)
     grad_values += (row * length * heads + head) * HEAD_DIM
     store_tile(grad_values, total, first, heads * HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)
 
@@ -573,22 +584,7 @@ def grad_keys_program(
     k = load_tile(keys, first, k_strides[2], length, DTYPE, HEAD_DIM, TILE, WIDTH)
     v = load_tile(values, first, v_strides[2], length, DTYPE, HEAD_DIM, TILE, WIDTH)
     total = tl.zeros([TILE, WIDTH], tl.float32)
-    if (stop < length) & (begins < first + TILE):
-        state = line * chunks + first // CHUNK
-        own_columns = columns + line * HEAD_DIM * stride_column + tokens
-        total = read_gradient(
-            values, first, v_strides[2], own_columns, stride_column, tokens < length,
-            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
-        )
-        matrix = moments + state * (2 * WIDTH * WIDTH)
-        moment = tl.load(matrix + (index[:, None] + index[None, :] * WIDTH))
-        total = dot(v, moment, total)
-        gram = tl.load(matrix + WIDTH * WIDTH + (index[:, None] * WIDTH + index[None, :]))
-        total = dot(k, gram, total)
-        total += tl.load(sums + state * (2 * WIDTH) + WIDTH + index)[None, :]
-        if starts is not None:
-            total = tl.where((tokens >= begins)[:, None], total, 0.0)
-    blocks = tl.cdiv(stop - first, BLOCK)
+    blocks = tl.maximum(tl.cdiv(stop - first, BLOCK), 1)
     for visit in tl.range(0, group * blocks, num_stages=STAGES):
         member, later = visit // blocks, first + visit % blocks * BLOCK
         q_head = queries + tl.cast(member, tl.int64) * q_strides[1]
@@ -601,5 +597,19 @@ def grad_keys_program(
         grad_scores = (dot(v, tl.trans(g), None) - c[None, :]) * t
         visible = visible_pairs(others[None, :], tokens[:, None], starts, length)
         total = dot(tl.where(visible, grad_scores, 0.0).to(DTYPE), q, total)
+    if (stop < length) & (begins < first + TILE):
+        state = line * chunks + first // CHUNK
+        read = tokens < length
+        if starts is not None:
+            read = read & (tokens >= begins)
+        total = read_gradient(
+            total, values, first, v_strides[2], columns + line * HEAD_DIM * stride_column + tokens, stride_column,
+            read, states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
+        )
+        matrix = moments + state * (2 * WIDTH * WIDTH)
+        gram = tl.load(matrix + WIDTH * WIDTH + (index[:, None] * WIDTH + index[None, :]))
+        moment = tl.load(matrix + (index[:, None] + index[None, :] * WIDTH))
+        total += tl.where(read[:, None], dot(v, moment, dot(k, gram, None)), 0.0)
+        total += tl.where(read[:, None], tl.load(sums + state * (2 * WIDTH) + WIDTH + index)[None, :], 0.0)
     grad_keys += (row * length * heads + head) * HEAD_DIM
     store_tile(grad_keys, total, first, heads * HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)

@@ -40,7 +40,7 @@ class ProjectedMixer(Mixer):
 
     def queries_keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Map [R, L, d] to queries [R, heads, L, head_dim] and keys [R, key_value_heads, L, head_dim], not rotated."""
-        return self._queries_keys(*project(source, (self.q_proj, self.k_proj)))
+        return self._queries_keys(*project(source, *self._groups(self.q_proj, self.k_proj)))
 
     def values(self, hidden: Tensor) -> Tensor:
         """Project to values: [R, L, d] -> [R, key_value_heads, L, head_dim]."""
@@ -55,10 +55,16 @@ class ProjectedMixer(Mixer):
         ours = ProjectedMixer
         if type(self).queries_keys is not ours.queries_keys or type(self).values is not ours.values:
             return *self.queries_keys(hidden), self.values(hidden)  # a subclass has its own
-        pair, single = (self.q_proj, self.k_proj), (self.v_proj,)
-        groups = (pair, single) if rotated else ((*pair, *single),)
+        if rotated:
+            groups = (*self._groups(self.q_proj, self.k_proj), (self.v_proj,))
+        else:
+            groups = self._groups(self.q_proj, self.k_proj, self.v_proj)
         queries, keys, values = project(hidden, *groups)
         return *self._queries_keys(queries, keys), self._heads(values).transpose(1, 2)
+
+    def _groups(self, *layers: Linear) -> tuple[tuple[Linear, ...], ...]:
+        """Return layers as one group, or each as its own before a norm, which would copy a part of a tensor."""
+        return tuple((layer,) for layer in layers) if self.config.qk_norm else (layers,)
 
     def _heads(self, projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (-1, self.config.head_dim))

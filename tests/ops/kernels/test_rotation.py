@@ -57,3 +57,24 @@ def test_gradients_come_side_by_side():
     outputs = rotate(*leaves, rotary.cos, rotary.sin)
     gradients = torch.autograd.grad(outputs, leaves, [torch.randn_like(leaf) for leaf in leaves])
     assert side_by_side([one.transpose(1, 2).flatten(2) for one in gradients], dim=2) is not None
+
+
+def test_without_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """PyTorch's numbers in the kernels' layout, and one warning."""
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.delenv("DECONATTN_BACKEND")
+    monkeypatch.setattr("deconattn.ops.rotation.fused", lambda queries: True)
+    monkeypatch.setattr(kernel._ATTEMPTS, "_closed", set())
+    monkeypatch.setattr(kernel, "rotation", broken)
+    leaves, rotary = heads_of(torch.float32, 2, 8, (4, 2), 16), angles(1, 8, 16, torch.float32)
+    upstream = [torch.randn_like(leaf) for leaf in leaves]
+    expected = plain.rotate(*leaves, rotary.cos, rotary.sin)
+    outputs = rotary(*leaves)
+    torch.testing.assert_close(outputs, expected)
+    gradients = torch.autograd.grad(outputs, leaves, upstream)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, leaves, upstream))
+    assert side_by_side([one.transpose(1, 2).flatten(2) for one in gradients], dim=2) is not None
+    assert capsys.readouterr().err.count("\n") == 1

@@ -50,3 +50,28 @@ def test_extremes_stay_finite():
         gate[..., 0], gate[..., 1] = 200, -200
     output = swiglu(gate, up)
     assert all(one.isfinite().all() for one in (output, *torch.autograd.grad(output, (gate, up), upstream)))
+
+
+@pytest.mark.parametrize("broken_pass", ["forward", "backward"])
+def test_without_kernels(broken_pass: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """PyTorch's numbers, gradients side by side as before, and one warning."""
+
+    def broken(*arguments: Tensor) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.delenv("DECONATTN_BACKEND")
+    monkeypatch.setattr("deconattn.ops.swiglu.fused", lambda gate: True)
+    monkeypatch.setattr(kernel._ATTEMPTS, "_closed", set())
+    monkeypatch.setattr(kernel, broken_pass, broken)
+    gate, up, upstream = inputs(torch.float32)
+    expected = silu(gate) * up
+    wanted = [expected, *torch.autograd.grad(expected, (gate, up), upstream)]
+    for _ in range(2):
+        output = swiglu(gate, up)
+        gradients = torch.autograd.grad(output, (gate, up), upstream)
+        torch.testing.assert_close([output, *gradients], wanted)
+        assert side_by_side(gradients, dim=2) is not None
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("warning: the Triton kernels of SwiGLU (torch.float32) cannot run: ") and said.count("\n") == 1
+    )

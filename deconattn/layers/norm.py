@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from deconattn.layers.untouched import is_untouched
 from deconattn.ops import rms_norm
 from deconattn.ops.backend import fused
 
@@ -12,8 +12,8 @@ def residual_norm(norm: nn.RMSNorm, hidden: Tensor, branch: Tensor | None = None
     """Return hidden + branch, [.., width] as both are (or `hidden` alone), and its norm.
 
     What follows reads the first result, not `hidden`: the gradients of both meet in the norm's backward pass. A module
-    that is more than PyTorch's (a hook, another forward, a parametrisation, weights that are gathered when it is
-    called) is called as it is, and torch.compile fuses the plain operations itself.
+    that is more than PyTorch's (:mod:`.untouched`) is called as it is, and torch.compile fuses the plain operations
+    itself.
     """
     if torch.compiler.is_compiling() or not _by_kernels(norm, hidden, branch):
         return plain_residual_norm(norm, hidden, branch)
@@ -34,18 +34,8 @@ def _by_kernels(norm: nn.RMSNorm, hidden: Tensor, branch: Tensor | None) -> bool
         and fused(hidden)
         and hidden.shape[-1] <= rms_norm.WIDEST
         and (branch is None or (branch.dtype == hidden.dtype and branch.shape == hidden.shape))
-        and _is_plain(norm, hidden)
-    )
-
-
-def _is_plain(norm: nn.RMSNorm, hidden: Tensor) -> bool:
-    hooks = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
-    return (
-        type(norm) is nn.RMSNorm
-        and not hooks
-        and not _has_any_global_hook()
-        and "forward" not in vars(norm)
-        and type(norm.weight) is nn.Parameter
+        and is_untouched(norm, nn.RMSNorm)
+        and norm.weight is not None
         and norm.weight.dtype == hidden.dtype
         and norm.weight.shape == hidden.shape[-1:]
         and norm.eps is not None

@@ -62,7 +62,7 @@ def backend_for(values: Tensor) -> str:
     Where it is `triton`, the kernels are operators: `torch.ops.deconattn.NAME`, whose first result is the output.
     torch.export gets the formulas: blocks are a loop whose turns depend on the length, which is to stay open.
     """
-    if torch.compiler.is_exporting():
+    if _exporting():
         return "reference"
     return _constant_backend(values.device.type, values.dtype, values.shape[-1])
 
@@ -70,6 +70,12 @@ def backend_for(values: Tensor) -> str:
 def fused(values: Tensor) -> bool:
     """Whether an operation on `values` that has no heads is done by kernels, `torch.ops.deconattn.NAME`."""
     return _constant_backend(values.device.type, values.dtype, 0) == "triton"
+
+
+@constant_in_graphs
+def _exporting() -> bool:
+    """Whether torch.export is at work. Asked by traced code, torch 2.11 says yes under torch.compile, too."""
+    return torch.compiler.is_exporting()
 
 
 @constant_in_graphs

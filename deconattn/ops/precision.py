@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deconattn.ops.compiling import constant_in_graphs
+
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
     """Cast anything narrower than fp32 to fp32; fp32 and fp64 stay."""
@@ -27,7 +29,7 @@ def outside_autocast(*operands: str) -> Callable[[Callable[..., Any]], Callable[
         @wraps(operation)
         def run(*arguments: Any, **keywords: Any) -> Any:
             device = arguments[0].device.type
-            if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            if not _has_autocast(device) or not torch.is_autocast_enabled(device):
                 return operation(*arguments, **keywords)
             dtype = torch.get_autocast_dtype(device)
             given = dict(zip(names, arguments, strict=False)) | keywords
@@ -40,3 +42,9 @@ def outside_autocast(*operands: str) -> Callable[[Callable[..., Any]], Callable[
         return run
 
     return decorate
+
+
+@constant_in_graphs
+def _has_autocast(device: str) -> bool:
+    """Whether a kind of device has autocast; torch 2.11's compiler cannot trace the question."""
+    return torch.amp.is_autocast_available(device)

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from deconattn.layers import linear as layers
-from deconattn.layers.linear import Linear, is_plain, project
+from deconattn.layers.linear import Linear, project
+from deconattn.layers.untouched import is_untouched
 
 
 class Adapted(Linear):
@@ -43,8 +44,8 @@ def changed(change: str) -> Linear:
 )
 def test_only_plain_layers_are_bypassed(change: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(layers, "_is_step", lambda inputs: True)
-    assert is_plain(Linear(4, 3))
-    assert not is_plain(changed(change))
+    assert is_untouched(Linear(4, 3), Linear)
+    assert not is_untouched(changed(change), Linear)
     monkeypatch.setattr(layers, "linears", None)
     project(torch.ones(2, 4), (Linear(4, 3), changed(change)))
 

@@ -203,13 +203,16 @@ def _several(rows: Sequence[Row]) -> str:
         [*columns, "large reductions", "GiB (planned)"],
         [
             [
-                row["topology"], row["variant"], str(row["stage"]), str(row["rank"]),
-                f"{row['waits_a_micro_batch']:.3g}", str(row["waits_a_step"]), str(sum(row["launches"].values())), ", ".join(row["reductions"]) or "none",
+                *(str(row[name]) for name in ("topology", "variant", "stage", "rank")),
+                f"{row['waits_a_micro_batch']:.3g}",
+                str(row["waits_a_step"]),
+                str(sum(row["launches"].values())),
+                ", ".join(row["reductions"]) or "none",
                 f"{row['peak_gib']:.2f} ({row['planned_gib']:.2f})",
             ]
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def _said(rows: Sequence[Row]) -> str:

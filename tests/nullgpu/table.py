@@ -12,7 +12,9 @@ from typing import Any
 
 import tyro
 
-from benchmarks.machine import markdown_table, write_result
+from benchmarks import machine
+from benchmarks.machine import write_result
+from deconattn.mixers import variant_names
 from tests.nullgpu.build import build
 from tests.nullgpu.cases import MICRO_BATCHES, OPTIONS, Case, of_every_variant, of_topologies, planned
 from tests.nullgpu.run import run_all_ranks
@@ -135,16 +137,21 @@ def tables(rows: Sequence[Row]) -> list[tuple[str, str]]:
     ]
 
 
+def _table(columns: list[str], body: list[list[str]]) -> str:
+    """Return a Markdown table; nothing where it has no rows."""
+    return machine.markdown_table(columns, body) if body else ""
+
+
 def _waits(rows: Sequence[Row]) -> str:
     body = []
     for (stage, option), some in _groups(rows, "stage", "option").items():
-        counted = {(f"{row['waits_a_micro_batch']:g}", str(row["waits_a_step"])) for row in some}
+        counted = {(f"{row['waits_a_micro_batch']:.3g}", str(row["waits_a_step"])) for row in some}
         for waits in sorted(counted):
-            here = [r for r in some if (f"{r['waits_a_micro_batch']:g}", str(r["waits_a_step"])) == waits]
-            names = "every" if len(here) == len(some) else ", ".join(row["variant"] for row in here)
+            here = [r for r in some if (f"{r['waits_a_micro_batch']:.3g}", str(r["waits_a_step"])) == waits]
+            names = "every" if len(here) == len(variant_names()) else ", ".join(row["variant"] for row in here)
             reductions = sorted({name for row in here for name in row["reductions"]})
             body.append([str(stage), option, names, *waits, ", ".join(reductions) or "none"])
-    return markdown_table(["ZeRO", "option", "variants", "a micro-batch", "then a step", "large reductions"], body)
+    return _table(["ZeRO", "option", "variants", "a micro-batch", "then a step", "large reductions"], body)
 
 
 def _layers(rows: Sequence[Row]) -> str:
@@ -153,7 +160,7 @@ def _layers(rows: Sequence[Row]) -> str:
         two, three = (next(row["launches"] for row in some if row["layers"] == count) for count in (2, 3))
         each = [(three.get(kind, 0) - two.get(kind, 0)) / MICRO_BATCHES for kind in KINDS]
         body.append([variant, f"{sum(each):.1f}", *(f"{count:.1f}" for count in each)])
-    return markdown_table(["variant", "all", *KINDS], body)
+    return _table(["variant", "all", *KINDS], body)
 
 
 def _launches(rows: Sequence[Row]) -> str:
@@ -162,7 +169,7 @@ def _launches(rows: Sequence[Row]) -> str:
     for (variant,), some in _groups(rows, "variant").items():
         counts = {row["option"] or f"ZeRO-{row['stage']}": sum(row["launches"].values()) for row in some}
         body.append([variant, *(str(counts.get(column, "")) for column in columns)])
-    return markdown_table(["variant", *columns], body)
+    return _table(["variant", *columns], body)
 
 
 def _graphs(rows: Sequence[Row]) -> str:
@@ -176,7 +183,7 @@ def _graphs(rows: Sequence[Row]) -> str:
         for row in rows
         if "compile" in row["option"]
     ]
-    return markdown_table(["variant", "graphs", "breaks", "recompiled"], body)
+    return _table(["variant", "graphs", "breaks", "recompiled"], body)
 
 
 def _memory(rows: Sequence[Row]) -> str:
@@ -187,22 +194,25 @@ def _memory(rows: Sequence[Row]) -> str:
             row["option"] or f"ZeRO-{row['stage']}": f"{row['peak_gib']:.2f} ({row['planned_gib']:.2f})" for row in some
         }
         body.append([variant, *(cells.get(column, "") for column in columns)])
-    return markdown_table(["variant", *columns], body)
+    return _table(["variant", *columns], body)
 
 
 def _several(rows: Sequence[Row]) -> str:
     columns = ["topology", "variant", "ZeRO", "rank", "waits a micro-batch", "then a step", "launches"]
-    return markdown_table(
+    return _table(
         [*columns, "large reductions", "GiB (planned)"],
         [
             [
-                row["topology"], row["variant"], str(row["stage"]), str(row["rank"]), f"{row['waits_a_micro_batch']:g}",
-                str(row["waits_a_step"]), str(sum(row["launches"].values())), ", ".join(row["reductions"]) or "none",
+                *(str(row[name]) for name in ("topology", "variant", "stage", "rank")),
+                f"{row['waits_a_micro_batch']:.3g}",
+                str(row["waits_a_step"]),
+                str(sum(row["launches"].values())),
+                ", ".join(row["reductions"]) or "none",
                 f"{row['peak_gib']:.2f} ({row['planned_gib']:.2f})",
             ]
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def _said(rows: Sequence[Row]) -> str:

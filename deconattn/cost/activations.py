@@ -103,7 +103,7 @@ def final_norm_bytes(job: Job) -> int:
 
 
 def loss_bytes(job: Job) -> LossBytes:
-    """Bytes of :mod:`deconattn.ops.cross_entropy` on this rank's rows of the head."""
+    """Bytes of :mod:`deconattn.ops.cross_entropy` on this rank's rows of the head; AMD's GPUs hold a product more."""
     config, size = job.model, job.bytes_per_element
     vocabulary, tokens = largest_part(config.vocab_size, config.vocab_size, job.tp), job.micro_batch * job.length
     width = padded(vocabulary) if job.gpu else vocabulary

@@ -53,6 +53,7 @@ class Stage(nn.Module):
 
     def forward(self, tensors: StageTensors) -> StageTensors | Tensor:
         received, labels, *documents = tensors
+        position_ids, document_ids = documents or (None, None)
         decoder = self.model.model
         static = None
         if decoder.is_first:
@@ -63,7 +64,6 @@ class Stage(nn.Module):
             hidden, length = received, received.shape[1] * self._sequence_parallel_size
             if decoder.span.start <= decoder.last_static_layer:
                 hidden, static = received.chunk(2, dim=-1)
-        position_ids, document_ids = documents or (None, None)
         context = decoder.context(length, hidden, position_ids, document_ids, self.offsets.popleft())
         hidden, static = decoder.run(hidden, static, context)
         if decoder.is_last:

@@ -1,17 +1,20 @@
 """Every Triton kernel compiled ahead of time for GPUs that this machine need not have, as a table.
 
-    python benchmarks/kernels/compile_matrix.py                # 20 configurations of a minute of a core each
+    python benchmarks/kernels/compile_matrix.py                # 20 configurations of one or two minutes of a core each
     python benchmarks/kernels/compile_matrix.py --targets sm_120     # the others' results are kept
 
 For each kernel and GPU: the shared memory that a program takes, bytes of registers that a thread spills, and the
-matrix instructions. Fails where a kernel does not compile, takes more shared memory than the GPU has, or leaves its
-products to the plain cores.
+matrix instructions. Fails where a kernel does not compile, takes more shared memory than the GPU has, spills more than
+a bound, leaves its products to the plain cores, or has each wait for the one before.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ from deconattn.cli import parse, run
 HEAD_DIMS = (64, 128)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+SPILLS = {"bf16": 256, "fp32": 1024}
+"""Most bytes of registers that a thread may spill."""
 WITHOUT_PRODUCTS = (
     "columns_program",
     "delta_kernel",
@@ -104,14 +109,18 @@ def compiled(target: str, head_dim: int, dtype: str) -> list[Compiled]:
     return compile_calls(__file__, "calls", target, str(head_dim), dtype)
 
 
-def faults(target: str, kernels: list[Compiled]) -> list[str]:
-    """What must not be: too much shared memory, products on the plain cores. Without any, nothing."""
+def faults(target: str, dtype: str, kernels: list[Compiled]) -> list[str]:
+    """What must not be: too much shared memory or spilled, products on the plain cores or one after the other."""
     wrong = []
     for kernel in kernels:
         if kernel.shared > SHARED_MEMORY[target]:
             wrong.append(f"{kernel.name}: {kernel.shared} of {SHARED_MEMORY[target]} bytes of shared memory")
         if bool(kernel.tensor_cores) == (kernel.name in WITHOUT_PRODUCTS):
             wrong.append(f"{kernel.name}: matrix instructions: {kernel.tensor_cores or 'none'}")
+        if kernel.serialised:
+            wrong.append(f"{kernel.name}: each wgmma waits for the one before")
+        if kernel.spills > SPILLS[dtype]:
+            wrong.append(f"{kernel.name}: a thread spills {kernel.spills} of at most {SPILLS[dtype]} bytes")
     return wrong
 
 
@@ -120,9 +129,11 @@ def main() -> int:
     options, failed = parse(Options), False
     for target in options.targets:
         rows, wrong = [], []
-        for head_dim, dtype in product(HEAD_DIMS, DTYPES):
-            kernels = compiled(target, head_dim, dtype)
-            wrong += [f"head_dim {head_dim} {dtype}: {fault}" for fault in faults(target, kernels)]
+        configurations = list(product(HEAD_DIMS, DTYPES))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process of its own
+            found = list(pool.map(partial(compiled, target), *zip(*configurations, strict=True)))
+        for (head_dim, dtype), kernels in zip(configurations, found, strict=True):
+            wrong += [f"head_dim {head_dim} {dtype}: {fault}" for fault in faults(target, dtype, kernels)]
             rows += [{"head_dim": head_dim, "dtype": dtype} | asdict(kernel) for kernel in kernels]
         print("\n".join([f"{target}: {len(rows)} kernels", *wrong]), flush=True)
         failed = failed or bool(wrong)

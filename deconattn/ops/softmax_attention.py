@@ -38,6 +38,9 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
     if package:
         mixed = flash.attention(package, *(tensor.transpose(1, 2) for tensor in (queries, keys, values)))
         return mixed.transpose(1, 2)
+    if queries.is_cuda and queries.dtype == torch.float32:
+        # SDPA's only fused kernel for it takes no groups: the map of every head would be held.
+        keys, values = (reference.per_query_head(shared, queries.shape[1]) for shared in (keys, values))
     grouped = queries.shape[1] != keys.shape[1]
     if not queries.is_cuda:
         if queries.requires_grad and queries.shape[2] > SHORT and not torch.compiler.is_compiling():

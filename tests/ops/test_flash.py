@@ -19,8 +19,17 @@ def flash_attn_func(queries, keys, values, causal):
 def flash_attn_varlen_func(queries, keys, values, **keywords):
     return queries
 """
-BROKEN = "import cutlass.cute as cute\n"
-"""The first line of `flash_attn/cute/__init__.py` in the source distribution of flash-attn 2.8.3."""
+FILES_2 = {
+    "flash_attn/__init__.py": "from flash_attn.flash_attn_interface import flash_attn_func, flash_attn_varlen_func\n",
+    "flash_attn/flash_attn_interface.py": "import flash_attn_2_cuda\n" + FUNCTIONS,
+    "flash_attn_2_cuda.py": "",
+    "flash_attn/cute/__init__.py": "from .interface import flash_attn_func, flash_attn_varlen_func\n",
+    "flash_attn/cute/interface.py": "import cutlass.cute as cute\n" + FUNCTIONS,
+    "hopper/__init__.py": "",
+    "hopper/flash_attn_interface.py": FUNCTIONS,
+}
+"""The files of the source distribution of flash-attn 2.8.3 that its choice could meet, and what they import there;
+for its compiled module, a stub. FlashAttention 3's module is not at the top, 4's cannot be imported."""
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +39,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def forget() -> None:
         flash._found.cache_clear()
         for name in list(sys.modules):
-            if name.partition(".")[0] in ("flash_attn", "flash_attn_interface"):
+            if name.partition(".")[0] in ("flash_attn", "flash_attn_interface", "flash_attn_2_cuda"):
                 del sys.modules[name]
 
     monkeypatch.delenv("LOCAL_RANK", raising=False)
@@ -51,7 +60,7 @@ def install(folder: Path, name: str, release: str, files: dict[str, str]) -> Non
 
 
 def install_2(folder: Path) -> None:
-    install(folder, "flash_attn", "2.8.3", {"flash_attn/__init__.py": FUNCTIONS, "flash_attn/cute/__init__.py": BROKEN})
+    install(folder, "flash_attn", "2.8.3", FILES_2)
 
 
 def install_3(folder: Path) -> None:

@@ -29,7 +29,7 @@ Precision. Products of pairs and states are rounded to bf16 and summed in fp32. 
 to is known to 2^-9 of the terms: where keys share a mean of their own size the output is within 2e-3 of the formula's,
 with a mean 3 times their size within 8e-3. States in fp32 would help little, as the products are rounded as well, and
 all in tf32 costs half the speed. fp16 cannot hold sums of products of three, nor gradients over normalisers: it
-computes in bf16. fp32 computes as :func:`deconattn.ops.kernels.products.dot` says. It spills some registers.
+computes in bf16. fp32 computes as :func:`deconattn.ops.kernels.products.dot` says; at head_dim 128 it spills registers.
 """
 
 from dataclasses import dataclass, replace
@@ -120,9 +120,10 @@ def launch_parameters(head_dim: int, dtype: torch.dtype, gpu: Gpu) -> Launch:
     """
     chunk, spacious = chunk_length(head_dim), gpu in SPACIOUS
     if dtype == torch.float32:
-        return _alike(
-            chunk, States(2 if spacious else 1, 32, 4, 2), Tile(64, 32, 8, 2) if spacious else Tile(32, 16, 8, 2)
-        )
+        states = States(1, 32, 4, 2)
+        if spacious:
+            states = States(1, 32, 8, 2) if padded_width(head_dim) == 128 else States(2, 32, 4, 2)
+        return _alike(chunk, states, Tile(64, 32, 8, 2) if spacious else Tile(32, 16, 8, 2))
     if padded_width(head_dim) == 128:
         return _alike(chunk, States(2, 32, 8, 2), Tile(128 if spacious else 64, 32, 8, 2))
     if not spacious:

@@ -33,6 +33,12 @@ def half_of(width):
     return width // 2 if width >= 64 else width
 
 
+@triton.constexpr_function
+def part_of(width, dtype):
+    """Dimensions that a product sums over at once: fp32's halves of both operands would not fit the registers."""
+    return min(width, 32) if dtype == tl.float32 else width
+
+
 @triton.jit
 def cast(tile, DTYPE: tl.constexpr):
     if INTERPRETED:
@@ -316,23 +322,27 @@ def read_state(
     """
     DTYPE: tl.constexpr = state.dtype.element_ty
     HALF: tl.constexpr = half_of(WIDTH)
-    index = tl.arange(0, WIDTH)
-    left = load_tile(x, first, stride, stop, tl.float32, HEAD_DIM, TILE, WIDTH)
-    if HALF < WIDTH:
-        left += load_tile(x, first, stride, stop, tl.float32, HEAD_DIM, TILE, WIDTH, 0, HALF)
-    left = (left * 0.5).to(DTYPE)
-    slabs = state + (index[:, None] * WIDTH + index[None, :])
-    total = scaled_products(
-        total, left, columns, stride_column, inside, slabs, 0, min(HALF, HEAD_DIM), WIDTH, STAGES
-    )
-    if HALF < WIDTH:
-        upper = HALF + tl.arange(0, WIDTH - HALF)
-        left = load_tile(x, first, stride, stop, tl.float32, HEAD_DIM, TILE, WIDTH - HALF, HALF)
+    PART: tl.constexpr = part_of(WIDTH, DTYPE)
+    index, part = tl.arange(0, WIDTH), tl.arange(0, PART)
+    for FIRST in tl.static_range(0, WIDTH, PART):
+        left = load_tile(x, first, stride, stop, tl.float32, HEAD_DIM, TILE, PART, FIRST)
+        if HALF < WIDTH:
+            left += load_tile(x, first, stride, stop, tl.float32, HEAD_DIM, TILE, PART, FIRST, HALF)
         left = (left * 0.5).to(DTYPE)
-        slabs = state + (upper[:, None] * WIDTH + index[None, :])
+        slabs = state + ((FIRST + part)[:, None] * WIDTH + index[None, :])
         total = scaled_products(
-            total, left, columns, stride_column, inside, slabs, HALF, HEAD_DIM, WIDTH, STAGES
+            total, left, columns, stride_column, inside, slabs, 0, min(HALF, HEAD_DIM), WIDTH, STAGES
         )
+    if HALF < WIDTH:
+        UPPER: tl.constexpr = min(PART, WIDTH - HALF)
+        upper = tl.arange(0, UPPER)
+        for FIRST in tl.static_range(HALF, WIDTH, UPPER):
+            left = load_tile(x, first, stride, stop, tl.float32, HEAD_DIM, TILE, UPPER, FIRST)
+            left = (left * 0.5).to(DTYPE)
+            slabs = state + ((FIRST + upper)[:, None] * WIDTH + index[None, :])
+            total = scaled_products(
+                total, left, columns, stride_column, inside, slabs, HALF, HEAD_DIM, WIDTH, STAGES
+            )
     return total
 
 
@@ -342,10 +352,13 @@ def read_gradient(
         WIDTH: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr
 ):
     """total + sum_ad x_a y_d state[a, b, d], [TILE, WIDTH b]: the gradient of x from that, y, of what it read."""
-    index = tl.arange(0, WIDTH)
-    left = load_tile(y, first, stride, stop, state.dtype.element_ty, HEAD_DIM, TILE, WIDTH)
-    slabs = state + (index[:, None] + index[None, :] * WIDTH)
-    return scaled_products(total, left, columns, stride_column, inside, slabs, 0, HEAD_DIM, WIDTH, STAGES)
+    PART: tl.constexpr = part_of(WIDTH, state.dtype.element_ty)
+    index, part = tl.arange(0, WIDTH), tl.arange(0, PART)
+    for FIRST in tl.static_range(0, WIDTH, PART):
+        left = load_tile(y, first, stride, stop, state.dtype.element_ty, HEAD_DIM, TILE, PART, FIRST)
+        slabs = state + ((FIRST + part)[:, None] + index[None, :] * WIDTH)
+        total = scaled_products(total, left, columns, stride_column, inside, slabs, 0, HEAD_DIM, WIDTH, STAGES)
+    return total
 
 
 # ---------------------------------------------------------------------------------------------------------- tiles

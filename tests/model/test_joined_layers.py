@@ -4,9 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from deconattn.layers import linear as layers
+from deconattn.layers.config import ModelConfig
+from deconattn.mixers.standard import Standard
 from deconattn.model.causal_lm import CausalLM
 
 
@@ -25,3 +28,12 @@ def test_a_model_is_the_same(
     assert calls
     for expected, parameter in zip(plain.parameters(), joined.parameters(), strict=True):
         assert_close(parameter.grad, expected.grad)
+
+
+def test_a_subclass_with_projections_of_its_own_is_asked_for_them(tiny_config: Callable[..., ModelConfig]):
+    class Negated(Standard):
+        def values(self, hidden: Tensor) -> Tensor:
+            return -super().values(hidden)
+
+    mixer, hidden = Negated(tiny_config("standard")), torch.ones(1, 3, 32)
+    assert_close(mixer.queries_keys_values(hidden)[2], mixer.values(hidden))

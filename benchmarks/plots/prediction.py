@@ -72,7 +72,7 @@ def draw_prediction(found: Prediction, path: Path) -> None:
     from deconattn.analysis.palette import STYLE
 
     panels = {size: rows for size in found.sizes if (rows := found.of(size, MODES[0]))}
-    colours = mpl.colormaps["tab10"].colors
+    colours = [mpl.colormaps["tab10"](number) for number in range(len(PARTS))]
     with mpl.rc_context(STYLE):
         heights = [len(rows) for rows in panels.values()]
         figure = Figure(figsize=(9, max(3.2, 1 + 0.5 * len(panels) + 0.26 * sum(heights))), layout="constrained")

@@ -72,10 +72,10 @@ def draw_prediction(found: Prediction, path: Path) -> None:
     from deconattn.analysis.palette import STYLE
 
     panels = {size: rows for size in found.sizes if (rows := found.of(size, MODES[0]))}
-    colours = mpl.colormaps["tab10"].colors
+    colours = [mpl.colormaps["tab10"](number) for number in range(len(PARTS))]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 1 + sum(0.5 + 0.26 * len(rows) for rows in panels.values())), layout="constrained")
         heights = [len(rows) for rows in panels.values()]
+        figure = Figure(figsize=(9, max(3.2, 1 + 0.5 * len(panels) + 0.26 * sum(heights))), layout="constrained")
         axes_of = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (size, rows) in zip(axes_of, panels.items(), strict=True):
             for place, row in enumerate(rows):

@@ -13,7 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,6 +28,7 @@ from benchmarks.roofline.works import (
     tensors_in,
     traffic,
 )
+from deconattn.model.causal_lm import CausalLM
 
 NARROW = (torch.bfloat16, torch.float16)
 
@@ -58,8 +59,8 @@ class Regions:
         at = bisect_right(self._numbers, node._sequence_nr()) - 1
         return self._entered[max(at, 0)]
 
-    def follow(self, model: nn.Module) -> None:
-        """Enter `embedding`, `layers` and `head and loss` as a forward pass of a CausalLM comes to them."""
+    def follow(self, model: CausalLM) -> None:
+        """Enter `embedding`, `layers` and `head and loss` as a forward pass comes to them."""
         decoder = model.model
         decoder.embed_tokens.register_forward_pre_hook(lambda *_: self.enter("embedding"))
         decoder.embed_tokens.register_forward_hook(lambda *_: self.enter("layers"))

@@ -145,7 +145,7 @@ def row_of(arguments: Arguments, side: str, size: str, variant: str, mode: str, 
 def traced(
     orders: list[dict[str, Any]], tree: Path, environment: dict[str, str], folder: Path
 ) -> Iterator[Works | str]:
-    """Yield the works of each order, or what it failed with, as a process with the package of the checkout `tree` says."""
+    """Yield the works of each order, or what it failed with, by a process with the package of the checkout `tree`."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         here = Path(place)
         for name, where in (("deconattn", tree), ("benchmarks", ROOT), ("tests", ROOT)):

@@ -29,7 +29,8 @@ class Tracer:
         from tests.nullgpu.trace import Counts
 
         self._counts = Counts()
-        torch.Tensor.__repr__ = lambda self, **_: "tensor"  # DeepSpeed prints some: their values would be looked at
+        # DeepSpeed prints some tensors, whose values would be looked at.
+        torch.Tensor.__repr__ = lambda self, **_: "tensor"  # type: ignore[method-assign, assignment]
         start_distributed()
         self._now: Counting | None = None
 
@@ -88,7 +89,8 @@ class Tracer:
 
 def main(answer: Path, orders: Path) -> None:
     """Trace the orders one by one, and write each answer as it comes."""
-    tracer, found = Tracer(), []
+    tracer = Tracer()
+    found: list[Any] = []
     with stubbed_triton(tracer.counting):
         for order in json.loads(orders.read_text()):
             if order.get("reset"):

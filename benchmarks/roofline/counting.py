@@ -99,7 +99,8 @@ class Counting(TorchDispatchMode):
         definition = OPDEFS.get(func._schema.name) if hasattr(func, "_schema") else None
         if definition is not None:
             return self._inside(func, definition, args, kwargs)
-        if isinstance(func, torch._ops.OpOverload):  # within an operator of ours nobody has taken it apart
+        # Within an operator of ours nobody has taken apart what has no kernel of its own.
+        if self._kernels is not None and _is_composite(func):
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -158,6 +159,11 @@ class Counting(TorchDispatchMode):
 
     def _seen(self, tensor: Tensor) -> bool:
         return tensor.is_cuda or self._launches is None
+
+
+def _is_composite(func: Any) -> bool:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return isinstance(func, torch._ops.OpOverload) and not any(has(func.name(), key) for key in ("CPU", "CUDA"))
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class Regions:
         decoder = model.model
         decoder.embed_tokens.register_forward_pre_hook(lambda *_: self.enter("embedding"))
         decoder.embed_tokens.register_forward_hook(lambda *_: self.enter("layers"))
-        decoder.norm.register_forward_pre_hook(lambda *_: self.enter("head and loss"))
+        model.lm_head.register_forward_pre_hook(lambda *_: self.enter("head and loss"))
 
 
 class Counting(TorchDispatchMode):

@@ -94,6 +94,7 @@ def test_a_layer_is_one_graph(variant: str, masked: bool) -> None:
     assert 1 <= len(backend.graphs) <= 3
 
 
+@pytest.mark.slow
 def test_the_number_of_documents_breaks_nothing() -> None:
     backend = Traced()
     model = made(backend, "standard")

@@ -82,9 +82,10 @@ def test_weights_and_moments_go_round_bit_for_bit(
     assert open_checkpoint(before).step == 6
 
 
+@pytest.mark.slow  # how a tensor is cut among five: tests/train/test_zero_state.py
 @pytest.mark.parametrize(
     ("world_size", "precision"),
-    [(3, "fp32"), pytest.param(3, "bf16", marks=pytest.mark.slow), pytest.param(5, "fp32", marks=pytest.mark.slow)],
+    [(3, "fp32"), (3, "bf16"), (5, "fp32")],
 )
 def test_zero_3_where_the_ranks_divide_no_tensor(
     small: list[str], tmp_path: Path, ranks: AtRanks, world_size: int, precision: str

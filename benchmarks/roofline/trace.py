@@ -18,8 +18,6 @@ import torch
 from benchmarks.roofline.counting import Counting, Regions, stubbed_triton
 from benchmarks.roofline.works import Sizes, Work
 
-DEVICE_WORK = ("LAUNCH", "memcpy D2D", "memset")
-
 
 class Tracer:
     """One training after another in this process."""
@@ -58,7 +56,7 @@ class Tracer:
             engine.train_step(batches, 1e-4)
             regions = Regions()
             regions.follow(model)
-            counting = Counting(Sizes(length, config.intermediate_size, vocabulary), regions, self._launches)
+            counting = Counting(Sizes(length, config.intermediate_size, vocabulary), regions, self._counts.queued)
             inner, plain_step, plain_backward = engine._engine, engine._engine.step, engine._engine.backward
 
             def backward(*args: Any, **kwargs: Any) -> Any:
@@ -82,9 +80,6 @@ class Tracer:
         engine.destroy()
         torch.cuda.empty_cache()
         return list(counting.works.items())
-
-    def _launches(self) -> int:
-        return sum(count for name, count in self._counts.now().items() if name.startswith(DEVICE_WORK))
 
 
 def main(answer: Path, orders: Path) -> None:

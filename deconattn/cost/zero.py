@@ -110,6 +110,7 @@ def _without(job: Job, p: int) -> ZeroMemory:
 def _bf16_optimizer(job: Job, p: int, largest: int) -> ZeroMemory:
     always = Memory(weights=2 * p, gradients=4 * p, optimizer=12 * _part(p, job.dp))
     flat = min(p, FLAT) * (4 if job.reduced_bytes == 4 else 4 + job.reduced_bytes)
+    adding = (2 if job.gpu else 2 + 4) * largest  # a CPU casts a whole gradient to add it to its sum
     return ZeroMemory(
         startup=always,
         always=always,
@@ -118,7 +119,7 @@ def _bf16_optimizer(job: Job, p: int, largest: int) -> ZeroMemory:
         backward=Memory(),
         stays=False,
         piled=0,
-        reduction=Memory(buffers=max(flat, (4 + 2) * largest)),
+        reduction=Memory(buffers=max(flat, adding)),
         step=_gathering(job, p),
     )
 

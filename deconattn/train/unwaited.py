@@ -57,11 +57,24 @@ class _Unwaited:
 
 
 class _Bf16(_Unwaited):
-    """bf16 with ZeRO-1: `step` without the norm's way over the host."""
+    """bf16 with ZeRO-1: `step` without the norm's way over the host, gradients added without an fp32 copy of each."""
 
     def __init__(self, wrapped: Any) -> None:
         super().__init__(wrapped)
         wrapped.step = self._step
+        wrapped._update_hp_grad = self._add_gradient
+
+    @torch.no_grad()
+    def _add_gradient(self, parameter: Any, group: int, index: int, clear_lp_grads: bool = False) -> None:
+        """Add to the fp32 sum in one pass, 10 bytes an element where a cast before it makes it 18."""
+        if parameter.grad is None:
+            return
+        total = self._wrapped.fp32_groups_gradients[group][index]
+        total.add_(parameter.grad.view(total.shape))
+        parameter._hp_grad = total
+        self._wrapped.fp32_groups_has_gradients[group][index] = True
+        if clear_lp_grads:
+            parameter.grad.zero_()
 
     @torch.no_grad()
     def _step(self, closure: None = None) -> None:

@@ -35,6 +35,7 @@ class Counts:
         self._library = ctypes.CDLL(os.environ["NULLGPU"])
         self._callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._waited)
         self._library.nullgpu_callback(self._callback)
+        self._launches = ctypes.c_long.in_dll(self._library, "nullgpu_launches")
         self.places: Counter[str] = Counter()
 
     @contextmanager
@@ -73,6 +74,11 @@ class Counts:
             found[kind_of(name)] += many
         found["copies"] += sum(many for name, many in self.now().items() if name in ("memcpy D2D", "memset"))
         return dict(sorted(found.items()))
+
+    def queued(self) -> int:
+        """Return launches, copies on the device and memsets so far, in this process's life."""
+        calls = self.now()
+        return self._launches.value + calls.get("memcpy D2D", 0) + calls.get("memset", 0)
 
     def waits(self) -> int:
         return sum(count for name, count in self.now().items() if name.endswith("Synchronize"))

@@ -46,6 +46,8 @@ def test_numbers_are_those_of_deepspeeds_own_norms(
 READ: list[tuple[Callable[..., Any], str]] = [
     (bf16_optimizer.BF16_Optimizer.step, "9b21d4a28f8714d9"),
     (bf16_optimizer.BF16_Optimizer.get_grads_for_norm, "81ed7f0b119f7ad8"),
+    (bf16_optimizer.BF16_Optimizer._update_hp_grad, "026f6bb3edea2557"),
+    (bf16_optimizer.BF16_Optimizer.accumulate_hp_grads_and_remove_lp, "4792e4da4c695a7e"),
     (utils.get_global_norm_of_tensors, "2345c9e02feadf4c"),
     (utils.combine_grad_norm_groups, "37a114f1037dc520"),
     (stage_1_and_2.DeepSpeedZeroOptimizer.step, "9520884fd916d178"),

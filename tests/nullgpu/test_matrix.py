@@ -63,7 +63,7 @@ def test_topologies(ranks: int, corpus: Path, environment: dict[str, str], tmp_p
 
 
 def check_waits_and_formats(step: dict[str, Any], case: Case) -> None:
-    # DeepSpeed's ZeRO-3 lets so many gatherings be under way and no more, since each takes memory.
-    assert step["waits_a_micro_batch"] <= (2 if case.stage == 3 else 0), (case, step)
+    # On several ranks DeepSpeed's ZeRO-3 lets so many gatherings be under way and no more, since each takes memory.
+    assert step["waits_a_micro_batch"] <= (2 if case.stage == 3 and case.ranks > 1 else 0), (case, step)
     assert step["waits_a_step"] <= 1, (case, step)
     assert set(step["reductions"]) <= {"fp32"}, (case, step)

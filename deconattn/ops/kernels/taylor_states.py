@@ -29,7 +29,7 @@ Precision. Products of pairs and states are rounded to bf16 and summed in fp32. 
 to is known to 2^-9 of the terms: where keys share a mean of their own size the output is within 2e-3 of the formula's,
 with a mean 3 times their size within 8e-3. States in fp32 would help little, as the products are rounded as well, and
 all in tf32 costs half the speed. fp16 cannot hold sums of products of three, nor gradients over normalisers: it
-computes in bf16. fp32 computes as :func:`deconattn.ops.kernels.products.dot` says; at head_dim 128 it spills registers.
+computes in bf16. fp32 computes as :func:`deconattn.ops.kernels.products.dot` says.
 """
 
 from dataclasses import dataclass, replace

@@ -57,10 +57,10 @@ def product(tile, scales):
 @triton.jit
 def load_tile(
         tokens_ptr, first, stride, stop, DTYPE: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr,
-        COLUMNS: tl.constexpr, FIRST_COLUMN: tl.constexpr = 0, ZERO_BELOW: tl.constexpr = 0
+        COLUMNS: tl.constexpr, first_column=0, ZERO_BELOW: tl.constexpr = 0
 ):
     """[ROWS, COLUMNS] of tokens first.., zero from `stop` on and in columns below ZERO_BELOW."""
-    rows, columns = tl.arange(0, ROWS), FIRST_COLUMN + tl.arange(0, COLUMNS)
+    rows, columns = tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS)
     inside = (first + rows < stop)[:, None] & ((columns >= ZERO_BELOW) & (columns < HEAD_DIM))[None, :]
     tile = tokens_ptr + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + columns[None, :])
     return cast(tl.load(tile, mask=inside, other=0.0), DTYPE)
@@ -365,6 +365,51 @@ def read_gradient(
 
 
 @triton.jit
+def pairs_product(
+        left_tile, right_tile, left, left_first, left_stride, right, right_first, right_stride, stop,
+        HEAD_DIM: tl.constexpr
+):
+    """left_tile @ right_tile^T, by parts that are loaded anew where whole tiles would not fit the registers.
+
+    In a loop: with the parts unrolled, Triton 3.6 compiles the programs of dq and dk for sm_100 to a trap.
+    """
+    ROWS: tl.constexpr = left_tile.shape[0]
+    WIDTH: tl.constexpr = left_tile.shape[1]
+    COLUMNS: tl.constexpr = right_tile.shape[0]
+    DTYPE: tl.constexpr = left_tile.dtype
+    PART: tl.constexpr = part_of(WIDTH, DTYPE)
+    if PART == WIDTH:
+        return dot(left_tile, tl.trans(right_tile), None)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for dim in tl.range(0, WIDTH, PART, num_stages=2):
+        x = load_tile(left, left_first, left_stride, stop, DTYPE, HEAD_DIM, ROWS, PART, dim)
+        y = load_tile(right, right_first, right_stride, stop, DTYPE, HEAD_DIM, COLUMNS, PART, dim)
+        total = dot(x, tl.trans(y), total)
+    return total
+
+
+@triton.jit
+def rows_product(
+        total, tile, x, first, stride, stop, matrix, row_stride, column_stride, HEAD_DIM: tl.constexpr
+):
+    """total + tile @ matrix [WIDTH, WIDTH], by parts like `pairs_product`."""
+    ROWS: tl.constexpr = tile.shape[0]
+    WIDTH: tl.constexpr = tile.shape[1]
+    DTYPE: tl.constexpr = tile.dtype
+    PART: tl.constexpr = part_of(WIDTH, DTYPE)
+    index, part = tl.arange(0, WIDTH), tl.arange(0, PART)
+    if PART == WIDTH:
+        return dot(tile, tl.load(matrix + (index[:, None] * row_stride + index[None, :] * column_stride)), total)
+    if total is None:
+        total = tl.zeros([ROWS, WIDTH], tl.float32)
+    for dim in tl.range(0, WIDTH, PART, num_stages=1):
+        left = load_tile(x, first, stride, stop, DTYPE, HEAD_DIM, ROWS, PART, dim)
+        right = tl.load(matrix + ((dim + part)[:, None] * row_stride + index[None, :] * column_stride))
+        total = dot(left, right, total)
+    return total
+
+
+@triton.jit
 def visible_pairs(queries, keys, starts, length):
     """Causal and document mask of queries and keys; token indices [Q, 1] and [1, K], or transposed."""
     visible = queries >= keys
@@ -375,15 +420,15 @@ def visible_pairs(queries, keys, starts, length):
 
 @triton.jit
 def mix_keys(
-        total, normaliser, q, keys, values, k_token, v_token, starts, tokens, begin, end, length, scale,
-        HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+        total, normaliser, q, queries, keys, values, q_first, q_token, k_token, v_token, starts, tokens, begin, end,
+        length, scale, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
         STAGES: tl.constexpr, MASKED: tl.constexpr
 ):
     tl.assume(begin < end)
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES):
         k = load_tile(keys, first, k_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
         v = load_tile(values, first, v_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
-        t = dot(q, tl.trans(k), None) * scale + 1
+        t = pairs_product(q, k, queries, q_first, q_token, keys, first, k_token, length, HEAD_DIM) * scale + 1
         weights = t * t * 0.5 + 0.5
         if MASKED:
             weights = tl.where(
@@ -416,11 +461,12 @@ def output_program(
         begin = tl.maximum(chunk_first, begins // BLOCK * BLOCK)
     q = load_tile(queries, first, q_strides[2], length, DTYPE, HEAD_DIM, TILE, WIDTH)
     state = line // group * chunks + first // CHUNK
-    matrix = moments + state * (2 * WIDTH * WIDTH) + (index[:, None] * WIDTH + index[None, :])
+    matrix = moments + state * (2 * WIDTH * WIDTH)
     reading, normaliser = inside, tl.zeros([TILE], tl.float32)
     if begins < chunk_first:
         first_order = tl.load(sums + state * (2 * WIDTH) + WIDTH + index)
-        second = dot(q, tl.load(matrix + WIDTH * WIDTH), None)
+        gram = matrix + WIDTH * WIDTH
+        second = rows_product(None, q, queries, first, q_strides[2], length, gram, WIDTH, 1, HEAD_DIM)
         normaliser = tl.sum(q.to(tl.float32) * (second * 0.5 + first_order[None, :]), axis=1)
         earlier = tl.zeros([TILE], tl.float32) + chunk_first
         if starts is not None:
@@ -432,20 +478,21 @@ def output_program(
         normaliser = tl.maximum(normaliser + earlier, earlier * 0.5)
     total = tl.zeros([TILE, WIDTH], tl.float32)
     total, normaliser = mix_keys(
-        total, normaliser, q, keys, values, k_strides[2], v_strides[2], starts, tokens, first,
-        tl.minimum(first + TILE, length), length, scale, HEAD_DIM, WIDTH, BLOCK, STAGES, True
+        total, normaliser, q, queries, keys, values, first, q_strides[2], k_strides[2], v_strides[2], starts, tokens,
+        first, tl.minimum(first + TILE, length), length, scale, HEAD_DIM, WIDTH, BLOCK, STAGES, True
     )
     if begin < first:
         total, normaliser = mix_keys(
-            total, normaliser, q, keys, values, k_strides[2], v_strides[2], starts, tokens, begin, first, length,
-            scale, HEAD_DIM, WIDTH, BLOCK, STAGES, starts is not None
+            total, normaliser, q, queries, keys, values, first, q_strides[2], k_strides[2], v_strides[2], starts,
+            tokens, begin, first, length, scale, HEAD_DIM, WIDTH, BLOCK, STAGES, starts is not None
         )
     if begins < chunk_first:
         total = read_state(
             total, queries, first, q_strides[2], columns + line * HEAD_DIM * stride_column + tokens, stride_column,
             reading, states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
         )
-        total += tl.where(reading[:, None], dot(q, tl.load(matrix), None), 0.0)
+        mean = rows_product(None, q, queries, first, q_strides[2], length, matrix, WIDTH, 1, HEAD_DIM)
+        total += tl.where(reading[:, None], mean, 0.0)
         total += tl.where(reading[:, None], tl.load(sums + state * (2 * WIDTH) + index)[None, :], 0.0)
     tl.store(normalisers + line * length + tokens, normaliser, mask=inside)
     output += (row * length * heads + head) * HEAD_DIM
@@ -454,16 +501,18 @@ def output_program(
 
 @triton.jit
 def grad_by_keys(
-        total, q, g, c, keys, values, k_token, v_token, starts, tokens, begin, end, length, scale,
-        HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+        total, q, g, c, queries, upstream, keys, values, q_first, q_token, k_token, v_token, starts, tokens, begin, end,
+        length, scale, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
         STAGES: tl.constexpr, MASKED: tl.constexpr
 ):
     tl.assume(begin < end)
     for first in tl.range(begin, end, BLOCK, num_stages=STAGES):
         k = load_tile(keys, first, k_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
         v = load_tile(values, first, v_token, length, q.dtype, HEAD_DIM, BLOCK, WIDTH)
-        t = dot(q, tl.trans(k), None) * (scale * scale) + scale
-        grad_scores = (dot(g, tl.trans(v), None) - c[:, None]) * t
+        t = pairs_product(q, k, queries, q_first, q_token, keys, first, k_token, length, HEAD_DIM)
+        t = t * (scale * scale) + scale
+        grad_scores = pairs_product(g, v, upstream, q_first, HEAD_DIM, values, first, v_token, length, HEAD_DIM)
+        grad_scores = (grad_scores - c[:, None]) * t
         if MASKED:
             visible = visible_pairs(tokens[:, None], first + tl.arange(0, BLOCK)[None, :], starts, length)
             grad_scores = tl.where(visible, grad_scores, 0.0)
@@ -493,16 +542,18 @@ def grad_queries_program(
         begins = tl.load(starts + first)
         begin = tl.maximum(chunk_first, begins // BLOCK * BLOCK)
     q = load_tile(queries, first, q_strides[2], length, DTYPE, HEAD_DIM, TILE, WIDTH)
-    g = load_tile(upstream + line * length * HEAD_DIM, first, HEAD_DIM, length, DTYPE, HEAD_DIM, TILE, WIDTH)
+    upstream += line * length * HEAD_DIM
+    g = load_tile(upstream, first, HEAD_DIM, length, DTYPE, HEAD_DIM, TILE, WIDTH)
     c = tl.load(delta + line * length + tokens, mask=inside, other=0.0)
     total = grad_by_keys(
-        tl.zeros([TILE, WIDTH], tl.float32), q, g, c, keys, values, k_strides[2], v_strides[2], starts, tokens, first,
-        tl.minimum(first + TILE, length), length, scale, HEAD_DIM, WIDTH, BLOCK, STAGES, True
+        tl.zeros([TILE, WIDTH], tl.float32), q, g, c, queries, upstream, keys, values, first, q_strides[2],
+        k_strides[2], v_strides[2], starts, tokens, first, tl.minimum(first + TILE, length), length, scale, HEAD_DIM,
+        WIDTH, BLOCK, STAGES, True
     )
     if begin < first:
         total = grad_by_keys(
-            total, q, g, c, keys, values, k_strides[2], v_strides[2], starts, tokens, begin, first, length, scale,
-            HEAD_DIM, WIDTH, BLOCK, STAGES, starts is not None
+            total, q, g, c, queries, upstream, keys, values, first, q_strides[2], k_strides[2], v_strides[2], starts,
+            tokens, begin, first, length, scale, HEAD_DIM, WIDTH, BLOCK, STAGES, starts is not None
         )
     if begins < chunk_first:
         state = line // group * chunks + first // CHUNK
@@ -510,17 +561,16 @@ def grad_queries_program(
         if starts is not None:
             reading = tl.load(starts + tokens, mask=inside, other=length) < chunk_first
         total = read_gradient(
-            total, upstream + line * length * HEAD_DIM, first, HEAD_DIM,
-            columns + line * HEAD_DIM * stride_column + tokens, stride_column, reading,
-            states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
+            total, upstream, first, HEAD_DIM, columns + line * HEAD_DIM * stride_column + tokens, stride_column,
+            reading, states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
         )
         matrix = moments + state * (2 * WIDTH * WIDTH)
-        gram = tl.load(matrix + WIDTH * WIDTH + (index[:, None] * WIDTH + index[None, :]))
-        of_normaliser = dot(q, gram, None)
+        gram = matrix + WIDTH * WIDTH
+        of_normaliser = rows_product(None, q, queries, first, q_strides[2], length, gram, WIDTH, 1, HEAD_DIM)
         of_normaliser += tl.load(sums + state * (2 * WIDTH) + WIDTH + index)[None, :]
-        moment = tl.load(matrix + (index[:, None] + index[None, :] * WIDTH))
         total -= tl.where(reading[:, None], c[:, None] * of_normaliser, 0.0)
-        total += tl.where(reading[:, None], dot(g, moment, None), 0.0)
+        mean = rows_product(None, g, upstream, first, HEAD_DIM, length, matrix, 1, WIDTH, HEAD_DIM)
+        total += tl.where(reading[:, None], mean, 0.0)
     grad_queries += (row * length * heads + head) * HEAD_DIM
     store_tile(grad_queries, total, first, heads * HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)
 
@@ -552,7 +602,7 @@ def grad_values_program(
         g_head = upstream + tl.cast(member, tl.int64) * length * HEAD_DIM
         q = load_tile(q_head, later, q_strides[2], length, DTYPE, HEAD_DIM, BLOCK, WIDTH)
         g = load_tile(g_head, later, HEAD_DIM, length, DTYPE, HEAD_DIM, BLOCK, WIDTH)
-        t = dot(k, tl.trans(q), None) * scale + 1
+        t = pairs_product(k, q, keys, first, k_strides[2], q_head, later, q_strides[2], length, HEAD_DIM) * scale + 1
         visible = visible_pairs(later + tl.arange(0, BLOCK)[None, :], tokens[:, None], starts, length)
         weights = tl.where(visible, t * t * 0.5 + 0.5, 0.0)
         total = dot(weights.to(DTYPE), g, total)
@@ -566,8 +616,8 @@ def grad_values_program(
             states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
         )
         matrix = moments + state * (2 * WIDTH * WIDTH)
-        moment = tl.load(matrix + (index[:, None] * WIDTH + index[None, :]))
-        total += tl.where(read[:, None], dot(k, moment, None), 0.0)
+        mean = rows_product(None, k, keys, first, k_strides[2], length, matrix, WIDTH, 1, HEAD_DIM)
+        total += tl.where(read[:, None], mean, 0.0)
         total += tl.where(read[:, None], tl.load(sums + state * (2 * WIDTH) + index)[None, :], 0.0)
     grad_values += (row * length * heads + head) * HEAD_DIM
     store_tile(grad_values, total, first, heads * HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)
@@ -606,8 +656,10 @@ def grad_keys_program(
         q = load_tile(q_head, later, q_strides[2], length, DTYPE, HEAD_DIM, BLOCK, WIDTH)
         g = load_tile(g_head, later, HEAD_DIM, length, DTYPE, HEAD_DIM, BLOCK, WIDTH)
         c = tl.load(delta + tl.cast(member, tl.int64) * length + others, mask=others < length, other=0.0)
-        t = dot(k, tl.trans(q), None) * (scale * scale) + scale
-        grad_scores = (dot(v, tl.trans(g), None) - c[None, :]) * t
+        t = pairs_product(k, q, keys, first, k_strides[2], q_head, later, q_strides[2], length, HEAD_DIM)
+        t = t * (scale * scale) + scale
+        grad_scores = pairs_product(v, g, values, first, v_strides[2], g_head, later, HEAD_DIM, length, HEAD_DIM)
+        grad_scores = (grad_scores - c[None, :]) * t
         visible = visible_pairs(others[None, :], tokens[:, None], starts, length)
         total = dot(tl.where(visible, grad_scores, 0.0).to(DTYPE), q, total)
     if (stop < length) & (begins < first + TILE):
@@ -620,9 +672,10 @@ def grad_keys_program(
             read, states + state * (WIDTH * WIDTH * WIDTH), length, HEAD_DIM, WIDTH, TILE, STAGES
         )
         matrix = moments + state * (2 * WIDTH * WIDTH)
-        gram = tl.load(matrix + WIDTH * WIDTH + (index[:, None] * WIDTH + index[None, :]))
-        moment = tl.load(matrix + (index[:, None] + index[None, :] * WIDTH))
-        total += tl.where(read[:, None], dot(v, moment, dot(k, gram, None)), 0.0)
+        gram = matrix + WIDTH * WIDTH
+        lower = rows_product(None, k, keys, first, k_strides[2], length, gram, WIDTH, 1, HEAD_DIM)
+        lower = rows_product(lower, v, values, first, v_strides[2], length, matrix, 1, WIDTH, HEAD_DIM)
+        total += tl.where(read[:, None], lower, 0.0)
         total += tl.where(read[:, None], tl.load(sums + state * (2 * WIDTH) + WIDTH + index)[None, :], 0.0)
     grad_keys += (row * length * heads + head) * HEAD_DIM
     store_tile(grad_keys, total, first, heads * HEAD_DIM, length, HEAD_DIM, TILE, WIDTH)

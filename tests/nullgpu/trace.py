@@ -168,7 +168,8 @@ def _told() -> Iterator[list[str]]:
             yield lines
         finally:
             sys.__stderr__.write(text.getvalue())
-    lines += dict.fromkeys(line for line in text.getvalue().splitlines() if any(word in line for word in TOLD))
+    told = [line.split("site-packages/")[-1] for line in text.getvalue().splitlines()]
+    lines += dict.fromkeys(line for line in told if any(word in line for word in TOLD))
 
 
 def main(answer: Path, trainings: Path) -> None:

@@ -66,6 +66,7 @@ def test_every_checkpoint_is_scored_as_the_tool_scores_it(
     assert {"COPA", "COPA stderr", "LAMBADA ppl", "LAMBADA acc"} <= set(found[3])
 
 
+@pytest.mark.slow
 def test_the_other_ranks_wait(flags: list[str], ranks: Callable[[int], Ranks], tmp_path: Path) -> None:
     assert ranks(2)(train, arguments=[*flags, "--zero", "0"]) is None
     assert list(scored(tmp_path / "run")) == [3, 6]

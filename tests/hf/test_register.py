@@ -69,6 +69,7 @@ for auto in (AutoModel, AutoModelForCausalLM):
 """
 
 
+@pytest.mark.slow
 def test_a_plugins_other_code_does_not_serve_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     plugin = load_plugin(tmp_path)

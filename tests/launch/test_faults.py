@@ -82,6 +82,7 @@ def test_a_rank_that_is_killed_while_it_saves_leaves_no_checkpoint(
     assert_same_as(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_job_after_the_timeout(flags: list[str], tmp_path: Path) -> None:
     begun = time.monotonic()
     (_, _), (code, output) = two_ranks(

@@ -78,6 +78,7 @@ def test_accumulated_bf16_gradients_keep_every_micro_batch(small: list[str], sin
         assert norms == pytest.approx(expected, rel=0.04)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one(small: list[str], single: Path, tmp_path: Path, ranks: Callable[[int], Ranks]) -> None:
     runs = {zero: tmp_path / f"zero{zero}" for zero in ("0", "1", "2", "3")}
     jobs = [[*small, *VARIANTS, "--zero", zero, "--save", str(run)] for zero, run in runs.items()]

@@ -88,6 +88,7 @@ def test_grouped_heads_and_documents():
     assert max(errors(attended(2, 2, 1, 139, 16), ids)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_halves_of_the_dimensions_and_padding():
     """40 dimensions in 64, of which the lower 32 meet all and the others each other."""

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from deconattn.cli import parse, show
-from deconattn.config.flags import DataFlags, EngineFlags, ModelFlags, OptimizationFlags, TrainingFlags, model_config
+from deconattn.config.flag_groups import DataFlags, EngineFlags, ModelFlags, OptimizationFlags
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.pattern import STANDARD
 from deconattn.config.presets import size_defaults
 from deconattn.errors import UserError

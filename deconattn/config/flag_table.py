@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from deconattn.config import flags as config
+from deconattn.config import flag_groups
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.presets import SIZES, size_defaults
 
@@ -40,7 +40,7 @@ def with_table(page: str) -> str:
 
 def _docstrings(name: str) -> dict[str, str]:
     """Return docstrings of a configuration class and, by name, of its fields."""
-    tree = ast.parse(inspect.getsource(config))
+    tree = ast.parse(inspect.getsource(flag_groups))
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name).body
     found = {"": _text(body[0])}
     for field, text in pairwise(body):

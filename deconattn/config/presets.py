@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from deconattn.config.flags import DataFlags, ModelFlags, OptimizationFlags, RunFlags, TrainingFlags
+from deconattn.config.flag_groups import DataFlags, ModelFlags, OptimizationFlags, RunFlags
+from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
 
 

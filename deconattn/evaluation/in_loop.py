@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from deconattn.config.flags import EvaluationFlags
+from deconattn.config.flag_groups import EvaluationFlags
 from deconattn.evaluation import harness
 from deconattn.evaluation.datasets import data_files
 from deconattn.evaluation.results import Row, as_numbers, row_of

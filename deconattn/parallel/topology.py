@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from deconattn.config.flags import EngineFlags
+from deconattn.config.flag_groups import EngineFlags
 
 if TYPE_CHECKING:
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from deconattn.config.flags import LrSchedule, TrainingFlags
+from deconattn.config.flag_groups import LrSchedule
+from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
 
 

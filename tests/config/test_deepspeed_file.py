@@ -12,7 +12,8 @@ import pytest
 
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.deepspeed_file import read_deepspeed_file
-from deconattn.config.flags import EngineFlags, TrainingFlags
+from deconattn.config.flag_groups import EngineFlags
+from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
 from tests.conftest import ROOT
 

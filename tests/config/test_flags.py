@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from deconattn.config.command_line import parse_training_flags, to_json
-from deconattn.config.flags import EngineFlags, TrainingFlags, model_config
+from deconattn.config.flag_groups import EngineFlags
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.presets import SIZES, size_defaults
 from deconattn.config.run_config import read_run_config
 from deconattn.errors import UserError

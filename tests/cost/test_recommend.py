@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from deconattn.config.flags import EngineFlags, TrainingFlags, model_config
+from deconattn.config.flag_groups import EngineFlags
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.presets import size_defaults
 from deconattn.cost.job import Job
 from deconattn.cost.memory import peak

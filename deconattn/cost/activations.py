@@ -98,10 +98,10 @@ def p2p_bytes(job: Job, layer: int) -> int:
 def received_bytes(job: Job, layer: int, in_flight: int) -> int:
     """Bytes that DeepSpeed's pipeline keeps of what the stage from `layer` on receives.
 
-    They are the tensor received into and a copy for each of its buffers, of which a stage has two at least. What a
-    stage computes on is one copy more, counted as its first layer's input.
+    They are the tensor received into, a copy for each of its buffers, of which a stage has two at least, and one that
+    the graph before holds on to. What a stage computes on is one copy more, counted as its first layer's input.
     """
-    return (1 + max(2, in_flight)) * p2p_bytes(job, layer)
+    return (2 + max(2, in_flight)) * p2p_bytes(job, layer)
 
 
 def final_norm_bytes(job: Job) -> int:

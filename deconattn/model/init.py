@@ -144,7 +144,7 @@ def own_names(kind: type[Mixer], config: ModelConfig) -> tuple[str, ...]:
     for name, value in plain.items():
         if isinstance(value, Tensor):
             raise UserError(f"tensor {name!r} of {title} is lost in checkpoints: register it as a buffer")
-        if value != drawn.get(name, value):
+        if repr(value) != repr(drawn.get(name)):
             raise UserError(f"{name!r} of {title} is drawn and lost in checkpoints: register it as a buffer")
     return (*parameters, *buffers)
 

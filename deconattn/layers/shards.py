@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-_BUFFERS, _PARTITION = "buffer_shards", "partition"
+_BUFFERS, _PARTITION = "buffer_shards", "kept_partition"
 
 
 @dataclass(frozen=True)

@@ -149,14 +149,13 @@ def single_process(model_flags: str) -> dict[str, Any]:
 
 def train_case(arguments: list[str], reference: dict[str, Any]) -> dict[str, Any]:
     """On every rank: five steps through the engine; how far they are from the reference."""
-    from deconattn.parallel.build import build_model
     from deconattn.parallel.topology import Topology
-    from deconattn.train.engine import Engine
+    from deconattn.train.engine import Engine, empty_model
 
     flags = parse_training_flags(arguments)
     config = model_config(flags.model, VOCABULARY, flags.data.seq_len)
     topology = Topology.create(flags.engine.tp, flags.engine.pp)
-    model = build_model(config, topology, flags.engine.sequence_parallel)
+    model = empty_model(config, flags, topology)
     initialize(model, flags.optimization.seed, _fixed_ids(flags))
     engine = Engine(model, flags, topology)
     losses, norms, worst = [], [], (0.0, "")

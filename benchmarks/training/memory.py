@@ -147,10 +147,9 @@ def measure_here(order: dict[str, Any]) -> None:
 
     from deconattn.data import Batch
     from deconattn.model.init import initialize
-    from deconattn.parallel.build import build_model
     from deconattn.parallel.process_group import start_distributed
     from deconattn.parallel.topology import Topology
-    from deconattn.train.engine import Engine
+    from deconattn.train.engine import Engine, empty_model
 
     flags = parse_training_flags(order["flags"])
     start_distributed()
@@ -160,7 +159,7 @@ def measure_here(order: dict[str, Any]) -> None:
     text = torch.arange(length) % vocabulary
     held, resident = _mapped("mmap"), _resident("VmRSS")
     _reset_peak()
-    model = build_model(config, topology, flags.engine.sequence_parallel)
+    model = empty_model(config, flags, topology)
     initialize(model, flags.optimization.seed, text)
     engine = Engine(model, flags, topology)
     starting = _mapped("max mmap") - held

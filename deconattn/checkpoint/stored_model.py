@@ -107,8 +107,9 @@ class StoredModel:
         config, model = self.model_config, self.load("fp32")
         if isinstance(self.config, DeconAttnConfig):
             return model.model
-        decoder = Decoder(config)  # of a stock model, whose tensors have the same names
-        decoder.load_state_dict(model.model.state_dict())
+        with torch.device("meta"):
+            decoder = Decoder(config)  # of a stock model, whose tensors have the same names
+        decoder.load_state_dict(model.model.state_dict(), assign=True)
         return decoder.to(model.device).eval()
 
     def without(self, skipped: Collection[int]) -> "StoredModel":

@@ -27,6 +27,8 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import FIXED_TEXT, initialize
+from deconattn.parallel.build import build_model
+from deconattn.parallel.topology import Topology
 from deconattn.train.inputs import TrainingData
 from deconattn.train.run_folder import resolved_config
 
@@ -55,7 +57,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     remark = check_vocabulary(data.tokenizer_path, data.vocab_size, source, origin.vocab_size)
     config = model_config(flags.model, data.vocab_size, flags.data.seq_len)
 
-    model = CausalLM(config)
+    model = build_model(config, Topology())
     initialize(model, flags.optimization.seed, data.fixed_ids() if "text" in model.model.streams else None)
     given_text = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
     origins = graft(model, weights, keep=given_text)

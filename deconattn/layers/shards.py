@@ -1,4 +1,4 @@
-"""Tensor-parallel shards: the whole shape, where the cuts lie, and how to take and join parts."""
+"""What a rank holds of a tensor: tensor-parallel shards, how to take and join them, and ZeRO-3's partitions of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-_BUFFERS = "buffer_shards"
+_BUFFERS, _PARTITION = "buffer_shards", "kept_partition"
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,50 @@ def buffer_shards(model: nn.Module) -> dict[str, Shard]:
 def shard_of(parameter: Tensor) -> Shard | None:
     """Return a parameter's shard; None if every tensor-parallel rank holds all of it."""
     return getattr(parameter, "shard", None)
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Some elements of a parameter in row-major order, which is what ZeRO-3 leaves of it on a rank.
+
+    Attributes:
+        memory: [partition], the elements and then padding.
+        start: number of the first element.
+        shape: of the parameter, cut or not.
+    """
+
+    memory: Tensor
+    start: int
+    shape: torch.Size
+
+    @property
+    def stop(self) -> int:
+        """Return the number after the last element's; not beyond `start` where all is padding."""
+        return max(self.start, min(self.start + self.memory.numel(), self.shape.numel()))
+
+
+def mark_partition(parameter: nn.Parameter, partition: Partition) -> None:
+    """Attach to a parameter what a rank keeps of it, in place of memory of its own."""
+    setattr(parameter, _PARTITION, partition)
+
+
+def kept_part(parameter: Tensor) -> Partition:
+    """Return what this rank keeps of a (cut) parameter, padding apart: all of its elements without ZeRO-3."""
+    partition: Partition | None = getattr(parameter, _PARTITION, None)
+    if partition is None:
+        return Partition(parameter.detach().view(-1), 0, parameter.shape)
+    return Partition(partition.memory[: partition.stop - partition.start], partition.start, partition.shape)
+
+
+def local_shape(parameter: Tensor) -> torch.Size:
+    """Return the shape of a (cut) parameter, partitioned or not."""
+    partition: Partition | None = getattr(parameter, _PARTITION, None)
+    return parameter.shape if partition is None else partition.shape
+
+
+def assign(parameter: Tensor, value: Tensor) -> None:
+    """Copy a (cut) parameter's value to what this rank keeps of it."""
+    kept = kept_part(parameter)
+    if value.shape != kept.shape:
+        raise ValueError(f"a value of shape {tuple(value.shape)} for a parameter of shape {tuple(kept.shape)}")
+    kept.memory.copy_(value.detach().flatten()[kept.start : kept.stop])

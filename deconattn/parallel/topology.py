@@ -1,6 +1,9 @@
 """Topology of ranks: tensor, data and pipeline coordinates, and the process groups along them."""
 
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from functools import cached_property
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
@@ -9,7 +12,7 @@ from torch.distributed import ProcessGroup
 from deconattn.config.flag_groups import EngineFlags
 
 if TYPE_CHECKING:
-    from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+    from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,16 @@ class Topology:
     def owns_stage(self) -> bool:
         """Whether this is the one rank that writes its stage's part of a checkpoint."""
         return self.tp_rank == 0 and self.dp_rank == 0
+
+    @cached_property
+    def mpu(self) -> "PipelineParallelGrid | None":
+        """DeepSpeed's view of a grid with tensor parallelism alone, None of any other; a collective call, once."""
+        if self.tp_size == 1 or self.pp_size > 1:
+            return None
+        from deepspeed.runtime.pipe.topology import PipelineParallelGrid
+
+        with redirect_stdout(StringIO()):  # it prints the topology
+            return PipelineParallelGrid(self.grid)
 
     def tp_neighbours(self, count: int) -> ProcessGroup | None:
         """Return a group of `count` consecutive ranks of the tensor group, with this one; a collective call."""

@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from itertools import islice
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.pipe.topology import PipelineParallelGrid
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import groups
 from torch import Tensor
 
@@ -18,10 +16,14 @@ from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.flags import TrainingFlags
 from deconattn.data import Batch
 from deconattn.errors import UserError
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.shards import local_shape
 from deconattn.model.causal_lm import CausalLM, LossSum
 from deconattn.model.init import seed_generators
 from deconattn.ops.cross_entropy import IGNORED
+from deconattn.parallel.build import build_model
 from deconattn.parallel.gradients import gradient_norm
+from deconattn.parallel.partitions import Partitions
 from deconattn.parallel.pipeline import Pipeline, StageTensors, microbatch
 from deconattn.parallel.topology import Topology
 from deconattn.train.compiled import compile_layers
@@ -64,7 +66,7 @@ class Engine:
     that it does not depend on how labels fall into micro-batches; without document masks it is the mean loss.
 
     Args:
-        model: what :func:`deconattn.parallel.build.build_model` made for this rank, filled.
+        model: what :func:`empty_model` made for this rank, filled.
         topology: this rank's place; by default data parallelism alone.
     """
 
@@ -74,7 +76,7 @@ class Engine:
         self.rank: int = deepspeed.comm.get_rank()
         self.accumulation_steps = flags.accumulation_steps(self.topology.dp_size)
         config = deepspeed_config(flags, self.accumulation_steps)
-        self.stage: int = config.get("zero_optimization", {}).get("stage", 0)
+        self.stage = _stage(config)
         self._prepare(model)
         optimization = flags.optimization
         optimizer = torch.optim.AdamW(
@@ -207,9 +209,8 @@ class Engine:
         """Return the arguments of `deepspeed.initialize` that depend on model and topology."""
         if self.topology.pp_size > 1:
             return {"model": Pipeline(model, self.topology, self._stage_loss, self.flags.engine.sequence_parallel)}
-        if self.topology.tp_size > 1:
-            with redirect_stdout(StringIO()):  # it prints the topology
-                return {"model": model, "mpu": PipelineParallelGrid(self.topology.grid)}
+        if self.topology.mpu is not None:
+            return {"model": model, "mpu": self.topology.mpu}
         groups.mpu = None  # or it would go on with an earlier engine's
         return {"model": model}
 
@@ -245,9 +246,25 @@ class Engine:
         return self._sums
 
 
+def empty_model(config: ModelConfig, flags: TrainingFlags, topology: Topology) -> CausalLM:
+    """Build this rank's part of a model where the engine will have it: on its device, in its dtype, partitioned by
+    ZeRO-3; not initialised, a collective call."""
+    settings = deepspeed_config(flags, flags.accumulation_steps(topology.dp_size))
+    partition = Partitions(settings, topology) if _stage(settings) == 3 else None
+    dtype = torch.bfloat16 if flags.engine.precision == "bf16" else torch.float32
+    device = get_accelerator().current_device_name()
+    return build_model(config, topology, flags.engine.sequence_parallel, device, dtype, partition)
+
+
 def _parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups: weight decay on matrices, none on vectors (norms, biases)."""
     parameters = list(model.parameters())
-    matrices: list[Tensor] = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors: list[Tensor] = [parameter for parameter in parameters if parameter.ndim < 2]
+    matrices: list[Tensor] = [parameter for parameter in parameters if len(local_shape(parameter)) >= 2]
+    vectors: list[Tensor] = [parameter for parameter in parameters if len(local_shape(parameter)) < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _stage(config: dict[str, Any]) -> int:
+    """Return the ZeRO stage of a DeepSpeed configuration."""
+    stage: int = config.get("zero_optimization", {}).get("stage", 0)
+    return stage

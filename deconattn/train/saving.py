@@ -16,7 +16,7 @@ from deconattn.checkpoint.in_use import delete, unfinished
 from deconattn.checkpoint.manifest import Progress, describe, is_whole, step_of
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
-from deconattn.layers.shards import buffer_shards, shard_of
+from deconattn.layers.shards import assign, buffer_shards, shard_of
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.engine import Engine
 from deconattn.train.zero_state import MOMENTS
@@ -101,7 +101,7 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
     with torch.no_grad():
         for name, tensor in checkpoint.tensors("weights", targets):
             shard = shard_of(targets[name]) or shards.get(name)
-            targets[name].copy_(shard.take(tensor) if shard else tensor)
+            assign(targets[name], shard.take(tensor) if shard else tensor)
 
 
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:

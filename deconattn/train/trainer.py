@@ -21,11 +21,10 @@ from deconattn.model.causal_lm import CausalLM
 from deconattn.model.flops import training_flops
 from deconattn.model.init import FIXED_TEXT, initialize, seed_generators
 from deconattn.model.streams import Streams
-from deconattn.parallel.build import build_model
 from deconattn.parallel.process_group import from_rank_0, rank_0_alone
 from deconattn.parallel.topology import Topology
 from deconattn.program import command, plugin_flag, quoted
-from deconattn.train.engine import Engine, StepResult, Stopped
+from deconattn.train.engine import Engine, StepResult, Stopped, empty_model
 from deconattn.train.inputs import TrainingData, check_identities
 from deconattn.train.metrics import Metrics, memory_gib, writing
 from deconattn.train.run_folder import (
@@ -301,7 +300,7 @@ class Trainer:
         return checkpoint  # None: the run was killed before its first checkpoint and starts over
 
     def _build_model(self, checkpoint: Checkpoint | None) -> CausalLM:
-        model = build_model(self.model_config, self.topology, self.flags.engine.sequence_parallel)
+        model = empty_model(self.model_config, self.flags, self.topology)
         if checkpoint is None:
             needs_text = "text" in Streams.of(self.model_config.layer_variants).fixed
             initialize(model, self.flags.optimization.seed, self.data.fixed_ids() if needs_text else None)

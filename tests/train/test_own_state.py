@@ -22,6 +22,7 @@ from tests.train.jobs import run_job, train
 
 BIASED = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
 """The documentation's example."""
+KERNEL = "self.kernel = nn.Conv1d(1, 1, 3)"
 PARTS = ("slopes", "decay", "kernel.weight", "kernel.bias", "scale", "o_proj.weight")
 
 
@@ -107,6 +108,30 @@ def test_every_topology_trains_alike(
         ),
         ("torch.rand(1) + 1", "torch.rand(())", "--tp 1", "'scale' of Biased is a scalar"),
         ("1, heads + 1))", "1, heads + 1), persistent=False)", "--tp 1", "'slopes' of Biased is lost in checkpoints"),
+        (
+            KERNEL,
+            f"{KERNEL}; self.table = [torch.ones(3)]",
+            "--tp 1",
+            "tensor 'table' of Biased is lost",
+        ),
+        (
+            KERNEL,
+            f"{KERNEL}; self.kernel.shift = torch.rand(1, device='cpu').item()",
+            "--tp 1",
+            "'kernel.shift' of Biased is drawn and lost in checkpoints",
+        ),
+        (
+            KERNEL,
+            f"{KERNEL}; self.v_proj.weight = self.k_proj.weight",
+            "--tp 1",
+            "'v_proj.weight' of Biased is another",
+        ),
+        (
+            "torch.rand(1) + 1",
+            "torch.full((1,), torch.rand(1).item())",
+            "--tp 1",
+            'Biased is built before its tensors have values .*: .* make that one with device="cpu"',
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_rank_starts(

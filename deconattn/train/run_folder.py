@@ -97,15 +97,20 @@ def claim_run_folder(flags: TrainingFlags) -> tuple[Path, durable.FolderLock | N
     return run, lock
 
 
-def choose_checkpoint(flags: TrainingFlags, run: Path) -> Checkpoint | None:
-    """Verify and open the checkpoint to resume from; None where the run was killed before its first one.
+def choose_checkpoint(flags: TrainingFlags, run: Path, damaged: Mapping[str, str] | None = None) -> Checkpoint | None:
+    """Open the checkpoint to resume from; None where the run was killed before its first one.
+
+    Its tensors are not verified yet: that is shared out over the ranks.
+
+    Args:
+        damaged: names of those whose tensors are, with the reasons; they are passed over.
 
     Raises:
         UserError: it is damaged or must not be read.
     """
     if flags.run.resume_from is not None:
         return read_checkpoint(run / CHECKPOINTS / flags.run.resume_from).with_plugins(flags.model.plugin)
-    checkpoint = newest_good(run)
+    checkpoint = newest_good(run, (), damaged)
     if checkpoint is None:
         print(f"note: {run} has no checkpoint yet: it begins anew", file=sys.stderr)
         return None

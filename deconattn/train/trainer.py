@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from deconattn import durable
-from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint
-from deconattn.checkpoint.manifest import Progress
+from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, steps_in
+from deconattn.checkpoint.manifest import Progress, is_whole
 from deconattn.config.command_line import check_same_run
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
@@ -28,15 +28,15 @@ from deconattn.program import command, plugin_flag, quoted
 from deconattn.train.engine import Engine, StepResult, Stopped
 from deconattn.train.inputs import TrainingData, check_identities
 from deconattn.train.metrics import Metrics, memory_gib, writing
+from deconattn.train.resuming import load_buffers, load_checkpoint, verified_checkpoint
 from deconattn.train.run_folder import (
     check_space,
-    choose_checkpoint,
     claim_run_folder,
     data_arguments,
     resolved_config,
     set_aside,
 )
-from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
+from deconattn.train.saving import GivenUp, Saver
 from deconattn.train.schedule import Schedule, check_length, schedule_change
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, float] | None]
@@ -105,6 +105,16 @@ class Trainer:
         step = self.progress.step
         self._validated_step = -1 if self._val_loss is None else step
         self._scored_step = step if scored else -1
+        self._saver = Saver(
+            self.engine,
+            self.run_folder,
+            self.config,
+            self.data.write_tokenizer,
+            flags.run.keep,
+            flags.run.keep_every,
+            flags.run.save_mode == "async",
+            self._sync_metrics,
+        )
 
     def _open_metrics(self, before: TrainingFlags | None) -> tuple[float | None, bool]:
         """Begin to tell of the run; returns the validation loss, and whether there are scores, of the step it is at."""
@@ -141,6 +151,7 @@ class Trainer:
                 else:
                     self._finished()
         finally:
+            self._saver.settle(self.flags.engine.distributed_timeout_minutes * 60)
             if self.metrics:
                 self.metrics.close()
             self._release()
@@ -168,6 +179,8 @@ class Trainer:
                 step + 1, self.engine.state.optimizer_steps, self.progress.skipped_steps + result.skipped
             )
             clock.tick()
+            if (failed := self._saver.given_up()) is not None:
+                self._tell(failed)
             in_a_row = in_a_row + 1 if result.skipped else 0
             if result.skipped:
                 self._say(f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}: step skipped")
@@ -209,7 +222,7 @@ class Trainer:
         return False
 
     def _finished(self) -> None:
-        folder = self._save()
+        folder = self._saved()
         if self._val_loss is not None:
             self._say(f"validation loss: {self._val_loss:.4f} nats")
         if self.progress.skipped_steps:
@@ -220,7 +233,7 @@ class Trainer:
         self._say(f"export: {command('export')} {quoted(self.run_folder)} {quoted(out)}{plugins}")
 
     def _interrupted(self) -> None:
-        folder = self._save()
+        folder = self._saved()
         lost = [False] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(lost, self.stop.launcher_lost)
         self.launcher_lost = any(lost)
@@ -245,22 +258,49 @@ class Trainer:
     def _folder(self) -> Path:
         return self.run_folder / CHECKPOINTS / f"step-{self.progress.step}"
 
-    def _save(self) -> Path:
-        folder = self._folder
+    def _save(self) -> None:
+        """Begin to save this step; in sync mode, end it too."""
+        self._settle()
+        self._saver.begin(self.progress)
+        self._saved_step = self.progress.step
+        if self.flags.run.save_mode == "sync":
+            self._settle()
+
+    def _settle(self) -> GivenUp | None:
+        """Wait for what is being saved; where that was given up, this step is not taken to be saved."""
+        failed = self._saver.wait()
+        if failed is not None and failed.step == self._saved_step:
+            self._saved_step = -1
+        if (untold := self._saver.given_up()) is not None:
+            self._tell(untold)
+        return failed
+
+    def _saved(self) -> Path:
+        """Have this step saved, and return its folder.
+
+        Raises:
+            UserError: on every rank, where it could not be.
+        """
+        self._settle()
         if self._saved_step != self.progress.step:
-            if self.metrics:
-                self.metrics.sync()
-            folder = save_checkpoint(
-                self.engine,
-                self.run_folder,
-                self.progress,
-                self.config,
-                self.data.write_tokenizer,
-                self.flags.run.keep,
-                self.flags.run.keep_every,
-            )
-            self._saved_step = self.progress.step
-        return folder
+            self._save()
+            if (failed := self._settle()) is not None:
+                before = next((folder.name for folder in steps_in(self.run_folder) if is_whole(folder)), None)
+                good = "there is none before it" if before is None else f"the last good one is {before}"
+                raise UserError(
+                    f"checkpoint {self._folder} could not be written ({failed.reason}); {good}: free space or check "
+                    "permissions, then --resume"
+                )
+        return self._folder
+
+    def _tell(self, failed: GivenUp) -> None:
+        self._say(f"step {failed.step}: no checkpoint ({failed.reason}); the next save will be another attempt")
+        if self.metrics:
+            self.metrics.save_failed(failed.step, failed.reason)
+
+    def _sync_metrics(self) -> None:
+        if self.metrics:
+            self.metrics.sync()
 
     def _score(self) -> None:
         """Score this step's checkpoint on rank 0, while the others wait without a collective, which would time out.
@@ -270,6 +310,10 @@ class Trainer:
         """
         step, scorer = self.progress.step, self._scorer
         if scorer is None or self._scored_step == step:
+            return
+        self._settle()
+        if self._saved_step != step:
+            self._say(f"step {step}: not scored, for want of a checkpoint")
             return
 
         def score(stop: Callable[[], bool]) -> bool:
@@ -292,8 +336,7 @@ class Trainer:
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         if not self.flags.run.resume:
             return None
-        # Rank 0 alone chooses and verifies: ranks that see different folders would train on from different steps.
-        checkpoint = from_rank_0(lambda: choose_checkpoint(self.flags, self.run_folder))
+        checkpoint = verified_checkpoint(self.flags, self.run_folder)
         if checkpoint is not None:
             check_same_run(checkpoint.flags, self.flags, str(self.run_folder / RUN_CONFIG))
             check_identities(checkpoint.config.data, self.data.identities)
@@ -306,9 +349,9 @@ class Trainer:
             needs_text = "text" in Streams.of(self.model_config.layer_variants).fixed
             initialize(model, self.flags.optimization.seed, self.data.fixed_ids() if needs_text else None)
         else:
-            load_weights(model, checkpoint)
-            for _, fixed_ids in checkpoint.tensors("weights", {FIXED_TEXT}):
-                self.data.check_fixed_text(fixed_ids)
+            load_buffers(model, checkpoint)
+            if FIXED_TEXT in (buffers := dict(model.named_buffers())):
+                self.data.check_fixed_text(buffers[FIXED_TEXT].cpu())
         return model
 
     def _row(self, result: StepResult, rate: float) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _header(keyed: Sequence[tuple[str, Slice, Tensor]], digests: Mapping[str, st
 
 def _written(file: BinaryIO, value: Tensor) -> Iterator[str]:
     """Write a tensor; yield the digest of each block."""
-    content = memoryview(value.detach().cpu().contiguous().numpy()).cast("B")
+    content = value.detach().cpu().contiguous().view(torch.uint8).numpy().data
     step = BLOCK * value.element_size()
     for start in range(0, len(content), step):
         block = content[start : start + step]

@@ -217,26 +217,6 @@ class Saver:
         return str(json.loads(_attempt(finish)).get("error", ""))
 
 
-def save_checkpoint(
-    engine: Engine,
-    run: Path,
-    progress: Progress,
-    config: dict[str, Any],
-    write_tokenizer: Callable[[Path], object],
-    keep: int,
-) -> Path:
-    """Write `RUN/checkpoints/step-N` and wait for it; a collective call.
-
-    Raises:
-        UserError: on every rank, when it could not be written.
-    """
-    saver = Saver(engine, run, config, write_tokenizer, keep)
-    folder = saver.begin(progress)
-    if (failed := saver.wait()) is not None:
-        raise UserError(f"checkpoint {folder} could not be written ({failed.reason})")
-    return folder
-
-
 def own_slices(engine: Engine) -> Iterator[Slice]:
     """Yield the slices that this rank writes: what it holds, and of what others hold as well, its share."""
     for held in engine.state.held():

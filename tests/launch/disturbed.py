@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ def die_in_a_checkpoint() -> None:
         return write_slices(path, slices)
 
     saving.write_slices = deadly
+
+
+def slow_disk() -> None:
+    """A disk that takes longer than any collective may."""
+    write_slices = saving.write_slices
+
+    def slow(path: Path, slices: Sequence[Slice]) -> dict[str, Any]:
+        time.sleep(8)
+        return write_slices(path, slices)
+
+    saving.write_slices = slow
 
 
 def _in_a_step(event: object) -> None:

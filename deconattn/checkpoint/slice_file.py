@@ -10,8 +10,8 @@ is `KIND/NAME`, such as `exp_avg/model.norm.weight`. The header's one metadata e
                                    "sha256": "...."}}         64 digits for each block of its elements, in order
 
 Elements are verified by blocks of BLOCK, so that a reader of any other cut reads little besides what it needs. The
-header is verified by the SHA-256 that the manifest has of it. Written here rather than by safetensors, whose writer wants
-all tensors on the CPU at once, none of them views of one memory, and hides the number of an error of the disk.
+header is verified by the SHA-256 that the manifest has of it. Written here rather than by safetensors, whose writer
+wants all tensors on the CPU at once, none of them views of one memory, and hides the number of a disk's error.
 """
 
 import hashlib

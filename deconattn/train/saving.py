@@ -175,9 +175,9 @@ class Saver:
         if error:
             shutil.rmtree(partial, ignore_errors=True)
             self._untold = GivenUp(progress.step, error)
-        self._store.set(f"{key}-verdict", error)
-        if not error:
+        else:
             self._delete_old(progress.step)
+        self._store.set(f"{key}-verdict", error)
 
     def _delete_old(self, step: int) -> None:
         try:

@@ -27,7 +27,7 @@ from deconattn import durable
 from deconattn.checkpoint.format import CHECKPOINTS, flat, seal, steps_in
 from deconattn.checkpoint.in_use import delete, unfinished
 from deconattn.checkpoint.manifest import Progress, is_whole, step_of
-from deconattn.checkpoint.slice_file import BLOCK, NAME, Slice, write_slices
+from deconattn.checkpoint.slice_file import NAME, Slice, write_slices
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
 from deconattn.json_files import reason
@@ -51,6 +51,8 @@ PASSING = (
     errno.EMFILE,
 )
 """Errors that may be gone at the next attempt."""
+LEAST = 2**13
+"""Elements below which a tensor is not shared out further among the ranks that hold it: 32 KiB."""
 _saves = count()
 
 
@@ -104,7 +106,7 @@ class Saver:
         self.wait()
         slices = list(own_slices(self._engine))
         if self._background:
-            slices = [replace(piece, values=self._copied(piece)) for piece in slices]
+            slices = self._all_copied(slices)
             if self._engine.device.type == "cuda":
                 torch.cuda.synchronize()  # the copies are on their way
         self._step, self._key = progress.step, f"deconattn-save-{next(_saves)}"
@@ -141,6 +143,16 @@ class Saver:
         """Return, once and on rank 0 alone, the save that was given up since this was last asked; waits for nothing."""
         untold, self._untold = self._untold, None
         return untold
+
+    def _all_copied(self, slices: list[Slice]) -> list[Slice]:
+        """Copy to CPU memory; where there is not enough, say so, and save in the foreground from now on."""
+        try:
+            return [replace(piece, values=self._copied(piece)) for piece in slices]
+        except RuntimeError as error:
+            self._copies, self._background = {}, False
+            line = f"warning: rank {dist.get_rank()}: no CPU memory for checkpoints' copies ({reason(error)}): "
+            print(f"{line}it saves as by --save-mode sync", file=sys.stderr, flush=True)
+            return slices
 
     def _copied(self, piece: Slice) -> dict[str, Tensor]:
         """Copy values to CPU memory that is used again by the next save."""
@@ -239,11 +251,11 @@ def own_slices(engine: Engine) -> Iterator[Slice]:
 
 
 def own_share(elements: int, copies: int, copy: int, name: str) -> tuple[int, int]:
-    """Return the run that one of several ranks writes of a tensor that all of them hold: none less than a block.
+    """Return the run that one of several ranks writes of a tensor that all of them hold: none less than LEAST.
 
     The first share falls to another rank for another name.
     """
-    shares = min(copies, -(-elements // BLOCK))
+    shares = min(copies, -(-elements // LEAST))
     share = (copy + crc32(name.encode())) % copies
     return (elements * share // shares, elements * (share + 1) // shares) if share < shares else (0, 0)
 

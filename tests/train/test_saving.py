@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from deconattn.checkpoint.format import open_checkpoint, read_checkpoint, steps_in
 from deconattn.checkpoint.manifest import MANIFEST, _digest, _sha256
-from deconattn.checkpoint.slice_file import BLOCK, Slice
+from deconattn.checkpoint.slice_file import Slice
 from deconattn.errors import UserError
 from deconattn.train import saving
-from deconattn.train.saving import own_share
+from deconattn.train.saving import LEAST, own_share
 from deconattn.train.trainer import Trainer
 from tests.ranks import Ranks
 from tests.train.conftest import losses, rows
@@ -80,7 +80,8 @@ def test_a_stop_saves_again_what_was_given_up(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saving, "write_slices", refusing(3, "step-4"))
-    run_job(["stop=4", *small, "--save", str(tmp_path), "--save-every", "2"])
+    often = ["--save-every", "2", "--eval-every", "2"]
+    run_job(["stop_validation=4", *small, *often, "--save", str(tmp_path)])
     assert names(tmp_path) == ["step-2", "step-4"]
 
 
@@ -149,13 +150,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
 
 def test_shares_are_each_written_once() -> None:
-    for elements in (1, 5, BLOCK, BLOCK + 1, 7 * BLOCK + 3):
+    for elements in (1, 5, LEAST, LEAST + 1, 7 * LEAST + 3):
         for copies in (1, 2, 3, 8, 64):
             shares = [own_share(elements, copies, copy, "w") for copy in range(copies)]
             kept = sorted(share for share in shares if share[0] < share[1])
             assert kept[0][0] == 0 and kept[-1][1] == elements
             assert all(one[1] == other[0] for one, other in pairwise(kept))
-            assert len(kept) == min(copies, -(-elements // BLOCK))
+            assert len(kept) == min(copies, -(-elements // LEAST))
     owners = {[own_share(5, 8, copy, name)[1] for copy in range(8)].index(5) for name in map(str, range(99))}
     assert len(owners) == 8, "small tensors fall to all"
 

@@ -7,7 +7,7 @@ in flat partitions and is linked to the parameters during the first step, where 
 but the first. So the state is created and linked here, before any step.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,15 +129,16 @@ class ZeroState:
 
     def _views(self, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]]:
         """Return the first element that is held of a parameter's part, and the live views by kind; none, and none."""
+        names = MOMENTS
         if self._stage == 0:
-            moments = {name: self._base.state[parameter][name] for name in MOMENTS}
+            moments = {name: self._base.state[parameter][name] for name in names}
             return 0, {kind: value.view(-1) for kind, value in {"weights": parameter.data, **moments}.items()}
         if self._stage == 3:
-            return _zero_3_views(self._wrapped, parameter)
+            return _zero_3_views(self._wrapped, parameter, names)
         mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
             return 0, {}
-        moments = {name: mapping.get_hp_fragment(name) for name in MOMENTS}
+        moments = {name: mapping.get_hp_fragment(name) for name in names}
         return mapping.lp_fragment_address.start, {"weights": mapping.get_hp_fragment(), **moments}
 
     def _partitions(self) -> list[Tensor]:
@@ -159,12 +160,12 @@ def zero_3_bounds(elements: int, size: int, rank: int) -> tuple[int, int]:
     return min(size * rank, elements), min(size * (rank + 1), elements)
 
 
-def _zero_3_views(wrapped: Any, parameter: Any) -> tuple[int, dict[str, Tensor]]:
+def _zero_3_views(wrapped: Any, parameter: Any, moments: Sequence[str]) -> tuple[int, dict[str, Tensor]]:
     rank = dist.get_rank(parameter.ds_process_group)
     first, last = zero_3_bounds(parameter.ds_numel, parameter.ds_tensor.ds_numel, rank)
     if first == last:
         return 0, {}
-    keys = {"weights": None} | {name: name for name in MOMENTS}
+    keys = {"weights": None, **{name: name for name in moments}}
     views = {kind: wrapped._get_fp32_opt_state_partition(parameter, True, key)[0] for kind, key in keys.items()}
     return first, {kind: view[: last - first] for kind, view in views.items()}
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from deconattn import durable
-from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, steps_in
-from deconattn.checkpoint.manifest import Progress, is_whole
+from deconattn.checkpoint.format import Checkpoint
+from deconattn.checkpoint.manifest import Progress
 from deconattn.config.command_line import check_same_run
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
@@ -25,6 +25,7 @@ from deconattn.parallel.build import build_model
 from deconattn.parallel.process_group import from_rank_0, rank_0_alone
 from deconattn.parallel.topology import Topology
 from deconattn.program import command, plugin_flag, quoted
+from deconattn.train.checkpoints import Checkpoints
 from deconattn.train.engine import Engine, StepResult, Stopped
 from deconattn.train.inputs import TrainingData, check_identities
 from deconattn.train.metrics import Metrics, memory_gib, writing
@@ -96,7 +97,6 @@ class Trainer:
             load_checkpoint(self.engine, checkpoint)
             self.progress = checkpoint.progress
         self.engine.check_causality(flags.data.seq_len, self.data.vocab_size)
-        self._saved_step = self.progress.step if checkpoint else -1
         origin = {} if checkpoint is None else checkpoint.origin
         self.config = resolved_config(flags, self.model_config, self.data.identities, origin)
         self.metrics: Metrics | None = None
@@ -105,16 +105,19 @@ class Trainer:
         step = self.progress.step
         self._validated_step = -1 if self._val_loss is None else step
         self._scored_step = step if scored else -1
-        self._saver = Saver(
+        run = flags.run
+        saver = Saver(
             self.engine,
             self.run_folder,
             self.config,
             self.data.write_tokenizer,
-            flags.run.keep,
-            flags.run.keep_every,
-            flags.run.save_mode == "async",
+            run.keep,
+            run.keep_every,
+            run.save_mode == "async",
             self._sync_metrics,
         )
+        saved = step if checkpoint else -1
+        self._checkpoints = Checkpoints(saver, self.run_folder, run.save_mode == "sync", saved, self._tell)
 
     def _open_metrics(self, before: TrainingFlags | None) -> tuple[float | None, bool]:
         """Begin to tell of the run; returns the validation loss, and whether there are scores, of the step it is at."""
@@ -151,7 +154,7 @@ class Trainer:
                 else:
                     self._finished()
         finally:
-            self._saver.settle(self.flags.engine.distributed_timeout_minutes * 60)
+            self._checkpoints.close(self.flags.engine.distributed_timeout_minutes * 60)
             if self.metrics:
                 self.metrics.close()
             self._release()
@@ -179,8 +182,7 @@ class Trainer:
                 step + 1, self.engine.state.optimizer_steps, self.progress.skipped_steps + result.skipped
             )
             clock.tick()
-            if (failed := self._saver.given_up()) is not None:
-                self._tell(failed)
+            self._checkpoints.look()
             in_a_row = in_a_row + 1 if result.skipped else 0
             if result.skipped:
                 self._say(f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}: step skipped")
@@ -195,7 +197,7 @@ class Trainer:
                 return True
             # A checkpoint whose last step was skipped would be a poor place to come back to.
             if ((step + 1) % flags.run.save_every == 0 and not result.skipped) or step + 1 == total:
-                self._save()
+                self._checkpoints.save(self.progress)
                 clock.restart()
             if self._is_due(flags.run.eval_every) or self._is_due(flags.run.save_every):
                 if self._judge():
@@ -215,14 +217,14 @@ class Trainer:
         try:
             if self._is_due(self.flags.run.eval_every):
                 self._validate()
-            if self._is_due(self.flags.run.save_every) and self._saved_step == self.progress.step:
+            if self._is_due(self.flags.run.save_every) and self._checkpoints.has(self.progress.step):
                 self._score()
         except Stopped:
             return True
         return False
 
     def _finished(self) -> None:
-        folder = self._saved()
+        folder = self._checkpoints.last(self.progress)
         if self._val_loss is not None:
             self._say(f"validation loss: {self._val_loss:.4f} nats")
         if self.progress.skipped_steps:
@@ -233,7 +235,7 @@ class Trainer:
         self._say(f"export: {command('export')} {quoted(self.run_folder)} {quoted(out)}{plugins}")
 
     def _interrupted(self) -> None:
-        folder = self._saved()
+        folder = self._checkpoints.last(self.progress)
         lost = [False] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(lost, self.stop.launcher_lost)
         self.launcher_lost = any(lost)
@@ -254,45 +256,6 @@ class Trainer:
         if self.metrics:
             self.metrics.validation(step, self._val_loss)
 
-    @property
-    def _folder(self) -> Path:
-        return self.run_folder / CHECKPOINTS / f"step-{self.progress.step}"
-
-    def _save(self) -> None:
-        """Begin to save this step; in sync mode, end it too."""
-        self._settle()
-        self._saver.begin(self.progress)
-        self._saved_step = self.progress.step
-        if self.flags.run.save_mode == "sync":
-            self._settle()
-
-    def _settle(self) -> GivenUp | None:
-        """Wait for what is being saved; where that was given up, this step is not taken to be saved."""
-        failed = self._saver.wait()
-        if failed is not None and failed.step == self._saved_step:
-            self._saved_step = -1
-        if (untold := self._saver.given_up()) is not None:
-            self._tell(untold)
-        return failed
-
-    def _saved(self) -> Path:
-        """Have this step saved, and return its folder.
-
-        Raises:
-            UserError: on every rank, where it could not be.
-        """
-        self._settle()
-        if self._saved_step != self.progress.step:
-            self._save()
-            if (failed := self._settle()) is not None:
-                before = next((folder.name for folder in steps_in(self.run_folder) if is_whole(folder)), None)
-                good = "there is none before it" if before is None else f"the last good one is {before}"
-                raise UserError(
-                    f"checkpoint {self._folder} could not be written ({failed.reason}); {good}: free space or check "
-                    "permissions, then --resume"
-                )
-        return self._folder
-
     def _tell(self, failed: GivenUp) -> None:
         self._say(f"step {failed.step}: no checkpoint ({failed.reason}); the next save will be another attempt")
         if self.metrics:
@@ -311,8 +274,8 @@ class Trainer:
         step, scorer = self.progress.step, self._scorer
         if scorer is None or self._scored_step == step:
             return
-        self._settle()
-        if self._saved_step != step:
+        self._checkpoints.settle()
+        if not self._checkpoints.has(step):
             self._say(f"step {step}: not scored, for want of a checkpoint")
             return
 
@@ -321,7 +284,7 @@ class Trainer:
             scores: dict[str, float] | None = {}
             try:
                 self.engine.seed(f"scores after step {step}")
-                scores = scorer(self._folder, stop)
+                scores = scorer(self._checkpoints.folder(step), stop)
             except Exception as error:  # what was trained matters more, and the checkpoint can be scored later
                 reason = (str(error).splitlines() or [""])[0]
                 self._say(f"step {step}: not scored, {type(error).__name__}: {reason}")

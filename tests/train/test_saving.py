@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from deconattn.checkpoint.format import open_checkpoint, read_checkpoint, steps_in
-from deconattn.checkpoint.manifest import MANIFEST, _digest, _sha256
+from deconattn.checkpoint.manifest import MANIFEST, Progress, _digest, _sha256
 from deconattn.checkpoint.slice_file import Slice
 from deconattn.errors import UserError
 from deconattn.train import saving
+from deconattn.train.checkpoints import Checkpoints
 from deconattn.train.saving import LEAST, own_share
 from deconattn.train.trainer import Trainer
 from tests.ranks import Ranks
@@ -112,7 +113,7 @@ def test_metrics_that_cannot_be_flushed_cost_the_checkpoint_that_would_go_on_fro
     sync = Trainer._sync_metrics
 
     def failing(trainer: Trainer) -> None:
-        if trainer._saver._step == 2:
+        if trainer._checkpoints._saver._step == 2:
             raise EIO
         sync(trainer)
 
@@ -133,16 +134,16 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         assert gone_on.wait(30) or "step-3" in str(path)
         return write(path, slices)
 
-    save = Trainer._save
+    save = Checkpoints.save
 
-    def noting(trainer: Trainer) -> None:
-        if trainer.progress.step == 3:
+    def noting(checkpoints: Checkpoints, progress: Progress) -> None:
+        if progress.step == 3:
             assert not (tmp_path / "async/checkpoints/step-2").exists()
             gone_on.set()
-        save(trainer)
+        save(checkpoints, progress)
 
     monkeypatch.setattr(saving, "write_slices", slow)
-    monkeypatch.setattr(Trainer, "_save", noting)
+    monkeypatch.setattr(Checkpoints, "save", noting)
     run_job([*everywhere, "--save", str(tmp_path / "async")])
     assert names(tmp_path / "async") == ["step-2", "step-3"]
     for step in names(tmp_path / "async"):

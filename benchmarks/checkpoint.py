@@ -31,8 +31,8 @@ else:
 
 RESULTS = ROOT / "benchmarks" / "results"
 FLAGS = (
-    "--size 160m --tie-embeddings --vocab-size 16384 --seq-len 64 --global-batch-size 4 --micro-batch-size 1 --steps 99 "
-    "--eval-every 99 --save-every 99 --precision fp32 --zero 1"
+    "--size 160m --tie-embeddings --vocab-size 16384 --seq-len 64 --global-batch-size 4 --micro-batch-size 1 "
+    "--steps 99 --eval-every 99 --save-every 99 --precision fp32 --zero 1"
 ).split()
 MIB = 2**20
 

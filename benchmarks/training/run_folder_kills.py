@@ -20,7 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -63,6 +63,8 @@ class Arguments:
     """Of simultaneous resumes."""
     steps: int = 120
     """Of a training."""
+    save_mode: Literal["async", "sync"] = "async"
+    """How the trainings save."""
     seed: int = 0
     """Of the moments."""
     name: str = "cpu"
@@ -81,7 +83,7 @@ def rank(arguments: Arguments, run: Path, data: Path) -> MeasuredProcess:
     if (run / "config.json").is_file():
         words += ["--resume"]
     else:
-        words += ["--data", str(data), *FLAGS, "--steps", str(arguments.steps)]
+        words += ["--data", str(data), *FLAGS, "--steps", str(arguments.steps), "--save-mode", arguments.save_mode]
     return MeasuredProcess(words, environment(compiles=False))
 
 

@@ -1,37 +1,42 @@
-"""Checkpoint format: one folder a step, written atomically, free of topology and pickles.
+"""Checkpoint format: one folder a step, whole or not there, free of topology and pickles.
 
     RUN/checkpoints/step-300/
-        checkpoint.json               step, data position, size and SHA-256 of every other file; written last
-        config.json                   the run's resolved configuration
-        weights-00-00001.safetensors     canonical names, fp32 parameters, and the buffers
-        exp_avg-00-00001.safetensors     AdamW's moments, same names, fp32
-        exp_avg_sq-00-00001.safetensors
+        checkpoint.json                the manifest: step, checksums of the files, where each tensor's slices lie
+        config.json                    the run's resolved configuration
+        slices-00000.safetensors       what rank 0 wrote: its slices of the fp32 parameters, the buffers and the
+        slices-00001.safetensors       optimiser's moments, under canonical names (:mod:`.slice_file`)
         tokenizer/
 
-Whole tensors instead of each rank's partitions: any topology can load them, export reads them as they are, and
-nothing needs converting. (DeepSpeed's own checkpoints are pickles tied to their topology; its universal form needs
-a conversion for every move, knows the plain and the pipeline engine by different names, and is pickles still.)
-The first number is the pipeline stage that wrote the file; it tells readers nothing. This module is the file side;
-the collective side is :mod:`deconattn.train.saving`.
+Every rank writes what it holds, and no tensor is gathered. The manifest says of each slice which elements of the whole
+tensor it has, so any topology reads what it needs, and export reads the whole. (DeepSpeed's own checkpoints are pickles
+tied to their topology.) Formats 1 and 2 had whole tensors in files of one kind, and are read as slices that are whole.
+This module is the file side; the collective side is :mod:`deconattn.train.saving`.
 """
 
-import errno
 import os
-import re
 import sys
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor, contiguous_format
+from torch import Tensor
 
 from deconattn import durable
 from deconattn.checkpoint.in_use import Hold
-from deconattn.checkpoint.manifest import MANIFEST, Progress, is_step_name, read_manifest, step_of, write_manifest
-from deconattn.checkpoint.tensors import Header, expected_headers, first_difference, headers, open_tensors
+from deconattn.checkpoint.manifest import (
+    MANIFEST,
+    Manifest,
+    Progress,
+    is_step_name,
+    read_manifest,
+    step_of,
+    write_manifest,
+)
+from deconattn.checkpoint.slice_file import NAME, Slice, write_slices
+from deconattn.checkpoint.slices import REMEDY, SliceReader, UnreadableError, unreadable
+from deconattn.checkpoint.tensors import expected_headers, first_difference
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.run_config import RUN_CONFIG, RunConfig, read_run_config
 from deconattn.data.manifest import TOKENIZER_NAMES
@@ -42,25 +47,34 @@ from deconattn.mixers.plugins import changed_code, check_asked, load_plugins, na
 from deconattn.shown import one_line
 
 CHECKPOINTS = "checkpoints"
-BYTES_A_FILE = 2**30
 _TOKENIZER = "tokenizer"
 _TOKENIZERS = tuple(f"{_TOKENIZER}/{name}" for name in TOKENIZER_NAMES)
-_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG, errno.ENXIO)
-"""What an OSError says of a file that is not what was written; another says nothing of the checkpoint itself."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint on disk."""
+    """A checkpoint on disk; what is read of its tensors is verified when it is read."""
 
     folder: Path
-    progress: Progress
+    manifest: Manifest = field(repr=False)
     config: RunConfig
-    files: tuple[str, ...]
     trusted: bool = False
     """Its plugins are run unasked."""
     hold: Hold | None = field(default=None, repr=False, compare=False)
     """Keeps a training from deleting it while it is read."""
+
+    @cached_property
+    def reader(self) -> SliceReader:
+        """Reader of its tensors, or of parts of them."""
+        return SliceReader(self.folder, self.manifest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the reader, which has open files, to this process."""
+        return {name: value for name, value in vars(self).items() if name != "reader"}
+
+    @property
+    def progress(self) -> Progress:
+        return self.manifest.progress
 
     @property
     def step(self) -> int:
@@ -124,16 +138,19 @@ class Checkpoint:
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        named = any(name in self.files for name in _TOKENIZERS)
+        named = any(name in self.manifest.files for name in _TOKENIZERS)
         return self.folder / _TOKENIZER if named else None
 
     def tensors(self, kind: str, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor), reading only the wanted ones; kind is `weights`, `exp_avg` or `exp_avg_sq`."""
-        for path in self._files(kind):
-            with open_tensors(path) as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    if wanted is None or name in wanted:
-                        yield name, file.get_tensor(name)
+        """Yield (name, whole tensor), reading only the wanted ones; kind is `weights`, `exp_avg` or `exp_avg_sq`.
+
+        Raises:
+            UserError: naming the file that is damaged or cannot be read.
+        """
+        for name, entry in self.reader.tensors.items():
+            if kind in entry.kinds and (wanted is None or name in wanted):
+                yield name, self.reader.read(kind, name).view(entry.shape)
+        self.reader.close()
 
     def check(self, *kinds: str) -> None:
         """Check that these kinds of tensors are those of the model, in number, type and shape; none is read.
@@ -143,51 +160,41 @@ class Checkpoint:
         """
         parameters, buffers = expected_headers(self.model_config)
         for kind in kinds:
-            found: dict[str, Header] = {}
-            for path in self._files(kind):
-                found |= headers(path)
+            entries = self.reader.tensors.items()
+            found = {name: (entry.dtype, tuple(entry.shape)) for name, entry in entries if kind in entry.kinds}
             expected = parameters | buffers if kind == "weights" else parameters
             if (name := first_difference(expected, found)) is not None:
-                raise UserError(
-                    f"{self.folder} does not fit the model ({kind} of {name}): restore it or use another checkpoint"
-                )
+                raise self.unfit(kind, name)
+
+    def unfit(self, kind: str, name: str) -> UserError:
+        """Return the error that a tensor is not there, or not the model's."""
+        return UserError(
+            f"{self.folder} does not fit the model ({kind} of {name}): restore it or use another checkpoint"
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names.
 
         Raises:
-            UserError: they are not the model's.
+            UserError: they are not the model's, damaged, or cannot be read.
         """
         self.check("weights")
         return dict(self.tensors("weights"))
 
-    def _files(self, kind: str) -> list[Path]:
-        return [self.folder / name for name in self.files if re.fullmatch(rf"{kind}-\d+-\d+\.safetensors", name)]
+
+def write_whole(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Write whole tensors into a step folder, by name and kind; returns the entry of their file, for :func:`seal`."""
+    slices = [
+        Slice(name, tuple(values["weights"].shape), None, 0, {kind: flat(value) for kind, value in values.items()})
+        for name, values in tensors.items()
+    ]
+    return {NAME.format(0): write_slices(folder / NAME.format(0), slices)}
 
 
-class TensorFiles:
-    """Writes tensors of one kind into numbered safetensors files of bounded size; `stage` keeps writers apart."""
-
-    def __init__(self, folder: Path, kind: str, stage: int = 0) -> None:
-        self._folder, self._kind = folder, f"{kind}-{stage:02d}"
-        self.paths: list[Path] = []
-        """Files written so far."""
-        self._pending: dict[str, Tensor] = {}
-        self._bytes = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        # A clone: the tensor may be a view of live weights, or share its storage with its neighbours.
-        self._pending[name] = tensor.detach().cpu().clone(memory_format=contiguous_format)
-        self._bytes += tensor.nbytes
-        if self._bytes >= BYTES_A_FILE:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._pending:
-            self.paths.append(self._folder / f"{self._kind}-{len(self.paths) + 1:05d}.safetensors")
-            save_file(self._pending, self.paths[-1])
-            durable.make_readable(self.paths[-1])
-            self._pending, self._bytes = {}, 0
+def flat(values: Tensor) -> Tensor:
+    """Return values as a checkpoint holds them: 1-D, in fp32 or int64."""
+    values = values.detach().flatten()
+    return values.float() if values.is_floating_point() else values.long()
 
 
 def seal(
@@ -195,31 +202,30 @@ def seal(
     progress: Progress,
     config: dict[str, Any],
     write_tokenizer: Callable[[Path], object],
-    known: Mapping[str, Any] | None = None,
+    written: Mapping[str, Any],
 ) -> None:
-    """Complete a folder with a step's tensors to a checkpoint: configuration, tokenizer, and the manifest last.
+    """Complete a folder with a step's slices to a checkpoint: configuration, tokenizer, and the manifest last.
 
     Args:
         write_tokenizer: writes the tokenizer that the corpus was packed with into a folder.
-        known: see :func:`write_manifest`.
+        written: what :func:`~deconattn.checkpoint.slice_file.write_slices` returned, by file.
     """
     durable.write_json(folder / RUN_CONFIG, config)
-    (folder / "tokenizer").mkdir()
-    write_tokenizer(folder / "tokenizer")
-    write_manifest(folder, progress, known)
+    (folder / _TOKENIZER).mkdir(exist_ok=True)
+    write_tokenizer(folder / _TOKENIZER)
+    write_manifest(folder, progress, written)
 
 
-class UnreadableError(UserError):
-    """A checkpoint that is no worse for this: nothing goes on from an earlier one in its place."""
+def read_checkpoint(folder: Path, kinds: Collection[str] = ()) -> Checkpoint:
+    """Open one `step-N` folder: the manifest, small files and the headers of the others are verified.
 
-
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Verify and open one `step-N` folder.
+    Args:
+        kinds: tensors that are verified here and now; others are when they are read.
 
     Raises:
         UserError: naming the file that is missing or damaged, or that this user must not read.
     """
-    remedy = "restore it or use an earlier checkpoint"
+    remedy = REMEDY
     try:
         hold = Hold(folder)
         manifest = read_manifest(folder)
@@ -230,19 +236,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             if name not in manifest.files and os.path.lexists(folder / name):
                 raise UserError(f"{folder / name} is no file of the checkpoint: move it away")
         config = read_run_config(folder, remedy)
+        checkpoint = Checkpoint(folder, manifest, config, hold=hold)
+        if kinds:
+            checkpoint.reader.verify(kinds)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: {remedy}") from None
     except OSError as error:
-        place = error.filename or folder
-        if error.errno in _DAMAGE:
-            raise UserError(f"{place} cannot be read ({reason(error)}): {remedy}") from None
-        what = "no permission to read it: change its mode or owner"
-        if not isinstance(error, PermissionError):
-            what = f"{reason(error)}: try again, or use another checkpoint (--resume-from step-N)"
-        raise UnreadableError(f"{place}: {what}") from error
+        raise unreadable(error.filename or folder, error) from error
     except ValueError as error:  # a name that no file can have
         raise UserError(f"{folder / MANIFEST} cannot be read ({reason(error)}): {remedy}") from None
-    return Checkpoint(folder, manifest.progress, config, tuple(manifest.files), hold=hold)
+    return checkpoint
 
 
 def steps_in(run: Path) -> list[Path]:
@@ -257,32 +260,43 @@ def steps_in(run: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def newest_good(run: Path) -> Checkpoint | None:
+def newest_good(
+    run: Path, kinds: Collection[str] = ("weights",), damaged: Mapping[str, str] | None = None
+) -> Checkpoint | None:
     """Open the newest checkpoint that verifies, None where there is none at all.
 
     One that is damaged is named on standard error and passed over.
 
+    Args:
+        kinds: what is verified of each tensor.
+        damaged: those that are known to be, by name, with the reason.
+
     Raises:
         UserError: all are damaged, or one must not be read: nothing is begun anew over them.
     """
-    reasons: dict[str, str] = {}
-    folders = steps_in(run)
+    reasons = dict(damaged or {})
+    folders = [path for path in steps_in(run) if path.name not in reasons]
     while folders:
         folder = folders.pop(0)
         try:
-            return read_checkpoint(folder)
+            return read_checkpoint(folder, kinds)
         except UnreadableError:
             raise
         except UserError as error:
             if not os.path.lexists(folder):  # the run's training has just deleted it, and has newer ones
                 folders = [path for path in steps_in(run) if path.name not in reasons]
                 continue
-            print(f"warning: passing over {folder.name}: {one_line(error)}", file=sys.stderr)
-            reasons[folder.name] = str(error)
+            reasons[folder.name] = pass_over(folder, error)
     if reasons:
         listed = "; ".join(f"{name}: {error}" for name, error in reasons.items())
         raise UserError(f"{run} has no checkpoint that can be read: {listed}")
     return None
+
+
+def pass_over(folder: Path, error: UserError) -> str:
+    """Say on standard error that a checkpoint is damaged; return the reason."""
+    print(f"warning: passing over {folder.name}: {one_line(error)}", file=sys.stderr)
+    return str(error)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

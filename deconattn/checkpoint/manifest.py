@@ -1,21 +1,23 @@
-"""`checkpoint.json`, a step folder's list of its files with their checksums, and of itself; written last."""
+"""`checkpoint.json`: a step folder's files with their checksums, where each tensor's slices lie; written last."""
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import NonNegativeInt, TypeAdapter
 
 from deconattn import durable
+from deconattn.checkpoint.slice_file import DamagedError, Part, SliceFile
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
 from deconattn.json_files import open_regular, parse_json, read_bytes, reason
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "checkpoint.json"
 _STEP = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 
@@ -37,25 +39,54 @@ class Progress:
 
 @dataclass(frozen=True)
 class Entry:
-    """Size and checksum of a file."""
+    """Size and checksum of a file; of a slice file's first `header_bytes`, where they are given."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     bytes: NonNegativeInt
     sha256: str
+    header_bytes: NonNegativeInt | None = None
 
     def fits(self, path: Path) -> bool:
-        """Whether the file is the one that was written; OSError if it cannot be read."""
-        return path.stat().st_size == self.bytes and _sha256(path) == self.sha256
+        """Whether size and checksum are those of what was written; OSError if it cannot be read."""
+        return path.stat().st_size == self.bytes and _sha256(path, self.header_bytes) == self.sha256
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor of a checkpoint.
+
+    Attributes:
+        dtype: `F32` or `I64`.
+        shape: of the whole.
+        kinds: what is stored of it: `weights`, and of a parameter the optimiser's moments; all in the same slices.
+        slices: each is [file, first, elements], and [.., dim, start, stop] where it counts in that part of the tensor:
+            elements `first` to `first + elements` lie in the file of this number, under `KIND/NAME`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    dtype: str
+    shape: tuple[NonNegativeInt, ...]
+    kinds: tuple[str, ...]
+    slices: tuple[tuple[NonNegativeInt, ...], ...]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Manifest of a step folder; `files` are paths in it, `sha256`, which format 1 did not have, is of all the rest."""
+    """Manifest of a step folder.
+
+    Attributes:
+        files: by their paths in it.
+        slice_files: those that slices give by number.
+        tensors: by canonical name; formats 1 and 2 had whole tensors only, and did not list them.
+        sha256: of all the rest; format 1 did not have it.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     format_version: int
     progress: Progress
     files: dict[str, Entry]
+    slice_files: tuple[str, ...] = ()
+    tensors: dict[str, TensorEntry] = field(default_factory=dict)
     sha256: str | None = None
 
 
@@ -72,22 +103,65 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Return size and checksum of a file."""
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+def write_manifest(folder: Path, progress: Progress, written: Mapping[str, Any] | None = None) -> None:
+    """Seal a checkpoint folder: list every file with its checksum, and every tensor with its slices.
 
+    Args:
+        written: entries of slice files by name, as their writers have them; the disk must agree. By default those
+            that are there are taken as they are.
 
-def write_manifest(folder: Path, progress: Progress, known: Mapping[str, Any] | None = None) -> None:
-    """Seal a checkpoint folder: list every file with its size and checksum.
-
-    known: what :func:`describe` said of files at the top, where their writers have done it already.
+    Raises:
+        OSError: a file cannot be read, or is not what its writer says.
+        DamagedError: a slice file is none, or the slices do not make whole tensors.
     """
-    known = known or {}
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {str(path.relative_to(folder)): path for path in files}
-    listed = {name: known.get(name) or describe(path) for name, path in names.items()}
-    content = {"format_version": FORMAT_VERSION, "progress": vars(progress), "files": listed}
-    durable.write_json(folder / MANIFEST, content | {"sha256": _digest(content)})
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    slice_files = sorted(path.name for path in folder.glob("*.safetensors")) if written is None else sorted(written)
+    files: dict[str, Any] = {}
+    tensors: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(slice_files):
+        header = None if written is None else (written[name]["header_bytes"], written[name]["sha256"])
+        try:
+            with SliceFile(folder / name, header) as file:
+                size, digest = file.header
+                files[name] = {"bytes": (folder / name).stat().st_size, "sha256": digest, "header_bytes": size}
+                _collect(tensors, number, file)
+        except DamagedError as error:
+            raise OSError(f"{folder / name}: {error}") from error
+        if written is not None and files[name] != written[name]:
+            raise OSError(f"{folder / name} is not what was written")
+    for name, tensor in tensors.items():
+        if sum(piece[2] for piece in tensor["slices"]) != math.prod(tensor["shape"]):
+            raise DamagedError(f"the slices do not make the whole of {name}")
+    for path in paths:
+        if path.name not in files or path.parent != folder:
+            files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "progress": vars(progress),
+        "files": files,
+        "slice_files": slice_files,
+        "tensors": tensors,
+    }
+    durable.write_text(folder / MANIFEST, json.dumps(content | {"sha256": _digest(content)}) + "\n")
+
+
+def _collect(tensors: dict[str, dict[str, Any]], number: int, file: SliceFile) -> None:
+    """Add the slices of a file to the manifest's tensors."""
+    kinds: dict[tuple[Any, ...], list[str]] = {}
+    for stored in file.slices.values():
+        key = (stored.name, stored.dtype, stored.shape, stored.part, stored.first, stored.elements)
+        kinds.setdefault(key, []).append(stored.kind)
+    for (name, dtype, shape, part, first, elements), of in kinds.items():
+        entry = tensors.setdefault(name, {"dtype": dtype, "shape": shape, "kinds": sorted(of), "slices": []})
+        if (entry["dtype"], tuple(entry["shape"]), entry["kinds"]) != (dtype, shape, sorted(of)):
+            raise DamagedError(f"{name} is not stored alike everywhere")
+        cut = () if part is None else (part.dim, part.start, part.stop)
+        entry["slices"].append((number, first, elements, *cut))
+
+
+def part_of(piece: tuple[int, ...]) -> Part | None:
+    """Return the part that a slice of the manifest counts in."""
+    return Part(*piece[3:]) if len(piece) > 3 else None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -117,8 +191,10 @@ def read_manifest(folder: Path) -> Manifest:
     if min(vars(progress).values()) < 0 or counted > progress.step or (number and int(number[1]) != progress.step):
         raise UserError(f"{path} says step {progress.step}: {remedy}")
     missing = [name for name in (RUN_CONFIG,) if name not in manifest.files]
-    if missing or not any(name.startswith("weights-") for name in manifest.files):
+    if missing or not (manifest.tensors or any(name.startswith("weights-") for name in manifest.files)):
         raise UserError(f"{path} lists no {(missing or ['weights'])[0]}: {remedy}")
+    if not _is_consistent(manifest):
+        raise UserError(f"{path} lists slices that cannot be: {remedy}")
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):
         raise UserError(f"{path} names files outside the checkpoint: use an earlier one")
     return manifest
@@ -133,10 +209,29 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def _is_consistent(manifest: Manifest) -> bool:
+    """Whether slices lie in files that are listed, and are runs of their tensors."""
+    entries = [manifest.files.get(name) for name in manifest.slice_files]
+    if any(entry is None or not 0 < (entry.header_bytes or 0) <= entry.bytes for entry in entries):
+        return False
+    try:
+        for tensor in manifest.tensors.values():
+            for piece in tensor.slices:
+                number, first, elements, *cut = piece
+                box = Part(*cut).of(tensor.shape) if cut else tensor.shape
+                if number >= len(entries) or first + elements > math.prod(box):
+                    return False
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
 def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, first: int | None = None) -> str:
     with open_regular(path) as file:
+        if first is not None:
+            return hashlib.sha256(file.read(first)).hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -212,6 +212,9 @@ class RunFlags:
     """YAML or JSON file of flags, by their names, or a run's config.json; flags of the command line come before its."""
     save_every: int = 0
     """Steps between checkpoints (one is always written at the end)."""
+    save_mode: Literal["async", "sync"] = "async"
+    """Writing of checkpoints: async copies a rank's part to CPU memory and writes it while training goes on; sync
+    waits for the disk, and needs no copy."""
     keep: int = 3
     """Checkpoints kept, the newest ones."""
     keep_every: int = 0

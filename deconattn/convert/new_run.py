@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from torch import Tensor
 
 from deconattn import durable
-from deconattn.checkpoint.format import CHECKPOINTS, TensorFiles, seal
+from deconattn.checkpoint.format import CHECKPOINTS, seal, write_whole
 from deconattn.checkpoint.hf_config import read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.manifest import Progress
@@ -62,10 +62,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     given_text = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
     origins = graft(model, weights, keep=given_text)
     with durable.staged_folder(out, _check_free) as folder:
-        try:
-            _fill(folder, model, flags, data, kept)
-        except SafetensorError as error:  # what it makes of a full disk
-            raise UserError(f"{out} cannot be written ({error}): free space or give another folder") from error
+        _fill(folder, model, flags, data, kept)
     lines = [
         summary(origins, config.layer_variants, str(source), flags.optimization.seed),
         _outlook(flags, origin),
@@ -78,16 +75,11 @@ def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingDat
     content = resolved_config(flags, model.config, data.identities, origin)
     step = folder / CHECKPOINTS / "step-0"
     step.mkdir(parents=True)
-    weights = TensorFiles(step, "weights")
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        weights.add(name, tensor)
-    weights.flush()
-    for moment in ("exp_avg", "exp_avg_sq"):
-        zeros = TensorFiles(step, moment)
-        for name, parameter in model.named_parameters():
-            zeros.add(name, torch.zeros_like(parameter))
-        zeros.flush()
-    seal(step, Progress(), content, data.write_tokenizer)
+    tensors: dict[str, dict[str, Tensor]] = {name: {"weights": buffer} for name, buffer in model.named_buffers()}
+    for name, parameter in model.named_parameters():
+        zeros = torch.zeros_like(parameter)
+        tensors[name] = {"weights": parameter, "exp_avg": zeros, "exp_avg_sq": zeros}
+    seal(step, Progress(), content, data.write_tokenizer, write_whole(step, tensors))
     durable.write_json(folder / RUN_CONFIG, content)
 
 

@@ -161,6 +161,10 @@ class Metrics:
         shown = (f"{title} {value:.4g}" for title, value in scores.items() if not title.endswith("stderr"))
         self.display.say(f"step {step}: {', '.join(shown)}")
 
+    def save_failed(self, step: int, reason: str) -> None:
+        """Write a row of a step that has no checkpoint: `step` and `save_failed`, the reason."""
+        self._write({"step": step, "save_failed": reason})
+
     def told(self, step: int) -> tuple[float | None, bool]:
         """What is on file of a step: its validation loss, nats, and whether there are scores."""
         validation = self._file.last("validation", step)
@@ -208,6 +212,8 @@ def _rows_up_to(path: Path, resumed_step: int) -> Iterator[tuple[str, dict[str, 
 def _kind(row: dict[str, Any]) -> str:
     if "val_loss" in row:
         return "validation"
+    if "save_failed" in row:
+        return "save"
     return "scores" if any(name.startswith("eval/") for name in row) else "step"
 
 

@@ -26,6 +26,7 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers.plugins import plugin_code
 from deconattn.model.flops import count_parameters
+from deconattn.parallel.process_group import from_rank_0
 from deconattn.train.metrics import METRICS
 
 BYTES_A_PARAMETER = 12
@@ -66,46 +67,48 @@ def claim_run_folder(flags: TrainingFlags) -> tuple[Path, durable.FolderLock | N
     Raises:
         UserError: it cannot be made, another process trains in it, or another machine does not see it.
     """
-    chosen: list[Any] = [None, None]  # the path and the name of a file in it, or an error
-    lock: durable.FolderLock | None = None
-    if torch.distributed.get_rank() == 0:
+    locks: list[durable.FolderLock] = []
+
+    def claim() -> tuple[Path, str]:
+        """Return the folder and the name of a file in it."""
+        run, token = make_run_folder(flags), f".seen-{secrets.token_hex(4)}"
         try:
-            chosen = [make_run_folder(flags), f".seen-{secrets.token_hex(4)}"]
-            lock = durable.FolderLock(chosen[0], "training")
+            locks.append(durable.FolderLock(run, "training"))
             check_run_folder(flags)  # again: until now it may have been another's
-            _remove_leftovers(chosen[0])
-            (chosen[0] / chosen[1]).touch()
-        except UserError as error:
-            chosen = [None, str(error)]
+            _remove_leftovers(run)
+            (run / token).touch()
         except OSError as error:
-            chosen = [None, f"--save {chosen[0]}: {error.strerror}; give a folder that can be written"]
-        if chosen[0] is None and lock is not None:
-            lock.release()
-    torch.distributed.broadcast_object_list(chosen, src=0)
-    run, token = chosen
-    if run is None:
-        raise UserError(token)
+            raise UserError(f"--save {run}: {error.strerror}; give a folder that can be written") from error
+        return run, token
+
+    token = ""
     try:
+        run, token = from_rank_0(claim)  # no collective: what is removed may be large
         _check_shared(run, token)
-    except UserError:
-        if lock is not None:
+    except BaseException:
+        for lock in locks:
             lock.release()
         raise
     finally:
-        if torch.distributed.get_rank() == 0:
+        if token and torch.distributed.get_rank() == 0:
             (run / token).unlink(missing_ok=True)
-    return run, lock
+    return run, next(iter(locks), None)
 
 
-def choose_checkpoint(flags: TrainingFlags, run: Path) -> Checkpoint | None:
-    """Verify and open the checkpoint to resume from; None where the run was killed before its first one.
+def choose_checkpoint(flags: TrainingFlags, run: Path, damaged: Mapping[str, str] | None = None) -> Checkpoint | None:
+    """Open the checkpoint to resume from; None where the run was killed before its first one.
+
+    Its tensors are not verified yet: that is shared out over the ranks.
+
+    Args:
+        damaged: names of those whose tensors are, with the reasons; they are passed over.
 
     Raises:
         UserError: it is damaged or must not be read.
     """
     if flags.run.resume_from is not None:
         return read_checkpoint(run / CHECKPOINTS / flags.run.resume_from).with_plugins(flags.model.plugin)
-    checkpoint = newest_good(run)
+    checkpoint = newest_good(run, (), damaged)
     if checkpoint is None:
         print(f"note: {run} has no checkpoint yet: it begins anew", file=sys.stderr)
         return None

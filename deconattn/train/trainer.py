@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from deconattn import durable
-from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint
+from deconattn.checkpoint.format import Checkpoint
 from deconattn.checkpoint.manifest import Progress
 from deconattn.config.command_line import check_same_run
 from deconattn.config.flags import TrainingFlags, model_config
@@ -24,18 +24,19 @@ from deconattn.model.streams import Streams
 from deconattn.parallel.process_group import from_rank_0, rank_0_alone
 from deconattn.parallel.topology import Topology
 from deconattn.program import command, plugin_flag, quoted
+from deconattn.train.checkpoints import Checkpoints
 from deconattn.train.engine import Engine, StepResult, Stopped, empty_model
 from deconattn.train.inputs import TrainingData, check_identities
 from deconattn.train.metrics import Metrics, memory_gib, writing
+from deconattn.train.resuming import load_buffers, load_checkpoint, verified_checkpoint
 from deconattn.train.run_folder import (
     check_space,
-    choose_checkpoint,
     claim_run_folder,
     data_arguments,
     resolved_config,
     set_aside,
 )
-from deconattn.train.saving import load_checkpoint, load_weights, save_checkpoint
+from deconattn.train.saving import GivenUp, Saver
 from deconattn.train.schedule import Schedule, check_length, schedule_change
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, float] | None]
@@ -95,7 +96,6 @@ class Trainer:
             load_checkpoint(self.engine, checkpoint)
             self.progress = checkpoint.progress
         self.engine.check_causality(flags.data.seq_len, self.data.vocab_size)
-        self._saved_step = self.progress.step if checkpoint else -1
         origin = {} if checkpoint is None else checkpoint.origin
         self.config = resolved_config(flags, self.model_config, self.data.identities, origin)
         self.metrics: Metrics | None = None
@@ -104,6 +104,19 @@ class Trainer:
         step = self.progress.step
         self._validated_step = -1 if self._val_loss is None else step
         self._scored_step = step if scored else -1
+        run = flags.run
+        saver = Saver(
+            self.engine,
+            self.run_folder,
+            self.config,
+            self.data.write_tokenizer,
+            run.keep,
+            run.keep_every,
+            run.save_mode == "async",
+            self._sync_metrics,
+        )
+        saved = step if checkpoint else -1
+        self._checkpoints = Checkpoints(saver, self.run_folder, run.save_mode == "sync", saved, self._tell)
 
     def _open_metrics(self, before: TrainingFlags | None) -> tuple[float | None, bool]:
         """Begin to tell of the run; returns the validation loss, and whether there are scores, of the step it is at."""
@@ -140,6 +153,7 @@ class Trainer:
                 else:
                     self._finished()
         finally:
+            self._checkpoints.close(self.flags.engine.distributed_timeout_minutes * 60)
             if self.metrics:
                 self.metrics.close()
             self._release()
@@ -167,6 +181,7 @@ class Trainer:
                 step + 1, self.engine.state.optimizer_steps, self.progress.skipped_steps + result.skipped
             )
             clock.tick()
+            self._checkpoints.look()
             in_a_row = in_a_row + 1 if result.skipped else 0
             if result.skipped:
                 self._say(f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}: step skipped")
@@ -181,7 +196,7 @@ class Trainer:
                 return True
             # A checkpoint whose last step was skipped would be a poor place to come back to.
             if ((step + 1) % flags.run.save_every == 0 and not result.skipped) or step + 1 == total:
-                self._save()
+                self._checkpoints.save(self.progress)
                 clock.restart()
             if self._is_due(flags.run.eval_every) or self._is_due(flags.run.save_every):
                 if self._judge():
@@ -201,14 +216,14 @@ class Trainer:
         try:
             if self._is_due(self.flags.run.eval_every):
                 self._validate()
-            if self._is_due(self.flags.run.save_every) and self._saved_step == self.progress.step:
+            if self._is_due(self.flags.run.save_every) and self._checkpoints.has(self.progress.step):
                 self._score()
         except Stopped:
             return True
         return False
 
     def _finished(self) -> None:
-        folder = self._save()
+        folder = self._checkpoints.last(self.progress)
         if self._val_loss is not None:
             self._say(f"validation loss: {self._val_loss:.4f} nats")
         if self.progress.skipped_steps:
@@ -219,7 +234,7 @@ class Trainer:
         self._say(f"export: {command('export')} {quoted(self.run_folder)} {quoted(out)}{plugins}")
 
     def _interrupted(self) -> None:
-        folder = self._save()
+        folder = self._checkpoints.last(self.progress)
         lost = [False] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(lost, self.stop.launcher_lost)
         self.launcher_lost = any(lost)
@@ -240,26 +255,14 @@ class Trainer:
         if self.metrics:
             self.metrics.validation(step, self._val_loss)
 
-    @property
-    def _folder(self) -> Path:
-        return self.run_folder / CHECKPOINTS / f"step-{self.progress.step}"
+    def _tell(self, failed: GivenUp) -> None:
+        self._say(f"step {failed.step}: no checkpoint ({failed.reason}); the next save will be another attempt")
+        if self.metrics:
+            self.metrics.save_failed(failed.step, failed.reason)
 
-    def _save(self) -> Path:
-        folder = self._folder
-        if self._saved_step != self.progress.step:
-            if self.metrics:
-                self.metrics.sync()
-            folder = save_checkpoint(
-                self.engine,
-                self.run_folder,
-                self.progress,
-                self.config,
-                self.data.write_tokenizer,
-                self.flags.run.keep,
-                self.flags.run.keep_every,
-            )
-            self._saved_step = self.progress.step
-        return folder
+    def _sync_metrics(self) -> None:
+        if self.metrics:
+            self.metrics.sync()
 
     def _score(self) -> None:
         """Score this step's checkpoint on rank 0, while the others wait without a collective, which would time out.
@@ -270,13 +273,17 @@ class Trainer:
         step, scorer = self.progress.step, self._scorer
         if scorer is None or self._scored_step == step:
             return
+        self._checkpoints.settle()
+        if not self._checkpoints.has(step):
+            self._say(f"step {step}: not scored, for want of a checkpoint")
+            return
 
         def score(stop: Callable[[], bool]) -> bool:
             """Whether it came to an end."""
             scores: dict[str, float] | None = {}
             try:
                 self.engine.seed(f"scores after step {step}")
-                scores = scorer(self._folder, stop)
+                scores = scorer(self._checkpoints.folder(step), stop)
             except Exception as error:  # what was trained matters more, and the checkpoint can be scored later
                 reason = (str(error).splitlines() or [""])[0]
                 self._say(f"step {step}: not scored, {type(error).__name__}: {reason}")
@@ -291,8 +298,7 @@ class Trainer:
     def _checkpoint_to_resume(self) -> Checkpoint | None:
         if not self.flags.run.resume:
             return None
-        # Rank 0 alone chooses and verifies: ranks that see different folders would train on from different steps.
-        checkpoint = from_rank_0(lambda: choose_checkpoint(self.flags, self.run_folder))
+        checkpoint = verified_checkpoint(self.flags, self.run_folder)
         if checkpoint is not None:
             check_same_run(checkpoint.flags, self.flags, str(self.run_folder / RUN_CONFIG))
             check_identities(checkpoint.config.data, self.data.identities)
@@ -305,9 +311,9 @@ class Trainer:
             needs_text = "text" in Streams.of(self.model_config.layer_variants).fixed
             initialize(model, self.flags.optimization.seed, self.data.fixed_ids() if needs_text else None)
         else:
-            load_weights(model, checkpoint)
-            for _, fixed_ids in checkpoint.tensors("weights", {FIXED_TEXT}):
-                self.data.check_fixed_text(fixed_ids)
+            load_buffers(model, checkpoint)
+            if FIXED_TEXT in (buffers := dict(model.named_buffers())):
+                self.data.check_fixed_text(buffers[FIXED_TEXT].cpu())
         return model
 
     def _row(self, result: StepResult, rate: float) -> dict[str, Any]:

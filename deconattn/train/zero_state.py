@@ -1,32 +1,55 @@
-"""Gathering and scattering of ZeRO's state: fp32 master weights and AdamW moments, by canonical name.
+"""What a rank holds of the training's state: fp32 master weights and the optimiser's moments, by canonical name.
 
-This is what makes a checkpoint independent of the topology: DeepSpeed gathers its partitions over data-parallel
-ranks, and we what tensor parallelism has cut. It leans on internals of the
-pinned DeepSpeed: under ZeRO the optimiser's state lives in flat partitions and is linked to the parameters
-during the first step, where ZeRO-1 and 2 forget all parameter groups but the first. So the state is created and
-linked here, before any step.
+This is what makes a checkpoint independent of the topology. DeepSpeed keeps flat partitions over the data-parallel
+ranks, and tensor parallelism has cut what they are partitions of: a rank holds a run of the elements of its part of a
+tensor. Nothing is gathered here. It leans on internals of the pinned DeepSpeed: under ZeRO the optimiser's state lives
+in flat partitions and is linked to the parameters during the first step, where ZeRO-1 and 2 forget all parameter groups
+but the first. So the state is created and linked here, before any step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from deepspeed.utils import groups
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from deconattn.layers.shards import Shard, shard_of
 from deconattn.model.causal_lm import CausalLM
 from deconattn.parallel.topology import Topology
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Held:
+    """The run of a tensor's elements that this rank holds.
+
+    Attributes:
+        local: elements of this rank's tensor-parallel part, of which the run is some.
+        shard: that part; None where it is the whole.
+        first: the run's first element in it.
+        values: live views by kind (`weights`, `exp_avg`, ..), 1-D, fp32.
+        copies: ranks of this stage that hold the same run.
+        copy: which of them this is.
+        is_tied_copy: an earlier pipeline stage holds the same tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    local: int
+    shard: Shard | None
+    first: int
+    values: Mapping[str, Tensor]
+    copies: int = 1
+    copy: int = 0
+    is_tied_copy: bool = False
+
+    @property
+    def last(self) -> int:
+        return self.first + next(iter(self.values.values())).numel()
 
 
 class ZeroState:
@@ -43,7 +66,7 @@ class ZeroState:
         self, model: CausalLM, base: torch.optim.Optimizer, wrapped: object, stage: int, topology: Topology
     ) -> None:
         self._parameters = model.canonical_parameters()
-        self._tensor_group = topology.tp_group
+        self._topology = topology
         self._base, self._wrapped, self._stage = base, wrapped, stage
         self._steps = 0
         self._create_moments()
@@ -63,47 +86,38 @@ class ZeroState:
         """Note that AdamW has taken a step; its own count, on the device, has grown by itself."""
         self._steps += 1
 
-    def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, whole fp32 tensor on the CPU) of each parameter of this stage; kind is `weights` or a moment.
-
-        A collective call: every rank must run through it, and every rank of a stage gets the whole tensors. What
-        another stage holds too (a tied embedding) is left to the first.
-        """
+    def held(self) -> Iterator[Held]:
+        """Yield what this rank holds of each parameter of its stage; nothing of those that other ranks hold alone."""
         for name, parameter in self._parameters.items():
-            if not getattr(parameter, "ds_pipe_replicated", False):
-                yield name, self.whole(self._get(parameter, kind), shard_of(parameter)).to("cpu", torch.float32)
+            first, values = self._views(parameter)
+            if values:
+                shard = shard_of(parameter)
+                copies, copy = tensor_copies(shard, self._topology)
+                if self._stage == 0:
+                    replicas, replica = self._topology.dp_size, self._topology.dp_rank
+                    copies, copy = copies * replicas, copy * replicas + replica
+                whole = getattr(parameter, "ds_shape", parameter.shape) if shard is None else shard.shape
+                local = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
+                tied = getattr(parameter, "ds_pipe_replicated", False)
+                yield Held(name, tuple(whole), local, shard, first, values, copies, copy, tied)
 
-    def load(self, kind: str, name: str, value: Tensor) -> None:
-        """Load a whole tensor; the inverse of :meth:`tensors`, parameter by parameter, on every rank."""
-        parameter = self._parameters[name]
-        shard = shard_of(parameter)
-        value = (shard.take(value).contiguous() if shard else value).to(parameter.device)
-        if self._stage == 0:
-            target = parameter.data if kind == "weights" else self._base.state[parameter][kind]
-            target.copy_(value)
-        elif self._stage == 3:
-            partition = _partition(parameter, value)
-            if kind == "weights":
-                safe_set_local_fp32_param(parameter, partition)
-            else:
-                safe_set_local_optimizer_state(parameter, partition, kind)
-        elif kind == "weights":
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, kind)
+    def spread(self, shared: Mapping[tuple[str, str], tuple[int, int]]) -> None:
+        """Give the model the master weights that have been loaded; a collective call.
 
-    def whole(self, part: Tensor, shard: Shard | None) -> Tensor:
-        """All-gather the tensor of which this rank holds `part`; a collective call if `shard` is given."""
-        if shard is None:
-            return part
-        # Parts may differ in size; the collective wants equal ones.
-        room = max(stop - start for start, stop in shard.bounds)
-        mine = part.new_zeros(*part.shape[: shard.dim], room, *part.shape[shard.dim + 1 :])
-        mine.narrow(shard.dim, 0, part.shape[shard.dim]).copy_(part)
-        parts = [torch.empty_like(mine) for _ in shard.bounds]
-        dist.all_gather(parts, mine, group=self._tensor_group)
-        sizes = (stop - start for start, stop in shard.bounds)
-        return shard.join([padded.narrow(shard.dim, 0, size) for padded, size in zip(parts, sizes, strict=True)])
+        Args:
+            shared: of what data-parallel ranks hold alike, under ZeRO-0, the run that this rank has loaded, by name and
+                kind: each its own of equal ones, which they now exchange.
+        """
+        if self._stage == 3:
+            _refresh_zero_3(self._wrapped)
+        elif self._stage:
+            self._wrapped.update_lp_params()  # type: ignore[attr-defined]
+        elif shared:
+            group = groups._get_data_parallel_group()
+            for held in self.held():
+                for kind, values in held.values.items():
+                    if (held.name, kind) in shared:
+                        _exchange(values, *shared[held.name, kind], group)
 
     def _create_moments(self) -> None:
         for partition in self._partitions():
@@ -113,12 +127,19 @@ class ZeroState:
         if link is not None:
             link()
 
-    def _get(self, parameter: nn.Parameter, kind: str) -> Tensor:
+    def _views(self, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]]:
+        """Return the first element that is held of a parameter's part, and the live views by kind; none, and none."""
+        names = MOMENTS
         if self._stage == 0:
-            return parameter.data if kind == "weights" else self._base.state[parameter][kind]
-        if kind == "weights":
-            return safe_get_full_fp32_param(parameter)
-        return safe_get_full_optimizer_state(parameter, kind)
+            moments = {name: self._base.state[parameter][name] for name in names}
+            return 0, {kind: value.view(-1) for kind, value in {"weights": parameter.data, **moments}.items()}
+        if self._stage == 3:
+            return _zero_3_views(self._wrapped, parameter, names)
+        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return 0, {}
+        moments = {name: mapping.get_hp_fragment(name) for name in names}
+        return mapping.lp_fragment_address.start, {"weights": mapping.get_hp_fragment(), **moments}
 
     def _partitions(self) -> list[Tensor]:
         """Return the tensors that AdamW steps: parameters, or ZeRO's flat partitions of them."""
@@ -127,11 +148,44 @@ class ZeroState:
         return [parameter for group in self._base.param_groups for parameter in group["params"]]
 
 
-def _partition(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """Return this rank's ZeRO-3 partition of a tensor, [partition], the last ones padded with zeros.
+def tensor_copies(shard: Shard | None, topology: Topology) -> tuple[int, int]:
+    """Return how many tensor-parallel ranks hold a part, or the whole without one, and which of them this one is."""
+    if shard is None:
+        return topology.tp_size, topology.tp_rank
+    return shard.copies, shard.rank - shard.bounds.index(shard.bounds[shard.rank])
 
-    DeepSpeed's own setter of a whole tensor reads beyond its end wherever the ranks do not divide it.
-    """
-    size, group = parameter.ds_tensor.numel(), parameter.ds_process_group  # type: ignore[attr-defined]
-    whole = pad(value.flatten(), (0, size * dist.get_world_size(group) - value.numel()))
-    return whole.narrow(0, size * dist.get_rank(group), size)
+
+def zero_3_bounds(elements: int, size: int, rank: int) -> tuple[int, int]:
+    """Return the run of a tensor that is in a rank's ZeRO-3 partition of `size`; the last ones are padded."""
+    return min(size * rank, elements), min(size * (rank + 1), elements)
+
+
+def _zero_3_views(wrapped: Any, parameter: Any, moments: Sequence[str]) -> tuple[int, dict[str, Tensor]]:
+    rank = dist.get_rank(parameter.ds_process_group)
+    first, last = zero_3_bounds(parameter.ds_numel, parameter.ds_tensor.ds_numel, rank)
+    if first == last:
+        return 0, {}
+    keys = {"weights": None, **{name: name for name in moments}}
+    views = {kind: wrapped._get_fp32_opt_state_partition(parameter, True, key)[0] for kind, key in keys.items()}
+    return first, {kind: view[: last - first] for kind, view in views.items()}
+
+
+def _refresh_zero_3(wrapped: Any) -> None:
+    """Give a ZeRO-3 model its weights from their masters, as DeepSpeed's step does it in the end."""
+    wrapped._partition_all_parameters()
+    for number in range(len(wrapped.fp16_groups)):
+        wrapped._reassign_or_swap_out_partitioned_parameters(number)
+    if wrapped.persistent_parameters:
+        wrapped.persistent_parameters[0].all_gather(wrapped.persistent_parameters)
+    wrapped.invalidate_secondary_tensor()
+
+
+def _exchange(values: Tensor, first: int, last: int, group: dist.ProcessGroup) -> None:
+    """All-gather a tensor of which each rank of a group has one of equal runs, [first, last); the last may be short."""
+    ranks = dist.get_world_size(group)
+    size = -(-values.numel() // ranks)
+    mine = values.new_zeros(size)
+    mine[: last - first] = values[first:last]
+    parts = [torch.empty_like(mine) for _ in range(ranks)]
+    dist.all_gather(parts, mine, group=group)
+    values.copy_(torch.cat(parts)[: values.numel()])

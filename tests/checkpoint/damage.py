@@ -182,7 +182,7 @@ class Damage:
         self.how(root / self.file, random.Random(self.seed))
         if self.sealed and progress is not None:
             (root / self.sealed / MANIFEST).unlink()
-            with suppress(OSError):  # what cannot be read has no checksum
+            with suppress(OSError, ValueError):  # what cannot be read has no checksum
                 write_manifest(root / self.sealed, progress)
 
 

@@ -21,8 +21,8 @@ from deconattn.commands import convert, export, generate
 from deconattn.config.command_line import parse_training_flags
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM
-from deconattn.train.run_folder import check_run_folder, choose_checkpoint
-from deconattn.train.saving import load_weights
+from deconattn.train.resuming import load_buffers, verified_checkpoint
+from deconattn.train.run_folder import check_run_folder
 from tests.checkpoint.damage import BYTES, Damage, copy, draw, unreadable
 from tests.conftest import SMALL
 from tests.train.jobs import run_job
@@ -70,13 +70,13 @@ def resume(model: Path, out: Path) -> dict[str, Tensor] | None:
     chosen = ["--resume-from", model.name] if model != run else []
     flags = parse_training_flags(["--save", str(run), "--resume", *chosen])
     check_run_folder(flags)
-    checkpoint = choose_checkpoint(flags, run)
+    checkpoint = verified_checkpoint(flags, run)
     assert checkpoint is not None
     whole = CausalLM(checkpoint.model_config)
-    load_weights(whole, checkpoint)
+    load_buffers(whole, checkpoint)
     for kind in ("exp_avg", "exp_avg_sq"):
         assert dict(checkpoint.tensors(kind)).keys() == whole.canonical_parameters().keys()
-    return whole.state_dict()
+    return checkpoint.weights()
 
 
 def exporting(model: Path, out: Path) -> dict[str, Tensor] | None:

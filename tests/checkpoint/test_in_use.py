@@ -4,6 +4,7 @@ import gc
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,12 @@ def test_a_command_opens_a_checkpoint_once(
     command: Callable[[Path, Path], object], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    monkeypatch.setattr(module, "read_checkpoint", lambda folder: opened.append(folder.name) or read_checkpoint(folder))
+
+    def noting(folder: Path, *kinds: Any) -> module.Checkpoint:
+        opened.append(folder.name)
+        return read_checkpoint(folder, *kinds)
+
+    monkeypatch.setattr(module, "read_checkpoint", noting)
     command(run, tmp_path / "out")
     assert opened == ["step-7"]
 
@@ -93,11 +99,11 @@ def test_what_has_no_manifest_is_deleted_too(run: Path) -> None:
 def test_a_run_that_loses_checkpoints_while_it_is_opened_gives_a_newer_one(
     run: Path, byte_level: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def training_goes_on(folder: Path) -> module.Checkpoint:
+    def training_goes_on(folder: Path, *kinds: Any) -> module.Checkpoint:
         if folder.name == "step-7":
             write_run(trained(small_config("mlp")), byte_level, run, number=9)
             assert delete(folder)
-        return read_checkpoint(folder)
+        return read_checkpoint(folder, *kinds)
 
     monkeypatch.setattr(module, "read_checkpoint", training_goes_on)
     checkpoint = newest_good(run)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deconattn.checkpoint.format import TensorFiles, open_checkpoint
+from deconattn.checkpoint.format import open_checkpoint, write_whole
 from deconattn.checkpoint.manifest import Progress, write_manifest
 from deconattn.errors import UserError
 from tests.convert.conftest import TOOL, MakeModel
@@ -25,11 +25,12 @@ def run(make_model: MakeModel, tool: ModuleType, corpus: Path, tmp_path: Path) -
     first, step = open_checkpoint(folder), folder / "checkpoints/step-5"
     step.mkdir()
     shutil.copy(first.folder / "config.json", step)
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
     for kind in ("weights", "exp_avg", "exp_avg_sq"):
-        files = TensorFiles(step, kind)
         for name, tensor in first.tensors(kind):
-            files.add(name, torch.randn_like(tensor) if tensor.is_floating_point() else tensor)
-        files.flush()
+            value = torch.randn_like(tensor) if tensor.is_floating_point() else tensor
+            tensors.setdefault(name, {})[kind] = value
+    write_whole(step, tensors)
     write_manifest(step, Progress(step=5, optimizer_steps=4, skipped_steps=1))
     return folder
 

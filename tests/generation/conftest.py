@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from deconattn.checkpoint.format import CHECKPOINTS, TensorFiles
+from deconattn.checkpoint.format import CHECKPOINTS, write_whole
 from deconattn.checkpoint.manifest import Progress, write_manifest
 from deconattn.checkpoint.stored_model import StoredModel
 from deconattn.cli import run
@@ -85,10 +85,8 @@ def write_run(model: CausalLM, tokenizer: Path | None, out: Path, flags: str = "
     """A run folder whose step `number` holds this model."""
     step = out / CHECKPOINTS / f"step-{number}"
     step.mkdir(parents=True)
-    weights = TensorFiles(step, "weights")
-    for name, tensor in [*model.canonical_parameters().items(), *model.named_buffers()]:
-        weights.add(name, tensor)
-    weights.flush()
+    tensors = [*model.canonical_parameters().items(), *model.named_buffers()]
+    write_whole(step, {name: {"weights": tensor} for name, tensor in tensors})
     if tokenizer is not None:
         (step / "tokenizer").mkdir()
         (step / "tokenizer" / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())

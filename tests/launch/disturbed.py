@@ -3,7 +3,12 @@
 import os
 import signal
 import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from deconattn.checkpoint.slice_file import Slice
 from deconattn.launch import peers, worker
 from deconattn.train import run_folder, saving
 from deconattn.train.engine import Engine
@@ -13,14 +18,25 @@ AT_STEP = 25
 
 def die_in_a_checkpoint() -> None:
     """Kill -9 when this rank has begun to take part in its second checkpoint."""
-    flush = saving.TensorFiles.flush
+    write_slices = saving.write_slices
 
-    def deadly(files: saving.TensorFiles) -> None:
-        if "step-40" in str(files._folder):
+    def deadly(path: Path, slices: Sequence[Slice]) -> dict[str, Any]:
+        if "step-40" in str(path):
             os.kill(os.getpid(), signal.SIGKILL)
-        flush(files)
+        return write_slices(path, slices)
 
-    saving.TensorFiles.flush = deadly  # type: ignore[method-assign]
+    saving.write_slices = deadly
+
+
+def slow_disk() -> None:
+    """A disk that takes longer than any collective may."""
+    write_slices = saving.write_slices
+
+    def slow(path: Path, slices: Sequence[Slice]) -> dict[str, Any]:
+        time.sleep(8)
+        return write_slices(path, slices)
+
+    saving.write_slices = slow
 
 
 def _in_a_step(event: object) -> None:

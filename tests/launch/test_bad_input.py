@@ -118,4 +118,4 @@ def test_no_pickle_is_written(small: list[str], tmp_path: Path) -> None:
     run_job([*small, "--save", str(tmp_path)])
     suffixes = {path.suffix for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()}
     assert suffixes == {".json", ".safetensors", ".model"}
-    assert load_file(tmp_path / "checkpoints/step-6/weights-00-00001.safetensors")
+    assert load_file(tmp_path / "checkpoints/step-6/slices-00000.safetensors")

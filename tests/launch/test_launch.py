@@ -124,7 +124,7 @@ def test_kill_9_while_a_checkpoint_is_written(long_flags: list[str], undisturbed
         already = len(steps_in(run))
         wait_for(
             lambda already=already: (
-                len(steps_in(run)) > already and list((run / "checkpoints").glob(".step-*.partial/weights-*"))
+                len(steps_in(run)) > already and list((run / "checkpoints").glob(".step-*.partial/slices-*"))
             ),
             process,
         )

@@ -13,7 +13,7 @@ from deconattn.config.command_line import parse_training_flags
 from deconattn.hf.export import export
 from deconattn.hf.model_card import Provenance
 from deconattn.model.causal_lm import CausalLM
-from deconattn.train.saving import save_checkpoint
+from deconattn.train.saving import Saver
 from deconattn.train.trainer import Trainer
 from tests.conftest import SMALL
 from tests.ranks import Ranks
@@ -29,14 +29,24 @@ CHAIN = (
     (2, "--tp 1 --pp 2 --zero 1"),
     (2, "--tp 2 --pp 1 --zero 2 --sequence-parallel"),
 )
+THROUGH_ALL = (
+    (4, "--tp 2 --pp 2 --zero 1"),
+    (3, "--tp 1 --pp 1 --zero 3"),
+    (2, "--tp 1 --pp 2 --zero 1"),
+    (1, "--tp 1 --pp 1 --zero 0"),
+)
 HOME = "--tp 1 --pp 1 --zero 1 --no-sequence-parallel".split()
 AtRanks = Callable[[int], Ranks]
 
 
-def rewrite(run: str, out: str, flags: str) -> None:
+def rewrite(run: str, out: str, flags: str, mode: str = "sync") -> None:
     """Open a run's checkpoint on this topology and write it again, without training."""
     trainer = Trainer(parse_training_flags(["--save", run, "--resume", *flags.split()]), Stop())
-    save_checkpoint(trainer.engine, Path(out), trainer.progress, trainer.config, trainer.data.write_tokenizer, keep=1)
+    tokenizer = trainer.data.write_tokenizer
+    saver = Saver(trainer.engine, Path(out), trainer.config, tokenizer, keep=1, background=mode == "async")
+    saver.begin(trainer.progress)
+    assert saver.wait() is None
+    trainer._release()
     trainer.engine.destroy()
 
 
@@ -77,6 +87,25 @@ def test_weights_and_moments_go_round_bit_for_bit(
         ranks(world_size)(rewrite, run=str(before), out=str(run), flags=flags)
         assert same_state(first / "checkpoints/step-3", run / "checkpoints/step-3"), flags
         assert exported(run, tmp_path / f"export-{number}") == expected, flags
+        before = run
+    run_job(["--save", str(before), "--resume", *HOME])
+    assert open_checkpoint(before).step == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_through_checkpoints_of_every_kind(small: list[str], tmp_path: Path, ranks: AtRanks, mode: str) -> None:
+    # 3 divides no power of two
+    flags = [*small, *MODEL, "--global-batch-size", "12", "--micro-batch-size", "1", "--save-mode", mode]
+    first = tmp_path / "run-0"
+    run_job(["stop=3", *flags, "--save", str(first)])
+    before = first
+    for number, (world_size, topology) in enumerate(THROUGH_ALL, start=1):
+        run = tmp_path / f"run-{number}"
+        shutil.copytree(first, run, ignore=shutil.ignore_patterns("checkpoints"))
+        ranks(world_size)(rewrite, run=str(before), out=str(run), flags=topology, mode=mode)
+        assert len(list((run / "checkpoints/step-3").glob("slices-*"))) == world_size
+        assert same_state(first / "checkpoints/step-3", run / "checkpoints/step-3"), topology
         before = run
     run_job(["--save", str(before), "--resume", *HOME])
     assert open_checkpoint(before).step == 6

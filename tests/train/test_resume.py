@@ -12,16 +12,19 @@ from deconattn.config.command_line import parse_training_flags
 from deconattn.durable import check_unused
 from deconattn.errors import UserError
 from deconattn.launch.preflight import checked_flags
+from deconattn.train import saving
 from deconattn.train.run_folder import check_run_folder
 from deconattn.train.trainer import Trainer
 from tests.conftest import ROOT
 from tests.train.conftest import losses, rows, validation_losses
 from tests.train.jobs import Stop, run_job
 
+ALL = ("weights", "exp_avg", "exp_avg_sq")
+
 
 def same_state(one: Path, other: Path) -> bool:
     """Weights and moments of two checkpoints, bit for bit."""
-    for kind in ("weights", "exp_avg", "exp_avg_sq"):
+    for kind in ALL:
         left, right = dict(read_checkpoint(one).tensors(kind)), dict(read_checkpoint(other).tensors(kind))
         if left.keys() != right.keys() or not all(torch.equal(left[name], right[name]) for name in left):
             return False
@@ -90,7 +93,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     run_job([*small, "--save", str(tmp_path), "--save-every", "2"])
     expected = losses(tmp_path)
     newest = tmp_path / "checkpoints/step-6"
-    victim = newest / "exp_avg-00-00001.safetensors"
+    victim = newest / "slices-00000.safetensors"
     content = bytearray(victim.read_bytes())
     match damage:
         case "flip":
@@ -107,8 +110,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
             victim = newest / "checkpoint.json"
             victim.write_text("{")
     with pytest.raises(UserError, match=victim.name):
-        open_checkpoint(newest)
-    checkpoint = newest_good(tmp_path)
+        read_checkpoint(newest, ALL)
+    checkpoint = newest_good(tmp_path, ALL)
     assert checkpoint is not None
     assert checkpoint.step == 4
     assert "step-6" in capfd.readouterr().err
@@ -152,13 +155,13 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_job(["stop=2", *small, "--save", str(tmp_path)])
-    from deconattn.checkpoint import format as module
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", full)
+        patch.setattr(saving, "write_slices", full)
+        patch.setattr(saving, "PAUSES", (0.01,))
         with pytest.raises(UserError, match="No space left"):
             run_job(["--save", str(tmp_path), "--resume"])
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-2"]

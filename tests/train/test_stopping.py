@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from deconattn.checkpoint.format import steps_in
+from deconattn.checkpoint.manifest import Progress
 from deconattn.errors import UserError
-from deconattn.train import metrics, trainer
+from deconattn.train import metrics, saving
 from deconattn.train.metrics import METRICS, MetricsFile
+from deconattn.train.saving import Saver
 from tests.ranks import Ranks
 from tests.train.conftest import rows
 from tests.train.jobs import run_job, train
@@ -93,20 +95,25 @@ def test_rows_that_a_kill_took_are_made_up_and_doubled_ones_dropped(small: list[
 def test_rows_are_on_the_disk_before_the_checkpoint_that_follows(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[int] = []
-    fsync, save = os.fsync, trainer.save_checkpoint
+    synced, begun = list[int](), list[int]()
+    fsync, begin, seal = os.fsync, Saver.begin, saving.seal
 
     def note(descriptor: int) -> None:
         fsync(descriptor)
         if os.readlink(f"/proc/self/fd/{descriptor}").endswith(METRICS):
             synced.append(os.fstat(descriptor).st_size)
 
-    def check(*arguments: Any) -> Path:
-        assert synced[-1] == (tmp_path / METRICS).stat().st_size > 0
-        return save(*arguments)
+    def beginning(saver: Saver, progress: Progress) -> Path:
+        begun.append((tmp_path / METRICS).stat().st_size)
+        return begin(saver, progress)
+
+    def check(*arguments: Any) -> None:
+        assert synced[-1] >= begun[-1] > 0
+        seal(*arguments)
 
     monkeypatch.setattr(os, "fsync", note)
-    monkeypatch.setattr(trainer, "save_checkpoint", check)
+    monkeypatch.setattr(Saver, "begin", beginning)
+    monkeypatch.setattr(saving, "seal", check)
     run_job([*small, *EVERY_3, "--save", str(tmp_path)])
     assert synced[-1] == (tmp_path / METRICS).stat().st_size, "nor is the last validation left to chance"
 

@@ -20,6 +20,7 @@ from deconattn.data import Batch
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM, LossSum
 from deconattn.model.init import seed_generators
+from deconattn.model.recompute import recompute
 from deconattn.ops.cross_entropy import IGNORED
 from deconattn.parallel.gradients import gradient_norm
 from deconattn.parallel.pipeline import Pipeline, StageTensors, microbatch
@@ -199,7 +200,7 @@ class Engine:
         return bool(flag.item() > 0)
 
     def _prepare(self, model: CausalLM) -> None:
-        model.model.activation_checkpointing = self.flags.engine.activation_checkpointing
+        recompute(model.model, self.flags.engine.recompute)
         if self.flags.engine.compile:
             compile_layers(model.model)
 

@@ -1,8 +1,8 @@
-"""Recomputation in the backward pass: a part of each layer keeps its inputs alone (Korthikanti et al. 2023, section 5).
+"""Recomputation in the backward pass: a part of each layer keeps its inputs alone.
 
-A module is recomputed as it is called, with its hooks: those of tensor parallelism stand around it, so that what is kept
-of its input is this rank's part. Recomputing ends with the last tensor that the backward pass needs, before the sum over
-ranks that the module's output goes through.
+Korthikanti et al. 2023, section 5. A module is recomputed as it is called, with its hooks: those of tensor parallelism
+stand around it, so that what is kept of its input is this rank's part. Recomputing ends with the last tensor that the
+backward pass needs, before the sum over ranks that the module's output goes through.
 """
 
 from functools import cache

@@ -33,8 +33,8 @@ def enter_layers(hidden: Tensor, group: ProcessGroup, sequence_parallel: bool, r
     """Enter a cut module: [R, L, d] on every rank, from the same or [R, L / tp_size, d], for linear layers to read.
 
     Args:
-        recomputed: the module's forward pass is made again for its backward pass, so that what it gathers is short-lived
-            and kept, not gathered a third time.
+        recomputed: the module's forward pass is made again for its backward pass: what it gathers then lives shortly,
+            and is kept rather than gathered a third time.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return enter(hidden, group, sequence_parallel)

@@ -96,8 +96,8 @@ class Mixer(nn.Module, ABC):
     def activation_bytes(cls, config: ModelConfig, work: Workload) -> int:
         """Bytes saved for backward by one layer's mixer, its input among them, without document masks.
 
-        With tensor parallelism the input is whole on each rank. Under sequence parallelism linear layers keep the rank's
-        part of it (:mod:`deconattn.cost.activations` takes the rest off).
+        With tensor parallelism the input is whole on each rank; :mod:`deconattn.cost.activations` takes off what linear
+        layers need not keep of it under sequence parallelism.
         """
 
 

@@ -64,10 +64,11 @@ HEAVIER = (
     Topology("TP4", 4, "--tp 4"),
     Topology("TP4+SP", 4, "--tp 4 --sequence-parallel"),
     *(Topology(f"TP2xDP2 ZeRO-{stage}", 4, f"--tp 2 --zero {stage}") for stage in range(4)),
-    Topology(
-        "TP2+SPxPP2 ZeRO-1, checkpointing", 4, "--tp 2 --sequence-parallel --pp 2 --zero 1 --activation-checkpointing"
-    ),
-    Topology("TP2+SPxDP2 ZeRO-3, checkpointing", 4, "--tp 2 --sequence-parallel --zero 3 --activation-checkpointing"),
+    Topology("TP4+SP, recompute mixer", 4, "--tp 4 --sequence-parallel --recompute mixer"),
+    Topology("TP2xDP2 ZeRO-3, recompute mlp", 4, "--tp 2 --zero 3 --recompute mlp"),
+    Topology("TP2+SPxPP2 ZeRO-1, recompute mlp", 4, "--tp 2 --sequence-parallel --pp 2 --zero 1 --recompute mlp"),
+    Topology("TP2+SPxPP2 ZeRO-1, checkpointing", 4, "--tp 2 --sequence-parallel --pp 2 --zero 1 --recompute layer"),
+    Topology("TP2+SPxDP2 ZeRO-3, checkpointing", 4, "--tp 2 --sequence-parallel --zero 3 --recompute layer"),
 )
 BF16 = tuple(
     dataclasses.replace(topology, name=f"{topology.name} bf16", flags=f"--precision bf16 {topology.flags}")

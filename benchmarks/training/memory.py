@@ -58,7 +58,7 @@ class Arguments:
     zero: tuple[int, ...] = (0, 1, 2, 3)
     bucket: int = 0
     """DeepSpeed's reduce_bucket_size, elements; 0 is that of ds_configs/."""
-    checkpointing: bool = False
+    recompute: str = "none"
     steps: int = 2
     name: str = "memory-70m"
     """Of the result, in --out."""
@@ -87,8 +87,7 @@ def flags_of(arguments: Arguments, layout: str, precision: str, zero: int, folde
         "--micro-batch-size", str(arguments.micro_batch_size), "--precision", precision, "--zero", str(zero),
         "--global-batch-size", str(arguments.micro_batch_size * arguments.accumulation * replicas), *flags,
     ]  # fmt: skip
-    if arguments.checkpointing:
-        made.append("--activation-checkpointing")
+    made += ["--recompute", arguments.recompute]
     if arguments.bucket and zero:
         config = json.loads((ROOT / "ds_configs" / f"zero{zero}.json").read_text())
         config["zero_optimization"]["reduce_bucket_size"] = arguments.bucket

@@ -24,6 +24,7 @@ from deconattn.config.flag_groups import DataFlags, EngineFlags, ModelFlags, Opt
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.pattern import STANDARD
 from deconattn.config.presets import size_defaults
+from deconattn.config.renamed import renamed_words
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.program import command
@@ -64,7 +65,7 @@ class Arguments:
 
 def main(words: Sequence[str]) -> None:
     """Read the flags, with the defaults of the size that they name, and print what they ask for."""
-    program = command("plan")
+    program, words = command("plan"), renamed_words(words)
     size = parse(Arguments, words, program=program).model.size
     defaults = size_defaults(size)
     bf16 = EngineFlags(precision="bf16")  # as a training chooses where there are GPUs

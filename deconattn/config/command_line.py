@@ -12,6 +12,7 @@ from deconattn.cli import asks_for_completion, complaints_in_one_line, parse
 from deconattn.config.flag_file import ConfigFile, read_config_file
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.presets import size_defaults
+from deconattn.config.renamed import renamed_words
 from deconattn.config.run_config import RUN_CONFIG, read_run_config
 from deconattn.errors import UserError
 from deconattn.json_files import reason
@@ -40,6 +41,7 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
         UserError: anything wrong with the flags that can be known before a process starts, a run that cannot be
             resumed, or flags that contradict the run.
     """
+    arguments = renamed_words(arguments)
     # tyro would answer a request for a shell's completion with the few flags that decide.
     decisive = [] if asks_for_completion(arguments) else arguments
     with complaints_in_one_line():

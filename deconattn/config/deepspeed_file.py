@@ -29,7 +29,7 @@ OURS = {
     "pipeline": "--pp",
     "tensor_parallel": "--tp",
     "sequence_parallel_size": "--sequence-parallel",
-    "activation_checkpointing": "--activation-checkpointing",
+    "activation_checkpointing": "--recompute",
     "compile": "--compile",
     "data_types": "--precision",
     "checkpoint": "--save",

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.pattern import nearest
+from deconattn.config.renamed import renamed_values
 from deconattn.config.run_config import RunConfig
 from deconattn.errors import UserError
 
@@ -101,10 +102,10 @@ def _groups(flags: TrainingFlags) -> Iterator[tuple[str, dict[str, Any]]]:
 def _flat(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     groups = dict(_groups(TrainingFlags()))
     homes = {name: group for group, fields in groups.items() for name in fields}
-    for key, value in content.items():
+    for key, value in renamed_values(content).items():
         group = _field(key)
         if group in groups and isinstance(value, dict):
-            for inner, inner_value in value.items():
+            for inner, inner_value in renamed_values(value).items():
                 if homes.get(_field(inner)) != group:
                     whole = [f"{home}.{name}" for name, home in homes.items()]
                     known = nearest(f"{group}.{_field(inner)}", whole)

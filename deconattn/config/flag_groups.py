@@ -13,6 +13,7 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
 LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
+Recompute = Literal["none", "mixer", "mlp", "layer"]
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,9 @@ class EngineFlags:
     """Pipeline stages: the layers are shared out in order, balanced by what each costs; ZeRO 0 or 1 only."""
     sequence_parallel: bool = False
     """Share norms and residual stream out along the sequence over the tensor-parallel ranks."""
-    activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass."""
+    recompute: Recompute = "none"
+    """Recompute in the backward pass, instead of keeping it: nothing; of each layer the inside of its mixer, or of its
+    feed-forward block; or the whole layer (least memory, a third more time)."""
     compile: bool = False
     """torch.compile each layer."""
     distributed_timeout_minutes: float = 10.0

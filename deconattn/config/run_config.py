@@ -1,12 +1,14 @@
 """`config.json` of a run, in its folder and in every checkpoint, read back into dataclasses."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from deconattn.config.flags import TrainingFlags
+from deconattn.config.renamed import renamed_values
 from deconattn.errors import UserError
 from deconattn.json_files import parse_json, read_bytes, reason
 from deconattn.layers.config import ModelConfig
@@ -62,8 +64,9 @@ def read_run_config(folder: Path, remedy: str) -> RunConfig:
     from pydantic import ValidationError
 
     try:
-        _check_names(parse_json(content, finite=True))
-        return _adapter().validate_json(content, strict=True)
+        values = _renamed(parse_json(content, finite=True))
+        _check_names(values)
+        return _adapter().validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -77,6 +80,15 @@ def _adapter() -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(RunConfig)
+
+
+def _renamed(content: Any) -> Any:
+    """Return what an older version wrote with today's names of its flags."""
+    flags = content.get("flags") if isinstance(content, dict) else None
+    if not isinstance(flags, dict):
+        return content
+    groups = {name: renamed_values(group) if isinstance(group, dict) else group for name, group in flags.items()}
+    return {**content, "flags": groups}
 
 
 def _check_names(content: Any) -> None:

@@ -17,10 +17,12 @@ class LayerActivations:
     """Activation bytes of one layer.
 
     Attributes:
-        kept: bytes saved for backward when nothing is recomputed.
-        input: bytes of its input, which is all that activation checkpointing saves.
-        working: bytes beyond `kept`, less what is freed by then, at the peak of the backward pass: the product
-            SiLU(gate) * up is differentiated, with two gradients of the feed-forward's width, and one of its output.
+        kept: bytes saved for backward.
+        input: bytes of its input, all that is kept where whole layers are recomputed.
+        working: bytes beyond `kept`, less what is freed by then, at the peak of the backward pass, with what is
+            recomputed. The peak is where SiLU(gate) * up is differentiated, with two gradients of the feed-forward's
+            width and one of its output; or where its input has been gathered again, beside its own gradient; or where
+            the mixer has been recomputed.
     """
 
     kept: int
@@ -52,37 +54,55 @@ def layer_activations(job: Job) -> tuple[LayerActivations, ...]:
 
 def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivations:
     config, size, mixer = job.model, job.bytes_per_element, mixer_class(variant)
-    tokens = output_rows * job.length
-    local, local_input = tokens // job.sequence_parallel_size, rows * job.length // job.sequence_parallel_size
-    width = largest_part(config.intermediate_size, config.intermediate_size, job.tp)
-    feed_forward = feed_forward_bytes(config, tokens, size, job.tp)
-    norms = sum(rms_norm_bytes(part, config.hidden_size, size, fused=job.gpu) for part in (local_input, local))
+    tokens, tokens_in, ranks = output_rows * job.length, rows * job.length, job.sequence_parallel_size
+    local, local_in, inputs = tokens // ranks, tokens_in // ranks, 1 + mixer.needs_static_embeddings
+    vector = size * config.hidden_size
+    norms = sum(rms_norm_bytes(part, config.hidden_size, size, fused=job.gpu) for part in (local_in, local))
     if mixer.needs_static_embeddings:
-        norms += rms_norm_bytes(local_input, config.hidden_size, size, fused=job.gpu)
+        norms += rms_norm_bytes(local_in, config.hidden_size, size, fused=job.gpu)
         if job.gpu or size == 4:  # all layers keep the same embeddings: see static_bytes
-            norms -= size * local_input * config.hidden_size
+            norms -= vector * local_in
     mixed = mixer.activation_bytes(config, Workload(rows, job.length, size, job.tp, job.gpu))
-    return LayerActivations(
-        kept=mixed + norms + feed_forward,
-        input=size * local_input * config.hidden_size,
-        working=size * tokens * (2 * width + config.hidden_size),
-    )
+    feed_forward = feed_forward_bytes(config, tokens, size, job.tp)
+    kept_mixed, kept_feed_forward = mixed, feed_forward
+    if job.gathers_again:
+        kept_mixed -= vector * inputs * (tokens_in - local_in)
+        kept_feed_forward -= vector * (tokens - local)
+    element = size * tokens * largest_part(config.intermediate_size, config.intermediate_size, job.tp)
+    working = 2 * element + vector * tokens
+    if job.gathers_again:  # by then gate, up and their product are gone
+        working = max(working, 2 * vector * tokens - element)
+    match job.recompute:
+        case "mixer":
+            kept_mixed = vector * inputs * local_in
+            working = max(working, mixed - kept_mixed - kept_feed_forward)
+        case "mlp":
+            kept_feed_forward = vector * local
+            working = 2 * element + vector * tokens + feed_forward - kept_feed_forward
+        case "layer":
+            working = 2 * element + vector * tokens + mixed + norms + feed_forward
+    kept = vector * local_in if job.recompute == "layer" else kept_mixed + norms + kept_feed_forward
+    return LayerActivations(kept=kept, input=vector * local_in, working=working)
 
 
 def feed_forward_bytes(config: ModelConfig, tokens: int, bytes_per_element: int, tp_size: int) -> int:
     """Bytes saved for backward by one layer's feed-forward block on one of `tp_size` tensor-parallel ranks.
 
-    Its input is whole on every rank, with sequence parallelism as well: it was gathered.
+    Its input is whole on every rank: what sequence parallelism gathers again is not counted here.
     """
     width = largest_part(config.intermediate_size, config.intermediate_size, tp_size)
     return bytes_per_element * tokens * (config.hidden_size + 3 * width)
 
 
 def static_bytes(job: Job, span: range) -> int:
-    """Bytes of the static token embeddings, one tensor for all layers of a stage that read them."""
+    """Bytes of the static token embeddings, one tensor for all layers of a stage that read them.
+
+    The model's first layer keeps that tensor in any case, as its input, unless a CPU keeps an fp32 copy of a bf16 one.
+    """
     rows = layer_rows(job.model, job.micro_batch)
     readers = [layer for layer in Streams.of(job.model.layer_variants).static_layers if layer in span]
-    if not readers:
+    kept_as_input = span.start == 0 and (job.gpu or job.bytes_per_element == 4 or job.recompute == "layer")
+    if not readers or kept_as_input:
         return 0
     return job.bytes_per_element * rows[readers[0]] * job.length // job.sequence_parallel_size * job.model.hidden_size
 

@@ -53,18 +53,25 @@ def all_reduce_bytes(size: int, ranks: int) -> int:
 def _tensor(job: Job, span: range) -> int:
     """Bytes of tensor parallelism per micro-batch; an all-gather and a reduce-scatter are together an all-reduce.
 
-    A cut module sums its output in the forward pass, and the gradient of each input in the backward pass. Where a
-    layer is recomputed, its mixer's output is summed again; recomputing stops before the feed-forward's.
+    A cut module sums its output in the forward pass, and the gradient of each input in the backward pass. Under
+    sequence parallelism an input is gathered a second time for the backward pass, where it was not kept or is
+    recomputed. A recomputed layer sums its mixer's output again; recomputing stops before a sum at its end.
     """
     if job.tp == 1:
         return 0
     config, size = job.model, job.bytes_per_element
     rows = layer_rows(config, job.micro_batch)
-    exchanged = 0  # elements that an all-reduce goes over
+    halves = 0  # elements that an all-gather or a reduce-scatter goes over
     for index in span:
-        mixer = mixer_class(config.layer_variants[index])
-        exchanges = 4 + mixer.needs_static_embeddings + job.checkpointing
-        exchanged += exchanges * rows[index] * job.length * config.hidden_size
+        inputs = {"mixer": 1 + mixer_class(config.layer_variants[index]).needs_static_embeddings, "mlp": 1}
+        exchanges = 2 * (2 + sum(inputs.values()))
+        if not job.sequence_parallel:
+            exchanges += 2 * (job.recompute == "layer")
+        else:
+            again = [n for part, n in inputs.items() if job.gathers_again or job.recompute in (part, "layer")]
+            exchanges += sum(again) + (job.recompute == "layer")
+        halves += exchanges * rows[index] * job.length * config.hidden_size
+    exchanged = halves // 2  # elements that an all-reduce goes over
     tokens = job.micro_batch * job.length * config.hidden_size
     if span.start == 0:
         exchanged += rows[0] * job.length * config.hidden_size

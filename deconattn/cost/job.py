@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deconattn.config.deepspeed import deepspeed_config
+from deconattn.config.flag_groups import Recompute
 from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
@@ -38,7 +39,7 @@ class Job:
     pp: int = 1
     dp: int = 1
     sequence_parallel: bool = False
-    checkpointing: bool = False
+    recompute: Recompute = "none"
     bucket: int = BUCKET
     buckets: int = 1
     reduced_bytes: int = 4
@@ -75,7 +76,7 @@ class Job:
             pp=engine.pp,
             dp=dp,
             sequence_parallel=engine.sequence_parallel,
-            checkpointing=engine.activation_checkpointing,
+            recompute=engine.recompute,
             bucket=int(zero.get("reduce_bucket_size", BUCKET)),
             buckets=2 if zero.get("overlap_comm") and zero.get("stage") in (1, 2) else 1,
             reduced_bytes=4 if config["communication_data_type"] == "fp32" else 2,
@@ -101,6 +102,14 @@ class Job:
     def sequence_parallel_size(self) -> int:
         """Number of parts that sequence parallelism cuts the sequence into between tensor-parallel regions."""
         return self.tp if self.sequence_parallel else 1
+
+    @property
+    def gathers_again(self) -> bool:
+        """Whether layers keep their parts of what they have gathered, and gather it again in the backward pass.
+
+        ZeRO-3's hooks stand between the gathering and the layers.
+        """
+        return self.sequence_parallel and self.zero < 3
 
     def in_flight(self, stage: int) -> int:
         """Micro-batches whose activations a stage holds at once in the 1F1B schedule (Narayanan et al. 2021)."""

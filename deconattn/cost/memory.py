@@ -7,7 +7,7 @@ what the computation works with:
 * `loss`: all layers' activations, the logits' slice, and the gradients of head and hidden states.
 * `backward of the head`: the same without logits, when the first gradient meets DeepSpeed's buffers.
 * `backward of layer i`: activations up to layer i, gradients of the layers after it, and the feed-forward's working
-  tensors (with checkpointing: every layer's input, and layer i recomputed).
+  tensors, with what is recomputed of layer i.
 * `backward of the embedding`: all gradients.
 * `reduction`: gradients are reduced over the data-parallel ranks.
 * `step`: AdamW and what ZeRO makes of its result.
@@ -77,7 +77,7 @@ def _micro_batch(
     layers = [every[index] for index in span]
     is_first, is_last = span.start == 0, span.stop == job.model.num_hidden_layers
     static = static_bytes(job, span)
-    kept = [layer.input if job.checkpointing else layer.kept for layer in layers]
+    kept = [layer.kept for layer in layers]
     around = static + (0 if is_last else p2p_bytes(job, span.stop))
     whole = sum(kept) + around + (final_norm_bytes(job) if is_last else 0)
     waiting = (in_flight - 1) * whole + (0 if is_first else received_bytes(job, span.start, in_flight))
@@ -102,8 +102,7 @@ def _micro_batch(
 
     piled = parameters.head * zero.piled if first else 0
     for index in range(len(layers) - 1, -1, -1):
-        recomputed = layers[index].kept if job.checkpointing else 0
-        activations = waiting + around + sum(kept[: index + 1]) + recomputed + layers[index].working
+        activations = waiting + around + sum(kept[: index + 1]) + layers[index].working
         # A gradient that does not stay lives until it is added to the others or moved into the bucket.
         passing = 0 if first and zero.piled else _largest_matrix(job) * job.bytes_per_element
         memory = Memory(activations=activations, gradients=piled + passing)

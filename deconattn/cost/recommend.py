@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from deconattn.config.flag_groups import Recompute
 from deconattn.config.flags import TrainingFlags
 from deconattn.cost.job import Job
 from deconattn.cost.memory import MemorySnapshot, peak
@@ -16,6 +17,7 @@ HEADROOM = 0.1
 TENSOR_RANKS = (1, 2, 4, 8)
 """Tensor-parallel sizes that are tried: their ranks share a machine."""
 STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
+RECOMPUTED: tuple[Recompute, ...] = ("none", "layer")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Recommendation:
             parts.insert(0, f"--tp {job.tp}{' --sequence-parallel' if engine.sequence_parallel else ''}")
         if job.pp > 1:
             parts.insert(1 if job.tp > 1 else 0, f"--pp {job.pp}")
-        return " ".join(parts + ["--activation-checkpointing"] * engine.activation_checkpointing)
+        return " ".join(parts + [f"--recompute {engine.recompute}"] * (engine.recompute != "none"))
 
 
 def fits(snapshot: MemorySnapshot, gib: float) -> bool:
@@ -82,15 +84,15 @@ def _candidates(flags: TrainingFlags, ranks: int) -> Iterator[TrainingFlags]:
     for tp in TENSOR_RANKS:
         for pp in (stages for stages in range(1, ranks // tp + 1) if ranks % (tp * stages) == 0):
             for zero in STAGES[lowest : 4 if pp == 1 else 2]:
-                for checkpointing in (False, True):
+                for recompute in RECOMPUTED:
                     micro = flags.optimization.micro_batch_size
                     while micro:
-                        yield _with(flags, tp, pp, zero, checkpointing, micro)
+                        yield _with(flags, tp, pp, zero, recompute, micro)
                         micro //= 2
 
 
 def _with(
-    flags: TrainingFlags, tp: int, pp: int, zero: Literal[0, 1, 2, 3], checkpointing: bool, micro: int
+    flags: TrainingFlags, tp: int, pp: int, zero: Literal[0, 1, 2, 3], recompute: Recompute, micro: int
 ) -> TrainingFlags:
     engine = dataclasses.replace(
         flags.engine,
@@ -99,7 +101,7 @@ def _with(
         zero=zero,
         deepspeed_config=None,
         sequence_parallel=tp > 1,
-        activation_checkpointing=checkpointing,
+        recompute=recompute,
     )
     optimization = dataclasses.replace(flags.optimization, micro_batch_size=micro)
     return dataclasses.replace(flags, engine=engine, optimization=optimization)
@@ -118,5 +120,5 @@ def _describe(flags: TrainingFlags) -> str:
     engine = flags.engine
     return (
         f"tp {engine.tp}, pp {engine.pp}, ZeRO {engine.zero_stage}, micro-batch {flags.optimization.micro_batch_size}"
-        f"{', recomputing layers' if engine.activation_checkpointing else ''}"
+        f"{', recomputing layers' if engine.recompute == 'layer' else ''}"
     )

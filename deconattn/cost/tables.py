@@ -83,7 +83,7 @@ def feed_forward_costs(job: Job) -> Costs:
 def model_costs(job: Job) -> Costs:
     """Return costs of the whole model."""
     config, rows, length, size = job.model, job.micro_batch, job.length, job.bytes_per_element
-    layers = sum(layer.kept for layer in layer_activations(job))
+    layers = sum(layer.kept for layer in layer_activations(replace(job, recompute="none")))
     return Costs(
         training=training_flops(config, rows, length) / (rows * length),
         prefill=generation.prefill_flops(config, rows, length, size),

@@ -96,7 +96,8 @@ class Mixer(nn.Module, ABC):
     def activation_bytes(cls, config: ModelConfig, work: Workload) -> int:
         """Bytes saved for backward by one layer's mixer, its input among them, without document masks.
 
-        With tensor parallelism the input is whole on each rank.
+        With tensor parallelism the input is whole on each rank; :mod:`deconattn.cost.activations` takes off what linear
+        layers need not keep of it under sequence parallelism.
         """
 
 

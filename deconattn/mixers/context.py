@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from deconattn.layers.linear import rows as some_rows
 from deconattn.layers.rotary import Rotary
 from deconattn.ops.documents import Documents
 
@@ -41,7 +42,7 @@ class MixerContext:
 
         The backward pass of a slice copies its gradient, that of a whole tensor's too.
         """
-        return rows if self.output_rows is None else rows[: self.output_rows]
+        return rows if self.output_rows is None else some_rows(rows, slice(self.output_rows))
 
     def to(self, device: torch.device) -> "MixerContext":
         """Return the context on a device; accelerate calls it where layers are spread over several."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.linear import rows
 from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
@@ -87,7 +88,7 @@ class FixedMap(ProjectedMixer, ABC):
         """Return rotated queries [heads, L, head_dim] and keys [key_value_heads, L, head_dim] of the fixed stream."""
         assert self.fixed_stream is not None
         row = context.fixed_rows[self.fixed_stream]
-        stream = hidden[row].unsqueeze(0)
+        stream = rows(hidden, slice(row, row + 1 or None))
         queries, keys = context.rotary.row(row)(*self.queries_keys(stream))
         return queries.squeeze(0), keys.squeeze(0)
 

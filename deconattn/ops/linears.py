@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear as pytorch_linear
+
+from deconattn.ops.matmul import add_matmul, linear, matmul
 
 
 def linears(
@@ -60,40 +61,67 @@ class _Linears(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs, *weights)
         ctx.has_bias = [bias is not None for bias in biases]
-        outputs: list[Tensor] = []
-        start = 0
-        for size in groups:
-            outputs += _outputs(inputs, weights[start : start + size], biases[start : start + size])  # type: ignore[arg-type]
-            start += size
-        return tuple(outputs)
+        return outputs(inputs, weights, biases, groups)  # type: ignore[arg-type]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | tuple[int, ...] | None, ...]:
         inputs, *weights = ctx.saved_tensors
-        count = len(weights)
         needs_inputs, _, *needed = ctx.needs_input_grad
-        rows = inputs.flatten(0, -2)
-        upstream = {index: grad.flatten(0, -2) for index, grad in enumerate(grads) if grad is not None}
-        grad_inputs: Tensor | None = None
-        found: list[Tensor | None] = [None] * (2 * count)
-        for run in _runs(upstream):
-            joined = side_by_side([upstream[index] for index in run], 1)
-            assert joined is not None
-            sizes = [upstream[index].shape[1] for index in run]
-            if any(needed[index] for index in run):
-                for index, part in zip(run, (joined.T @ rows).split(sizes), strict=True):
-                    found[index] = part if needed[index] else None
-            wanted = [index for index in run if ctx.has_bias[index] and needed[count + index]]
-            if wanted:
-                for index, part in zip(run, joined.sum(dim=0).split(sizes), strict=True):
-                    found[count + index] = part if index in wanted else None
-            if needs_inputs:
-                whole = side_by_side([weights[index] for index in run], 0)
-                factors = [(upstream[index], weights[index]) for index in run] if whole is None else [(joined, whole)]
-                for grad, weight in factors:
-                    grad_inputs = grad @ weight if grad_inputs is None else grad_inputs.addmm_(grad, weight)
+        grad_inputs = input_gradient(grads, weights) if needs_inputs else None
+        found = parameter_gradients(grads, inputs, needed, ctx.has_bias)
         return None if grad_inputs is None else grad_inputs.view(inputs.shape), None, *found
+
+
+def outputs(
+    inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], groups: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """:func:`linears`, not differentiable."""
+    found: list[Tensor] = []
+    start = 0
+    for size in groups:
+        found += _outputs(inputs, weights[start : start + size], biases[start : start + size])
+        start += size
+    return tuple(found)
+
+
+def input_gradient(grads: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
+    """The input's gradient, [tokens, k], of those of the outputs, [.., n] each; None where there is none."""
+    upstream = _given(grads)
+    total: Tensor | None = None
+    for run, joined in _runs(upstream):
+        whole = side_by_side([weights[index] for index in run], 0)
+        factors = [(upstream[index], weights[index]) for index in run] if whole is None else [(joined, whole)]
+        for grad, weight in factors:
+            total = matmul(grad, weight) if total is None else add_matmul(total, grad, weight)
+    return total
+
+
+def parameter_gradients(
+    grads: Sequence[Tensor | None], inputs: Tensor, needed: Sequence[bool], has_bias: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the weights and then of the biases, of those of the outputs, [.., n] each, and the input [.., k].
+
+    Args:
+        needed: of each weight, then of each bias.
+    """
+    upstream, rows, count = _given(grads), inputs.flatten(0, -2), len(has_bias)
+    found: list[Tensor | None] = [None] * (2 * count)
+    for run, joined in _runs(upstream):
+        sizes = [upstream[index].shape[1] for index in run]
+        if any(needed[index] for index in run):
+            for index, part in zip(run, matmul(joined.T, rows).split(sizes), strict=True):
+                found[index] = part if needed[index] else None
+        wanted = [index for index in run if has_bias[index] and needed[count + index]]
+        if wanted:
+            for index, part in zip(run, joined.sum(dim=0).split(sizes), strict=True):
+                found[count + index] = part if index in wanted else None
+    return found
+
+
+def _given(grads: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """Gradients that are there, [tokens, n], by the number of their layer."""
+    return {index: grad.flatten(0, -2) for index, grad in enumerate(grads) if grad is not None}
 
 
 def _outputs(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Sequence[Tensor]:
@@ -101,9 +129,9 @@ def _outputs(inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor 
     given = [bias for bias in biases if bias is not None]
     weight = side_by_side(weights, 0)
     if weight is None or (given and len(given) < len(biases)):
-        return [pytorch_linear(inputs, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        return [linear(inputs, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
     bias = _joined(given) if given else None
-    return pytorch_linear(inputs, weight, bias).split([len(weight) for weight in weights], dim=-1)
+    return linear(inputs, weight, bias).split([len(weight) for weight in weights], dim=-1)
 
 
 def _joined(vectors: Sequence[Tensor]) -> Tensor:
@@ -111,12 +139,15 @@ def _joined(vectors: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(vectors)) if whole is None else whole
 
 
-def _runs(upstream: dict[int, Tensor]) -> Iterator[list[int]]:
-    """Yield the numbers of neighbouring layers whose gradients lie side by side, each layer in one."""
+def _runs(upstream: dict[int, Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the numbers of neighbouring layers whose gradients lie side by side, and those as one; each layer once."""
     indices = list(upstream)
     starts = [0]
     for place, (left, right) in enumerate(pairwise(indices), start=1):
         if right != left + 1 or side_by_side([upstream[left], upstream[right]], 1) is None:
             starts.append(place)
-    for start, stop in pairwise([*starts, len(indices)]):
-        yield indices[start:stop]
+    for start, stop in pairwise([*starts, len(indices)] if indices else []):
+        run = indices[start:stop]
+        joined = side_by_side([upstream[index] for index in run], 1)
+        assert joined is not None
+        yield run, joined

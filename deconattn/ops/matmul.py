@@ -40,6 +40,13 @@ def scaled_matmul(left: Tensor, right: Tensor, scale: float, out: Tensor) -> Ten
     return torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
+def add_matmul(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Add left @ right, [m, k] @ [k, n], to total [m, n], in place where it is not oneDNN's product."""
+    if _for_onednn(left, left.shape[0] * right.numel()):
+        return total.add_(matmul(left, right))
+    return total.addmm_(left, right)
+
+
 def ignores_out(left: Tensor) -> bool:
     """Whether large products of `left` come in tensors of their own."""
     return _for_onednn(left, WORTHWHILE)

@@ -8,6 +8,7 @@ torch.compile follows functional collectives only. Run eagerly each of those cos
 than the exchange itself in small layers, so that the plain ones stand in for them there.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,28 +30,61 @@ def all_reduce(group: ProcessGroup, tensor: Tensor) -> Tensor:
     """All-reduce into a new tensor; not differentiable."""
     if torch.compiler.is_compiling():
         return collectives.wait_tensor(collectives.all_reduce(tensor.contiguous(), "sum", group))
-    total = tensor.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
-    return total
+    return start_all_reduce(group, tensor.clone(memory_format=torch.contiguous_format)).wait()
 
 
 def all_gather(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
     """All-gather equal parts side by side along `dim`; not differentiable."""
     if torch.compiler.is_compiling():
         return collectives.wait_tensor(_all_gather(tensor.contiguous(), dim, group))
-    parts = tensor.new_empty(group.size(), *tensor.shape)
-    _eager_all_gather(parts.view(-1), tensor.reshape(-1), group=group)
-    return parts.movedim(0, dim).flatten(dim, dim + 1)
+    return start_all_gather(group, tensor, dim).wait()
 
 
 def reduce_scatter(group: ProcessGroup, tensor: Tensor, dim: int) -> Tensor:
     """Reduce-scatter: this rank's equal part along `dim` of the sum over ranks; not differentiable."""
     if torch.compiler.is_compiling():
         return collectives.wait_tensor(_reduce_scatter(tensor.contiguous(), "sum", dim, group))
+    return start_reduce_scatter(group, tensor, dim).wait()
+
+
+class Started:
+    """Collective under way, eager; what is computed before `wait` runs beside it.
+
+    Args:
+        tensors: what it reads and writes, kept until it has ended.
+        result: makes the result of them then.
+    """
+
+    def __init__(self, work: Any, tensors: tuple[Tensor, ...], result: Callable[[], Tensor]) -> None:
+        self._work, self._tensors, self._result = work, tensors, result
+
+    def wait(self) -> Tensor:
+        """Return the result; on a GPU the stream waits for it, not the host."""
+        self._work.wait()
+        self._tensors = ()
+        return self._result()
+
+
+def start_all_reduce(group: ProcessGroup, total: Tensor) -> Started:
+    """Begin :func:`all_reduce` in place."""
+    work = dist.all_reduce(total, group=group, async_op=True)
+    return Started(work, (total,), lambda: total)
+
+
+def start_all_gather(group: ProcessGroup, tensor: Tensor, dim: int) -> Started:
+    """Begin :func:`all_gather`."""
+    own = tensor.reshape(-1)
+    parts = tensor.new_empty(group.size(), *tensor.shape)
+    work = _eager_all_gather(parts.view(-1), own, group=group, async_op=True)
+    return Started(work, (own, parts), lambda: parts.movedim(0, dim).flatten(dim, dim + 1))
+
+
+def start_reduce_scatter(group: ProcessGroup, tensor: Tensor, dim: int) -> Started:
+    """Begin :func:`reduce_scatter`."""
     parts = tensor.unflatten(dim, (group.size(), -1)).movedim(dim, 0).contiguous()
     own = torch.empty_like(parts[0])
-    _eager_reduce_scatter(own.view(-1), parts.view(-1), group=group)
-    return own
+    work = _eager_reduce_scatter(own.view(-1), parts.view(-1), group=group, async_op=True)
+    return Started(work, (own, parts), lambda: own)
 
 
 def enter(hidden: Tensor, group: ProcessGroup, sequence_parallel: bool) -> Tensor:

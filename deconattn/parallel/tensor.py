@@ -10,7 +10,9 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.shards import Shard, mark, mark_buffer, shard_of
 from deconattn.layers.splits import Split
 from deconattn.model.causal_lm import CausalLM
-from deconattn.parallel.collectives import all_reduce, enter, leave
+from deconattn.model.recompute import Recomputed
+from deconattn.parallel.collectives import all_reduce, leave
+from deconattn.parallel.entrance import enter_layers
 from deconattn.parallel.topology import Topology
 from deconattn.parallel.vocabulary import VocabularyEmbedding, VocabularyHead
 
@@ -70,8 +72,11 @@ class TensorParallel:
                 _sum_gradients(parameter, self._copies_group)
 
     def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        recomputed = isinstance(module, Recomputed) or self._model.model.activation_checkpointing
         return tuple(
-            enter(argument, self._group, self._sequence_parallel) if isinstance(argument, Tensor) else argument
+            enter_layers(argument, self._group, self._sequence_parallel, recomputed)
+            if isinstance(argument, Tensor)
+            else argument
             for argument in arguments
         )
 

@@ -20,6 +20,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.shards import local_shape
 from deconattn.model.causal_lm import CausalLM, LossSum
 from deconattn.model.init import seed_generators
+from deconattn.model.recompute import recompute
 from deconattn.ops.cross_entropy import IGNORED
 from deconattn.parallel.build import build_model
 from deconattn.parallel.gradients import gradient_norm
@@ -201,7 +202,7 @@ class Engine:
         return bool(flag.item() > 0)
 
     def _prepare(self, model: CausalLM) -> None:
-        model.model.activation_checkpointing = self.flags.engine.activation_checkpointing
+        recompute(model.model, self.flags.engine.recompute)
         if self.flags.engine.compile:
             compile_layers(model.model)
 

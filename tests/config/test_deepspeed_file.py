@@ -67,7 +67,7 @@ def test_every_known_key_is_taken(tmp_path: Path) -> None:
         ({"bfloat16": {"enabled": True}}, "sets bfloat16: remove it there and use --precision"),
         ({"fp16": {"enabled": True}}, "use --precision"),
         ({"data_types": {"grad_accum_dtype": "bf16"}}, "use --precision"),
-        ({"activation_checkpointing": {}}, "use --activation-checkpointing"),
+        ({"activation_checkpointing": {}}, "use --recompute"),
         ({"zero_optimisation": {"stage": 1}}, "did you mean zero_optimization?"),
         ({"zero_optimization": {"stage": 1, "overlap_com": True}}, "did you mean overlap_comm?"),
         ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "cpu_offload is no setting"),

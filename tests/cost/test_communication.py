@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from deconattn.config.flag_groups import Recompute
 from deconattn.cost.communication import stage_traffic
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import rank_parameters
@@ -46,9 +47,17 @@ def test_tensor_parallel_ranks(sequence_parallel: bool):
     # Two modules a layer sum their outputs and their input's gradients; the embedding and the head once each.
     exchanges = 3 * 4 + 2
     norms = 4 * 7 * 64 if sequence_parallel else 0
-    assert stage_traffic(job, 0).tensor == 5 * (exchanges * HIDDEN + norms)
-    recomputed = replace(job, checkpointing=True)
-    assert stage_traffic(recomputed, 0).tensor - stage_traffic(job, 0).tensor == 5 * 3 * HIDDEN
+    again = 3 * HIDDEN if sequence_parallel else 0  # two gatherings a layer, each half an all-reduce
+    assert stage_traffic(job, 0).tensor == 5 * (exchanges * HIDDEN + again + norms)
+    for part, more in (("mixer", 0), ("mlp", 0), ("layer", 3 * HIDDEN // (1 + sequence_parallel))):
+        assert stage_traffic(replace(job, recompute=part), 0).tensor - stage_traffic(job, 0).tensor == 5 * more
+
+
+@pytest.mark.parametrize(("part", "halves"), [("none", 0), ("mixer", 1), ("mlp", 1), ("layer", 3)])
+def test_zero_3_gathers_again_what_it_recomputes(part: Recompute, halves: int):
+    job = build_job(tp=2, zero=3, sequence_parallel=True)
+    more = stage_traffic(replace(job, recompute=part), 0).tensor - stage_traffic(job, 0).tensor
+    assert more == 3 * halves * HIDDEN // 2
 
 
 def test_static_embeddings_have_a_gradient_of_their_own():

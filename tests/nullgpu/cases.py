@@ -15,7 +15,9 @@ MICRO_BATCHES = 3
 """Of a replica in a step."""
 OPTIONS = {
     "": "",
-    "checkpointing": "--activation-checkpointing",
+    "checkpointing": "--recompute layer",
+    "recompute mixer": "--recompute mixer",
+    "recompute mlp": "--recompute mlp",
     "doc-mask": "--doc-mask",
     "compile": "--compile",
     "compile, doc-mask": "--compile --doc-mask",

@@ -112,8 +112,9 @@ def test_a_run_of_one_process_goes_on_in_two(
     assert_same_run(run, single, 1e-5)
 
 
-def test_activation_checkpointing_changes_nothing(small: list[str], single: Path, tmp_path: Path) -> None:
-    run_job([*small, *VARIANTS, "--zero", "0", "--activation-checkpointing", "--save", str(tmp_path)])
+@pytest.mark.parametrize("recompute", [pytest.param("layer", marks=pytest.mark.slow), "mixer"])
+def test_recomputation_changes_nothing(small: list[str], single: Path, tmp_path: Path, recompute: str) -> None:
+    run_job([*small, *VARIANTS, "--zero", "0", "--recompute", recompute, "--save", str(tmp_path)])
     assert_same_run(tmp_path, single, 1e-6)
 
 
@@ -124,10 +125,10 @@ def test_the_first_loss_is_that_of_a_uniform_guess(single: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", variant_names())
 def test_compiled_layers_train_alike(small: list[str], tmp_path: Path, variant: str) -> None:
-    """With activation checkpointing on and off, and document masks."""
+    """With recomputed layers and mixers and without, and document masks."""
     flags = [*small, "--variant", variant, "--pattern", "1:1"]
     run_job([*flags, "--save", str(tmp_path / "eager")])
-    for name, extra in (("plain", []), ("checkpointed", ["--activation-checkpointing"])):
+    for name, extra in (("plain", []), ("checkpointed", ["--recompute", "layer"]), ("mixer", ["--recompute", "mixer"])):
         run_job([*flags, "--compile", *extra, "--save", str(tmp_path / name)])
         assert_same_run(tmp_path / name, tmp_path / "eager", 1e-5)
     run_job([*flags, "--doc-mask", "--save", str(tmp_path / "masked")])

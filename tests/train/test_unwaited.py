@@ -65,6 +65,19 @@ READ: list[tuple[Callable[..., Any], str]] = [
 """What deconattn/train/unwaited.py replaces or counts on, and a digest of its source."""
 
 
+def test_no_bf16_gradient_outlives_its_sum(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 bytes a parameter: weights in bf16 and sums in fp32."""
+    counted, held = engine_module.Engine._counted, []
+
+    def noted(engine: Any, *arguments: Any) -> torch.Tensor:
+        held.append(sum(parameter.grad is not None for parameter in engine.model.parameters()))
+        return counted(engine, *arguments)
+
+    monkeypatch.setattr(engine_module.Engine, "_counted", noted)
+    run_job(["until=1", *small, "--precision", "bf16", "--micro-batch-size", "1", "--save", str(tmp_path)])
+    assert len(held) > 1 and not any(held)
+
+
 def source(function: Callable[..., Any]) -> str:
     """Of a function, or of what DeepSpeed has wrapped to measure it."""
     inner = inspect.getclosurevars(function).nonlocals.get("func", function)

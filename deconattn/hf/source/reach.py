@@ -23,6 +23,7 @@ AUTO_MAP = {
 STAND_INS = {
     "deconattn.layers.linear.Linear": "torch.nn.Linear",
     "deconattn.layers.linear.project": "deconattn.ops.plain.project",
+    "deconattn.layers.linear.rows": "operator.getitem",
     "deconattn.layers.norm.residual_norm": "deconattn.layers.norm.plain_residual_norm",
     "deconattn.mixers.registry.register": "deconattn.mixers.registry.known_as",
     "deconattn.ops.fixed_map.fixed_map_attention": "deconattn.ops.plain.fixed_map_attention",

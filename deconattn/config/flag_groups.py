@@ -93,10 +93,12 @@ class OptimizationFlags:
     warmup_steps: int | None = None
     """Steps of linear warm-up; by default 2000, at most a tenth of the run."""
     lr_schedule: LrSchedule = "cosine"
-    """Learning rate after the warm-up: half a cosine to zero; a line to zero; constant; or wsd, constant and then a
-    line to zero."""
+    """Learning rate after the warm-up: half a cosine to the lowest one; a line to it; constant; or wsd, constant and
+    then a line to it."""
     lr_decay_fraction: float | None = None
     """Share of the run in which wsd falls; by default 0.1."""
+    lr_min_ratio: float = 0.0
+    """The learning rate falls to this share of --lr."""
     weight_decay: float = 0.1
     """AdamW's weight decay of matrices; norms and biases have none."""
     adam_beta1: float = 0.9

@@ -100,6 +100,14 @@ class TrainingFlags:
                 f"--lr-decay-fraction is of --lr-schedule wsd, not of {self.optimization.lr_schedule}: "
                 "leave it out (--lr-decay-fraction None, where the run to resume has one), or give --lr-schedule wsd"
             )
+        lowest = self.optimization.lr_min_ratio
+        if not 0 <= lowest <= 1:
+            raise UserError(f"--lr-min-ratio is {lowest}: it must be from 0 to 1, a share of --lr")
+        if lowest and self.optimization.lr_schedule == "constant":
+            raise UserError(
+                "--lr-min-ratio is what the learning rate falls to, and --lr-schedule constant does not fall: give "
+                "--lr-min-ratio 0, or another schedule"
+            )
         if self.engine.precision == "bf16" and self.engine.zero_stage == 0 and self.engine.deepspeed_config is None:
             raise UserError(
                 "--precision bf16 needs --zero 1 or higher: ZeRO-0 keeps no fp32 master weights; "

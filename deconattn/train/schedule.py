@@ -13,9 +13,10 @@ class Schedule:
     """Learning rate of every optimiser step; all of them begin with a linear warm-up.
 
     Attributes:
-        kind: `cosine` is half a cosine to 0 (paper, table 9), `linear` a line to 0, `constant` the peak, `wsd` the peak
-            and a line to 0 at the end.
+        kind: `cosine` is half a cosine to the lowest rate (paper, table 9, with 0), `linear` a line to it, `constant`
+            the peak, `wsd` the peak and a line to the lowest at the end.
         decay_steps: length of that line; it begins after the warm-up at the earliest.
+        min_ratio: share of the peak that the rate falls to.
     """
 
     kind: LrSchedule
@@ -23,24 +24,29 @@ class Schedule:
     warmup_steps: int
     total_steps: int
     decay_steps: int
+    min_ratio: float = 0.0
 
     @classmethod
     def of(cls, flags: TrainingFlags) -> "Schedule":
         optimization, total, warmup = flags.optimization, flags.total_steps, flags.warmup_steps
         decaying = total if optimization.lr_schedule == "linear" else flags.decay_steps
         decay_steps = max(1, min(decaying, total - warmup))
-        return cls(optimization.lr_schedule, optimization.lr, warmup, total, decay_steps)
+        return cls(optimization.lr_schedule, optimization.lr, warmup, total, decay_steps, optimization.lr_min_ratio)
 
     def rate(self, step: int) -> float:
         """Return the rate of optimiser step `step`, from 0."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
+        return self.peak * (self.min_ratio + (1 - self.min_ratio) * self._height(step))
+
+    def _height(self, step: int) -> float:
+        """Return the place between the lowest rate, 0, and the peak, 1, after the warm-up."""
         if self.kind == "cosine":
             progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-            return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         if self.kind == "constant":
-            return self.peak
-        return self.peak * max(0.0, min(1.0, (self.total_steps - step) / self.decay_steps))
+            return 1.0
+        return max(0.0, min(1.0, (self.total_steps - step) / self.decay_steps))
 
 
 def check_length(flags: TrainingFlags, reached: int) -> None:
@@ -68,6 +74,7 @@ def schedule_change(before: TrainingFlags, now: TrainingFlags, step: int) -> str
         "--lr": (old.peak, new.peak),
         "--warmup-steps": (old.warmup_steps, new.warmup_steps),
         "--lr-schedule": (old.kind, new.kind),
+        "--lr-min-ratio": (old.min_ratio, new.min_ratio),
         "steps of decay": (old.decay_steps, new.decay_steps) if {old.kind, new.kind} == {"wsd"} else (0, 0),
     }
     changes = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in told.items() if was != now)

@@ -107,6 +107,8 @@ class OptimizationFlags:
     """AdamW's second decay."""
     adam_eps: float = 1e-8
     """AdamW's epsilon."""
+    z_loss: float = 0.0
+    """Coefficient of the z-loss, the mean squared logarithm of softmax's normaliser (PaLM has 1e-4); 0 has none."""
     clip_grad: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     seed: int = 1234

@@ -100,6 +100,8 @@ class TrainingFlags:
                 f"--lr-decay-fraction is of --lr-schedule wsd, not of {self.optimization.lr_schedule}: "
                 "leave it out (--lr-decay-fraction None, where the run to resume has one), or give --lr-schedule wsd"
             )
+        if not 0 <= self.optimization.z_loss < math.inf:
+            raise UserError(f"--z-loss is {self.optimization.z_loss}: it must be a number from 0, such as 1e-4")
         lowest = self.optimization.lr_min_ratio
         if not 0 <= lowest <= 1:
             raise UserError(f"--lr-min-ratio is {lowest}: it must be from 0 to 1, a share of --lr")

@@ -46,12 +46,14 @@ class StepResult:
 
     Attributes:
         loss: mean cross-entropy over all ranks' labels, nats.
+        z_loss: mean of what `--z-loss` adds to it.
         grad_norm: global norm of the averaged gradient before clipping; not finite if the step was skipped.
         skipped: the loss or the gradient was not finite, so the weights did not change.
         interrupted: some rank asked to stop.
     """
 
     loss: float
+    z_loss: float
     grad_norm: float
     skipped: bool
     interrupted: bool
@@ -102,8 +104,9 @@ class Engine:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, labels, ranks that want to stop
-        self._sums[2].fill_(float(stop))  # an assignment would wait for the device
+        # Cross-entropy, z-loss, labels, ranks that want to stop.
+        self._sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self._sums[3].fill_(float(stop))  # an assignment would wait for the device
         self._update.begin(self._total_sums)
         if self.topology.pp_size > 1:
             self._engine.train_batch(self._fed(micro_batches))
@@ -112,11 +115,12 @@ class Engine:
             for batch in micro_batches:
                 self._engine.backward(self._counted(self._forward(batch), batch.labels))
                 self._engine.step()
-        total, labels, stops, grad_norm = self._update.outcome()
+        total, z_loss, labels, stops, grad_norm = self._update.outcome()
         skipped = not math.isfinite(grad_norm)
         if not skipped:
             self.state.count_step()
-        return StepResult(loss=total / max(1.0, labels), grad_norm=grad_norm, skipped=skipped, interrupted=stops > 0)
+        labels = max(1.0, labels)
+        return StepResult(total / labels, z_loss / labels, grad_norm, skipped, interrupted=stops > 0)
 
     def seed(self, name: str) -> None:
         """Seed the global generators for what is computed next, so that it can be computed again after a resume.
@@ -138,7 +142,7 @@ class Engine:
         Raises:
             Stopped: on every rank, after some rank was asked to stop.
         """
-        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         stages, rest = self.topology.pp_size, iter(batches)
         while some := list(islice(rest, stages * BATCHES_A_STAGE if stages > 1 else 1)):
             if stop is not None and self._any(stop()):
@@ -151,7 +155,7 @@ class Engine:
                 for batch in some:
                     self._counted(self._forward(batch), batch.labels)
         deepspeed.comm.all_reduce(self._sums)
-        total, labels = self._sums.tolist()
+        total, _, labels = self._sums.tolist()
         return total / max(1.0, labels)
 
     def check_causality(self, length: int, vocab_size: int) -> None:
@@ -200,6 +204,8 @@ class Engine:
 
     def _prepare(self, model: CausalLM) -> None:
         model.model.activation_checkpointing = self.flags.engine.activation_checkpointing
+        if model.model.is_last:
+            model.lm_head.z_loss = self.flags.optimization.z_loss
         if self.flags.engine.compile:
             compile_layers(model.model)
 
@@ -227,13 +233,16 @@ class Engine:
 
     def _stage_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return the last pipeline stage's loss."""
-        return self._counted(LossSum(self.model.lm_head(hidden, labels), (labels != IGNORED).sum()), labels)
+        return self._counted(self.model.lm_head.loss(hidden, labels), labels)
 
     def _counted(self, loss: LossSum, labels: Tensor) -> Tensor:
         """Return the loss to differentiate, after adding it to the step's sums."""
         if self.topology.tp_rank == 0:  # its neighbours have the same one
-            self._sums[0] += loss.total.detach()
-            self._sums[1] += loss.labels
+            if loss.parts is None:
+                self._sums[0] += loss.total.detach()
+            else:
+                self._sums[:2] += loss.parts
+            self._sums[2] += loss.labels
         mean = loss.total / labels.numel()
         # A loss that is not finite must not pass unnoticed behind finite gradients, nor on other ranks.
         finite = torch.where(mean.detach().isfinite(), 1.0, math.nan)

@@ -316,6 +316,7 @@ class Trainer:
         return {
             "step": self.progress.step,
             "loss": result.loss,
+            **({"z_loss": result.z_loss} if self.flags.optimization.z_loss else {}),
             "grad_norm": result.grad_norm,
             "learning_rate": rate,
             "tokens": sequences * self.flags.data.seq_len,

@@ -4,7 +4,7 @@
         checkpoint.json               step, data position, size and SHA-256 of every other file; written last
         config.json                   the run's resolved configuration
         weights-00-00001.safetensors     canonical names, fp32 parameters, and the buffers
-        exp_avg-00-00001.safetensors     AdamW's moments, same names, fp32
+        exp_avg-00-00001.safetensors     the optimiser's moments, same names, fp32 (:mod:`.moments`)
         exp_avg_sq-00-00001.safetensors
         tokenizer/
 
@@ -31,6 +31,7 @@ from torch import Tensor, contiguous_format
 from deconattn import durable
 from deconattn.checkpoint.in_use import Hold
 from deconattn.checkpoint.manifest import MANIFEST, Progress, is_step_name, read_manifest, step_of, write_manifest
+from deconattn.checkpoint.moments import moments_of
 from deconattn.checkpoint.tensors import Header, expected_headers, first_difference, headers, open_tensors
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.run_config import RUN_CONFIG, RunConfig, read_run_config
@@ -128,7 +129,7 @@ class Checkpoint:
         return self.folder / _TOKENIZER if named else None
 
     def tensors(self, kind: str, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor), reading only the wanted ones; kind is `weights`, `exp_avg` or `exp_avg_sq`."""
+        """Yield (name, tensor), reading only the wanted ones; kind is `weights` or a moment's."""
         for path in self._files(kind):
             with open_tensors(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -146,11 +147,17 @@ class Checkpoint:
             found: dict[str, Header] = {}
             for path in self._files(kind):
                 found |= headers(path)
-            expected = parameters | buffers if kind == "weights" else parameters
+            expected = parameters | buffers if kind == "weights" else self._with_moment(kind, parameters)
             if (name := first_difference(expected, found)) is not None:
                 raise UserError(
                     f"{self.folder} does not fit the model ({kind} of {name}): restore it or use another checkpoint"
                 )
+
+    def _with_moment(self, kind: str, parameters: Mapping[str, Header]) -> dict[str, Header]:
+        """Return the parameters of which the run's optimiser keeps this kind of moment."""
+        optimizer = self.flags.optimization.optimizer
+        with_it = (name for name, (_, shape) in parameters.items() if kind in moments_of(name, len(shape), optimizer))
+        return {name: parameters[name] for name in with_it}
 
     def weights(self) -> dict[str, Tensor]:
         """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names.

@@ -28,7 +28,7 @@ class Arguments:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The file or the run folder to write."""
     optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Add a checkpoint's AdamW moments and step, as optimizer.exp_avg.NAME and so on."""
+    """Add a checkpoint's moments and optimiser step, as optimizer.exp_avg.NAME and so on."""
     plugin: tuple[Path, ...] = ()
     """Python files that register the model's third-party variants. A checkpoint's tensors need none."""
 

@@ -160,7 +160,7 @@ def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tupl
     pairs = [
         (saved.model, given.model, [f.name for f in dataclasses.fields(saved.model) if f.name != "plugin"]),
         (saved.data, given.data, ["seq_len", "doc_mask", "packing"]),
-        (saved.optimization, given.optimization, ["global_batch_size", "seed"]),
+        (saved.optimization, given.optimization, ["global_batch_size", "seed", "optimizer"]),
         (saved.engine, given.engine, ["precision"]),
     ]
     for before, now, names in pairs:

@@ -13,6 +13,7 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
 LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
+Optimizer = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,11 @@ class OptimizationFlags:
     """Share of the run in which wsd falls; by default 0.1."""
     lr_min_ratio: float = 0.0
     """The learning rate falls to this share of --lr."""
+    optimizer: Optimizer = "adamw"
+    """AdamW for all; or Muon for the matrices of the hidden layers, scaled so that --lr and --weight-decay are AdamW's,
+    and AdamW for the rest."""
     weight_decay: float = 0.1
-    """AdamW's weight decay of matrices; norms and biases have none."""
+    """Weight decay of matrices; norms and biases have none."""
     adam_beta1: float = 0.9
     """AdamW's first decay."""
     adam_beta2: float = 0.9999

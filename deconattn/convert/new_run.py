@@ -17,6 +17,7 @@ from deconattn.checkpoint.format import CHECKPOINTS, TensorFiles, seal
 from deconattn.checkpoint.hf_config import read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.manifest import Progress
+from deconattn.checkpoint.moments import kinds_of, moments_of
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.convert.graft import graft, summary
@@ -80,9 +81,12 @@ def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingDat
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         weights.add(name, tensor)
     weights.flush()
-    for moment in ("exp_avg", "exp_avg_sq"):
+    optimizer = flags.optimization.optimizer
+    for moment in kinds_of(optimizer):
         zeros = TensorFiles(step, moment)
         for name, parameter in model.named_parameters():
+            if moment not in moments_of(name, parameter.ndim, optimizer):
+                continue
             zeros.add(name, torch.zeros_like(parameter))
         zeros.flush()
     seal(step, Progress(), content, data.write_tokenizer)

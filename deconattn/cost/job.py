@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deconattn.config.deepspeed import deepspeed_config
+from deconattn.config.flag_groups import Optimizer
 from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
@@ -26,6 +27,7 @@ class Job:
         reduced_bytes: bytes an element of what gradients are reduced in.
         gpu: kernels of GPUs and NCCL, else of CPUs and gloo.
         gpu_memory: of a GPU, GiB.
+        optimizer: of the hidden layers' matrices; the rest has AdamW.
     """
 
     model: ModelConfig
@@ -44,6 +46,7 @@ class Job:
     reduced_bytes: int = 4
     gpu: bool = True
     gpu_memory: float = 80.0
+    optimizer: Optimizer = "adamw"
 
     @classmethod
     def of(
@@ -81,6 +84,7 @@ class Job:
             reduced_bytes=4 if config["communication_data_type"] == "fp32" else 2,
             gpu=gpu,
             gpu_memory=gpu_memory,
+            optimizer=flags.optimization.optimizer,
         )
 
     @cached_property

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from deconattn.cost.activations import final_norm_bytes, layer_activations, loss_bytes, p2p_bytes, static_bytes
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import RankParameters, rank_parameters
-from deconattn.cost.zero import Memory, ZeroMemory, gather_bytes, zero_memory
+from deconattn.cost.zero import Memory, ZeroMemory, gather_bytes, with_muon, zero_memory
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def stage_snapshots(job: Job, stage: int) -> Iterator[MemorySnapshot]:
     span = job.spans[stage]
     parameters = rank_parameters(job.model, span, job.tp)
     zero = zero_memory(job, parameters.total, parameters.largest)
+    if job.optimizer == "muon":
+        zero = with_muon(zero, job, parameters)
     yield MemorySnapshot(stage, "start-up", zero.startup)
     in_flight = job.in_flight(stage)
     for snapshot in _micro_batch(job, span, parameters, zero, in_flight, first=True):

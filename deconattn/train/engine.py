@@ -25,6 +25,8 @@ from deconattn.parallel.gradients import gradient_norm
 from deconattn.parallel.pipeline import Pipeline, StageTensors, microbatch
 from deconattn.parallel.topology import Topology
 from deconattn.train.compiled import compile_layers
+from deconattn.train.muon import MuonWithAdamW
+from deconattn.train.optimizers import make_optimizer, moments_of
 from deconattn.train.unwaited import without_waits
 from deconattn.train.update import Update
 from deconattn.train.zero_state import ZeroState
@@ -78,22 +80,18 @@ class Engine:
         config = deepspeed_config(flags, self.accumulation_steps)
         self.stage: int = config.get("zero_optimization", {}).get("stage", 0)
         self._prepare(model)
-        optimization = flags.optimization
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(model, optimization.weight_decay),
-            lr=optimization.lr,
-            betas=(optimization.adam_beta1, optimization.adam_beta2),
-            eps=optimization.adam_eps,
-            fused=True,
-        )
+        optimizer = make_optimizer(model, flags.optimization)
+        moments = moments_of(optimizer)
         self._engine, wrapped, _, _ = deepspeed.initialize(
             optimizer=optimizer, config=config, dist_init_required=False, **self._modules(model)
         )
         self.device: torch.device = self._engine.device
         self._optimizer = optimizer
         norm = without_waits(wrapped) if self.stage else lambda: gradient_norm(model.parameters(), self.topology)
-        self._update = Update(optimizer, wrapped, self.stage, optimization.clip_grad, norm)
-        self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology)
+        self._update = Update(optimizer, wrapped, self.stage, flags.optimization.clip_grad, norm)
+        if isinstance(optimizer, MuonWithAdamW):
+            optimizer.locate(wrapped, self.stage, self.topology.tp_group)
+        self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology, moments)
 
     def train_step(self, micro_batches: Iterable[Batch], learning_rate: float, stop: bool = False) -> StepResult:
         """Run one optimiser step over this rank's micro-batches; a collective call.
@@ -252,11 +250,3 @@ class Engine:
         """Return the step's sums over all ranks; a collective call."""
         deepspeed.comm.all_reduce(self._sums)
         return self._sums
-
-
-def _parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: weight decay on matrices, none on vectors (norms, biases)."""
-    parameters = list(model.parameters())
-    matrices: list[Tensor] = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors: list[Tensor] = [parameter for parameter in parameters if parameter.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

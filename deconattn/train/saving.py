@@ -14,14 +14,12 @@ from deconattn import durable
 from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, TensorFiles, seal, steps_in
 from deconattn.checkpoint.in_use import delete, unfinished
 from deconattn.checkpoint.manifest import Progress, describe, is_whole, step_of
+from deconattn.checkpoint.moments import kinds_of
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
 from deconattn.layers.shards import buffer_shards, shard_of
 from deconattn.model.causal_lm import CausalLM
 from deconattn.train.engine import Engine
-from deconattn.train.zero_state import MOMENTS
-
-KINDS = ("weights", *MOMENTS)
 
 
 def save_checkpoint(
@@ -49,7 +47,7 @@ def save_checkpoint(
     engine.barrier()
     written: list[Path] = []
     writes = engine.topology.owns_stage
-    for kind in KINDS:
+    for kind in engine.state.kinds:
         files = TensorFiles(partial_folder, kind, engine.topology.pp_rank)
         for name, tensor in engine.state.tensors(kind):
             if writes:
@@ -95,7 +93,7 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
     """
     if checkpoint.model_config != model.config:
         raise UserError(f"{checkpoint.folder} is of another model than the flags describe: start a new run")
-    checkpoint.check(*KINDS)
+    checkpoint.check("weights", *kinds_of(checkpoint.flags.optimization.optimizer))
     targets = {**model.canonical_parameters(), **dict(model.named_buffers())}
     shards = buffer_shards(model)
     with torch.no_grad():
@@ -112,7 +110,7 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     """
     engine.state.optimizer_steps = checkpoint.progress.optimizer_steps
     parameters = engine.model.canonical_parameters()
-    for kind in KINDS:
+    for kind in engine.state.kinds:
         for name, tensor in checkpoint.tensors(kind, parameters):
             engine.state.load(kind, name, tensor)
     engine.barrier()

@@ -1,4 +1,4 @@
-"""Gathering and scattering of ZeRO's state: fp32 master weights and AdamW moments, by canonical name.
+"""Gathering and scattering of ZeRO's state: fp32 master weights and the optimiser's moments, by canonical name.
 
 This is what makes a checkpoint independent of the topology: DeepSpeed gathers its partitions over data-parallel
 ranks, and we what tensor parallelism has cut. It leans on internals of the
@@ -7,7 +7,8 @@ during the first step, where ZeRO-1 and 2 forget all parameter groups but the fi
 linked here, before any step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,8 +27,6 @@ from deconattn.layers.shards import Shard, shard_of
 from deconattn.model.causal_lm import CausalLM
 from deconattn.parallel.topology import Topology
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class ZeroState:
     """Optimiser state and master weights of one engine's parameters.
@@ -37,31 +36,45 @@ class ZeroState:
         base: the torch optimiser that was handed to DeepSpeed.
         wrapped: the optimiser that DeepSpeed made of it.
         stage: ZeRO stage.
+        moments: names of each parameter's state (:func:`deconattn.train.optimizers.moments_of`).
     """
 
     def __init__(
-        self, model: CausalLM, base: torch.optim.Optimizer, wrapped: object, stage: int, topology: Topology
+        self,
+        model: CausalLM,
+        base: torch.optim.Optimizer,
+        wrapped: object,
+        stage: int,
+        topology: Topology,
+        moments: Mapping[nn.Parameter, tuple[str, ...]],
     ) -> None:
         self._parameters = model.canonical_parameters()
         self._tensor_group = topology.tp_group
         self._base, self._wrapped, self._stage = base, wrapped, stage
         self._steps = 0
+        self._moments = moments
         self._create_moments()
 
     @property
     def optimizer_steps(self) -> int:
-        """Steps that AdamW has taken (skipped ones are not counted), without asking the device."""
+        """Steps that the optimiser has taken (skipped ones are not counted), without asking the device."""
         return self._steps
 
     @optimizer_steps.setter
     def optimizer_steps(self, steps: int) -> None:
         self._steps = steps
         for state in self._base.state.values():
-            state["step"].fill_(steps)
+            if "step" in state:  # Muon counts none
+                state["step"].fill_(steps)
 
     def count_step(self) -> None:
-        """Note that AdamW has taken a step; its own count, on the device, has grown by itself."""
+        """Note that the optimiser has taken a step; its own count, on the device, has grown by itself."""
         self._steps += 1
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of tensors that there are: `weights`, and moments by the optimiser's names."""
+        return ("weights", *dict.fromkeys(name for names in self._moments.values() for name in names))
 
     def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, whole fp32 tensor on the CPU) of each parameter of this stage; kind is `weights` or a moment.
@@ -70,12 +83,14 @@ class ZeroState:
         another stage holds too (a tied embedding) is left to the first.
         """
         for name, parameter in self._parameters.items():
-            if not getattr(parameter, "ds_pipe_replicated", False):
+            if self._has(parameter, kind) and not getattr(parameter, "ds_pipe_replicated", False):
                 yield name, self.whole(self._get(parameter, kind), shard_of(parameter)).to("cpu", torch.float32)
 
     def load(self, kind: str, name: str, value: Tensor) -> None:
         """Load a whole tensor; the inverse of :meth:`tensors`, parameter by parameter, on every rank."""
         parameter = self._parameters[name]
+        if not self._has(parameter, kind):
+            raise KeyError(f"{name} has no {kind}")
         shard = shard_of(parameter)
         value = (shard.take(value).contiguous() if shard else value).to(parameter.device)
         if self._stage == 0:
@@ -106,12 +121,17 @@ class ZeroState:
         return shard.join([padded.narrow(shard.dim, 0, size) for padded, size in zip(parts, sizes, strict=True)])
 
     def _create_moments(self) -> None:
-        for partition in self._partitions():
-            step = torch.zeros((), dtype=torch.float32, device=partition.device)
-            self._base.state[partition] = {"step": step, **{name: torch.zeros_like(partition) for name in MOMENTS}}
+        for partition, names in self._partitions():
+            state = {name: torch.zeros_like(partition) for name in names}
+            if "exp_avg" in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=partition.device)
+            self._base.state[partition] = state
         link = getattr(self._wrapped, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:
             link()
+
+    def _has(self, parameter: nn.Parameter, kind: str) -> bool:
+        return kind == "weights" or kind in self._moments[parameter]
 
     def _get(self, parameter: nn.Parameter, kind: str) -> Tensor:
         if self._stage == 0:
@@ -120,11 +140,15 @@ class ZeroState:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, kind)
 
-    def _partitions(self) -> list[Tensor]:
-        """Return the tensors that AdamW steps: parameters, or ZeRO's flat partitions of them."""
+    def _partitions(self) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
+        """Yield what the optimiser steps, parameters or ZeRO's flat partitions, and the names of its moments."""
+        groups = self._base.param_groups
         if self._stage == 3:
-            return list(self._wrapped.fp32_partitioned_groups_flat)  # type: ignore[attr-defined]
-        return [parameter for group in self._base.param_groups for parameter in group["params"]]
+            wrapped: Any = self._wrapped
+            for number, partition in enumerate(wrapped.fp32_partitioned_groups_flat):
+                yield partition, groups[wrapped.sub_group_to_group_id[number]]["moments"]
+        else:
+            yield from ((partition, group["moments"]) for group in groups for partition in group["params"])
 
 
 def _partition(parameter: nn.Parameter, value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import tyro
 
 from deconattn.cli import asks_for_completion, complaints_in_one_line, parse
 from deconattn.config.flag_file import ConfigFile, read_config_file
-from deconattn.config.flags import TrainingFlags
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.presets import size_defaults
 from deconattn.config.run_config import RUN_CONFIG, read_run_config
 from deconattn.errors import UserError
@@ -123,6 +123,20 @@ def check_same_run(saved: TrainingFlags, given: TrainingFlags, source: str) -> N
             f"--resume: the run has {name} {before} but {source} say{'' if source.endswith('s') else 's'} {now}; "
             f"leave {name} out, or start a new run with another --save"
         )
+    before, now = saved.plan.longest, given.plan.longest
+    if before != now:
+        _check_no_fixed_stream(given, before, now)
+
+
+def _check_no_fixed_stream(flags: TrainingFlags, before: int, now: int) -> None:
+    from deconattn.model.streams import Streams
+
+    variants = model_config(flags.model, 1, now).layer_variants
+    if Streams.of(variants).fixed:
+        raise UserError(
+            f"--resume: the run's fixed stream has {before} tokens, but --phase makes the longest sequence one of "
+            f"{now}: keep phases to {before}, or start a new run, which may have the phase from its first step on"
+        )
 
 
 def to_json(flags: TrainingFlags) -> dict[str, Any]:
@@ -177,6 +191,7 @@ def _absolute(flags: TrainingFlags) -> TrainingFlags:
         data=dataclasses.replace(
             data,
             data=tuple(_absolute_data(argument) for argument in data.data),
+            phase=tuple(tuple(_absolute_word(word) for word in words) for words in data.phase),
             fixed_text=data.fixed_text and data.fixed_text.resolve(),
         ),
         engine=dataclasses.replace(
@@ -191,6 +206,11 @@ def _absolute(flags: TrainingFlags) -> TrainingFlags:
 def _absolute_data(argument: str) -> str:
     folder, colon, weight = argument.partition(":")
     return f"{Path(folder).resolve()}{colon}{weight}"
+
+
+def _absolute_word(word: str) -> str:
+    key, equals, value = word.partition("=")
+    return f"{key}{equals}{_absolute_data(value)}" if key == "data" else word
 
 
 def _with(flags: TrainingFlags, part: str, **changes: Any) -> TrainingFlags:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import UseAppendAction
+
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
@@ -70,6 +72,9 @@ class DataFlags:
     """Keep mixing, positions and loss within documents."""
     fixed_text: Path | None = None
     """Text of fixedseq's stream; by default the first tokens of the first corpus."""
+    phase: UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """STEP KEY=VALUE ...: from that step on other data=, seq_len=, global_batch_size=, micro_batch_size= or lr=
+    (docs/training.md); what is not given stays. Repeatable, as is data=; STEP alone takes a phase away."""
     packing: Literal["concat", "best-fit"] = "concat"
     """Packing of documents into sequences: concat cuts their concatenation; best-fit pads, and cuts no document that
     fits (docs/data.md). Validation is always concat."""
@@ -83,6 +88,10 @@ class OptimizationFlags:
 
     global_batch_size: int = 0
     """Sequences in an optimiser step, over all ranks."""
+    batch_warmup_start: int | None = None
+    """Sequences in the first optimiser step, by which the global batch then grows; by default it does not."""
+    batch_warmup_steps: int = 0
+    """Steps until the global batch has grown to --global-batch-size."""
     micro_batch_size: int = 0
     """Sequences in one forward pass of one rank."""
     steps: int = 0

@@ -54,7 +54,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     data = TrainingData(flags.data.data, flags)
     data.check_tokenizers()
     remark = check_vocabulary(data.tokenizer_path, data.vocab_size, source, origin.vocab_size)
-    config = model_config(flags.model, data.vocab_size, flags.data.seq_len)
+    config = model_config(flags.model, data.vocab_size, flags.plan.longest)
 
     model = CausalLM(config)
     initialize(model, flags.optimization.seed, data.fixed_ids() if "text" in model.model.streams else None)

@@ -87,6 +87,7 @@ class Engine:
         )
         self.device: torch.device = self._engine.device
         self._optimizer = optimizer
+        self._shape: torch.Size | None = None
         norm = without_waits(wrapped) if self.stage else lambda: gradient_norm(model.parameters(), self.topology)
         self._update = Update(optimizer, wrapped, self.stage, flags.optimization.clip_grad, norm)
         if isinstance(optimizer, MuonWithAdamW):
@@ -97,9 +98,11 @@ class Engine:
         """Run one optimiser step over this rank's micro-batches; a collective call.
 
         Args:
-            micro_batches: as many as `accumulation_steps`.
+            micro_batches: of one shape, as many on every rank.
             stop: this rank was asked to stop; every rank learns of it in the result.
         """
+        given = list(micro_batches)
+        self._accumulate(len(given))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         # Cross-entropy, z-loss, labels, ranks that want to stop.
@@ -107,10 +110,10 @@ class Engine:
         self._sums[3].fill_(float(stop))  # an assignment would wait for the device
         self._update.begin(self._total_sums)
         if self.topology.pp_size > 1:
-            self._engine.train_batch(self._fed(micro_batches))
+            self._engine.train_batch(self._fed(given))
         else:
             self._engine.train()
-            for batch in micro_batches:
+            for batch in given:
                 self._engine.backward(self._counted(self._forward(batch), batch.labels))
                 self._engine.step()
         total, z_loss, labels, stops, grad_norm = self._update.outcome()
@@ -222,9 +225,23 @@ class Engine:
         documents = batch.position_ids, batch.document_ids, batch.document_offsets
         return self._engine(batch.input_ids, batch.labels, *documents)
 
+    def _accumulate(self, micro_batches: int) -> None:
+        """Have the engine take so many micro-batches as a step."""
+        engine = self._engine
+        if engine.gradient_accumulation_steps() != micro_batches:
+            a_micro_batch = engine.train_micro_batch_size_per_gpu() * engine.dp_world_size
+            engine.set_train_batch_size(micro_batches * a_micro_batch)
+            engine.micro_steps = 0  # a step ends where their number is a multiple
+            if hasattr(engine.optimizer, "gradient_accumulation_steps"):  # offloading ZeRO has a copy
+                engine.optimizer.gradient_accumulation_steps = micro_batches
+
     def _fed(self, batches: Iterable[Batch]) -> Iterator[tuple[StageTensors, Tensor]]:
         """Return what a pipeline is fed with, after telling this rank's stage what does not come with it."""
         batches = list(batches)
+        shape = batches[0].labels.shape
+        if shape != self._shape:  # what stages have for one another is of the last one
+            self._engine.reset_activation_shape()
+            self._shape = shape
         offsets = [batch.document_offsets for batch in batches]
         self._engine.module.expect(o if o is None else o.to(self.device, non_blocking=True) for o in offsets)
         return (microbatch(batch.to(self.device)) for batch in batches)  # DeepSpeed would wait for each copy

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def load_weights(model: CausalLM, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: the checkpoint is not of this model.
     """
-    if checkpoint.model_config != model.config:
+    # What has no fixed stream takes sequences of any length: a phase may have longer ones than the run began with.
+    longest = model.config.max_position_embeddings
+    if replace(checkpoint.model_config, max_position_embeddings=longest) != model.config:
         raise UserError(f"{checkpoint.folder} is of another model than the flags describe: start a new run")
     checkpoint.check("weights", *kinds_of(checkpoint.flags.optimization.optimizer))
     targets = {**model.canonical_parameters(), **dict(model.named_buffers())}

@@ -139,3 +139,8 @@ def test_a_fixed_stream_stays_as_long_as_it_was() -> None:
             with pytest.raises(UserError, match="fixed stream has 32 tokens, but --phase .* of 64"):
                 check_same_run(before, now, "the flags")
         check_same_run(before, parsed(f"--variant {variant} --phase 7 seq_len=16"), "the flags")
+
+
+def test_memory_is_planned_for_the_heaviest_micro_batches() -> None:
+    plan = parsed("--phase 5 seq_len=128 micro_batch_size=1 global_batch_size=4 --phase 9 seq_len=16").plan
+    assert (plan.heaviest.first, plan.heaviest.micro_batches(2)) == (5, 2)

@@ -53,6 +53,14 @@ def test_a_cosine_ends_at_the_floor() -> None:
             [1, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5],
         ),
         ("--lr-schedule wsd --lr-decay-fraction 0.4 --lr-min-ratio 0.2", [1, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+        (
+            "--lr-schedule constant --warmup-steps 0 --phase 4 lr=0.5 --phase 7 lr=2",
+            [1, 1, 1, 1, 0.5, 0.5, 0.5, 2, 2, 2, 2],
+        ),
+        (
+            "--lr-schedule linear --warmup-steps 0 --phase 4 lr=0.5",
+            [1, 0.9, 0.8, 0.7, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0],
+        ),
         ("--lr-schedule wsd --lr-decay-fraction 1 --warmup-steps 10", [*(n / 10 for n in range(1, 11)), 0]),
     ],
 )
@@ -104,6 +112,7 @@ def test_a_change_is_told_with_both_rates() -> None:
     assert warmed_again is not None
     assert "(--steps 100 -> 2000, --warmup-steps 10 -> 200)" in warmed_again
     assert "(--lr-min-ratio 0.0 -> 0.1)" in str(change("--steps 100", "--steps 100 --lr-min-ratio 0.1", 50))
+    assert "(lr of --phase none -> 0.5 from step 61)" in str(change("--steps 100", "--steps 100 --phase 60 lr=.5", 50))
     wsd = "--steps 100 --lr-schedule wsd --warmup-steps 0"
     assert "steps of decay 10 -> 20" in str(change(wsd, f"{wsd} --lr-decay-fraction 0.2", 85))
     assert "(--lr-schedule cosine -> constant)" in str(

@@ -134,7 +134,7 @@ def _check_no_fixed_stream(flags: TrainingFlags, before: int, now: int) -> None:
     variants = model_config(flags.model, 1, now).layer_variants
     if Streams.of(variants).fixed:
         raise UserError(
-            f"--resume: the run's fixed stream has {before} tokens, as its longest sequence, which is now one of {now}: "
+            f"--resume: the run's fixed stream has {before} tokens, as its longest sequence, now one of {now}: "
             "leave that as it was, or start a new run, which may know of longer ones from its first step on"
         )
 

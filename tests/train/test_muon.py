@@ -125,6 +125,8 @@ def test_it_trains(single: Path) -> None:
                 (3, "--zero 3 --global-batch-size 6 --micro-batch-size 1"),
                 (2, "--tp 2"),
                 (2, "--pp 2 --zero 1"),
+                (2, "--zero 1 --precision bf16"),
+                (2, "--zero 3 --precision bf16"),
                 (4, "--tp 2 --zero 1 --micro-batch-size 2"),
                 (4, "--tp 2 --zero 3 --micro-batch-size 2"),
             )
@@ -140,7 +142,7 @@ def test_the_same_run_on_every_topology(
         run_job([*small, *MUON, *flags.split(), "--zero", "0", "--save", str(expected)])
     ranks(count)(train, arguments=[*small, *MUON, *flags.split(), "--save", str(run)])
     # bf16 inside: what differs by a rounding of fp32 before may differ by one of bf16 after.
-    assert losses(run) == pytest.approx(losses(expected), rel=1e-4)
+    assert losses(run) == pytest.approx(losses(expected), rel=5e-3 if "bf16" in flags else 1e-4)
 
 
 @pytest.mark.parametrize("zero", ["1", pytest.param("3", marks=pytest.mark.slow)])

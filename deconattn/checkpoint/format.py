@@ -34,9 +34,10 @@ from deconattn.checkpoint.manifest import (
     step_of,
     write_manifest,
 )
+from deconattn.checkpoint.moments import moments_of
 from deconattn.checkpoint.slice_file import NAME, Slice, write_slices
 from deconattn.checkpoint.slices import REMEDY, SliceReader, UnreadableError, unreadable
-from deconattn.checkpoint.tensors import expected_headers, first_difference
+from deconattn.checkpoint.tensors import Header, expected_headers, first_difference
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.run_config import RUN_CONFIG, RunConfig, read_run_config
 from deconattn.data.manifest import TOKENIZER_NAMES
@@ -142,7 +143,7 @@ class Checkpoint:
         return self.folder / _TOKENIZER if named else None
 
     def tensors(self, kind: str, wanted: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, whole tensor), reading only the wanted ones; kind is `weights`, `exp_avg` or `exp_avg_sq`.
+        """Yield (name, whole tensor), reading only the wanted ones; kind is `weights` or a moment's.
 
         Raises:
             UserError: naming the file that is damaged or cannot be read.
@@ -162,7 +163,7 @@ class Checkpoint:
         for kind in kinds:
             entries = self.reader.tensors.items()
             found = {name: (entry.dtype, tuple(entry.shape)) for name, entry in entries if kind in entry.kinds}
-            expected = parameters | buffers if kind == "weights" else parameters
+            expected = parameters | buffers if kind == "weights" else self._with_moment(kind, parameters)
             if (name := first_difference(expected, found)) is not None:
                 raise self.unfit(kind, name)
 
@@ -171,6 +172,12 @@ class Checkpoint:
         return UserError(
             f"{self.folder} does not fit the model ({kind} of {name}): restore it or use another checkpoint"
         )
+
+    def _with_moment(self, kind: str, parameters: Mapping[str, Header]) -> dict[str, Header]:
+        """Return the parameters of which the run's optimiser keeps this kind of moment."""
+        optimizer = self.flags.optimization.optimizer
+        with_it = (name for name, (_, shape) in parameters.items() if kind in moments_of(name, len(shape), optimizer))
+        return {name: parameters[name] for name in with_it}
 
     def weights(self) -> dict[str, Tensor]:
         """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
@@ -28,7 +28,8 @@ class Arguments:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The file or the run folder to write."""
     optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Add a checkpoint's AdamW moments and step, as optimizer.exp_avg.NAME and so on."""
+    """Add a checkpoint's moments and optimiser step, as optimizer.exp_avg.NAME and so on. (With a name, such as
+    --optimizer muon, it is the flag of a training.)"""
     plugin: tuple[Path, ...] = ()
     """Python files that register the model's third-party variants. A checkpoint's tensors need none."""
 
@@ -38,10 +39,12 @@ def main(words: Sequence[str]) -> None:
     informs = {"-h", "--help"} & set(words) or asks_for_completion(words)
     if not informs and any(word.startswith("-") for word in words[:2]):
         raise UserError(f"{words[0]}: SOURCE and OUT come first, then the flags")
+    words, training = (words, []) if informs else _without_a_trainings(words)
     with complaints_in_one_line():
         arguments, others = tyro.cli(
             Arguments, prog=completed_name(command("convert"), words), args=words, return_unknown_args=True
         )
+    others += training
     from deconattn.checkpoint.kinds import kind_of
 
     if kind_of(arguments.source) == "checkpoint":
@@ -61,3 +64,16 @@ def main(words: Sequence[str]) -> None:
     plugins = ["--plugin", *map(str, arguments.plugin)] if arguments.plugin else []
     print(write_run(arguments.source, arguments.out, [*others, *plugins]))
     print(f"train: {command('train')} --save {quoted(arguments.out)} --resume{plugin_flag(arguments.plugin)}")
+
+
+def _without_a_trainings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take out a training's `--optimizer NAME`; without a name it is a flag of ours."""
+    from deconattn.config.flag_groups import Optimizer
+
+    given = list(words)
+    for index, word in enumerate(given):
+        named = word == "--optimizer" and given[index + 1 : index + 2] and given[index + 1] in get_args(Optimizer)
+        if named or word.startswith("--optimizer="):
+            end = index + 2 if named else index + 1
+            return given[:index] + given[end:], given[index:end]
+    return given, []

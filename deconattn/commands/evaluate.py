@@ -147,7 +147,7 @@ def _origin(stored: "StoredModel") -> dict[str, Any]:
     origin: dict[str, Any] = {"path": str(stored.path), "skipped_layers": sorted(stored.skipped)}
     if stored.checkpoint is not None:
         flags, step = stored.checkpoint.flags, stored.checkpoint.step
-        origin |= {"step": step, "tokens": step * flags.optimization.global_batch_size * flags.data.seq_len}
+        origin |= {"step": step, "tokens": flags.plan.tokens(step)}
     return origin
 
 

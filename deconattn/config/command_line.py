@@ -10,7 +10,7 @@ import tyro
 
 from deconattn.cli import asks_for_completion, complaints_in_one_line, parse
 from deconattn.config.flag_file import ConfigFile, read_config_file
-from deconattn.config.flags import TrainingFlags
+from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.presets import size_defaults
 from deconattn.config.renamed import renamed_words
 from deconattn.config.run_config import RUN_CONFIG, read_run_config
@@ -125,6 +125,20 @@ def check_same_run(saved: TrainingFlags, given: TrainingFlags, source: str) -> N
             f"--resume: the run has {name} {before} but {source} say{'' if source.endswith('s') else 's'} {now}; "
             f"leave {name} out, or start a new run with another --save"
         )
+    before, now = saved.plan.longest, given.plan.longest
+    if before != now:
+        _check_no_fixed_stream(given, before, now)
+
+
+def _check_no_fixed_stream(flags: TrainingFlags, before: int, now: int) -> None:
+    from deconattn.model.streams import Streams
+
+    variants = model_config(flags.model, 1, now).layer_variants
+    if Streams.of(variants).fixed:
+        raise UserError(
+            f"--resume: the run's fixed stream has {before} tokens, as its longest sequence, now one of {now}: "
+            "leave that as it was, or start a new run, which may know of longer ones from its first step on"
+        )
 
 
 def to_json(flags: TrainingFlags) -> dict[str, Any]:
@@ -162,7 +176,7 @@ def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tupl
     pairs = [
         (saved.model, given.model, [f.name for f in dataclasses.fields(saved.model) if f.name != "plugin"]),
         (saved.data, given.data, ["seq_len", "doc_mask", "packing"]),
-        (saved.optimization, given.optimization, ["global_batch_size", "seed"]),
+        (saved.optimization, given.optimization, ["global_batch_size", "seed", "optimizer"]),
         (saved.engine, given.engine, ["precision"]),
     ]
     for before, now, names in pairs:
@@ -179,6 +193,7 @@ def _absolute(flags: TrainingFlags) -> TrainingFlags:
         data=dataclasses.replace(
             data,
             data=tuple(_absolute_data(argument) for argument in data.data),
+            phase=tuple(tuple(_absolute_word(word) for word in words) for words in data.phase),
             fixed_text=data.fixed_text and data.fixed_text.resolve(),
         ),
         engine=dataclasses.replace(
@@ -193,6 +208,11 @@ def _absolute(flags: TrainingFlags) -> TrainingFlags:
 def _absolute_data(argument: str) -> str:
     folder, colon, weight = argument.partition(":")
     return f"{Path(folder).resolve()}{colon}{weight}"
+
+
+def _absolute_word(word: str) -> str:
+    key, equals, value = word.partition("=")
+    return f"{key}{equals}{_absolute_data(value)}" if key == "data" else word
 
 
 def _with(flags: TrainingFlags, part: str, **changes: Any) -> TrainingFlags:

@@ -23,6 +23,12 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
         raise UserError(
             f"--zero {flags.engine.zero} but --deepspeed-config {path} has ZeRO stage {stage}: give --zero {stage}"
         )
+    offload = config.get("zero_optimization", {}).get("offload_optimizer")
+    if flags.optimization.optimizer == "muon" and offload is not None and offload.get("device") != "none":
+        raise UserError(
+            f"{path}: offload_optimizer does not go with --optimizer muon, whose products are a GPU's work: leave it "
+            "out, or use --optimizer adamw"
+        )
     bf16 = flags.engine.precision == "bf16"
     if bf16 and stage == 0:
         raise UserError(f"{path}: --precision bf16 needs ZeRO stage 1 or higher; raise it or use --precision fp32")

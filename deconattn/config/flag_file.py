@@ -60,6 +60,8 @@ class ConfigFile:
 
     def _fitting(self, name: str, value: Any, default: Any) -> Any:
         """Convert a value that pydantic would take too literally, or not literally enough."""
+        if name == "phase":
+            return _phases(value)
         if isinstance(default, tuple) and isinstance(value, str):
             return (value,)
         if isinstance(value, bool) and not isinstance(default, bool):
@@ -90,6 +92,15 @@ def read_config_file(path: Path) -> ConfigFile:
             flag = f"--{act.replace('_', '-')}"
             raise UserError(f"--config {path}: {act} has no place in a file: give {flag} on the command line")
     return ConfigFile(path, values, of_a_run)
+
+
+def _phases(value: Any) -> Any:
+    """Convert phases: one or several, each words as on the command line, or a list of them."""
+    if isinstance(value, str) or (isinstance(value, list) and value and not isinstance(value[0], (list, str))):
+        value = [value]
+    if not isinstance(value, list):
+        return value
+    return [phase.split() if isinstance(phase, str) else [str(word) for word in phase] for phase in value]
 
 
 def _groups(flags: TrainingFlags) -> Iterator[tuple[str, dict[str, Any]]]:

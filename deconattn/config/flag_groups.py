@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tyro.conf import UseAppendAction
+
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
 LrSchedule = Literal["cosine", "linear", "constant", "wsd"]
 Recompute = Literal["none", "mixer", "mlp", "layer"]
+Optimizer = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class DataFlags:
     """Keep mixing, positions and loss within documents."""
     fixed_text: Path | None = None
     """Text of fixedseq's stream; by default the first tokens of the first corpus."""
+    phase: UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """STEP KEY=VALUE ...: from that step on other data=, seq_len=, global_batch_size=, micro_batch_size= or lr=
+    (docs/training.md); what is not given stays. Repeatable, as is data=; STEP alone takes a phase away."""
     packing: Literal["concat", "best-fit"] = "concat"
     """Packing of documents into sequences: concat cuts their concatenation; best-fit pads, and cuts no document that
     fits (docs/data.md). Validation is always concat."""
@@ -83,6 +89,10 @@ class OptimizationFlags:
 
     global_batch_size: int = 0
     """Sequences in an optimiser step, over all ranks."""
+    batch_warmup_start: int | None = None
+    """Sequences in the first optimiser step, by which the global batch then grows; by default it does not."""
+    batch_warmup_steps: int = 0
+    """Steps until the global batch has grown to --global-batch-size."""
     micro_batch_size: int = 0
     """Sequences in one forward pass of one rank."""
     steps: int = 0
@@ -94,18 +104,25 @@ class OptimizationFlags:
     warmup_steps: int | None = None
     """Steps of linear warm-up; by default 2000, at most a tenth of the run."""
     lr_schedule: LrSchedule = "cosine"
-    """Learning rate after the warm-up: half a cosine to zero; a line to zero; constant; or wsd, constant and then a
-    line to zero."""
+    """Learning rate after the warm-up: half a cosine to the lowest one; a line to it; constant; or wsd, constant and
+    then a line to it."""
     lr_decay_fraction: float | None = None
     """Share of the run in which wsd falls; by default 0.1."""
+    lr_min_ratio: float = 0.0
+    """The learning rate falls to this share of --lr."""
+    optimizer: Optimizer = "adamw"
+    """AdamW for all; or Muon for the matrices of the hidden layers, scaled so that --lr and --weight-decay are AdamW's,
+    and AdamW for the rest."""
     weight_decay: float = 0.1
-    """AdamW's weight decay of matrices; norms and biases have none."""
+    """Weight decay of matrices; norms and biases have none."""
     adam_beta1: float = 0.9
     """AdamW's first decay."""
     adam_beta2: float = 0.9999
     """AdamW's second decay."""
     adam_eps: float = 1e-8
     """AdamW's epsilon."""
+    z_loss: float = 0.0
+    """Coefficient of the z-loss, the mean squared logarithm of softmax's normaliser (PaLM has 1e-4); 0 has none."""
     clip_grad: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     seed: int = 1234

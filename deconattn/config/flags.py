@@ -5,6 +5,7 @@ The variants, and PyTorch with them, are imported where flags are checked: `--he
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from deconattn.config.flag_groups import (
     DataFlags,
@@ -15,6 +16,7 @@ from deconattn.config.flag_groups import (
     RunFlags,
 )
 from deconattn.config.pattern import layer_variants
+from deconattn.config.steps import StepPlan, Stretch
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
@@ -33,13 +35,16 @@ class TrainingFlags:
     run: RunFlags = field(default_factory=RunFlags)
     evaluation: EvaluationFlags = field(default_factory=EvaluationFlags)
 
+    @cached_property
+    def plan(self) -> StepPlan:
+        """What each step takes. Raises UserError for a phase that makes no sense."""
+        return StepPlan.of(self)
+
     @property
     def total_steps(self) -> int:
         """Optimiser steps: `--steps`, or as many as `--tokens` takes."""
         tokens = self.optimization.tokens
-        if tokens is None:
-            return self.optimization.steps
-        return math.ceil(tokens / (self.optimization.global_batch_size * self.data.seq_len))
+        return self.optimization.steps if tokens is None else self.plan.steps_for(tokens)
 
     @property
     def warmup_steps(self) -> int:
@@ -63,7 +68,7 @@ class TrainingFlags:
             "--global-batch-size": self.optimization.global_batch_size,
             "--micro-batch-size": self.optimization.micro_batch_size,
             "--steps": self.optimization.steps,
-            "--tokens": self.total_steps if self.optimization.tokens is None else self.optimization.tokens,
+            "--tokens": 1 if self.optimization.tokens is None else self.optimization.tokens,
             "--lr": self.optimization.lr,
             "--save-every": self.run.save_every,
             "--keep": self.run.keep,
@@ -84,6 +89,7 @@ class TrainingFlags:
         for flag, value in (
             ("--max-restarts", self.run.max_restarts),
             ("--loader-workers", self.data.loader_workers),
+            ("--batch-warmup-steps", self.optimization.batch_warmup_steps),
             ("--warmup-steps", self.warmup_steps),
         ):
             if value < 0:
@@ -100,6 +106,17 @@ class TrainingFlags:
                 f"--lr-decay-fraction is of --lr-schedule wsd, not of {self.optimization.lr_schedule}: "
                 "leave it out (--lr-decay-fraction None, where the run to resume has one), or give --lr-schedule wsd"
             )
+        self._check_plan()
+        if not 0 <= self.optimization.z_loss < math.inf:
+            raise UserError(f"--z-loss is {self.optimization.z_loss}: it must be a number from 0, such as 1e-4")
+        lowest = self.optimization.lr_min_ratio
+        if not 0 <= lowest <= 1:
+            raise UserError(f"--lr-min-ratio is {lowest}: it must be from 0 to 1, a share of --lr")
+        if lowest and self.optimization.lr_schedule == "constant":
+            raise UserError(
+                "--lr-min-ratio is what the learning rate falls to, and --lr-schedule constant does not fall: give "
+                "--lr-min-ratio 0, or another schedule"
+            )
         if self.engine.precision == "bf16" and self.engine.zero_stage == 0 and self.engine.deepspeed_config is None:
             raise UserError(
                 "--precision bf16 needs --zero 1 or higher: ZeRO-0 keeps no fp32 master weights; "
@@ -114,8 +131,26 @@ class TrainingFlags:
             from deconattn.mixers.plugins import load_plugins
 
             load_plugins(self.model.plugin)
-        model = model_config(self.model, 1, self.data.seq_len)  # the tokenizer is not known yet
-        self.engine.check(model, self.data.seq_len)
+        model = model_config(self.model, 1, self.plan.longest)  # the tokenizer is not known yet
+        for length in dict.fromkeys(stretch.seq_len for stretch in self.plan.stretches):
+            self.engine.check(model, length)
+
+    def _check_plan(self) -> None:
+        optimization = self.optimization
+        start, whole = optimization.batch_warmup_start, optimization.global_batch_size
+        if (start is None) != (optimization.batch_warmup_steps == 0):
+            raise UserError("--batch-warmup-start and --batch-warmup-steps go together: give both, or neither")
+        if start is not None and (start < 1 or whole % start):
+            raise UserError(
+                f"--batch-warmup-start {start} does not divide --global-batch-size {whole}, which grows by it: "
+                "give one that does"
+            )
+        last = self.plan.stretches[-1]
+        if self.plan.phases and last.first >= self.total_steps:
+            raise UserError(
+                f"--phase {last.first} begins where the run has ended, at step {self.total_steps}: give more --steps, "
+                "or take it away"
+            )
 
     def accumulation_steps(self, data_parallel_size: int) -> int:
         """Return the gradient accumulation steps: micro-batches that a rank computes in one optimiser step.
@@ -123,8 +158,20 @@ class TrainingFlags:
         Raises:
             UserError: the global batch does not divide.
         """
-        micro, whole = self.optimization.micro_batch_size, self.optimization.global_batch_size
+        for stretch in self.plan.stretches:
+            self._check_batch(stretch, data_parallel_size)
+        return self.optimization.global_batch_size // (self.optimization.micro_batch_size * data_parallel_size)
+
+    def _check_batch(self, stretch: Stretch, data_parallel_size: int) -> None:
+        micro, whole = stretch.micro, stretch.batch
         if whole % (micro * data_parallel_size):
+            if stretch.batch != self.optimization.global_batch_size or stretch.phase:
+                name = f"--phase {stretch.first}" if stretch.phase else "--batch-warmup-start"
+                raise UserError(
+                    f"{name}: {whole} sequences a step are not a multiple of {micro} in a micro-batch x "
+                    f"{data_parallel_size} ranks: give a multiple of {micro * data_parallel_size}, or a smaller "
+                    "micro-batch"
+                )
             possible = [m for m in range(1, micro + 1) if whole % (m * data_parallel_size) == 0]
             remedy = (
                 f"use --micro-batch-size {possible[-1]}"
@@ -135,7 +182,6 @@ class TrainingFlags:
                 f"--global-batch-size {whole} is not a multiple of --micro-batch-size {micro} x "
                 f"{data_parallel_size} ranks: {remedy}"
             )
-        return whole // (micro * data_parallel_size)
 
 
 def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embeddings: int) -> ModelConfig:

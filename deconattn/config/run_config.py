@@ -36,6 +36,7 @@ class RunConfig:
         kept: what an export has of that model (:mod:`deconattn.convert.origin`).
         plugin_code: digest of the code of each variant that a plugin registers.
         environment: versions and machine.
+        phase_data: the corpora of phases that have their own, by the step that each begins at.
     """
 
     flags: TrainingFlags
@@ -47,6 +48,7 @@ class RunConfig:
     warmup_steps: int | None = None
     plugin_code: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    phase_data: dict[str, tuple[CorpusIdentity, ...]] = field(default_factory=dict)
 
 
 def read_run_config(folder: Path, remedy: str) -> RunConfig:

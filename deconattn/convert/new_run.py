@@ -17,6 +17,7 @@ from deconattn.checkpoint.format import CHECKPOINTS, seal, write_whole
 from deconattn.checkpoint.hf_config import read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.manifest import Progress
+from deconattn.checkpoint.moments import moments_of
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.convert.graft import graft, summary
@@ -55,7 +56,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     data = TrainingData(flags.data.data, flags)
     data.check_tokenizers()
     remark = check_vocabulary(data.tokenizer_path, data.vocab_size, source, origin.vocab_size)
-    config = model_config(flags.model, data.vocab_size, flags.data.seq_len)
+    config = model_config(flags.model, data.vocab_size, flags.plan.longest)
 
     model = build_model(config, Topology())
     initialize(model, flags.optimization.seed, data.fixed_ids() if "text" in model.model.streams else None)
@@ -75,10 +76,11 @@ def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingDat
     content = resolved_config(flags, model.config, data.identities, origin)
     step = folder / CHECKPOINTS / "step-0"
     step.mkdir(parents=True)
+    optimizer = flags.optimization.optimizer
     tensors: dict[str, dict[str, Tensor]] = {name: {"weights": buffer} for name, buffer in model.named_buffers()}
     for name, parameter in model.named_parameters():
-        zeros = torch.zeros_like(parameter)
-        tensors[name] = {"weights": parameter, "exp_avg": zeros, "exp_avg_sq": zeros}
+        moments = moments_of(name, parameter.ndim, optimizer)
+        tensors[name] = {"weights": parameter} | dict.fromkeys(moments, torch.zeros_like(parameter))
     seal(step, Progress(), content, data.write_tokenizer, write_whole(step, tensors))
     durable.write_json(folder / RUN_CONFIG, content)
 

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from deconattn.checkpoint.format import Checkpoint
+from deconattn.checkpoint.moments import kinds_of
 from deconattn.durable import sync_folder
 from deconattn.errors import UserError
 
@@ -19,7 +20,7 @@ def write_state_dict(checkpoint: Checkpoint, out: Path, optimizer: bool = False)
     """Write `out`, whole or not at all; the same checkpoint gives the same bytes.
 
     fp32 parameters and the fixed streams' buffers under Hugging Face names (a tied head is left out, as there).
-    `optimizer` adds AdamW's moments as `optimizer.exp_avg.NAME` and `optimizer.exp_avg_sq.NAME`, and the steps that
+    `optimizer` adds its moments as `optimizer.exp_avg.NAME` and so on, by torch's names, and the steps that
     it has taken as `optimizer.step` (int64 scalar).
 
     Returns:
@@ -32,7 +33,7 @@ def write_state_dict(checkpoint: Checkpoint, out: Path, optimizer: bool = False)
         raise UserError(f"{out}: a checkpoint becomes one file, whose name ends in {SUFFIX}: give such a name")
     if os.path.lexists(out):
         raise UserError(f"{out} exists: give another name")
-    moments = ("exp_avg", "exp_avg_sq") if optimizer else ()
+    moments = kinds_of(checkpoint.flags.optimization.optimizer) if optimizer else ()
     checkpoint.check(*moments)
     tensors = checkpoint.weights()
     if optimizer:

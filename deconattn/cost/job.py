@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from deconattn.config.deepspeed import deepspeed_config
-from deconattn.config.flag_groups import Recompute
+from deconattn.config.flag_groups import Optimizer, Recompute
 from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
@@ -27,6 +27,7 @@ class Job:
         reduced_bytes: bytes an element of what gradients are reduced in.
         gpu: kernels of GPUs and NCCL, else of CPUs and gloo.
         gpu_memory: of a GPU, GiB.
+        optimizer: of the hidden layers' matrices; the rest has AdamW.
     """
 
     model: ModelConfig
@@ -45,21 +46,23 @@ class Job:
     reduced_bytes: int = 4
     gpu: bool = True
     gpu_memory: float = 80.0
+    optimizer: Optimizer = "adamw"
 
     @classmethod
     def of(
         cls, model: ModelConfig, flags: TrainingFlags, ranks: int, gpu: bool = True, gpu_memory: float = 80.0
     ) -> "Job":
-        """Return the job of `flags` on `ranks` ranks.
+        """Return the job of `flags` on `ranks` ranks, in the phase whose micro-batches have most tokens.
 
         Raises:
             UserError: flags that do not go together or with the model, batches or ranks that do not divide, or a
                 DeepSpeed file that offloads.
         """
-        engine, length = flags.engine, flags.data.seq_len
-        engine.check(model, length)
+        engine, heaviest = flags.engine, flags.plan.heaviest
+        engine.check(model, heaviest.seq_len)
         dp = engine.data_parallel_size(ranks)
-        accumulation = flags.accumulation_steps(dp)
+        flags.accumulation_steps(dp)
+        accumulation = heaviest.micro_batches(dp)
         config = deepspeed_config(flags, accumulation)
         zero = config.get("zero_optimization", {})
         for offload in ("offload_optimizer", "offload_param"):
@@ -67,8 +70,8 @@ class Job:
                 raise UserError(f"--deepspeed-config sets {offload}: what is offloaded is not planned; leave it out")
         return cls(
             model=model,
-            length=length,
-            micro_batch=flags.optimization.micro_batch_size,
+            length=heaviest.seq_len,
+            micro_batch=heaviest.micro,
             accumulation=accumulation,
             bytes_per_element=2 if engine.precision == "bf16" else 4,
             zero=zero.get("stage", 0),
@@ -82,6 +85,7 @@ class Job:
             reduced_bytes=4 if config["communication_data_type"] == "fp32" else 2,
             gpu=gpu,
             gpu_memory=gpu_memory,
+            optimizer=flags.optimization.optimizer,
         )
 
     @cached_property

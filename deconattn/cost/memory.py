@@ -28,7 +28,7 @@ from deconattn.cost.activations import (
 )
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import RankParameters, rank_parameters
-from deconattn.cost.zero import Memory, ZeroMemory, gather_bytes, zero_memory
+from deconattn.cost.zero import Memory, ZeroMemory, gather_bytes, with_muon, zero_memory
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def stage_snapshots(job: Job, stage: int) -> Iterator[MemorySnapshot]:
     span = job.spans[stage]
     parameters = rank_parameters(job.model, span, job.tp)
     zero = zero_memory(job, parameters.total, parameters.largest)
+    if job.optimizer == "muon":
+        zero = with_muon(zero, job, parameters)
     yield MemorySnapshot(stage, "start-up", zero.startup)
     in_flight = job.in_flight(stage)
     for snapshot in _micro_batch(job, span, parameters, zero, in_flight, first=True):

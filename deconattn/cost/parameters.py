@@ -20,12 +20,16 @@ class RankParameters:
         layers: of each layer of the stage.
         head: with the final norm; 0 but on the last stage. A tied head counts where it is another stage's copy.
         largest: elements of the largest tensor.
+        hidden: elements of the layers' matrices, which Muon updates under `--optimizer muon`.
+        largest_hidden: elements of the largest of them before tensor parallelism cuts it.
     """
 
     embedding: int
     layers: tuple[int, ...]
     head: int
     largest: int
+    hidden: int
+    largest_hidden: int
 
     @property
     def total(self) -> int:
@@ -40,15 +44,27 @@ def rank_parameters(config: ModelConfig, span: range, tp_size: int = 1) -> RankP
     layers = [_layer(config, config.layer_variants[index], tp_size) for index in span]
     return RankParameters(
         embedding=table if first else 0,
-        layers=tuple(total for total, _ in layers),
+        layers=tuple(layer.total for layer in layers),
         head=(config.hidden_size + (0 if tied_here else table)) if last else 0,
-        largest=max([largest for _, largest in layers] + ([table] if first or last else [])),
+        largest=max([layer.largest for layer in layers] + ([table] if first or last else [])),
+        hidden=sum(layer.hidden for layer in layers),
+        largest_hidden=max(layer.largest_hidden for layer in layers),
     )
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """Elements of a layer on one rank: all, of the largest tensor, of the matrices; of the largest matrix, uncut."""
+
+    total: int
+    largest: int
+    hidden: int
+    largest_hidden: int
+
+
 @lru_cache(maxsize=256)
-def _layer(config: ModelConfig, variant: str, tp_size: int) -> tuple[int, int]:
-    """Count the parameters of one rank's part of a layer and of the largest tensor in it, in the real module."""
+def _layer(config: ModelConfig, variant: str, tp_size: int) -> _Layer:
+    """Count the parameters of one rank's part of a layer, in the real module."""
     with torch.device("meta"):
         block = Block(config, variant)
     counts = {id(parameter): parameter.numel() for parameter in block.parameters()}
@@ -60,4 +76,10 @@ def _layer(config: ModelConfig, variant: str, tp_size: int) -> tuple[int, int]:
                     size = parameter.shape[split.dim]
                     pieces = getattr(config, split.pieces) if split.pieces else size
                     counts[id(parameter)] = parameter.numel() // size * largest_part(size, pieces, tp_size)
-    return sum(counts.values()), max(counts.values())
+    matrices = [parameter for parameter in block.parameters() if parameter.ndim == 2]
+    return _Layer(
+        total=sum(counts.values()),
+        largest=max(counts.values()),
+        hidden=sum(counts[id(matrix)] for matrix in matrices),
+        largest_hidden=max(matrix.numel() for matrix in matrices),
+    )

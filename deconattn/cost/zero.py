@@ -20,11 +20,15 @@ P parameters on this rank in tensors of w bytes an element, D data-parallel rank
   are not used again within 1e9 elements, so up to 1e9 of them are whole from the forward pass to the backward pass; a
   gather needs them twice. Gradients are cast as they are moved into the bucket, and reducing copies it. A single rank
   gathers nothing.
+
+Muon keeps one moment of a matrix in the place of two, 4 bytes less an element wherever the moments are; its step works
+on a whole matrix at a time.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from deconattn.cost.job import Job
+from deconattn.cost.parameters import RankParameters
 
 FLAT = 500_000_000
 """Elements that DeepSpeed reduces at once where no bucket is configured (`MEMORY_OPT_ALLREDUCE_SIZE`)."""
@@ -80,8 +84,12 @@ class ZeroMemory:
     step: Memory
 
 
+MUON_WORK = 20
+"""Bytes an element of a matrix in Muon's step: new momentum, update and weights in fp32, and four copies in bf16."""
+
+
 def zero_memory(job: Job, parameters: int, largest: int) -> ZeroMemory:
-    """Return the memory of a rank with `parameters` elements, the largest tensor of `largest`."""
+    """Return the memory of a rank with `parameters` elements, the largest tensor of `largest`, under AdamW."""
     if job.zero == 0:
         return _without(job, parameters)
     if job.zero == 3:
@@ -185,6 +193,17 @@ def _stage_3(job: Job, p: int, largest: int) -> ZeroMemory:
         piled=0,
         reduction=reduction,
         step=Memory(buffers=4 * part),
+    )
+
+
+def with_muon(memory: ZeroMemory, job: Job, parameters: RankParameters) -> ZeroMemory:
+    """Return AdamW's memory with Muon in its place for the matrices of the hidden layers."""
+    saved = Memory(optimizer=-4 * (_part(parameters.hidden, job.dp) if job.zero else parameters.hidden))
+    return replace(
+        memory,
+        startup=memory.startup + saved if memory.startup.optimizer else memory.startup,
+        always=memory.always + saved,
+        step=memory.step + Memory(buffers=MUON_WORK * parameters.largest_hidden),
     )
 
 

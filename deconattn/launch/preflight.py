@@ -7,11 +7,12 @@ from deconattn.checkpoint.manifest import is_whole, step_of
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.flags import TrainingFlags, model_config
+from deconattn.config.run_config import read_run_config
 from deconattn.mixers.plugins import plugin_files
 from deconattn.parallel.trial import Trial
 from deconattn.train.inputs import TrainingData
 from deconattn.train.run_folder import check_run_folder
-from deconattn.train.schedule import check_length
+from deconattn.train.schedule import check_length, check_steps
 
 
 def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> TrainingFlags:
@@ -38,8 +39,10 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str
         folders = steps_in(flags.run.save)
         if flags.run.resume_from is not None:
             folders = [folder for folder in folders if folder.name == flags.run.resume_from]
-        reached = next((step_of(folder) for folder in folders if is_whole(folder)), 0)
-        check_length(flags, reached)  # rank 0 does so again with what it finds to be good
+        newest = next((folder for folder in folders if is_whole(folder)), None)
+        if newest is not None:  # rank 0 does so again with what it finds to be good
+            check_length(flags, step_of(newest))
+            check_steps(read_run_config(newest, "restore it").flags, flags, step_of(newest))
     accumulation_steps, notes = 1, list[str]()
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
@@ -51,7 +54,7 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str
     if flags.data.data:
         data = TrainingData(flags.data.data, flags)
         notes = data.check_tokenizers()
-        model = model_config(flags.model, data.vocab_size, flags.data.seq_len)
+        model = model_config(flags.model, data.vocab_size, flags.plan.longest)
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()
     return notes

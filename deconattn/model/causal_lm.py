@@ -7,24 +7,39 @@ from torch import Tensor, nn
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear
 from deconattn.model.decoder import Decoder
-from deconattn.ops.cross_entropy import IGNORED, linear_cross_entropy
+from deconattn.ops.cross_entropy import IGNORED, linear_losses
 
 
 class LossSum(NamedTuple):
-    """Sum of the cross-entropy in nats, and the number of labels (int64 scalar)."""
+    """Sum of the loss in nats, the number of labels (int64 scalar), and [2]: the sum's cross-entropy and z-loss.
+
+    Without the last the sum is cross-entropy alone.
+    """
 
     total: Tensor
     labels: Tensor
+    parts: Tensor | None = None
 
 
 class Head(Linear):
-    """Output head: hidden states to logits, or to the summed loss when labels are given."""
+    """Output head: hidden states to logits, or to the summed loss when labels are given.
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return logits [.., V] of [.., d]; with int64 labels [..] (-100 ignored), the summed loss."""
+    Attributes:
+        z_loss: coefficient of the z-loss (:func:`deconattn.ops.cross_entropy.linear_losses`).
+    """
+
+    z_loss = 0.0
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Return logits [.., V] of [.., d]; with int64 labels [..] (-100 ignored), the summed loss and its parts."""
         if labels is None:
             return super().forward(hidden)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, labels.flatten())
+        return linear_losses(hidden.flatten(0, -2), self.weight, labels.flatten(), z_loss=self.z_loss)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> LossSum:
+        """Return the loss of [.., d], or of this rank's part of it, and int64 labels [..] (-100 ignored)."""
+        total, parts = self(hidden, labels)
+        return LossSum(total, (labels != IGNORED).sum(), parts)
 
 
 class CausalLM(nn.Module):
@@ -67,7 +82,7 @@ class CausalLM(nn.Module):
         Documents as :class:`~deconattn.model.decoder.Decoder` takes them.
         """
         hidden = self.model(input_ids, position_ids, document_ids, document_offsets)
-        return LossSum(self.lm_head(hidden, labels), (labels != IGNORED).sum())
+        return self.lm_head.loss(hidden, labels)
 
     def logits(
         self, input_ids: Tensor, position_ids: Tensor | None = None, document_ids: Tensor | None = None

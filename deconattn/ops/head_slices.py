@@ -42,10 +42,11 @@ class Slices(ABC):
     Attributes:
         precise: dtype of sums, fp32 or fp64.
         grad_weight: [V, d], the gradient of the head so far, or None.
+        z_loss: coefficient of the squared log-sum-exps.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, with_gradients: bool) -> None:
-        self.rows = rows
+    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, with_gradients: bool, z_loss: float = 0.0) -> None:
+        self.rows, self.z_loss = rows, z_loss
         self.precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self._narrow = self.precise != hidden.dtype
         self.grad_weight = torch.zeros_like(weight, dtype=self.precise) if with_gradients else None
@@ -56,24 +57,36 @@ class Slices(ABC):
         """Logits held of a token."""
 
     @abstractmethod
-    def loss(
-        self, hidden: Tensor, targets: Tensor, kept: Tensor, ranks: VocabularyRanks | None, grad_hidden: Tensor | None
-    ) -> Tensor:
-        """The summed loss of some tokens; their gradients are written to `grad_hidden` and added to `grad_weight`.
+    def add_losses(
+        self,
+        parts: Tensor,
+        hidden: Tensor,
+        targets: Tensor,
+        kept: Tensor,
+        ranks: VocabularyRanks | None,
+        grad_hidden: Tensor | None,
+    ) -> None:
+        """Add cross-entropy and z-loss of some tokens, whose gradients go to `grad_hidden` and onto `grad_weight`.
 
         Args:
+            parts: [2], the two sums.
             hidden: [n, d].
             targets: int64 [n], rows of this head; NOWHERE where it has none.
             kept: bool [n], false where the token is ignored.
             grad_hidden: [n, d], or None.
         """
 
+    def _add_z(self, parts: Tensor, normalisers: Tensor, mine: Tensor) -> None:
+        """Add the z-loss of tokens whose label is a row of this head: of every token on one of the ranks."""
+        if self.z_loss:
+            parts[1] += self.z_loss * normalisers.square().where(mine, 0).sum()
+
 
 class InFp32(Slices):
     """Logits in at least fp32, beside those of a product in fewer bits."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, with_gradients: bool) -> None:
-        super().__init__(hidden, weight, rows, with_gradients)
+    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, with_gradients: bool, z_loss: float = 0.0) -> None:
+        super().__init__(hidden, weight, rows, with_gradients, z_loss)
         shape = rows, len(weight)
         self._weight = weight
         of_its_own = not self._narrow and ignores_out(hidden)
@@ -85,9 +98,15 @@ class InFp32(Slices):
     def width(words: int) -> int:
         return words
 
-    def loss(
-        self, hidden: Tensor, targets: Tensor, kept: Tensor, ranks: VocabularyRanks | None, grad_hidden: Tensor | None
-    ) -> Tensor:
+    def add_losses(
+        self,
+        parts: Tensor,
+        hidden: Tensor,
+        targets: Tensor,
+        kept: Tensor,
+        ranks: VocabularyRanks | None,
+        grad_hidden: Tensor | None,
+    ) -> None:
         into = self._logits if self._low is None else self._low
         low_logits = matmul(hidden, self._weight.T, out=None if into is None else into[: len(hidden)])
         logits = low_logits
@@ -98,30 +117,33 @@ class InFp32(Slices):
         targets = targets.where(mine, 0)[:, None]
         first_logits = logits[:, 0].clone()
         log_probabilities = torch.log_softmax(logits, dim=-1, out=logits)
+        local = normalisers = first_logits - log_probabilities[:, 0]
         if ranks:
-            local = first_logits - log_probabilities[:, 0]
-            log_probabilities += (local - ranks.log_normaliser(local))[:, None]
-        loss = -log_probabilities.gather(1, targets).squeeze(1).where(mine, 0).sum()
+            normalisers = ranks.log_normaliser(local)
+            log_probabilities += (local - normalisers)[:, None]
+        parts[0] -= log_probabilities.gather(1, targets).squeeze(1).where(mine, 0).sum()
+        self._add_z(parts, normalisers, mine)
         if grad_hidden is None or self.grad_weight is None:
-            return loss
+            return
         grad_logits = log_probabilities.exp_()
+        if self.z_loss:
+            grad_logits.mul_((1 + 2 * self.z_loss * normalisers)[:, None])
         grad_logits.scatter_add_(1, targets, mine[:, None].to(grad_logits.dtype).neg_())
         if self._low is not None:
             grad_logits = low_logits.copy_(grad_logits)
         seen = hidden * kept[:, None]  # ignored tokens are left out here, where rows are short
         _add_product(self.grad_weight, grad_logits.T, seen, self._product)
         grad_hidden.copy_(matmul(grad_logits, self._weight).mul_(kept[:, None]))
-        return loss
 
 
 class InPlace(Slices):
     """Logits in the hidden states' dtype, which become their gradients where they stand."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, with_gradients: bool) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, rows: int, with_gradients: bool, z_loss: float = 0.0) -> None:
         self._words, width = len(weight), self.width(len(weight))
         # Rows of zeros: products of whole rows of logits are of aligned tensors.
         self._weight = weight if width == self._words else pad(weight, (0, 0, 0, width - self._words))
-        super().__init__(hidden, self._weight, rows, with_gradients)
+        super().__init__(hidden, self._weight, rows, with_gradients, z_loss)
         self._whole_gradient = self.grad_weight
         self.grad_weight = None if self._whole_gradient is None else self._whole_gradient[: self._words]
         self._logits = hidden.new_empty(rows, width)
@@ -132,20 +154,27 @@ class InPlace(Slices):
     def width(words: int) -> int:
         return padded(words)
 
-    def loss(
-        self, hidden: Tensor, targets: Tensor, kept: Tensor, ranks: VocabularyRanks | None, grad_hidden: Tensor | None
-    ) -> Tensor:
+    def add_losses(
+        self,
+        parts: Tensor,
+        hidden: Tensor,
+        targets: Tensor,
+        kept: Tensor,
+        ranks: VocabularyRanks | None,
+        grad_hidden: Tensor | None,
+    ) -> None:
         logits = torch.mm(hidden, self._weight.T, out=self._logits[: len(hidden)])
         normalisers, picked = log_normalisers(logits, targets, self._words)
         if ranks:
             normalisers = ranks.log_normaliser(normalisers)
-        loss = (normalisers - picked).where(targets != NOWHERE, 0).sum()
+        mine = targets != NOWHERE
+        parts[0] += (normalisers - picked).where(mine, 0).sum()
+        self._add_z(parts, normalisers, mine)
         if grad_hidden is None or self._whole_gradient is None:
-            return loss
-        gradients_(logits, targets, normalisers.masked_fill(~kept, float("inf")), self._words)
+            return
+        gradients_(logits, targets, normalisers.masked_fill(~kept, float("inf")), self._words, 2 * self.z_loss)
         _add_product(self._whole_gradient, logits.T, hidden, self._product)
         torch.mm(logits, self._weight, out=grad_hidden)
-        return loss
 
 
 def _adds_in_fp32(operand: Tensor) -> bool:

@@ -42,18 +42,21 @@ def log_normalisers(logits: Tensor, targets: Tensor, words: int) -> tuple[Tensor
     return plain_log_normalisers(logits, targets, words)
 
 
-def gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, words: int) -> None:
+def gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, words: int, slope: float = 0.0) -> None:
     """Replace logits by softmax less one-hot: exp(logit - normaliser), less 1 at the target; 0 beyond the words.
+
+    With a z-loss the softmax is taken times 1 + slope * normaliser.
 
     Args:
         logits: [n, padded(words)], contiguous.
         targets: int64 [n], or NOWHERE.
         normalisers: [n], in at least fp32; infinity and NOWHERE give a row of zeros.
+        slope: twice the z-loss's coefficient.
     """
     if fused(logits):
-        torch.ops.deconattn.logit_gradients_(logits, targets, normalisers, words)
+        torch.ops.deconattn.logit_gradients_(logits, targets, normalisers, words, slope)
     else:
-        plain_gradients_(logits, targets, normalisers, words)
+        plain_gradients_(logits, targets, normalisers, words, slope)
 
 
 def plain_log_normalisers(logits: Tensor, targets: Tensor, words: int) -> tuple[Tensor, Tensor]:
@@ -69,10 +72,12 @@ def plain_log_normalisers(logits: Tensor, targets: Tensor, words: int) -> tuple[
     return normalisers, picked
 
 
-def plain_gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, words: int) -> None:
+def plain_gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, words: int, slope: float = 0.0) -> None:
     """:func:`gradients_` by PyTorch's operations."""
     for rows in _slices(logits):
         gradients = (at_least_fp32(logits[rows, :words]) - normalisers[rows, None]).exp_()
+        if slope:  # of an infinite normaliser the softmax is 0, and stays it
+            gradients.mul_(1 + slope * normalisers[rows, None].where(normalisers[rows, None].isfinite(), 0))
         index, here = _found(targets[rows], words)
         gradients.scatter_add_(1, index, here[:, None].to(gradients.dtype).neg_())
         logits[rows, :words] = gradients

@@ -7,7 +7,7 @@ from torch.distributed import ProcessGroup
 
 from deconattn.layers.shards import Shard
 from deconattn.model.causal_lm import Head
-from deconattn.ops.cross_entropy import linear_cross_entropy
+from deconattn.ops.cross_entropy import linear_losses
 from deconattn.parallel.collectives import all_gather, all_reduce, enter, leave
 
 
@@ -37,12 +37,17 @@ class VocabularyHead(Head):
         self._shard, self._group, self._sequence_parallel = shard, group, sequence_parallel
         self._least: dict[int, int] = {}
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the summed loss of [B, L, d], or this rank's [B, L / tp_size, d], and all labels int64 [B, L]."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the summed loss and its parts.
+
+        Args:
+            hidden: [B, L, d], or this rank's [B, L / tp_size, d].
+            labels: all, int64 [B, L].
+        """
         if labels is None:
             raise ValueError("a head that is cut by vocabulary gives the loss, not logits: pass labels")
         hidden = enter(hidden, self._group, self._sequence_parallel).flatten(0, -2)
-        return linear_cross_entropy(hidden, self.weight, labels.flatten(), self)
+        return linear_losses(hidden, self.weight, labels.flatten(), self, self.z_loss)
 
     @property
     def first_id(self) -> int:

@@ -17,7 +17,6 @@ from deconattn.config.flags import TrainingFlags
 from deconattn.data import Batch
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
-from deconattn.layers.shards import local_shape
 from deconattn.model.causal_lm import CausalLM, LossSum
 from deconattn.model.init import seed_generators
 from deconattn.model.recompute import recompute
@@ -28,6 +27,8 @@ from deconattn.parallel.partitions import Partitions
 from deconattn.parallel.pipeline import Pipeline, StageTensors, microbatch
 from deconattn.parallel.topology import Topology
 from deconattn.train.compiled import compile_layers
+from deconattn.train.muon import MuonWithAdamW
+from deconattn.train.optimizers import make_optimizer, moments_of
 from deconattn.train.unwaited import without_waits
 from deconattn.train.update import Update
 from deconattn.train.zero_state import ZeroState
@@ -49,12 +50,14 @@ class StepResult:
 
     Attributes:
         loss: mean cross-entropy over all ranks' labels, nats.
+        z_loss: mean of what `--z-loss` adds to it.
         grad_norm: global norm of the averaged gradient before clipping; not finite if the step was skipped.
         skipped: the loss or the gradient was not finite, so the weights did not change.
         interrupted: some rank asked to stop.
     """
 
     loss: float
+    z_loss: float
     grad_norm: float
     skipped: bool
     interrupted: bool
@@ -79,47 +82,48 @@ class Engine:
         config = deepspeed_config(flags, self.accumulation_steps)
         self.stage = _stage(config)
         self._prepare(model)
-        optimization = flags.optimization
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(model, optimization.weight_decay),
-            lr=optimization.lr,
-            betas=(optimization.adam_beta1, optimization.adam_beta2),
-            eps=optimization.adam_eps,
-            fused=True,
-        )
+        optimizer = make_optimizer(model, flags.optimization)
+        moments = moments_of(optimizer)
         self._engine, wrapped, _, _ = deepspeed.initialize(
             optimizer=optimizer, config=config, dist_init_required=False, **self._modules(model)
         )
         self.device: torch.device = self._engine.device
         self._optimizer = optimizer
+        self._shape: torch.Size | None = None
         norm = without_waits(wrapped) if self.stage else lambda: gradient_norm(model.parameters(), self.topology)
-        self._update = Update(optimizer, wrapped, self.stage, optimization.clip_grad, norm)
-        self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology)
+        self._update = Update(optimizer, wrapped, self.stage, flags.optimization.clip_grad, norm)
+        if isinstance(optimizer, MuonWithAdamW):
+            optimizer.locate(wrapped, self.stage, self.topology.tp_group)
+        self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology, moments)
 
     def train_step(self, micro_batches: Iterable[Batch], learning_rate: float, stop: bool = False) -> StepResult:
         """Run one optimiser step over this rank's micro-batches; a collective call.
 
         Args:
-            micro_batches: as many as `accumulation_steps`.
+            micro_batches: of one shape, as many on every rank.
             stop: this rank was asked to stop; every rank learns of it in the result.
         """
+        given = list(micro_batches)
+        self._accumulate(len(given))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, labels, ranks that want to stop
-        self._sums[2].fill_(float(stop))  # an assignment would wait for the device
+        # Cross-entropy, z-loss, labels, ranks that want to stop.
+        self._sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self._sums[3].fill_(float(stop))  # an assignment would wait for the device
         self._update.begin(self._total_sums)
         if self.topology.pp_size > 1:
-            self._engine.train_batch(self._fed(micro_batches))
+            self._engine.train_batch(self._fed(given))
         else:
             self._engine.train()
-            for batch in micro_batches:
+            for batch in given:
                 self._engine.backward(self._counted(self._forward(batch), batch.labels))
                 self._engine.step()
-        total, labels, stops, grad_norm = self._update.outcome()
+        total, z_loss, labels, stops, grad_norm = self._update.outcome()
         skipped = not math.isfinite(grad_norm)
         if not skipped:
             self.state.count_step()
-        return StepResult(loss=total / max(1.0, labels), grad_norm=grad_norm, skipped=skipped, interrupted=stops > 0)
+        labels = max(1.0, labels)
+        return StepResult(total / labels, z_loss / labels, grad_norm, skipped, interrupted=stops > 0)
 
     def seed(self, name: str) -> None:
         """Seed the global generators for what is computed next, so that it can be computed again after a resume.
@@ -141,7 +145,7 @@ class Engine:
         Raises:
             Stopped: on every rank, after some rank was asked to stop.
         """
-        self._sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         stages, rest = self.topology.pp_size, iter(batches)
         while some := list(islice(rest, stages * BATCHES_A_STAGE if stages > 1 else 1)):
             if stop is not None and self._any(stop()):
@@ -154,7 +158,7 @@ class Engine:
                 for batch in some:
                     self._counted(self._forward(batch), batch.labels)
         deepspeed.comm.all_reduce(self._sums)
-        total, labels = self._sums.tolist()
+        total, _, labels = self._sums.tolist()
         return total / max(1.0, labels)
 
     def check_causality(self, length: int, vocab_size: int) -> None:
@@ -203,6 +207,8 @@ class Engine:
 
     def _prepare(self, model: CausalLM) -> None:
         recompute(model.model, self.flags.engine.recompute)
+        if model.model.is_last:
+            model.lm_head.z_loss = self.flags.optimization.z_loss
         if self.flags.engine.compile:
             compile_layers(model.model)
 
@@ -220,22 +226,39 @@ class Engine:
         documents = batch.position_ids, batch.document_ids, batch.document_offsets
         return self._engine(batch.input_ids, batch.labels, *documents)
 
+    def _accumulate(self, micro_batches: int) -> None:
+        """Have the engine take so many micro-batches as a step."""
+        engine = self._engine
+        if engine.gradient_accumulation_steps() != micro_batches:
+            a_micro_batch = engine.train_micro_batch_size_per_gpu() * engine.dp_world_size
+            engine.set_train_batch_size(micro_batches * a_micro_batch)
+            engine.micro_steps = 0  # a step ends where their number is a multiple
+            if hasattr(engine.optimizer, "gradient_accumulation_steps"):  # offloading ZeRO has a copy
+                engine.optimizer.gradient_accumulation_steps = micro_batches
+
     def _fed(self, batches: Iterable[Batch]) -> Iterator[tuple[StageTensors, Tensor]]:
         """Return what a pipeline is fed with, after telling this rank's stage what does not come with it."""
         batches = list(batches)
+        shape = batches[0].labels.shape
+        if shape != self._shape:  # what stages have for one another is of the last one
+            self._engine.reset_activation_shape()
+            self._shape = shape
         offsets = [batch.document_offsets for batch in batches]
         self._engine.module.expect(o if o is None else o.to(self.device, non_blocking=True) for o in offsets)
         return (microbatch(batch.to(self.device)) for batch in batches)  # DeepSpeed would wait for each copy
 
     def _stage_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return the last pipeline stage's loss."""
-        return self._counted(LossSum(self.model.lm_head(hidden, labels), (labels != IGNORED).sum()), labels)
+        return self._counted(self.model.lm_head.loss(hidden, labels), labels)
 
     def _counted(self, loss: LossSum, labels: Tensor) -> Tensor:
         """Return the loss to differentiate, after adding it to the step's sums."""
         if self.topology.tp_rank == 0:  # its neighbours have the same one
-            self._sums[0] += loss.total.detach()
-            self._sums[1] += loss.labels
+            if loss.parts is None:
+                self._sums[0] += loss.total.detach()
+            else:
+                self._sums[:2] += loss.parts
+            self._sums[2] += loss.labels
         mean = loss.total / labels.numel()
         # A loss that is not finite must not pass unnoticed behind finite gradients, nor on other ranks.
         finite = torch.where(mean.detach().isfinite(), 1.0, math.nan)
@@ -255,14 +278,6 @@ def empty_model(config: ModelConfig, flags: TrainingFlags, topology: Topology) -
     dtype = torch.bfloat16 if flags.engine.precision == "bf16" else torch.float32
     device = get_accelerator().current_device_name()
     return build_model(config, topology, flags.engine.sequence_parallel, device, dtype, partition)
-
-
-def _parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: weight decay on matrices, none on vectors (norms, biases)."""
-    parameters = list(model.parameters())
-    matrices: list[Tensor] = [parameter for parameter in parameters if len(local_shape(parameter)) >= 2]
-    vectors: list[Tensor] = [parameter for parameter in parameters if len(local_shape(parameter)) < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def _stage(config: dict[str, Any]) -> int:

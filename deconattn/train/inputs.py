@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.run_config import CorpusIdentity
 from deconattn.data import Batch, SampleStream, TokenCorpus, Tokenizer, parse_data_argument
-from deconattn.data.corpus_tokenizer import load_corpus_tokenizer, note_of
+from deconattn.data.corpus_tokenizer import difference, load_corpus_tokenizer, note_of
+from deconattn.data.loading.batches import Stream
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.loader import Loader, open_loader
+from deconattn.data.loading.phases import Streams, connect
 from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
 
@@ -31,7 +34,8 @@ class TrainingData:
         seq_len, seed = flags.data.seq_len, flags.optimization.seed
         parsed = [parse_data_argument(argument) for argument in arguments]
         corpora = [(TokenCorpus(folder), weight) for folder, weight in parsed]
-        self._train = SampleStream(corpora, seq_len, seed, packing=flags.data.packing)
+        first = SampleStream(corpora, seq_len, seed, packing=flags.data.packing)
+        self._layouts = first.layouts
         held_out, self._not_validated = [], []
         for (folder, weight), (train, _) in zip(parsed, corpora, strict=True):
             if not train.manifest.of_split("val"):
@@ -45,10 +49,36 @@ class TrainingData:
                 held_out.append((corpus, weight))
         self._validation = SampleStream(held_out, seq_len, seed, shuffle=False) if held_out else None
         self.corpora = tuple(corpus for corpus, _ in corpora)
-        self.identities = [
-            CorpusIdentity(str(folder.resolve()), weight, _content(corpus))
-            for (folder, weight), corpus in zip(parsed, self.corpora, strict=True)
-        ]
+        self.identities = _identities(parsed, self.corpora)
+        self.phase_identities: dict[str, list[CorpusIdentity]] = {}
+        """Of phases with corpora of their own, by the step that each begins at."""
+        self._train: Stream = self._with_phases(first, arguments) if flags.plan.stretches[-1].stream else first
+
+    def _with_phases(self, first: SampleStream, arguments: tuple[str, ...]) -> Streams:
+        """Return the streams of all phases."""
+        flags = self._flags
+        begins = [now for before, now in pairwise(flags.plan.stretches) if now.stream != before.stream]
+        streams, identities, before = [first], [self.identities], arguments
+        for stretch in begins:
+            asked = stretch.data or arguments
+            parsed = [parse_data_argument(argument) for argument in asked]
+            corpora = [(TokenCorpus(folder), weight) for folder, weight in parsed]
+            ours, theirs = self.corpora[0], corpora[0][0]
+            if different := difference(ours.folder, ours.manifest, theirs.folder, theirs.manifest):
+                raise UserError(
+                    f"--phase {stretch.first}: {theirs.folder} was packed with another tokenizer than {ours.folder} "
+                    f"({different}): pack one of them again with the other's"
+                )
+            seed = flags.optimization.seed
+            streams.append(SampleStream(corpora, stretch.seq_len, seed, packing=flags.data.packing))
+            identities.append(_identities(parsed, [corpus for corpus, _ in corpora]))
+            if asked != before:
+                self.phase_identities[str(stretch.first)] = identities[-1]
+            before = asked
+        starts = [0, *(stretch.samples for stretch in begins)]
+        counts = [end - start for start, end in pairwise(starts)]
+        connect(streams, counts, [[identity.content for identity in each] for each in identities])
+        return Streams(streams, starts)
 
     @property
     def vocab_size(self) -> int:
@@ -96,19 +126,24 @@ class TrainingData:
     def loader(self, first_step: int, dp_rank: int, dp_size: int, pin: bool) -> Loader:
         """Open the micro-batches of data-parallel rank `dp_rank` from optimiser step `first_step` (from 0) on.
 
-        Step s takes samples s * G .. s * G + G - 1 of the stream, G the global batch: the order does not depend
+        Step s takes the G samples after those of the steps before it, G its global batch: the order does not depend
         on ranks, micro-batches or loader workers. Close it.
         """
-        data, optimization = self._flags.data, self._flags.optimization
-        whole, micro = optimization.global_batch_size, optimization.micro_batch_size
-        starts = range(first_step * whole + dp_rank * micro, self._flags.total_steps * whole, dp_size * micro)
-        numbers = (range(start, start + micro) for start in starts)
-        ahead = whole // (micro * dp_size)
+        data, plan = self._flags.data, self._flags.plan
+        numbers = self._numbers(first_step, dp_rank, dp_size)
+        ahead = max(stretch.micro_batches(dp_size) for stretch in plan.stretches)
         return open_loader(self._train, numbers, data.doc_mask, data.loader_workers, ahead, pin)
+
+    def _numbers(self, first_step: int, dp_rank: int, dp_size: int) -> Iterator[range]:
+        """Yield the samples of each of a rank's micro-batches."""
+        for step in range(first_step, self._flags.total_steps):
+            here = self._flags.plan.before(step)
+            start, end = here.samples + dp_rank * here.micro, here.samples + here.batch
+            yield from (range(first, first + here.micro) for first in range(start, end, dp_size * here.micro))
 
     def packing_report(self) -> list[str]:
         """Return a line for each corpus whose documents are packed: what is padding and what was cut."""
-        layouts = zip(self.corpora, self._train.layouts, strict=True)
+        layouts = zip(self.corpora, self._layouts, strict=True)
         return [f"{corpus.folder}: {layout.packing}" for corpus, layout in layouts if isinstance(layout, BestFit)]
 
     def validation_batches(self, dp_rank: int, dp_size: int) -> Iterator[Batch]:
@@ -139,8 +174,8 @@ class TrainingData:
             )
 
     def fixed_ids(self) -> Tensor:
-        """Return the fixed stream's token ids, int64 [seq_len]: of `--fixed-text`, or the corpus's first tokens."""
-        length = self._flags.data.seq_len
+        """Return the fixed stream's token ids, int64 [longest]: of `--fixed-text`, or the corpus's first tokens."""
+        length = self._flags.plan.longest
         path = self._flags.data.fixed_text
         if path is None:
             return torch.from_numpy(self.corpora[0].read(0, length))
@@ -151,22 +186,38 @@ class TrainingData:
         ids = self._tokenizer.encode_batch([text])[0]
         if len(ids) < length:
             raise UserError(
-                f"--fixed-text {path} has {len(ids)} tokens, fewer than --seq-len {length}: "
+                f"--fixed-text {path} has {len(ids)} tokens, fewer than the {length} of a sequence: "
                 "give a longer text or a shorter sequence"
             )
         return torch.tensor(ids[:length].astype("int64"))
 
 
-def check_identities(before: Sequence[CorpusIdentity], now: Sequence[CorpusIdentity]) -> None:
+def check_identities(before: Sequence[CorpusIdentity], now: Sequence[CorpusIdentity], flag: str = "--data") -> None:
     """Raise UserError unless a resumed run sees the data that it was started on."""
     for old, new in zip(before, now, strict=False):
         if (old.content, old.weight) != (new.content, new.weight):
             raise UserError(
-                f"--resume: the run was started on {old.path} (weight {old.weight:g}) but --data gives {new.path} "
+                f"--resume: the run was started on {old.path} (weight {old.weight:g}) but {flag} gives {new.path} "
                 f"(weight {new.weight:g}), whose content or weight differs: give the same corpora"
             )
     if len(before) != len(now):
-        raise UserError(f"--resume: the run has {len(before)} corpora but --data gives {len(now)}: give the same")
+        raise UserError(f"--resume: the run has {len(before)} corpora but {flag} gives {len(now)}: give the same")
+
+
+def check_phase_identities(
+    before: Mapping[str, Sequence[CorpusIdentity]], now: Mapping[str, Sequence[CorpusIdentity]], reached: int
+) -> None:
+    """Raise UserError unless a run resumed at a step has read the data that its phases give."""
+    begun = {step for step in before.keys() | now.keys() if int(step) < reached}
+    for step in sorted(begun, key=int):
+        check_identities(before.get(step, ()), now.get(step, ()), f"--phase {step}")
+
+
+def _identities(parsed: Sequence[tuple[Path, float]], corpora: Sequence[TokenCorpus]) -> list[CorpusIdentity]:
+    return [
+        CorpusIdentity(str(folder.resolve()), weight, _content(corpus))
+        for (folder, weight), corpus in zip(parsed, corpora, strict=True)
+    ]
 
 
 def _content(corpus: TokenCorpus) -> str:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from deconattn.checkpoint.format import Checkpoint, pass_over
+from deconattn.checkpoint.moments import kinds_of
 from deconattn.checkpoint.slice_file import BLOCK, Part
 from deconattn.checkpoint.slices import UnreadableError
 from deconattn.config.flags import TrainingFlags
@@ -17,7 +18,6 @@ from deconattn.parallel.agreement import everywhere
 from deconattn.parallel.process_group import from_rank_0
 from deconattn.train.engine import Engine
 from deconattn.train.run_folder import choose_checkpoint
-from deconattn.train.zero_state import MOMENTS
 
 
 def load_buffers(model: CausalLM, checkpoint: Checkpoint) -> None:
@@ -28,11 +28,13 @@ def load_buffers(model: CausalLM, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: on every rank: the checkpoint is not of this model, or is damaged.
     """
-    if checkpoint.model_config != model.config:
+    # What has no fixed stream takes sequences of any length: a phase may have longer ones than the run began with.
+    longest = model.config.max_position_embeddings
+    if replace(checkpoint.model_config, max_position_embeddings=longest) != model.config:
         raise UserError(f"{checkpoint.folder} is of another model than the flags describe: start a new run")
 
     def load() -> None:
-        checkpoint.check("weights", *MOMENTS)
+        checkpoint.check("weights", *kinds_of(checkpoint.flags.optimization.optimizer))
         shards = buffer_shards(model)
         for name, buffer in model.named_buffers():
             values = checkpoint.reader.read("weights", name, part_of_shard(shards.get(name)))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from deconattn.config.flag_groups import LrSchedule
 from deconattn.config.flags import TrainingFlags
+from deconattn.config.steps import first_difference
 from deconattn.errors import UserError
 
 
@@ -13,9 +14,11 @@ class Schedule:
     """Learning rate of every optimiser step; all of them begin with a linear warm-up.
 
     Attributes:
-        kind: `cosine` is half a cosine to 0 (paper, table 9), `linear` a line to 0, `constant` the peak, `wsd` the peak
-            and a line to 0 at the end.
+        kind: `cosine` is half a cosine to the lowest rate (paper, table 9, with 0), `linear` a line to it, `constant`
+            the peak, `wsd` the peak and a line to the lowest at the end.
         decay_steps: length of that line; it begins after the warm-up at the earliest.
+        min_ratio: share of the peak that the rate falls to.
+        peaks: other peaks, each with the step that it counts from.
     """
 
     kind: LrSchedule
@@ -23,24 +26,39 @@ class Schedule:
     warmup_steps: int
     total_steps: int
     decay_steps: int
+    min_ratio: float = 0.0
+    peaks: tuple[tuple[int, float], ...] = ()
 
     @classmethod
     def of(cls, flags: TrainingFlags) -> "Schedule":
         optimization, total, warmup = flags.optimization, flags.total_steps, flags.warmup_steps
         decaying = total if optimization.lr_schedule == "linear" else flags.decay_steps
         decay_steps = max(1, min(decaying, total - warmup))
-        return cls(optimization.lr_schedule, optimization.lr, warmup, total, decay_steps)
+        return cls(
+            optimization.lr_schedule,
+            optimization.lr,
+            warmup,
+            total,
+            decay_steps,
+            optimization.lr_min_ratio,
+            tuple((phase.step, phase.lr) for phase in flags.plan.phases if phase.lr is not None),
+        )
 
     def rate(self, step: int) -> float:
         """Return the rate of optimiser step `step`, from 0."""
+        peak = next((peak for first, peak in reversed(self.peaks) if first <= step), self.peak)
         if step < self.warmup_steps:
-            return self.peak * (step + 1) / self.warmup_steps
+            return peak * (step + 1) / self.warmup_steps
+        return peak * (self.min_ratio + (1 - self.min_ratio) * self._height(step))
+
+    def _height(self, step: int) -> float:
+        """Return the place between the lowest rate, 0, and the peak, 1, after the warm-up."""
         if self.kind == "cosine":
             progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-            return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         if self.kind == "constant":
-            return self.peak
-        return self.peak * max(0.0, min(1.0, (self.total_steps - step) / self.decay_steps))
+            return 1.0
+        return max(0.0, min(1.0, (self.total_steps - step) / self.decay_steps))
 
 
 def check_length(flags: TrainingFlags, reached: int) -> None:
@@ -51,6 +69,20 @@ def check_length(flags: TrainingFlags, reached: int) -> None:
             f"{length} ends the run at step {flags.total_steps}, but it has reached step {reached}: give more, "
             "leave it out, or start a new run with another --save"
         )
+
+
+def check_steps(before: TrainingFlags, now: TrainingFlags, reached: int) -> None:
+    """Raise UserError if a resumed run would have read other samples than it has."""
+    step = first_difference(before.plan, now.plan, reached)
+    if step is not None:
+        raise UserError(
+            f"--resume: the run is at step {reached}, and --phase or --batch-warmup-start and -steps change what step "
+            f"{step + 1} took: leave them as they were (a phase may be taken away, or begin, from step {reached} on)"
+        )
+
+
+def _shown(peaks: tuple[tuple[int, float], ...]) -> str:
+    return " ".join(f"{peak:g} from step {first + 1}" for first, peak in peaks) or "none"
 
 
 def schedule_change(before: TrainingFlags, now: TrainingFlags, step: int) -> str | None:
@@ -68,6 +100,8 @@ def schedule_change(before: TrainingFlags, now: TrainingFlags, step: int) -> str
         "--lr": (old.peak, new.peak),
         "--warmup-steps": (old.warmup_steps, new.warmup_steps),
         "--lr-schedule": (old.kind, new.kind),
+        "lr of --phase": (_shown(old.peaks), _shown(new.peaks)),
+        "--lr-min-ratio": (old.min_ratio, new.min_ratio),
         "steps of decay": (old.decay_steps, new.decay_steps) if {old.kind, new.kind} == {"wsd"} else (0, 0),
     }
     changes = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in told.items() if was != now)

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +16,7 @@ from deconattn.checkpoint.manifest import Progress
 from deconattn.config.command_line import check_same_run
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
+from deconattn.config.steps import Stretch
 from deconattn.cost.hardware import peak_flops
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
@@ -26,7 +29,7 @@ from deconattn.parallel.topology import Topology
 from deconattn.program import command, plugin_flag, quoted
 from deconattn.train.checkpoints import Checkpoints
 from deconattn.train.engine import Engine, StepResult, Stopped, empty_model
-from deconattn.train.inputs import TrainingData, check_identities
+from deconattn.train.inputs import TrainingData, check_identities, check_phase_identities
 from deconattn.train.metrics import Metrics, memory_gib, writing
 from deconattn.train.resuming import load_buffers, load_checkpoint, verified_checkpoint
 from deconattn.train.run_folder import (
@@ -37,7 +40,7 @@ from deconattn.train.run_folder import (
     set_aside,
 )
 from deconattn.train.saving import GivenUp, Saver
-from deconattn.train.schedule import Schedule, check_length, schedule_change
+from deconattn.train.schedule import Schedule, check_length, check_steps, schedule_change
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, float] | None]
 """Function from a step-N folder to benchmark scores by name; its second argument asks whether to stop, and None is
@@ -84,7 +87,7 @@ class Trainer:
     def _open(self) -> None:
         flags = self.flags
         self.data = TrainingData(data_arguments(flags, self.run_folder), flags)
-        self.model_config = model_config(flags.model, self.data.vocab_size, flags.data.seq_len)
+        self.model_config = model_config(flags.model, self.data.vocab_size, flags.plan.longest)
         check_space(self.run_folder, self.model_config, flags.run.keep)
         checkpoint = self._checkpoint_to_resume()
         seed_generators(flags.optimization.seed, "start")
@@ -98,6 +101,9 @@ class Trainer:
         self.engine.check_causality(flags.data.seq_len, self.data.vocab_size)
         origin = {} if checkpoint is None else checkpoint.origin
         self.config = resolved_config(flags, self.model_config, self.data.identities, origin)
+        self.config["phase_data"] = {
+            step: [asdict(identity) for identity in each] for step, each in self.data.phase_identities.items()
+        }
         self.metrics: Metrics | None = None
         before = None if checkpoint is None else checkpoint.flags
         self._val_loss, scored = from_rank_0(lambda: self._open_metrics(before))
@@ -167,20 +173,24 @@ class Trainer:
     def _train(self) -> bool:
         """Run the steps; return whether a stop was asked for before all was done."""
         flags, total = self.flags, self.flags.total_steps
-        in_a_row, accumulation = 0, self.engine.accumulation_steps
+        in_a_row, replicas = 0, self.topology.dp_size
         schedule = Schedule.of(flags)
         if self._judge():  # what a stop or a kill has left out after the step that we go on from
             return True
-        clock = _Clock(self.model_config, flags)
+        clock, begun = _Clock(self.model_config), self.progress.step
         while self.progress.step < total:
             step = self.progress.step
-            rate = schedule.rate(step)
+            rate, here = schedule.rate(step), flags.plan.at(step)
+            if here.phase and (step == here.first or step == begun):
+                self._say(f"phase {here.phase}, from step {here.first + 1}: {flags.plan.phases[here.phase - 1].shown}")
             self.engine.seed(f"step {step}")
-            result = self.engine.train_step(self._batches.take(accumulation), rate, stop=bool(self.stop))
+            result = self.engine.train_step(
+                self._batches.take(here.micro_batches(replicas)), rate, stop=bool(self.stop)
+            )
             self.progress = Progress(
                 step + 1, self.engine.state.optimizer_steps, self.progress.skipped_steps + result.skipped
             )
-            clock.tick()
+            clock.tick(here)
             self._checkpoints.look()
             in_a_row = in_a_row + 1 if result.skipped else 0
             if result.skipped:
@@ -303,6 +313,8 @@ class Trainer:
             check_same_run(checkpoint.flags, self.flags, str(self.run_folder / RUN_CONFIG))
             check_identities(checkpoint.config.data, self.data.identities)
             check_length(self.flags, checkpoint.step)
+            check_steps(checkpoint.flags, self.flags, checkpoint.step)
+            check_phase_identities(checkpoint.config.phase_data, self.data.phase_identities, checkpoint.step)
         return checkpoint  # None: the run was killed before its first checkpoint and starts over
 
     def _build_model(self, checkpoint: Checkpoint | None) -> CausalLM:
@@ -317,13 +329,17 @@ class Trainer:
         return model
 
     def _row(self, result: StepResult, rate: float) -> dict[str, Any]:
-        sequences = self.progress.step * self.flags.optimization.global_batch_size
+        plan = self.flags.plan
+        here = plan.at(self.progress.step - 1)
         return {
             "step": self.progress.step,
             "loss": result.loss,
+            **({"z_loss": result.z_loss} if self.flags.optimization.z_loss else {}),
             "grad_norm": result.grad_norm,
             "learning_rate": rate,
-            "tokens": sequences * self.flags.data.seq_len,
+            "tokens": plan.tokens(self.progress.step),
+            **({"global_batch_size": here.batch} if len(plan.stretches) > 1 else {}),
+            **({"phase": here.phase} if plan.phases else {}),
             "skipped_steps": self.progress.skipped_steps,
             "memory_gib": round(memory_gib(), 3),
         }
@@ -336,35 +352,36 @@ class Trainer:
 class _Clock:
     """Clock of the throughput since the last row, validation and checkpoints not counted."""
 
-    def __init__(self, config: ModelConfig, flags: TrainingFlags) -> None:
-        self._tokens_a_step = flags.optimization.global_batch_size * flags.data.seq_len
-        micro = flags.optimization.micro_batch_size
-        forward_passes = flags.optimization.global_batch_size // micro
-        self._flops_a_step = forward_passes * training_flops(config, micro, flags.data.seq_len)
+    def __init__(self, config: ModelConfig) -> None:
+        self._flops = cache(partial(training_flops, config))
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self._peak = peak * torch.distributed.get_world_size() if peak else None
-        self._steps = 0
+        self._steps = self._tokens = 0
+        self._work = 0.0
         self._since: float | None = None
 
-    def tick(self) -> None:
+    def tick(self, step: Stretch) -> None:
         """Count a step that ended."""
         if self._since is None:  # the first step's time is start-up
             self._since = time.perf_counter()
         else:
             self._steps += 1
+            self._tokens += step.batch * step.seq_len
+            self._work += step.batch // step.micro * self._flops(step.micro, step.seq_len)
 
     def rates(self) -> dict[str, float]:
         """Return `tokens_per_second` over all ranks, and `mfu` where the device's peak is known."""
         if self._since is None or not self._steps:
             return {}
-        now = time.perf_counter()
-        steps_a_second = self._steps / (now - self._since)
-        self._since, self._steps = now, 0
-        rates = {"tokens_per_second": round(steps_a_second * self._tokens_a_step, 1)}
+        seconds = time.perf_counter() - self._since
+        rates = {"tokens_per_second": round(self._tokens / seconds, 1)}
         if self._peak:
-            rates["mfu"] = round(steps_a_second * self._flops_a_step / self._peak, 4)
+            rates["mfu"] = round(self._work / seconds / self._peak, 4)
+        self.restart()
         return rates
 
     def restart(self) -> None:
         """Exclude the time since the last step."""
-        self._since, self._steps = time.perf_counter(), 0
+        self._since = time.perf_counter()
+        self._steps = self._tokens = 0
+        self._work = 0.0

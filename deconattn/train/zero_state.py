@@ -20,8 +20,6 @@ from deconattn.layers.shards import Shard, shard_of
 from deconattn.model.causal_lm import CausalLM
 from deconattn.parallel.topology import Topology
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 @dataclass(frozen=True)
 class Held:
@@ -60,31 +58,45 @@ class ZeroState:
         base: the torch optimiser that was handed to DeepSpeed.
         wrapped: the optimiser that DeepSpeed made of it.
         stage: ZeRO stage.
+        moments: names of each parameter's state (:func:`deconattn.train.optimizers.moments_of`).
     """
 
     def __init__(
-        self, model: CausalLM, base: torch.optim.Optimizer, wrapped: object, stage: int, topology: Topology
+        self,
+        model: CausalLM,
+        base: torch.optim.Optimizer,
+        wrapped: object,
+        stage: int,
+        topology: Topology,
+        moments: Mapping[nn.Parameter, tuple[str, ...]],
     ) -> None:
         self._parameters = model.canonical_parameters()
         self._topology = topology
         self._base, self._wrapped, self._stage = base, wrapped, stage
         self._steps = 0
+        self._moments = moments
         self._create_moments()
 
     @property
     def optimizer_steps(self) -> int:
-        """Steps that AdamW has taken (skipped ones are not counted), without asking the device."""
+        """Steps that the optimiser has taken (skipped ones are not counted), without asking the device."""
         return self._steps
 
     @optimizer_steps.setter
     def optimizer_steps(self, steps: int) -> None:
         self._steps = steps
         for state in self._base.state.values():
-            state["step"].fill_(steps)
+            if "step" in state:  # Muon counts none
+                state["step"].fill_(steps)
 
     def count_step(self) -> None:
-        """Note that AdamW has taken a step; its own count, on the device, has grown by itself."""
+        """Note that the optimiser has taken a step; its own count, on the device, has grown by itself."""
         self._steps += 1
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of tensors that there are: `weights`, and moments by the optimiser's names."""
+        return ("weights", *dict.fromkeys(name for names in self._moments.values() for name in names))
 
     def held(self) -> Iterator[Held]:
         """Yield what this rank holds of each parameter of its stage; nothing of those that other ranks hold alone."""
@@ -104,6 +116,7 @@ class ZeroState:
     def spread(self, shared: Mapping[tuple[str, str], tuple[int, int]]) -> None:
         """Give the model the master weights that have been loaded; a collective call.
 
+
         Args:
             shared: of what data-parallel ranks hold alike, under ZeRO-0, the run that this rank has loaded, by name and
                 kind: each its own of equal ones, which they now exchange.
@@ -120,16 +133,18 @@ class ZeroState:
                         _exchange(values, *shared[held.name, kind], group)
 
     def _create_moments(self) -> None:
-        for partition in self._partitions():
-            step = torch.zeros((), dtype=torch.float32, device=partition.device)
-            self._base.state[partition] = {"step": step, **{name: torch.zeros_like(partition) for name in MOMENTS}}
+        for partition, names in self._partitions():
+            state = {name: torch.zeros_like(partition) for name in names}
+            if "exp_avg" in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=partition.device)
+            self._base.state[partition] = state
         link = getattr(self._wrapped, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:
             link()
 
     def _views(self, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]]:
         """Return the first element that is held of a parameter's part, and the live views by kind; none, and none."""
-        names = MOMENTS
+        names = self._moments[parameter]
         if self._stage == 0:
             moments = {name: self._base.state[parameter][name] for name in names}
             return 0, {kind: value.view(-1) for kind, value in {"weights": parameter.data, **moments}.items()}
@@ -141,11 +156,15 @@ class ZeroState:
         moments = {name: mapping.get_hp_fragment(name) for name in names}
         return mapping.lp_fragment_address.start, {"weights": mapping.get_hp_fragment(), **moments}
 
-    def _partitions(self) -> list[Tensor]:
-        """Return the tensors that AdamW steps: parameters, or ZeRO's flat partitions of them."""
+    def _partitions(self) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
+        """Yield what the optimiser steps, parameters or ZeRO's flat partitions, and the names of its moments."""
+        groups = self._base.param_groups
         if self._stage == 3:
-            return list(self._wrapped.fp32_partitioned_groups_flat)  # type: ignore[attr-defined]
-        return [parameter for group in self._base.param_groups for parameter in group["params"]]
+            wrapped: Any = self._wrapped
+            for number, partition in enumerate(wrapped.fp32_partitioned_groups_flat):
+                yield partition, groups[wrapped.sub_group_to_group_id[number]]["moments"]
+        else:
+            yield from ((partition, group["moments"]) for group in groups for partition in group["params"])
 
 
 def tensor_copies(shard: Shard | None, topology: Topology) -> tuple[int, int]:

@@ -108,3 +108,20 @@ def test_a_variant_of_a_third_party(make_model: MakeModel, tool: ModuleType, cor
     assert checkpoint.plugins == (plugin,)
     stored = load_file(source / "model.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in checkpoint.weights().items())
+
+
+def test_a_run_with_muon_begins_with_its_moments(
+    make_model: MakeModel, tool: ModuleType, corpus: Path, tmp_path: Path
+) -> None:
+    flags = f"--data {corpus} --seq-len {SEQUENCE} --optimizer muon"
+    tool.main([str(make_model()), str(tmp_path / "run"), *flags.split()])
+    checkpoint = open_checkpoint(tmp_path / "run")
+    kinds = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+    checkpoint.check("weights", *kinds)
+    adamws, _, muons = (dict(checkpoint.tensors(kind)) for kind in kinds)
+    weights = checkpoint.weights()
+    assert adamws.keys() | muons.keys() == weights.keys() and not adamws.keys() & muons.keys()
+    assert all(weights[name].ndim == 2 and "proj" in name for name in muons)
+    tool.main([str(checkpoint.folder), str(tmp_path / "full.safetensors"), "--optimizer"])
+    full = load_file(tmp_path / "full.safetensors")
+    assert {name for name in full if "momentum_buffer" in name} == {f"optimizer.momentum_buffer.{n}" for n in muons}

@@ -151,3 +151,14 @@ def test_early_stages_hold_more_micro_batches():
     most = [max(m.memory.activations for m in stage_snapshots(job, stage)) for stage in range(3)]
     assert most[0] > most[1] > most[2]
     assert replace(job, accumulation=2).in_flight(0) == 2
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_muon_keeps_one_moment_of_a_layers_matrices(zero: int):
+    job = build_job(zero=zero, dp=1 if zero == 0 else 4)
+    ours, adamw = ({s.name: s.memory for s in stage_snapshots(j, 0)} for j in (replace(job, optimizer="muon"), job))
+    matrices = 3 * (4 * 64 * 64 + 3 * 64 * 160)
+    saved = 4 * matrices // job.dp
+    for name in ours.keys() - {"start-up", "step"}:
+        assert adamw[name].total - ours[name].total == saved, name
+    assert ours["step"].total == adamw["step"].total - saved + 20 * 64 * 160

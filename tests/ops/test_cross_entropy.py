@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from deconattn.ops import cross_entropy as sliced
 from deconattn.ops import logits as passes
-from deconattn.ops.cross_entropy import linear_cross_entropy, logits_at_once
+from deconattn.ops.cross_entropy import linear_cross_entropy, linear_losses, logits_at_once
 from deconattn.ops.head_slices import InFp32
 
 TOKENS, WORDS, DIM = 100, 50, 16
@@ -50,6 +50,47 @@ def test_value_and_gradients(at_once: int, monkeypatch: pytest.MonkeyPatch):
         for one, other in zip(got, wanted, strict=True):
             assert_close(one, other, rtol=1e-11, atol=1e-12)
         assert not got[0][17].any()
+
+
+def exact_z(hidden: Tensor, weight: Tensor, labels: Tensor, coefficient: float) -> Tensor:
+    logits = hidden.double() @ weight.double().T
+    return coefficient * logits.logsumexp(1).square()[labels != sliced.IGNORED].sum()
+
+
+@pytest.mark.parametrize("at_once", [2 * TOKENS * WORDS, 30 * WORDS + 7])
+@pytest.mark.usefixtures("way")
+def test_z_loss(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    """The sum's gradient is that of cross-entropy and z-loss, which are told apart; ignored tokens have neither."""
+    monkeypatch.setattr("deconattn.ops.cross_entropy.LOGITS_AT_ONCE", at_once)
+    hidden, weight, labels = inputs()
+    total, parts = linear_losses(hidden, weight, labels, z_loss=0.03)
+    wanted_parts = [
+        cross_entropy(hidden @ weight.T, labels, reduction="sum"),
+        exact_z(hidden, weight, labels, 0.03),
+    ]
+    assert_close(parts, torch.stack(wanted_parts).detach(), rtol=1e-12, atol=0)
+    assert_close(total, sum(wanted_parts), rtol=1e-12, atol=0)
+    assert not parts.requires_grad
+    got = torch.autograd.grad(total * -0.37, [hidden, weight])
+    wanted = torch.autograd.grad(sum(wanted_parts) * -0.37, [hidden, weight])
+    for one, other in zip(got, wanted, strict=True):
+        assert_close(one, other, rtol=1e-11, atol=1e-12)
+    assert not got[0][17].any()
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_z_loss_in_low_precision(dtype: torch.dtype):
+    hidden, weight, labels = inputs(dtype)
+    total, parts = linear_losses(hidden, weight, labels, z_loss=0.1)
+    got = torch.autograd.grad(total, [hidden, weight])
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    expected = cross_entropy(exact[0] @ exact[1].T, labels, reduction="sum") + exact_z(*exact, labels, 0.1)
+    epsilon = torch.finfo(dtype).eps
+    assert parts.dtype == torch.float32
+    assert abs(total.item() - expected.item()) <= epsilon * expected.item()
+    for ours, theirs in zip(got, torch.autograd.grad(expected, exact), strict=True):
+        assert (ours.double() - theirs).norm() <= 4 * epsilon * theirs.norm()
 
 
 @pytest.mark.usefixtures("way")
@@ -143,11 +184,11 @@ def test_slices_are_smaller_where_memory_is_short(monkeypatch: pytest.MonkeyPatc
     asked = []
 
     class Scarce(InFp32):
-        def __init__(self, hidden: Tensor, weight: Tensor, rows: int, with_gradients: bool) -> None:
+        def __init__(self, hidden: Tensor, weight: Tensor, rows: int, with_gradients: bool, z_loss: float) -> None:
             asked.append(rows)
             if rows > 20:
                 raise torch.OutOfMemoryError
-            super().__init__(hidden, weight, rows, with_gradients)
+            super().__init__(hidden, weight, rows, with_gradients, z_loss)
 
     monkeypatch.setattr(sliced, "InFp32", Scarce)
     monkeypatch.setattr(sliced, "LOGITS_AT_ONCE", WORDS)

@@ -29,6 +29,13 @@ def test_half_a_cosine_is_the_default() -> None:
     assert all(later <= earlier for earlier, later in pairwise(found[10:]))
 
 
+def test_a_cosine_ends_at_the_floor() -> None:
+    found, to_zero = (rates("--steps", "110", "--warmup-steps", "10", "--lr-min-ratio", low) for low in ("0.1", "0"))
+    assert found[:10] == to_zero[:10]
+    assert found[10:] == pytest.approx([0.1 + 0.9 * rate for rate in to_zero[10:]], rel=1e-12)
+    assert found[110] == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -40,6 +47,19 @@ def test_half_a_cosine_is_the_default() -> None:
         (
             "--lr-schedule wsd --lr-decay-fraction 0.9 --warmup-steps 5",
             [0.2, 0.4, 0.6, 0.8, 1, 1, 0.8, 0.6, 0.4, 0.2, 0],
+        ),
+        (
+            "--lr-schedule linear --warmup-steps 0 --lr-min-ratio 0.5",
+            [1, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5],
+        ),
+        ("--lr-schedule wsd --lr-decay-fraction 0.4 --lr-min-ratio 0.2", [1, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]),
+        (
+            "--lr-schedule constant --warmup-steps 0 --phase 4 lr=0.5 --phase 7 lr=2",
+            [1, 1, 1, 1, 0.5, 0.5, 0.5, 2, 2, 2, 2],
+        ),
+        (
+            "--lr-schedule linear --warmup-steps 0 --phase 4 lr=0.5",
+            [1, 0.9, 0.8, 0.7, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0],
         ),
         ("--lr-schedule wsd --lr-decay-fraction 1 --warmup-steps 10", [*(n / 10 for n in range(1, 11)), 0]),
     ],
@@ -56,6 +76,9 @@ def test_the_others(words: str, expected: list[float]) -> None:
         ("--lr-schedule wsd --lr-decay-fraction 0", "--lr-decay-fraction is 0.0: it must be above zero and at most 1"),
         ("--lr-schedule wsd --lr-decay-fraction 1.5", "--lr-decay-fraction is 1.5"),
         ("--lr-schedule wsd --lr-decay-fraction nan", "--lr-decay-fraction is nan"),
+        ("--lr-min-ratio 1.5", "--lr-min-ratio is 1.5: it must be from 0 to 1"),
+        ("--lr-min-ratio nan", "--lr-min-ratio is nan"),
+        ("--lr-min-ratio 0.1 --lr-schedule constant", "--lr-schedule constant does not fall"),
         ("--warmup-steps -1", "--warmup-steps is -1: it must not be below zero"),
         ("--tokens 0", "--tokens is 0: it must be above zero"),
         ("--steps 5 --tokens 1000", "--steps and --tokens both say how long the run is: leave one out"),
@@ -88,6 +111,8 @@ def test_a_change_is_told_with_both_rates() -> None:
     warmed_again = change("--steps 100", "--steps 2000", 100)
     assert warmed_again is not None
     assert "(--steps 100 -> 2000, --warmup-steps 10 -> 200)" in warmed_again
+    assert "(--lr-min-ratio 0.0 -> 0.1)" in str(change("--steps 100", "--steps 100 --lr-min-ratio 0.1", 50))
+    assert "(lr of --phase none -> 0.5 from step 61)" in str(change("--steps 100", "--steps 100 --phase 60 lr=.5", 50))
     wsd = "--steps 100 --lr-schedule wsd --warmup-steps 0"
     assert "steps of decay 10 -> 20" in str(change(wsd, f"{wsd} --lr-decay-fraction 0.2", 85))
     assert "(--lr-schedule cosine -> constant)" in str(

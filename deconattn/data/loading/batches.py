@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,14 @@ def _offsets(position_ids: Tensor) -> Tensor:
     return torch.from_numpy(offsets)
 
 
+class Stream(Protocol):
+    """Samples by their numbers."""
+
+    def arrays(self, numbers: Sequence[int], doc_mask: bool) -> npt.NDArray[np.int64]:
+        """The fields of a :class:`Batch`, `[2, B, L]`, or `[4, B, L]` with `doc_mask`."""
+        ...
+
+
 class SampleStream:
     """An endless, blended, shuffled stream of samples, each a pure function of its number.
 
@@ -118,7 +126,19 @@ class SampleStream:
                 )
         layout = Concatenation if packing == "concat" else BestFit
         self.layouts: tuple[SampleLayout, ...] = tuple(layout(corpus, seq_len) for corpus in self.corpora)
-        self._order = Order(Blend([weight for _, weight in corpora]), self.samples_per_corpus, seed, shuffle)
+        self._blend, self._seed, self._shuffle = Blend([weight for _, weight in corpora]), seed, shuffle
+        self._order = Order(self._blend, self.samples_per_corpus, seed, shuffle)
+
+    def go_on(self, keys: Sequence[int], drawn: Sequence[int]) -> None:
+        """Take up where other streams of the corpora ended.
+
+        keys: each corpus's number among all that the streams have. drawn: its samples that they have drawn.
+        """
+        self._order = Order(self._blend, self.samples_per_corpus, self._seed, self._shuffle, keys, drawn)
+
+    def drawn(self, number: int) -> tuple[int, ...]:
+        """How many of the first `number` samples of the stream are each corpus's."""
+        return self._blend.drawn(number)
 
     @property
     def samples_per_corpus(self) -> tuple[int, ...]:

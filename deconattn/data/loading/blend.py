@@ -53,6 +53,13 @@ class Blend:
             corpora[ours], drawn[ours] = (part[places[ours]] for part in self._stretch(turn))
         return corpora, drawn
 
+    def drawn(self, number: int) -> tuple[int, ...]:
+        """How many of the first `number` samples are each corpus's."""
+        turn, place = divmod(number, self._length)
+        before = [turn * count for count in self.counts] if self._periodic else self._state(turn)
+        within = np.bincount(self._stretch(0 if self._periodic else turn)[0][:place], minlength=len(self.counts))
+        return tuple(count + int(more) for count, more in zip(before, within, strict=True))
+
     def _stretch(self, turn: int) -> Stretch:
         found = self._stretches.get(turn)
         if found is None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.multiprocessing import get_context
 from torch.utils.data import DataLoader, Dataset
 
-from deconattn.data.loading.batches import Batch, SampleStream
+from deconattn.data.loading.batches import Batch, Stream
 from deconattn.errors import UserError
 
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -33,7 +33,7 @@ class WorkerLoader:
     """
 
     def __init__(
-        self, stream: SampleStream, numbers: Iterable[range], doc_mask: bool, workers: int, ahead: int, pin: bool
+        self, stream: Stream, numbers: Iterable[range], doc_mask: bool, workers: int, ahead: int, pin: bool
     ) -> None:
         context = get_context("forkserver")
         context.set_forkserver_preload(["torch", __name__])  # imported once, not once a worker
@@ -96,7 +96,7 @@ class _Samples(Dataset[Any]):
     """Sample numbers of a batch -> its fields in one tensor, which costs one file descriptor to hand over; or what was
     raised, since torch would make a page of it."""
 
-    def __init__(self, stream: SampleStream, doc_mask: bool) -> None:
+    def __init__(self, stream: Stream, doc_mask: bool) -> None:
         self._stream, self._doc_mask = stream, doc_mask
 
     def __getitem__(self, numbers: range) -> Tensor | Exception:
@@ -199,7 +199,7 @@ class Loader(Protocol):
 
 
 def open_loader(
-    stream: SampleStream, numbers: Iterable[range], doc_mask: bool, workers: int, ahead: int, pin: bool
+    stream: Stream, numbers: Iterable[range], doc_mask: bool, workers: int, ahead: int, pin: bool
 ) -> Loader:
     """Batches of the samples `numbers`, in order.
 
@@ -210,4 +210,5 @@ def open_loader(
     """
     if workers:
         return WorkerLoader(stream, numbers, doc_mask, workers, ahead, pin)
-    return Prefetcher((stream.batch(batch, doc_mask) for batch in numbers), ahead, pin)
+    made = (Batch.of(torch.from_numpy(stream.arrays(batch, doc_mask))) for batch in numbers)
+    return Prefetcher(made, ahead, pin)

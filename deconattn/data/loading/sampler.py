@@ -80,11 +80,22 @@ class Order:
     A corpus goes through all its samples, in an order of its own, before it repeats one. Works in blocks of
     consecutive numbers, because that is how they are asked for.
 
-    sizes: samples in each corpus. shuffle: without, each epoch goes from first to last.
+    sizes: samples in each corpus. shuffle: without, each epoch goes from first to last. keys: number by which each
+    corpus is shuffled, its place in the blend by default. drawn: samples of each that were drawn before the first.
     """
 
-    def __init__(self, blend: Blend, sizes: Sequence[int], seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        blend: Blend,
+        sizes: Sequence[int],
+        seed: int,
+        shuffle: bool,
+        keys: Sequence[int] | None = None,
+        drawn: Sequence[int] | None = None,
+    ) -> None:
         self._blend, self._sizes, self._seed, self._shuffle = blend, tuple(sizes), seed, shuffle
+        self._keys = tuple(range(len(sizes))) if keys is None else tuple(keys)
+        self._drawn = np.array([0] * len(sizes) if drawn is None else drawn, dtype=np.int64)
         self._blocks: dict[int, list[tuple[int, int]]] = {}
 
     def __call__(self, number: int) -> tuple[int, int]:
@@ -101,6 +112,7 @@ class Order:
 
     def _make(self, block: int) -> list[tuple[int, int]]:
         corpora, drawn = self._blend(np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=np.int64))
+        drawn = drawn + self._drawn[corpora]
         epochs, places = np.divmod(drawn, np.array(self._sizes, dtype=np.int64)[corpora])
         if self._shuffle:
             for corpus, size in enumerate(self._sizes):
@@ -108,7 +120,7 @@ class Order:
                 # Drawn in order: an epoch is a run.
                 for run in np.split(ours, np.flatnonzero(np.diff(epochs[ours])) + 1):
                     if len(run):
-                        key = make_key(self._seed, corpus, int(epochs[run[0]]))
+                        key = make_key(self._seed, self._keys[corpus], int(epochs[run[0]]))
                         places[run] = _permuted(places[run], size, key)
         return list(zip(corpora.tolist(), places.tolist(), strict=True))
 

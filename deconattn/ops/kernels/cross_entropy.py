@@ -34,10 +34,10 @@ def _empty_normalisers(logits: Tensor, targets: Tensor, words: int) -> tuple[Ten
 
 
 @torch.library.custom_op("deconattn::logit_gradients_", mutates_args=("logits",))
-def _logit_gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, words: int) -> None:
-    done = _ATTEMPTS.tried(partial(logit_gradients_, logits, targets, normalisers, words), logits)
+def _logit_gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, words: int, slope: float = 0.0) -> None:
+    done = _ATTEMPTS.tried(partial(logit_gradients_, logits, targets, normalisers, words, slope), logits)
     if done is None:
-        plain.plain_gradients_(logits, targets, normalisers, words)
+        plain.plain_gradients_(logits, targets, normalisers, words, slope)
 
 
 def log_normalisers(logits: Tensor, targets: Tensor, words: int) -> tuple[Tensor, Tensor]:
@@ -51,14 +51,14 @@ def log_normalisers(logits: Tensor, targets: Tensor, words: int) -> tuple[Tensor
     return normalisers, picked
 
 
-def logit_gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, words: int) -> Tensor:
+def logit_gradients_(logits: Tensor, targets: Tensor, normalisers: Tensor, words: int, slope: float = 0.0) -> Tensor:
     """:func:`deconattn.ops.logits.gradients_`, by its kernel; returns `logits`."""
     rows, width = logits.shape
     block = _block(width)
     blocks = triton.cdiv(width, block)
     with torch.cuda.device_of(logits):
         logit_gradients_kernel[(rows * blocks,)](
-            logits, targets, normalisers, width, words, blocks, BLOCK=block, **launch_options(WARPS)
+            logits, targets, normalisers, width, words, slope, blocks, BLOCK=block, **launch_options(WARPS)
         )
     return logits
 

@@ -39,14 +39,18 @@ def log_normalisers_kernel(logits, targets, normalisers, picked, width, words, B
 
 
 @triton.jit
-def logit_gradients_kernel(logits, targets, normalisers, width, words, blocks, BLOCK: tl.constexpr):
-    """A block of a row: exp(logit - normaliser), less one at the target, in the logits' place; 0 beyond the words."""
+def logit_gradients_kernel(logits, targets, normalisers, width, words, slope, blocks, BLOCK: tl.constexpr):
+    """A block of a row: exp(logit - normaliser), less one at the target, in the logits' place; 0 beyond the words.
+
+    Where there is a z-loss, the exponential is taken times 1 + slope * normaliser.
+    """
     row = (tl.program_id(0) // blocks).to(tl.int64)
     columns = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     places = logits + row * width + columns
     normaliser = tl.load(normalisers + row)
     target = tl.load(targets + row)
     scores = tl.load(places, mask=columns < width, other=0.0).to(tl.float32)
-    gradients = tl.exp2((scores - normaliser) * LOG2_E) - tl.where(columns == target, 1.0, 0.0)
+    factor = 1.0 + slope * tl.where(normaliser < float("inf"), normaliser, 0.0)
+    gradients = tl.exp2((scores - normaliser) * LOG2_E) * factor - tl.where(columns == target, 1.0, 0.0)
     gradients = tl.where(columns < words, gradients, 0.0)
     tl.store(places, gradients.to(logits.dtype.element_ty), mask=columns < width)

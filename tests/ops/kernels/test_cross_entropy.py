@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from triton.runtime.errors import OutOfResources
 
 from deconattn.ops import cross_entropy as sliced
-from deconattn.ops.cross_entropy import linear_cross_entropy
+from deconattn.ops.cross_entropy import linear_cross_entropy, linear_losses
 from deconattn.ops.head_slices import InPlace
 from deconattn.ops.kernels import cross_entropy as kernel
 
@@ -60,6 +60,23 @@ def test_value_and_gradients(dtype: torch.dtype, at_once: int, monkeypatch: pyte
         assert ours.dtype == dtype
         assert ours.shape == theirs.shape
         assert_near(ours, theirs, 4 * epsilon)
+    assert not found[0][labels == sliced.IGNORED].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_z_loss(dtype: torch.dtype):
+    hidden, weight, labels = inputs(dtype)
+    total, parts = linear_losses(hidden, weight, labels, z_loss=0.1)
+    found = torch.autograd.grad(total, [hidden, weight])
+    precise = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    logits = precise[0] @ precise[1].T
+    of_z = 0.1 * logits.logsumexp(1).square()[labels != sliced.IGNORED].sum()
+    expected = cross_entropy(logits, labels, reduction="sum") + of_z
+    epsilon = torch.finfo(dtype).eps
+    assert abs(parts[1].item() - of_z.item()) <= 2 * epsilon * of_z.item()
+    assert abs(total.item() - expected.item()) <= 2 * epsilon * expected.item()
+    for ours, theirs in zip(found, torch.autograd.grad(expected, precise), strict=True):
+        assert_near(ours, theirs, 8 * epsilon)
     assert not found[0][labels == sliced.IGNORED].any()
 
 
@@ -127,8 +144,9 @@ def test_kernels_that_cannot_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         slices = InPlace(hidden, weight, TOKENS, True)
         targets = labels.where(labels != sliced.IGNORED, sliced.NOWHERE)
         of_hidden = torch.empty_like(hidden)
-        loss = slices.loss(hidden, targets, labels != sliced.IGNORED, None, of_hidden)
-        return loss, of_hidden, slices.grad_weight
+        parts = torch.zeros(2, device=DEVICE)
+        slices.add_losses(parts, hidden, targets, labels != sliced.IGNORED, None, of_hidden)
+        return parts[0], of_hidden, slices.grad_weight
 
     with torch.no_grad():
         expected = gradients()

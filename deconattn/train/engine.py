@@ -19,12 +19,14 @@ from deconattn.config.flags import TrainingFlags
 from deconattn.data import Batch
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM, LossSum
+from deconattn.model.held_streams import StreamTrial
 from deconattn.model.init import seed_generators
 from deconattn.ops.cross_entropy import IGNORED
 from deconattn.parallel.gradients import gradient_norm
 from deconattn.parallel.pipeline import Pipeline, StageTensors, microbatch
 from deconattn.parallel.topology import Topology
 from deconattn.train.compiled import compile_layers
+from deconattn.train.fixed_streams import StreamRunner
 from deconattn.train.unwaited import without_waits
 from deconattn.train.update import Update
 from deconattn.train.zero_state import ZeroState
@@ -92,6 +94,7 @@ class Engine:
         norm = without_waits(wrapped) if self.stage else lambda: gradient_norm(model.parameters(), self.topology)
         self._update = Update(optimizer, wrapped, self.stage, optimization.clip_grad, norm)
         self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology)
+        self.streams = StreamRunner(model.config, flags, self.topology, wrapped)
 
     def train_step(self, micro_batches: Iterable[Batch], learning_rate: float, stop: bool = False) -> StepResult:
         """Run one optimiser step over this rank's micro-batches; a collective call.
@@ -109,8 +112,12 @@ class Engine:
             self._engine.train_batch(self._fed(micro_batches))
         else:
             self._engine.train()
+            is_last = self._engine.is_gradient_accumulation_boundary
+            streams = self.streams.begin(alone=is_last())
             for batch in micro_batches:
-                self._engine.backward(self._counted(self._forward(batch), batch.labels))
+                if streams:
+                    streams.last = is_last()
+                self._engine.backward(self._counted(self._forward(batch, streams), batch.labels))
                 self._engine.step()
         total, labels, stops, grad_norm = self._update.outcome()
         skipped = not math.isfinite(grad_norm)
@@ -183,6 +190,19 @@ class Engine:
                 f"{variants} looks ahead, or computes no finite numbers"
             )
 
+    @torch.no_grad()
+    def try_streams(self, length: int, vocab_size: int) -> None:
+        """Try whether fixed streams can be held over a step, where that is not known; a collective call."""
+        if not self.streams.untried:
+            return
+        trial, shape = StreamTrial(), (self.flags.optimization.micro_batch_size, length)
+        self._engine.train()  # what draws does so in training
+        for number in range(2):
+            self.seed(f"streams {number}")
+            ids = torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(number))
+            self._forward(Batch(ids, ids), trial)
+        self.streams.settle(self._any(trial.differs))
+
     def destroy(self) -> None:
         """Free what DeepSpeed keeps alive, process groups included: for a process that makes more engines."""
         self._engine.destroy()
@@ -213,10 +233,10 @@ class Engine:
         groups.mpu = None  # or it would go on with an earlier engine's
         return {"model": model}
 
-    def _forward(self, batch: Batch) -> LossSum:
+    def _forward(self, batch: Batch, run: Callable[..., Tensor] | None = None) -> LossSum:
         batch = batch.to(self.device)
         documents = batch.position_ids, batch.document_ids, batch.document_offsets
-        return self._engine(batch.input_ids, batch.labels, *documents)
+        return self._engine(batch.input_ids, batch.labels, *documents, run)
 
     def _fed(self, batches: Iterable[Batch]) -> Iterator[tuple[StageTensors, Tensor]]:
         """Return what a pipeline is fed with, after telling this rank's stage what does not come with it."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,6 +97,7 @@ class Trainer:
             load_checkpoint(self.engine, checkpoint)
             self.progress = checkpoint.progress
         self.engine.check_causality(flags.data.seq_len, self.data.vocab_size)
+        self.engine.try_streams(flags.data.seq_len, self.data.vocab_size)
         self._saved_step = self.progress.step if checkpoint else -1
         origin = {} if checkpoint is None else checkpoint.origin
         self.config = resolved_config(flags, self.model_config, self.data.identities, origin)
@@ -132,7 +134,8 @@ class Trainer:
         """
         topology, pin = self.topology, self.engine.device.type == "cuda"
         try:
-            for line in [self._arithmetic(), *self.data.packing_report(), *self.data.validation_report()]:
+            reports = self.data.packing_report(), self.data.validation_report(), self.engine.streams.report()
+            for line in [self._arithmetic(), *chain(*reports)]:
                 self._say(line)
             self._batches = self.data.loader(self.progress.step, topology.dp_rank, topology.dp_size, pin)
             with closing(self._batches):

@@ -16,8 +16,11 @@ from deconattn.layers.config import ModelConfig
 from deconattn.mixers import LayerCache, MixerContext, mixer_class
 from deconattn.model.block import Block
 from deconattn.model.decoder import Decoder
-from deconattn.model.streams import Streams, check_length
+from deconattn.model.streams import Streams, check_length, is_ours, shares_fixed_part
 from deconattn.ops.precision import at_least_fp32
+
+LARGEST_SHARE = 0.1
+"""Share of a GPU's memory that what is held may take; where it is more, the streams run beside each micro-batch."""
 
 
 class HeldStreams:
@@ -67,7 +70,7 @@ class HeldStreams:
                 self._receive(index, running.through(index, layer))
             if stream is None:
                 hidden = decoder.run_layer(layer, hidden, static, alone)
-            elif _shares(type(layer.self_attn)):
+            elif shares_fixed_part(type(layer.self_attn)):
                 hidden = decoder.run_layer(layer, hidden, static, replace(alone, fixed=self._held[index]))
             else:
                 row, *static_row = self._held[index]
@@ -142,7 +145,7 @@ class _Running:
         mixer, cache, context = layer.self_attn, None, self._context
         with torch.set_grad_enabled(self._graph):
             parts: tuple[Tensor, ...] = ()
-            if mixer.fixed_stream is not None and _shares(type(mixer)):
+            if mixer.fixed_stream is not None and shares_fixed_part(type(mixer)):
                 cache = LayerCache()
             elif mixer.fixed_stream is not None:
                 row = context.fixed_rows[mixer.fixed_stream]
@@ -192,7 +195,7 @@ def _differ(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
 
 def must_be_tried(variants: Sequence[str]) -> bool:
     """Whether somebody else's mixer is on the streams' way: ours read weights and the stream, and draw nothing."""
-    return not all(_is_ours(mixer_class(variant)) for variant in variants[: Streams.of(variants).last_fixed_layer + 1])
+    return not all(is_ours(mixer_class(variant)) for variant in variants[: Streams.of(variants).last_fixed_layer + 1])
 
 
 def held_bytes(config: ModelConfig, length: int, bytes_per_element: int, tp_size: int = 1) -> int:
@@ -206,14 +209,5 @@ def held_bytes(config: ModelConfig, length: int, bytes_per_element: int, tp_size
     for variant in config.layer_variants:
         mixer = mixer_class(variant)
         a_layer = mixer.decoding.fixed_bytes(mixer, config, length, bytes_per_element + max(4, bytes_per_element))
-        total += a_layer // tp_size if _shares(mixer) else a_layer
+        total += a_layer // tp_size if shares_fixed_part(mixer) else a_layer
     return total
-
-
-def _shares(mixer: type) -> bool:
-    """Whether a layer takes what was computed from its stream; a third party's may draw random numbers there."""
-    return mixer.decoding.shares_fixed_part and _is_ours(mixer)  # type: ignore[attr-defined]
-
-
-def _is_ours(mixer: type) -> bool:
-    return mixer.__module__.startswith("deconattn.mixers.")

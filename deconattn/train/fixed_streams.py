@@ -6,12 +6,9 @@ import torch
 
 from deconattn.config.flags import TrainingFlags
 from deconattn.layers.config import ModelConfig
-from deconattn.model.held_streams import HeldStreams, held_bytes, must_be_tried
+from deconattn.model.held_streams import LARGEST_SHARE, HeldStreams, held_bytes, must_be_tried
 from deconattn.model.streams import Streams
 from deconattn.parallel.topology import Topology
-
-LARGEST_SHARE = 0.1
-"""Share of a GPU's memory that may hold the streams."""
 
 
 class StreamRunner:

@@ -335,12 +335,16 @@ class _Clock:
     """Clock of the throughput since the last row, validation and checkpoints not counted."""
 
     def __init__(self, config: ModelConfig, flags: TrainingFlags) -> None:
-        self._tokens_a_step = flags.optimization.global_batch_size * flags.data.seq_len
-        micro = flags.optimization.micro_batch_size
-        forward_passes = flags.optimization.global_batch_size // micro
-        self._flops_a_step = forward_passes * training_flops(config, micro, flags.data.seq_len)
+        rows, length, ranks = (
+            flags.optimization.global_batch_size,
+            flags.data.seq_len,
+            torch.distributed.get_world_size(),
+        )
+        self._tokens_a_step = rows * length
+        replicas = flags.engine.data_parallel_size(ranks)
+        self._flops_a_step = replicas * training_flops(config, rows // replicas, length)
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        self._peak = peak * torch.distributed.get_world_size() if peak else None
+        self._peak = peak * ranks if peak else None
         self._steps = 0
         self._since: float | None = None
 

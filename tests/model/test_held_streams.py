@@ -108,26 +108,26 @@ class Meeting(ThirdParty):
     fixed_stream, needs_static_embeddings = None, False
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: object) -> Tensor:
-        return self.output(self.values(hidden).cumsum(-2) / 64) + 1e-4 * hidden.mean(0, keepdim=True)
+        return self.o_proj(self.v_proj(hidden)).cumsum(1) / 64 + 1e-4 * hidden.mean(0, keepdim=True)
 
 
 class Drawing(Meeting):
     """Draws random numbers in training."""
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: object) -> Tensor:
-        return self.output(self.values(torch.nn.functional.dropout(hidden, 0.01, self.training)).cumsum(-2) / 64)
+        return self.o_proj(torch.nn.functional.dropout(self.v_proj(hidden), 0.01, self.training)).cumsum(1) / 64
 
 
 @pytest.mark.parametrize(
     ("mixer", "differs"),
     [(Meeting, True), (Drawing, True), (ThirdParty, False)],
-    ids=lambda one: getattr(one, "__name__", ""),
+    ids=["a batch that meets it", "draws", "neither"],
 )
 def test_a_trial_finds_streams_that_are_not_the_same_each_time(mixer: type[ThirdParty], differs: bool) -> None:
     registry._REGISTRY["tried"] = mixer
     variants = ("tried", "fixedseq")
     assert must_be_tried(variants) and not must_be_tried(("fixedseq", "tried" if not mixer.fixed_stream else "mlp"))
-    model, trial = build_model(variants).float(), StreamTrial()
+    model, trial = build_model(variants, num_key_value_heads=4).float(), StreamTrial()
     with torch.no_grad():
         for number in range(2):
             model(*micro_batch(number, True), run=trial)

@@ -335,14 +335,10 @@ class _Clock:
     """Clock of the throughput since the last row, validation and checkpoints not counted."""
 
     def __init__(self, config: ModelConfig, flags: TrainingFlags) -> None:
-        rows, length, ranks = (
-            flags.optimization.global_batch_size,
-            flags.data.seq_len,
-            torch.distributed.get_world_size(),
-        )
-        self._tokens_a_step = rows * length
+        rows, ranks = flags.optimization.global_batch_size, torch.distributed.get_world_size()
+        self._tokens_a_step = rows * flags.data.seq_len
         replicas = flags.engine.data_parallel_size(ranks)
-        self._flops_a_step = replicas * training_flops(config, rows // replicas, length)
+        self._flops_a_step = replicas * training_flops(config, rows // replicas, flags.data.seq_len)
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self._peak = peak * ranks if peak else None
         self._steps = 0

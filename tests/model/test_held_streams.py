@@ -67,8 +67,9 @@ def test_as_beside_each_micro_batch(variants: tuple[str, ...], documents: bool) 
 
 
 def test_the_streams_run_twice_and_in_the_last_micro_batch_with_a_graph() -> None:
-    model, seen = build_model(("fixedseq",) * 2), []
-    model.model.layers[0].mlp.register_forward_hook(lambda _, __, rows: seen.append((len(rows), rows.requires_grad)))
+    model = build_model(("fixedseq",) * 2)
+    seen: list[tuple[int, bool]] = []
+    model.model.blocks[0].mlp.register_forward_hook(lambda _, __, rows: seen.append((len(rows), rows.requires_grad)))
     step(model, HeldStreams())
     assert seen == [(1, False), *[(2, True)] * 3, (1, True), (2, True)]
 
@@ -105,7 +106,8 @@ def test_what_is_held_is_as_counted() -> None:
 class Meeting(ThirdParty):
     """Lets the batch into the fixed stream."""
 
-    fixed_stream, needs_static_embeddings = None, False
+    fixed_stream = None  # type: ignore[assignment]
+    needs_static_embeddings = False
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: object) -> Tensor:
         return self.o_proj(self.v_proj(hidden)).cumsum(1) / 64 + 1e-4 * hidden.mean(0, keepdim=True)

@@ -112,12 +112,8 @@ class Engine:
             self._engine.train_batch(self._fed(micro_batches))
         else:
             self._engine.train()
-            is_last = self._engine.is_gradient_accumulation_boundary
-            streams = self.streams.begin(alone=is_last())
-            for batch in micro_batches:
-                if streams:
-                    streams.last = is_last()
-                self._engine.backward(self._counted(self._forward(batch, streams), batch.labels))
+            for batch, run in self.streams.beside(micro_batches, self._engine.is_gradient_accumulation_boundary):
+                self._engine.backward(self._counted(self._forward(batch, run), batch.labels))
                 self._engine.step()
         total, labels, stops, grad_norm = self._update.outcome()
         skipped = not math.isfinite(grad_norm)

@@ -1,10 +1,14 @@
 """Decision how an engine runs the fixed streams: once an optimiser step, or beside each of its micro-batches."""
 
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero.partitioned_param_coordinator import ZeRoTraceMode
 
 from deconattn.config.flags import TrainingFlags
+from deconattn.data import Batch
 from deconattn.layers.config import ModelConfig
 from deconattn.model.held_streams import LARGEST_SHARE, HeldStreams, held_bytes, must_be_tried
 from deconattn.model.streams import Streams
@@ -23,7 +27,8 @@ class StreamRunner:
     """
 
     def __init__(self, config: ModelConfig, flags: TrainingFlags, topology: Topology, wrapped: Any) -> None:
-        self._wrapped, self._accumulation = wrapped, flags.accumulation_steps(topology.dp_size)
+        self._wrapped, self._traces = wrapped, _Traces(wrapped)
+        self._accumulation = flags.accumulation_steps(topology.dp_size)
         self._there = bool(Streams.of(config.layer_variants).fixed)
         size = 2 if flags.engine.precision == "bf16" else 4
         held = held_bytes(config, flags.data.seq_len, size, topology.tp_size)
@@ -43,16 +48,25 @@ class StreamRunner:
         if differs:
             self.reason = "a variant draws random numbers or lets rows of a batch meet on its way"
 
-    def begin(self, alone: bool) -> HeldStreams | None:
-        """Begin an optimiser step; None: each micro-batch runs the streams beside it.
+    def beside(
+        self, micro_batches: Iterable[Batch], is_last: Callable[[], bool]
+    ) -> Iterator[tuple[Batch, HeldStreams | None]]:
+        """Yield a step's micro-batches and what runs the decoder in each; None: it carries the streams itself.
 
         Args:
-            alone: the step has one micro-batch.
+            is_last: whether the micro-batch to come is the step's last.
         """
-        if alone or not self._there or self.reason is not None:
-            return None
-        self._forget_gradients()
-        return HeldStreams()
+        streams: HeldStreams | None = None
+        for number, batch in enumerate(micro_batches):
+            last = is_last()
+            if number == 0 and not last and self._there and self.reason is None:
+                self._forget_gradients()
+                streams = HeldStreams()
+            if streams:
+                streams.last = last
+                self._traces.use("last" if last else "between" if number else "first")
+            yield batch, streams
+        self._traces.use("")
 
     def report(self) -> list[str]:
         """Return what is to be said of it where it runs beside each of several micro-batches: at most a line."""
@@ -70,3 +84,29 @@ class StreamRunner:
         parts = getattr(self._wrapped, "accumulated_grads_in_cpu", {}).values()
         for sums in parts if whole is None else (whole,):
             sums.zero_()
+
+
+class _Traces:
+    """ZeRO-3's traces of the modules that a micro-batch calls, by which it gathers weights ahead of time.
+
+    One trace serves passes that call the same modules, and is dropped at the first other one. With streams held the
+    first, the last and the other micro-batches of a step differ, so that each kind has its own: a copy of DeepSpeed's
+    coordinator, which shares what is gathered and on the way. Nothing to do in other stages.
+    """
+
+    def __init__(self, wrapped: Any) -> None:
+        self._offload = getattr(wrapped, "parameter_offload", None)
+        self._coordinators: dict[str, Any] = {}
+
+    def use(self, kind: str) -> None:
+        """Go on with the trace of a kind of micro-batch; "" is DeepSpeed's own, for whatever else there is."""
+        if self._offload is None:
+            return
+        if not self._coordinators:
+            self._coordinators[""] = self._offload.param_coordinator
+        if kind not in self._coordinators:
+            coordinator = copy(self._coordinators[""])
+            coordinator._clear_trace_structures()
+            coordinator._PartitionedParameterCoordinator__trace_mode = ZeRoTraceMode.INVALID
+            self._coordinators[kind] = coordinator
+        self._offload.param_coordinator = self._coordinators[kind]

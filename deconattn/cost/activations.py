@@ -7,6 +7,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.shards import largest_part
 from deconattn.mixers import Workload, mixer_class
 from deconattn.mixers.costs import rms_norm_bytes
+from deconattn.model.held_streams import LARGEST_SHARE, held_bytes
 from deconattn.model.streams import Streams, layer_output_rows, layer_rows
 from deconattn.ops.cross_entropy import logits_at_once
 from deconattn.ops.logits import padded
@@ -105,6 +106,14 @@ def static_bytes(job: Job, span: range) -> int:
     if not readers or kept_as_input:
         return 0
     return job.bytes_per_element * rows[readers[0]] * job.length // job.sequence_parallel_size * job.model.hidden_size
+
+
+def held_stream_bytes(job: Job) -> int:
+    """Bytes of the fixed streams that a step of several micro-batches holds (:mod:`deconattn.model.held_streams`)."""
+    if job.accumulation == 1 or job.pp > 1:
+        return 0
+    held = held_bytes(job.model, job.length, job.bytes_per_element, job.tp)
+    return 0 if job.gpu_bytes and held > LARGEST_SHARE * job.gpu_bytes else held
 
 
 def p2p_bytes(job: Job, layer: int) -> int:

@@ -1,14 +1,13 @@
 """Costs of generation: FLOPs of prefill and of a decoding step, and bytes of the cache.
 
 FLOPs are those of :mod:`deconattn.model.flops`. The batch carries no fixed streams: what decoding needs of them is
-computed and held once for a cache (`fixed_flops`, `fixed_bytes`), whatever the batch.
+computed and held once for a cache (:func:`~deconattn.model.flops.stream_flops`, `fixed_bytes`), whatever the batch.
 """
 
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import Mixer, Workload, mixer_class
 from deconattn.model.decoding_cache import fixed_length
 from deconattn.model.flops import feed_forward_flops, head_forward_flops
-from deconattn.model.streams import Streams
 
 
 def prefill_flops(config: ModelConfig, rows: int, length: int, bytes_per_element: int) -> int:
@@ -28,18 +27,6 @@ def decode_flops(config: ModelConfig, rows: int, length: int, bytes_per_element:
     layers = sum(mixer.decoding.decode_flops(mixer, config, work) for mixer in _mixers(config))
     feed_forwards = config.num_hidden_layers * feed_forward_flops(config, rows, 1)
     return layers + feed_forwards + head_forward_flops(config, rows, 1)
-
-
-def fixed_flops(config: ModelConfig, length: int) -> int:
-    """FLOPs of the fixed streams' own pass over `length` tokens, as far as the last layer that reads one of them."""
-    streams = Streams.of(config.layer_variants)
-    if not streams.fixed:
-        return 0
-    carried = len(streams.fixed)
-    *before, reader = _mixers(config)[: streams.last_fixed_layer + 1]
-    passed = sum(mixer.forward_flops(config, Workload(carried, length)) for mixer in before)
-    feed_forwards = len(before) * feed_forward_flops(config, carried, length)
-    return passed + feed_forwards + reader.decoding.fixed_flops(reader, config, length)
 
 
 def cache_bytes(config: ModelConfig, rows: int, capacity: int, bytes_per_element: int) -> int:

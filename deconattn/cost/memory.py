@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from deconattn.cost.activations import (
     final_norm_bytes,
+    held_stream_bytes,
     layer_activations,
     loss_bytes,
     p2p_bytes,
@@ -78,7 +79,7 @@ def _micro_batch(
     every = layer_activations(job)
     layers = [every[index] for index in span]
     is_first, is_last = span.start == 0, span.stop == job.model.num_hidden_layers
-    static = static_bytes(job, span)
+    static = static_bytes(job, span) + held_stream_bytes(job)
     kept = [layer.kept for layer in layers]
     around = static + (0 if is_last else p2p_bytes(job, span.stop))
     whole = sum(kept) + around + (final_norm_bytes(job) if is_last else 0)

@@ -9,7 +9,7 @@ from deconattn.cost import generation
 from deconattn.cost.activations import feed_forward_bytes, final_norm_bytes, layer_activations, static_bytes
 from deconattn.cost.job import Job
 from deconattn.mixers import Workload, mixer_class
-from deconattn.model.flops import feed_forward_flops, training_flops
+from deconattn.model.flops import feed_forward_flops, stream_flops, training_flops
 
 COLUMNS = {
     "training": "training\na token",
@@ -90,7 +90,7 @@ def model_costs(job: Job) -> Costs:
         decode=generation.decode_flops(config, rows, length, size) / rows,
         activations=layers + static_bytes(job, range(config.num_hidden_layers)) + final_norm_bytes(job),
         cache=generation.cache_bytes(config, rows, length, size),
-        fixed_flops=generation.fixed_flops(config, length),
+        fixed_flops=stream_flops(config, length),
         fixed_bytes=generation.fixed_bytes(config, length, size),
     )
 

@@ -7,6 +7,7 @@ FLOPs, analysis and export then work with it; `tests/mixers/test_contract.py` ru
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import wraps
 from typing import Any, ClassVar
 
@@ -119,6 +120,8 @@ def _or_extend(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
             cache.fixed = self.decoding.fixed_part(self, hidden, static, context)
             if context.output_rows == 0:
                 return hidden[:0]
+            if self.decoding.shares_fixed_part:
+                context = replace(context, fixed=cache.fixed)
         return plain(self, hidden, static, context)
 
     forward.decodes = forward  # type: ignore[attr-defined]

@@ -25,12 +25,15 @@ class MixerContext:
         fixed_rows: row of each fixed stream that the model carries, counted from the end (-1 is the last).
         output_rows: how many rows of the result anyone reads, from the first; None is all. A mixer need not compute
             the others, and may leave them out.
+        fixed: what the layer needs of its fixed stream, where that is held: its decoding's `fixed_part`. There are no
+            rows of the streams then. Given to those alone whose decoding says `shares_fixed_part`.
     """
 
     rotary: Rotary
     documents: Documents | None
     fixed_rows: dict[FixedStream, int]
     output_rows: int | None = None
+    fixed: tuple[Tensor, ...] | None = None
 
     @property
     def document_ids(self) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Decoding of a mixer: its forward pass with a cache, the cache and their costs, as one object."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class Decoding(Generic[AnyMixer]):
     A subclass keeps and computes less. It has no state: what it holds of a sequence is in the cache that
     :meth:`new_cache` makes.
     """
+
+    shares_fixed_part: ClassVar[bool] = False
+    """Whether the mixer's `forward` reads :meth:`fixed_part` from `context.fixed`, where that is given."""
 
     def new_cache(self) -> LayerCache:
         """Return an empty cache, for :meth:`extend` to fill."""

@@ -22,6 +22,8 @@ from deconattn.ops.softmax_attention import causal_attention
 class ValueDecoding(Decoding["FixedMap"]):
     """Decoding that caches values; queries and keys of the stream are those of every sequence."""
 
+    shares_fixed_part = True
+
     def extend(self, mixer: "FixedMap", hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
         queries, keys = cache.fixed
         values, tokens = mixer.values(hidden), hidden.shape[1]
@@ -86,6 +88,9 @@ class FixedMap(ProjectedMixer, ABC):
 
     def fixed_queries_keys(self, hidden: Tensor, context: MixerContext) -> tuple[Tensor, Tensor]:
         """Return rotated queries [heads, L, head_dim] and keys [key_value_heads, L, head_dim] of the fixed stream."""
+        if context.fixed is not None:
+            queries, keys = context.fixed
+            return queries, keys
         assert self.fixed_stream is not None
         row = context.fixed_rows[self.fixed_stream]
         stream = rows(hidden, slice(row, row + 1 or None))

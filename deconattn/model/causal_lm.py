@@ -1,5 +1,7 @@
 """Language model for training: decoder, head, loss."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -76,12 +78,17 @@ class CausalLM(nn.Module):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         document_offsets: Tensor | None = None,
+        run: Callable[..., Tensor] | None = None,
     ) -> LossSum:
         """Return the loss; int64 [B, L] each, labels[:, t] is the token that follows input_ids[:, t], or -100.
 
         Documents as :class:`~deconattn.model.decoder.Decoder` takes them.
+
+        Args:
+            run: what runs the decoder, its first argument, in the place of its own `forward`.
         """
-        hidden = self.model(input_ids, position_ids, document_ids, document_offsets)
+        decoder = self.model if run is None else partial(run, self.model)
+        hidden = decoder(input_ids, position_ids, document_ids, document_offsets)
         return self.lm_head.loss(hidden, labels)
 
     def logits(

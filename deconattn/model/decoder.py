@@ -1,7 +1,8 @@
 """Decoder stack: embedding, blocks, final norm, and the fixed streams that ride along as extra rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,14 +111,16 @@ class Decoder(nn.Module):
     def with_streams(self, embeddings: Tensor, length: int) -> Tensor:
         """Append the fixed streams' rows: [B, L, d] -> [R, L, d]."""
         check_length(self, length)
-        rows = [embeddings]
+        rows = [embeddings, *self.stream_rows(length, embeddings)]
+        return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+    def stream_rows(self, length: int, like: Tensor) -> Iterator[Tensor]:
+        """Yield the fixed streams' first `length` tokens, [1, L, d] each, of the device and dtype of `like`."""
         for stream in self.streams:
             if stream == "random":
-                fixed = self.fixed_embeddings[None, :length].to(rows[0])
-                rows.append(self.local_sequence(fixed))
+                yield self.local_sequence(self.fixed_embeddings[None, :length].to(like))
             else:
-                rows.append(self.embed_tokens(self.fixed_ids[None, :length]).to(rows[0]))
-        return torch.cat(rows) if len(rows) > 1 else rows[0]
+                yield self.embed_tokens(self.fixed_ids[None, :length]).to(like)
 
     def context(
         self,
@@ -201,14 +204,17 @@ class Decoder(nn.Module):
                 context = replace(context, output_rows=batch)
             if observe is not None:
                 observe(layer, hidden, static, context)
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, static, context, use_reentrant=False)
-            else:
-                hidden = layer(hidden, static, context)
+            hidden = self.run_layer(layer, hidden, static, context)
             if index == self.last_fixed_layer:
                 context = context.rows(batch)
                 static = None if static is None else static[:batch]
         return hidden, static
+
+    def run_layer(self, layer: Block, *inputs: Any) -> Tensor:
+        """Call one layer; with activation checkpointing the backward pass computes again what it needs."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
 
 def _whole(sequence: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import FixedStream, mixer_class
+from deconattn.mixers import FixedStream, Mixer, mixer_class
 
 if TYPE_CHECKING:
     from deconattn.model.decoder import Decoder
@@ -38,6 +38,16 @@ class Streams:
     def last_static_layer(self) -> int:
         """Index of the last layer that reads the static embeddings, -1 if none does."""
         return max(self.static_layers, default=-1)
+
+
+def is_ours(mixer: type[Mixer]) -> bool:
+    """Whether a mixer is the package's: it reads weights, rows and the stream, and draws nothing."""
+    return mixer.__module__.startswith("deconattn.mixers.")
+
+
+def shares_fixed_part(mixer: type[Mixer]) -> bool:
+    """Whether a layer can read what was computed of its stream once; a third party's may draw random numbers there."""
+    return mixer.decoding.shares_fixed_part and is_ours(mixer)
 
 
 def layer_rows(config: ModelConfig, batch: int) -> tuple[int, ...]:

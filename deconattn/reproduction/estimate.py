@@ -37,7 +37,7 @@ def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
     from deconattn.config.flags import model_config
     from deconattn.evaluation.datasets import MAKE
     from deconattn.launch.preflight import checked_flags
-    from deconattn.model.flops import count_parameters, training_flops
+    from deconattn.model.flops import count_parameters, step_flops
 
     if request.datasets is not None and not request.datasets.is_dir():
         raise UserError(f"--datasets {request.datasets}: no such folder; {MAKE}")
@@ -46,14 +46,11 @@ def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
     for run in runs:
         flags = checked_flags(training_flags(request, run))
         model = model_config(flags.model, vocabulary, flags.data.seq_len)
-        sequences = flags.total_steps * flags.optimization.global_batch_size
+        micro, rows = flags.optimization.micro_batch_size, flags.optimization.global_batch_size
         found[run.name] = Estimate(
             parameters=count_parameters(model).total,
-            # A fixed stream is one extra row of each micro-batch: its cost is that of whole ones.
-            flops=training_flops(model, flags.optimization.micro_batch_size, flags.data.seq_len)
-            * sequences
-            // flags.optimization.micro_batch_size,
-            tokens=sequences * flags.data.seq_len,
+            flops=flags.total_steps * step_flops(model, micro, flags.data.seq_len, rows // micro),
+            tokens=flags.total_steps * rows * flags.data.seq_len,
             length=flags.data.seq_len,
         )
     return found

@@ -18,6 +18,7 @@ from deconattn.data import Batch
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM, LossSum
+from deconattn.model.held_streams import StreamTrial
 from deconattn.model.init import seed_generators
 from deconattn.model.recompute import recompute
 from deconattn.ops.cross_entropy import IGNORED
@@ -27,6 +28,7 @@ from deconattn.parallel.partitions import Partitions
 from deconattn.parallel.pipeline import Pipeline, StageTensors, microbatch
 from deconattn.parallel.topology import Topology
 from deconattn.train.compiled import compile_layers
+from deconattn.train.fixed_streams import StreamRunner
 from deconattn.train.muon import MuonWithAdamW
 from deconattn.train.optimizers import make_optimizer, moments_of
 from deconattn.train.unwaited import without_waits
@@ -95,6 +97,7 @@ class Engine:
         if isinstance(optimizer, MuonWithAdamW):
             optimizer.locate(wrapped, self.stage, self.topology.tp_group)
         self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology, moments)
+        self.streams = StreamRunner(model.config, flags, self.topology, wrapped)
 
     def train_step(self, micro_batches: Iterable[Batch], learning_rate: float, stop: bool = False) -> StepResult:
         """Run one optimiser step over this rank's micro-batches; a collective call.
@@ -115,8 +118,8 @@ class Engine:
             self._engine.train_batch(self._fed(given))
         else:
             self._engine.train()
-            for batch in given:
-                self._engine.backward(self._counted(self._forward(batch), batch.labels))
+            for batch, run in self.streams.beside(given, self._engine.is_gradient_accumulation_boundary):
+                self._engine.backward(self._counted(self._forward(batch, run), batch.labels))
                 self._engine.step()
         total, z_loss, labels, stops, grad_norm = self._update.outcome()
         skipped = not math.isfinite(grad_norm)
@@ -190,6 +193,19 @@ class Engine:
                 f"{variants} looks ahead, or computes no finite numbers"
             )
 
+    @torch.no_grad()
+    def try_streams(self, length: int, vocab_size: int) -> None:
+        """Try whether fixed streams can be held over a step, where that is not known; a collective call."""
+        if not self.streams.untried:
+            return
+        trial, shape = StreamTrial(), (self.flags.optimization.micro_batch_size, length)
+        self._engine.train()  # what draws does so in training
+        for number in range(2):
+            self.seed(f"streams {number}")
+            ids = torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(number))
+            self._forward(Batch(ids, ids), trial)
+        self.streams.settle(self._any(trial.differs))
+
     def destroy(self) -> None:
         """Free what DeepSpeed keeps alive, process groups included: for a process that makes more engines."""
         self._engine.destroy()
@@ -221,10 +237,10 @@ class Engine:
         groups.mpu = None  # or it would go on with an earlier engine's
         return {"model": model}
 
-    def _forward(self, batch: Batch) -> LossSum:
+    def _forward(self, batch: Batch, run: Callable[..., Tensor] | None = None) -> LossSum:
         batch = batch.to(self.device)
         documents = batch.position_ids, batch.document_ids, batch.document_offsets
-        return self._engine(batch.input_ids, batch.labels, *documents)
+        return self._engine(batch.input_ids, batch.labels, *documents, run)
 
     def _accumulate(self, micro_batches: int) -> None:
         """Have the engine take so many micro-batches as a step."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,6 +100,7 @@ class Trainer:
             load_checkpoint(self.engine, checkpoint)
             self.progress = checkpoint.progress
         self.engine.check_causality(flags.data.seq_len, self.data.vocab_size)
+        self.engine.try_streams(flags.data.seq_len, self.data.vocab_size)
         origin = {} if checkpoint is None else checkpoint.origin
         self.config = resolved_config(flags, self.model_config, self.data.identities, origin)
         self.config["phase_data"] = {
@@ -150,7 +152,8 @@ class Trainer:
         """
         topology, pin = self.topology, self.engine.device.type == "cuda"
         try:
-            for line in [self._arithmetic(), *self.data.packing_report(), *self.data.validation_report()]:
+            reports = self.data.packing_report(), self.data.validation_report(), self.engine.streams.report()
+            for line in [self._arithmetic(), *chain(*reports)]:
                 self._say(line)
             self._batches = self.data.loader(self.progress.step, topology.dp_rank, topology.dp_size, pin)
             with closing(self._batches):
@@ -177,7 +180,7 @@ class Trainer:
         schedule = Schedule.of(flags)
         if self._judge():  # what a stop or a kill has left out after the step that we go on from
             return True
-        clock, begun = _Clock(self.model_config), self.progress.step
+        clock, begun = _Clock(self.model_config, replicas), self.progress.step
         while self.progress.step < total:
             step = self.progress.step
             rate, here = schedule.rate(step), flags.plan.at(step)
@@ -352,8 +355,8 @@ class Trainer:
 class _Clock:
     """Clock of the throughput since the last row, validation and checkpoints not counted."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._flops = cache(partial(training_flops, config))
+    def __init__(self, config: ModelConfig, replicas: int) -> None:
+        self._flops, self._replicas = cache(partial(training_flops, config)), replicas
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self._peak = peak * torch.distributed.get_world_size() if peak else None
         self._steps = self._tokens = 0
@@ -367,7 +370,7 @@ class _Clock:
         else:
             self._steps += 1
             self._tokens += step.batch * step.seq_len
-            self._work += step.batch // step.micro * self._flops(step.micro, step.seq_len)
+            self._work += self._replicas * self._flops(step.batch // self._replicas, step.seq_len)
 
     def rates(self) -> dict[str, float]:
         """Return `tokens_per_second` over all ranks, and `mfu` where the device's peak is known."""

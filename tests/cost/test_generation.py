@@ -12,6 +12,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.mixers import register, registry, variant_names
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.decoding_cache import DecodingCache
+from deconattn.model.flops import stream_flops
 from deconattn.model.init import initialize
 from deconattn.ops import taylor_state
 from tests.mixers.test_contract import ThirdParty
@@ -109,4 +110,4 @@ def test_streams_are_held_as_far_as_they_are_likely_needed(tokens: int):
 
 def test_models_without_streams_hold_none():
     config = build_model(("standard", "mlp"), 2, torch.float32).config
-    assert generation.fixed_bytes(config, 512, 4) == generation.fixed_flops(config, 512) == 0
+    assert generation.fixed_bytes(config, 512, 4) == stream_flops(config, 512) == 0

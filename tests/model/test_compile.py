@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from deconattn.model.causal_lm import CausalLM
+from deconattn.model.held_streams import HeldStreams
+from deconattn.train.compiled import compile_layers
 
 
 @pytest.mark.parametrize("variant", ["fixedseq", "nonapproximate"])
@@ -27,5 +29,34 @@ def test_compiled_layers_compute_the_same(tiny_model: Callable[..., CausalLM], v
     torch.testing.assert_close(*outputs)
     for output in outputs:
         output.square().mean().backward()
+    for expected, parameter in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_hold_fixed_streams(tiny_model: Callable[..., CausalLM], checkpointing: bool) -> None:
+    """In one graph each: alone with a gradient and without, beside what is held and what is differentiated."""
+    torch._dynamo.reset()
+    eager, compiled = (tiny_model("fixedseq", "standard", "fixedseq", "rndemb") for _ in range(2))
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_layers(compiled.model, backend=backend, fullgraph=True)
+    counts = []
+    for number in range(2):
+        for model in (eager, compiled):
+            model.model.activation_checkpointing = checkpointing
+            streams = HeldStreams()
+            for micro_batch in range(3):
+                streams.last = micro_batch == 2
+                generator = torch.Generator().manual_seed(3 * number + micro_batch)
+                ids = torch.randint(61, (1, 20), generator=generator)
+                model(ids, ids, run=streams).total.backward()
+        counts.append(len(graphs))
+    assert counts[0] == counts[1] > 0
     for expected, parameter in zip(eager.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, expected.grad)

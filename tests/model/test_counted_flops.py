@@ -18,7 +18,8 @@ from deconattn.layers.config import ModelConfig
 from deconattn.mixers import Workload, mixer_class, variant_names
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.decoding_cache import DecodingCache
-from deconattn.model.flops import forward_flops
+from deconattn.model.flops import forward_flops, step_flops, stream_flops
+from deconattn.model.held_streams import HeldStreams
 from deconattn.model.init import initialize
 from deconattn.model.streams import Streams, layer_output_rows
 from deconattn.ops import taylor_state
@@ -130,6 +131,26 @@ def test_training(variants: tuple[str, ...], heads: str):
     assert counted(step) == 3 * forward
 
 
+@pytest.mark.parametrize("variants", PATTERNS, ids=",".join)
+def test_a_step_that_holds_the_fixed_streams(variants: tuple[str, ...]):
+    model = build_model(variants, 2)
+    config, found = model.config, Streams.of(variants)
+    if not found.fixed:
+        return
+    streams, ids = HeldStreams(), tokens(LENGTH)
+
+    def step() -> None:
+        for number in range(3):
+            streams.last = number == 2
+            model.lm_head(streams(model.model, ids)).sum().backward()
+
+    count = counted(step)
+    more = 3 * 3 * sum(map_differs(config, variant, ROWS, LENGTH) for variant in variants)
+    passed = variants[: found.last_fixed_layer]
+    more += 4 * sum(map_differs(config, variant, len(found.fixed), LENGTH) for variant in passed)
+    assert count == step_flops(config, ROWS, LENGTH, 3) + more
+
+
 @pytest.mark.parametrize("length", [LENGTH, LONGER])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("variants", PATTERNS, ids=",".join)
@@ -172,9 +193,7 @@ def test_the_fixed_streams(variants: tuple[str, ...], heads: str):
     more = 0
     for variant in variants[: max(last, 0)]:
         more += map_differs(config, variant, streams, LONGER)
-        mixer = mixer_class(variant)
-        more += mixer.decoding.fixed_flops(mixer, config, LONGER)  # queries and keys are projected twice
-    assert count == generation.fixed_flops(config, LONGER) + more
+    assert count == stream_flops(config, LONGER) + more
     assert (count > 0) == any(variant in FIXED for variant in variants)
 
 

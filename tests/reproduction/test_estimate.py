@@ -9,7 +9,7 @@ import pytest
 from deconattn.config.flags import model_config
 from deconattn.config.presets import size_defaults
 from deconattn.errors import UserError
-from deconattn.model.flops import training_flops
+from deconattn.model.flops import step_flops
 from deconattn.reproduction.estimate import estimate_runs
 from deconattn.reproduction.plans import Request, make_plan
 
@@ -21,10 +21,10 @@ def test_estimates_are_those_of_the_cost_model() -> None:
     found = estimate_runs(TINY, runs)
     defaults = size_defaults("tiny")
     hybrid = dataclasses.replace(defaults.model, variant="fixedseq", pattern="even")
-    micro_batches = 300 * defaults.optimization.global_batch_size // defaults.optimization.micro_batch_size
-    one = training_flops(model_config(hybrid, 2048, 256), defaults.optimization.micro_batch_size, 256)
+    micro_batches = defaults.optimization.global_batch_size // defaults.optimization.micro_batch_size
+    one = step_flops(model_config(hybrid, 2048, 256), defaults.optimization.micro_batch_size, 256, micro_batches)
     estimate = found["tiny-fixedseq-even"]
-    assert (estimate.flops, estimate.tokens, estimate.length) == (one * micro_batches, 300 * 16 * 256, 256)
+    assert (estimate.flops, estimate.tokens, estimate.length) == (300 * one, 300 * 16 * 256, 256)
     assert len({estimate.flops for estimate in found.values()}) == 3
     assert len({estimate.parameters for estimate in found.values()}) == 1
 

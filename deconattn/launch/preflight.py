@@ -40,6 +40,7 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str
             folders = [folder for folder in folders if folder.name == flags.run.resume_from]
         reached = next((step_of(folder) for folder in folders if is_whole(folder)), 0)
         check_length(flags, reached)  # rank 0 does so again with what it finds to be good
+    flags.run.check_profile(flags.total_steps, world_size)
     accumulation_steps, notes = 1, list[str]()
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))

@@ -76,6 +76,10 @@ class Topology:
         """Whether this is the one rank that writes its stage's part of a checkpoint."""
         return self.tp_rank == 0 and self.dp_rank == 0
 
+    def stage_of(self, rank: int) -> int:
+        """Return the pipeline stage of any rank."""
+        return rank // (self.tp_size * self.dp_size)
+
     def tp_neighbours(self, count: int) -> ProcessGroup | None:
         """Return a group of `count` consecutive ranks of the tensor group, with this one; a collective call."""
         assert self.grid is not None

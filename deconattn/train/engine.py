@@ -1,7 +1,7 @@
 """Wrapper of DeepSpeed's engine, the only use of it: takes this rank's part of a model and flags, runs steps."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -49,12 +49,14 @@ class StepResult:
         grad_norm: global norm of the averaged gradient before clipping; not finite if the step was skipped.
         skipped: the loss or the gradient was not finite, so the weights did not change.
         interrupted: some rank asked to stop.
+        told: what each rank had to tell.
     """
 
     loss: float
     grad_norm: float
     skipped: bool
     interrupted: bool
+    told: tuple[tuple[float, ...], ...] = ()
 
 
 class Engine:
@@ -93,17 +95,28 @@ class Engine:
         self._update = Update(optimizer, wrapped, self.stage, optimization.clip_grad, norm)
         self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology)
 
-    def train_step(self, micro_batches: Iterable[Batch], learning_rate: float, stop: bool = False) -> StepResult:
+    def train_step(
+        self,
+        micro_batches: Iterable[Batch],
+        learning_rate: float,
+        stop: bool = False,
+        tells: Sequence[float] = (),
+    ) -> StepResult:
         """Run one optimiser step over this rank's micro-batches; a collective call.
 
         Args:
             micro_batches: as many as `accumulation_steps`.
             stop: this rank was asked to stop; every rank learns of it in the result.
+            tells: numbers of this rank, as many as every other's, that all are to learn of.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        self._sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, labels, ranks that want to stop
-        self._sums[2].fill_(float(stop))  # an assignment would wait for the device
+        ranks = deepspeed.comm.get_world_size()
+        # Loss, labels, ranks that want to stop, and a place for each rank's numbers, which a sum with zeros keeps.
+        self._sums = torch.zeros(3 + ranks * len(tells), dtype=torch.float64, device=self.device)
+        own_place = 3 + self.rank * len(tells)
+        for place, value in [(2, float(stop)), *enumerate(tells, own_place)]:
+            self._sums[place].fill_(value)  # an assignment would wait for the device
         self._update.begin(self._total_sums)
         if self.topology.pp_size > 1:
             self._engine.train_batch(self._fed(micro_batches))
@@ -112,11 +125,17 @@ class Engine:
             for batch in micro_batches:
                 self._engine.backward(self._counted(self._forward(batch), batch.labels))
                 self._engine.step()
-        total, labels, stops, grad_norm = self._update.outcome()
+        total, labels, stops, *told, grad_norm = self._update.outcome()
         skipped = not math.isfinite(grad_norm)
         if not skipped:
             self.state.count_step()
-        return StepResult(loss=total / max(1.0, labels), grad_norm=grad_norm, skipped=skipped, interrupted=stops > 0)
+        return StepResult(
+            loss=total / max(1.0, labels),
+            grad_norm=grad_norm,
+            skipped=skipped,
+            interrupted=stops > 0,
+            told=tuple(tuple(told[i : i + len(tells)]) for i in range(0, len(told), len(tells) or 1)),
+        )
 
     def seed(self, name: str) -> None:
         """Seed the global generators for what is computed next, so that it can be computed again after a resume.

@@ -163,7 +163,14 @@ class EngineFlags:
                 f"{world_size} ranks are not a multiple of --tp {self.tp} x --pp {self.pp} = {replica}: "
                 f"start {least} ranks, or choose another --tp or --pp"
             )
-        return world_size // replica
+        size = world_size // replica
+        if self.zero_hpz and (size % self.zero_hpz or self.zero_hpz == size):
+            divisors = [str(number) for number in range(2, size) if size % number == 0]
+            remedy = f"use one of {', '.join(divisors)}, or 0" if divisors else "use --zero-hpz 0"
+            raise UserError(
+                f"--zero-hpz {self.zero_hpz} is to divide the {size} data-parallel ranks into several groups: {remedy}"
+            )
+        return size
 
     def check(self, model: ModelConfig, length: int) -> None:
         """Check that the topology fits a model and a sequence length.
@@ -198,6 +205,8 @@ class EngineFlags:
                 f"--zero {self.zero_stage} does not go with --pp {self.pp}: DeepSpeed's pipeline needs whole gradients "
                 "and weights on a stage; use --zero 1, or --pp 1"
             )
+        if self.zero_hpz < 0 or self.zero_hpz == 1:
+            raise UserError(f"--zero-hpz is {self.zero_hpz}: it must be 2 or more, or 0 for none")
         if self.sequence_parallel and self.tp == 1:
             raise UserError("--sequence-parallel shares sequences out among tensor-parallel ranks: give --tp 2 or more")
         if self.sequence_parallel and length % self.tp:

@@ -23,6 +23,7 @@ from deconattn.model.init import seed_generators
 from deconattn.ops.cross_entropy import IGNORED
 from deconattn.parallel.gradients import gradient_norm
 from deconattn.parallel.pipeline import Pipeline, StageTensors, microbatch
+from deconattn.parallel.second_copy import share_second_copies
 from deconattn.parallel.topology import Topology
 from deconattn.train.compiled import compile_layers
 from deconattn.train.unwaited import without_waits
@@ -78,6 +79,9 @@ class Engine:
         config = deepspeed_config(flags, self.accumulation_steps)
         self.stage: int = config.get("zero_optimization", {}).get("stage", 0)
         self._prepare(model)
+        share_second_copies(self.topology, flags.engine.zero_hpz)
+        if flags.engine.zero_quantized_weights:
+            _check_parts(model, self.topology.dp_size)
         optimization = flags.optimization
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, optimization.weight_decay),
@@ -262,6 +266,21 @@ class Engine:
         """Return the step's sums over all ranks; a collective call."""
         deepspeed.comm.all_reduce(self._sums)
         return self._sums
+
+
+def _check_parts(model: CausalLM, ranks: int) -> None:
+    """Refuse what DeepSpeed's quantiser cannot take: it works on eight elements at a time.
+
+    Raises:
+        UserError: naming a tensor of which a rank's part is none of whole eights.
+    """
+    for name, parameter in model.named_parameters():
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        if -(-size // ranks) % 8:
+            raise UserError(
+                f"--zero-quantized-weights: {name} of {size} elements makes parts of {-(-size // ranks)} on {ranks} "
+                "data-parallel ranks, and DeepSpeed quantises multiples of 8: use fewer ranks, or leave the flag out"
+            )
 
 
 def _parameter_groups(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:

@@ -141,8 +141,8 @@ class Trainer:
         try:
             for line in [self._arithmetic(), *self.data.packing_report(), *self.data.validation_report()]:
                 self._say(line)
-            if line := self.profiler.plan(self.progress.step):
-                self._say(line)
+            if plan := self.profiler.plan(self.progress.step):
+                self._say(plan)
             self._batches = self.data.loader(self.progress.step, topology.dp_rank, topology.dp_size, pin)
             with closing(self._batches):
                 interrupted = self._train()

@@ -174,14 +174,15 @@ def _keep_second_copies_for(wrapped: Any) -> None:
         assert parameter.ds_status is not ZeroParamStatus.INFLIGHT, "partitioned while it is being gathered"
         if parameter.ds_status is not ZeroParamStatus.AVAILABLE:
             return
-        kept = parameter.ds_secondary_tensor
+        kept: Any = parameter.ds_secondary_tensor
         if kept is not None and not has_been_updated:
             return
         size = partitioner._aligned_size(parameter) // partitioner.num_ranks_in_param_group
         if kept is None:
-            kept = torch.empty(size, dtype=parameter.dtype, device=partitioner.remote_device, requires_grad=False)
+            kept = parameter.ds_secondary_tensor = torch.empty(
+                size, dtype=parameter.dtype, device=partitioner.remote_device
+            )
             kept.ds_numel, kept.status, kept.final_location = size, PartitionedParamStatus.AVAILABLE, None
-            parameter.ds_secondary_tensor = kept
         start = size * partitioner.rank_in_group
         there = max(0, min(parameter.ds_numel - start, size))
         with torch.no_grad():

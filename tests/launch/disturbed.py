@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 
 from deconattn.launch import peers, worker
 from deconattn.train import run_folder, saving
@@ -40,6 +41,11 @@ def die() -> None:
 
 def freeze() -> None:
     _in_a_step(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def late() -> None:
+    """Come to no collective of the step, though alive."""
+    _in_a_step(lambda: time.sleep(600))
 
 
 def fail() -> None:

@@ -6,7 +6,7 @@ Where ranks wait for one that does not come, the file of the late one ends befor
 
 import json
 import os
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,14 @@ def record_collectives(environment: MutableMapping[str, str]) -> None:
 
 
 class FlightRecorder:
-    """What this rank's recorder leaves in a run folder."""
+    """What this rank's recorder leaves in a run folder.
+
+    Attributes:
+        told: of :func:`records_since_now`.
+    """
 
     def __init__(self, run: Path, rank: int, environment: MutableMapping[str, str]) -> None:
-        self._folder, self._rank = run / RECORDER, rank
-        self._before = _newest(self._folder)
+        self._folder, self._rank, self.told = run / RECORDER, rank, records_since_now(run)
         if torch.cuda.is_available():  # NCCL's watchdog asks nobody, and makes no folder
             with suppress(OSError):
                 self._folder.mkdir(exist_ok=True)
@@ -50,10 +53,11 @@ class FlightRecorder:
                 text = json.dumps({"rank": self._rank, "entries": entries}, indent=0)
                 (self._folder / f"rank-{self._rank}.json").write_text(text, encoding="utf-8")
 
-    def told(self) -> str:
-        """Where the files are, to be put into a line; empty where none has been written."""
-        written = _newest(self._folder) > self._before
-        return f"; the last collectives of each rank: {self._folder}" if written else ""
+
+def records_since_now(run: Path) -> Callable[[], str]:
+    """Return a function that tells, as a clause of a line, where there are records newer than any there is now."""
+    folder, before = run / RECORDER, _newest(run / RECORDER)
+    return lambda: f"; the last collectives of each rank: {folder}" if _newest(folder) > before else ""
 
 
 def last_collective() -> str:

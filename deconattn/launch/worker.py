@@ -110,9 +110,11 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
 
     from deconattn.evaluation.in_loop import scorer
     from deconattn.launch.faults import Watch
+    from deconattn.launch.once import Once
     from deconattn.launch.peers import check_alike, introduce
     from deconattn.train.trainer import Trainer
 
+    Once().install()
     watch = Watch(introduce())
     try:
         check_alike(flags, watch.peers)

@@ -62,7 +62,7 @@ class Pace:
 
 def spread(ranks: Sequence[Sequence[float]]) -> dict[str, float]:
     """Return least, median and greatest of the ranks' numbers, by the names of a row, without what was not measured."""
-    row = {}
+    row: dict[str, float] = {}
     for name, values in zip(NUMBERS, zip(*ranks, strict=True), strict=False):
         if all(values):
             row |= {f"{name}_min": min(values), f"{name}_median": median(values), f"{name}_max": max(values)}

@@ -4,8 +4,9 @@ In synchronous training all ranks' steps take the same time, that of the slowest
 collectives: tensor-parallel neighbours in every layer, pipeline stages at every hop, replicas as gradients are reduced.
 Only what is not such waiting tells them apart. Every collective of PyTorch's Python interface, ours and DeepSpeed's,
 ends in `Work.wait`, so that is where waiting is measured: on a CPU by the host's clock; on a GPU, where the host waits
-for nothing, by events on the stream that waits. A synchronous collective of NCCL runs on that stream itself, from where
-it is called. What torch.compile has made of a collective is not seen, and counts as the rank's own time.
+for nothing, by events on the stream that computes, whenever it waits for a collective or, as under ZeRO-3, for another
+stream that does. A synchronous collective of NCCL runs on that stream itself, from where it is called. What
+torch.compile has made of a collective is not seen, and counts as the rank's own time.
 """
 
 import threading
@@ -42,6 +43,7 @@ class MeasuredStep:
 
     def __init__(self, device: torch.device) -> None:
         self._on_device = device.type == "cuda"
+        self._stream = torch.cuda.current_stream(device) if self._on_device else None
         self._waits: list[tuple[Any, Any]] = []
         self._begin = self._end = self.mark()
 
@@ -59,6 +61,10 @@ class MeasuredStep:
     def waited(self) -> float:
         """Time in collectives, those of others' slowness and the exchanges themselves."""
         return sum(self._elapsed(*wait) for wait in self._waits)
+
+    def computes(self, stream: "torch.cuda.Stream | None" = None) -> bool:
+        """Whether a stream, by default the current one, is the one that the step began on."""
+        return not self._on_device or (stream or torch.cuda.current_stream()) == self._stream
 
     def mark(self) -> Any:
         """Note this moment."""
@@ -104,15 +110,18 @@ def _replace_calls() -> None:
         if hasattr(ProcessGroup, name):
             setattr(ProcessGroup, name, _noting_call(getattr(ProcessGroup, name)))
     setattr(Work, "wait", _noting_wait(Work.wait))  # noqa: B010
+    if torch.cuda.is_available():
+        setattr(torch.cuda.Stream, "wait_stream", _noting_stream(torch.cuda.Stream.wait_stream))  # noqa: B010
 
 
 def _noting_call(call: Any) -> Any:
     @wraps(call)
     def noted(*arguments: Any, **named: Any) -> Any:
-        if _measured is None:
+        step = _measured
+        if step is None:
             return call(*arguments, **named)
         at_once = any(getattr(a, "asyncOp", True) is False for a in (*arguments, *named.values()))
-        begin = _measured.mark() if at_once else None
+        begin = step.mark() if at_once and step.computes() else None
         work = call(*arguments, **named)
         _called.last = (work, begin)
         return work
@@ -124,7 +133,7 @@ def _noting_wait(wait: Any) -> Any:
     @wraps(wait)
     def noted(work: Work, *arguments: Any, **named: Any) -> Any:
         step = _measured
-        if step is None:
+        if step is None or not step.computes():
             return wait(work, *arguments, **named)
         last, begin = getattr(_called, "last", (None, None))
         _called.last = (None, None)
@@ -133,5 +142,18 @@ def _noting_wait(wait: Any) -> Any:
         answer = wait(work, *arguments, **named)
         step.add_wait(begin)
         return answer
+
+    return noted
+
+
+def _noting_stream(wait: Any) -> Any:
+    @wraps(wait)
+    def noted(stream: torch.cuda.Stream, other: torch.cuda.Stream) -> None:
+        step = _measured
+        if step is None or not step.computes(stream) or not step.computes():
+            return wait(stream, other)
+        begin = step.mark()
+        wait(stream, other)
+        step.add_wait(begin)
 
     return noted

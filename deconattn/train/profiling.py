@@ -54,6 +54,9 @@ class StepProfiler:
         try:
             with record_function(f"step {step}"):
                 yield
+        except torch.OutOfMemoryError:  # what the history is wanted for
+            self.close(step)
+            raise
         except BaseException:
             self._stop()
             raise

@@ -62,7 +62,7 @@ def records_since_now(run: Path) -> Callable[[], str]:
 
 def last_collective() -> str:
     """Return the collective that this rank entered last, as a clause of a line; empty where none is on record."""
-    with suppress(RuntimeError, LookupError):
+    with suppress(RuntimeError, LookupError, ValueError):
         entry = _entries()[-1]
         tensors = ", ".join(
             f"{kind.lower()}{size}" for kind, size in zip(entry["input_dtypes"], entry["input_sizes"], strict=True)

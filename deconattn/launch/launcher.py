@@ -81,9 +81,9 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
         folder = folder or make_run_folder(flags)  # a restart must know where the run is
         # The last of a flag counts, and comes before a file's. The workers refuse to restart by themselves.
         arguments = [*arguments, "--max-restarts", "0", "--save", str(folder)]
-    from deconattn.launch.flight_recorder import records_since_now
+    from deconattn.launch.flight_recorder import RECORDER, records_since_now
 
-    told = records_since_now(folder) if folder is not None else str
+    told = records_since_now(folder / RECORDER) if folder is not None else str
     job, code = LauncherProcess(), 0
     with handled(job.pass_on, signal.SIGTERM, signal.SIGINT):
         for attempt in range(restarts + 1):

@@ -120,7 +120,7 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
         check_alike(flags, watch.peers)
         trainer = Trainer(flags, stop, scorer(flags.evaluation))
         resume = f"{command('train')} --save {quoted(trainer.run_folder)} --resume{plugin_flag(flags.model.plugin)}"
-        recorder = FlightRecorder(trainer.run_folder, ranks.rank(), os.environ)
+        recorder = FlightRecorder(trainer.run_folder, trainer.progress.step, ranks.rank(), os.environ)
         watch.record, watch.doing = recorder.write, last_collective
         watch.situation = lambda: f", after step {trainer.progress.step}{recorder.told()}; to go on: {resume}"
         trainer.run()

@@ -106,7 +106,7 @@ def test_a_collective_that_times_out_leaves_every_ranks_record(flags: list[str],
     assert re.match(
         r"error: rank 0 \(pid \d+ on \S+\) did not come to a collective in time; rank 0 ends \(Timed out", line
     )
-    folder = tmp_path / "flight-recorder"
+    folder = tmp_path / "flight-recorder" / "from-step-0"
     assert f"after step 25; the last collectives of each rank: {folder}; to go on: ./launch.sh" in line
     late, waiting = (json.loads((folder / f"rank-{rank}.json").read_text())["entries"] for rank in range(2))
     assert re.search(r"6000ms for (recv|send) operation to complete, in gloo:all_reduce of float\[", line)

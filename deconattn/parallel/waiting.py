@@ -124,6 +124,8 @@ def _noting_call(call: Any) -> Any:
         begin = step.mark() if at_once and step.computes() else None
         work = call(*arguments, **named)
         _called.last = (work, begin)
+        if work is None and begin is not None:  # NCCL: the stream waits already, and nobody will call
+            step.add_wait(begin)
         return work
 
     return noted

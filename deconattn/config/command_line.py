@@ -142,10 +142,11 @@ def _check_no_fixed_stream(flags: TrainingFlags, before: int, now: int) -> None:
 
 
 def to_json(flags: TrainingFlags) -> dict[str, Any]:
-    """Return plain values, paths made absolute; `--resume` and `--config` are acts, not properties of the run."""
+    """Return plain values, paths made absolute; acts (`--resume`, `--profile`) are no properties of the run."""
     from pydantic import TypeAdapter
 
     run = dataclasses.replace(flags.run, resume=False, resume_from=None, trust_plugins=False, save=None, config=None)
+    run = dataclasses.replace(run, profile=None, profile_ranks=(0,))
     return TypeAdapter(TrainingFlags).dump_python(_absolute(dataclasses.replace(flags, run=run)), mode="json")
 
 

@@ -16,12 +16,13 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
         UserError: `--deepspeed-config` is not what :mod:`deconattn.config.deepspeed_file` describes, or has a ZeRO
             stage that is not that of `--zero` or does not go with bf16 or with a pipeline.
     """
-    path = flags.engine.deepspeed_config or _configs_folder() / f"zero{flags.engine.zero_stage}.json"
+    engine = flags.engine
+    path = engine.deepspeed_config or _configs_folder() / f"zero{engine.zero_stage}.json"
     config = read_deepspeed_file(path, _example())
     stage = config.get("zero_optimization", {}).get("stage", 0)
-    if flags.engine.zero not in (None, stage):
+    if engine.zero not in (None, stage):
         raise UserError(
-            f"--zero {flags.engine.zero} but --deepspeed-config {path} has ZeRO stage {stage}: give --zero {stage}"
+            f"--zero {engine.zero} but --deepspeed-config {path} has ZeRO stage {stage}: give --zero {stage}"
         )
     offload = config.get("zero_optimization", {}).get("offload_optimizer")
     if flags.optimization.optimizer == "muon" and offload is not None and offload.get("device") != "none":
@@ -29,11 +30,23 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
             f"{path}: offload_optimizer does not go with --optimizer muon, whose products are a GPU's work: leave it "
             "out, or use --optimizer adamw"
         )
-    bf16 = flags.engine.precision == "bf16"
+    bf16 = engine.precision == "bf16"
     if bf16 and stage == 0:
         raise UserError(f"{path}: --precision bf16 needs ZeRO stage 1 or higher; raise it or use --precision fp32")
-    if stage > 1 and flags.engine.pp > 1:
-        raise UserError(f"{path}: ZeRO stage {stage} does not go with --pp {flags.engine.pp}; use stage 1, or --pp 1")
+    if stage > 1 and engine.pp > 1:
+        raise UserError(f"{path}: ZeRO stage {stage} does not go with --pp {engine.pp}; use stage 1, or --pp 1")
+    for flag, given, none in (
+        ("--zero-hpz", engine.zero_hpz, "--zero-hpz 0"),
+        ("--zero-quantized-weights", engine.zero_quantized_weights, "--no-zero-quantized-weights"),
+    ):
+        if given and stage != 3:
+            raise UserError(f"{flag} is of ZeRO stage 3 and this is stage {stage}: use --zero 3, or {none}")
+        if given and config["zero_optimization"].get("offload_param", {}).get("device", "none") != "none":
+            raise UserError(f"{path} sets offload_param, which does not go with {flag}: remove it, or use {none}")
+    if engine.zero_hpz:
+        config["zero_optimization"]["zero_hpz_partition_size"] = engine.zero_hpz
+    if engine.zero_quantized_weights:
+        config["zero_optimization"]["zero_quantized_weights"] = True
     # The engine clips (deconattn/train/update.py): DeepSpeed would make the host wait for each decision.
     config |= {
         "train_micro_batch_size_per_gpu": flags.optimization.micro_batch_size,
@@ -47,7 +60,7 @@ def deepspeed_config(flags: TrainingFlags, accumulation_steps: int) -> dict[str,
     config.setdefault("steps_per_print", 10**9)
     config.setdefault("zero_allow_untested_optimizer", True)
     config.setdefault("zero_force_ds_cpu_optimizer", False)
-    if flags.engine.pp > 1:
+    if engine.pp > 1:
         # Hops whole, and not the reentrant form of activation checkpointing, which wants inputs with gradients.
         config["pipeline"] = {"pipe_partitioned": False, "grad_partitioned": False, "use_reentrant": False}
     if bf16:

@@ -37,6 +37,15 @@ OURS = {
 }
 """Keys that a DeepSpeed file may not set, and the flag that does."""
 
+OF_ZERO = {
+    "zero_hpz_partition_size": "use --zero-hpz",
+    "zero_quantized_weights": "use --zero-quantized-weights",
+    "mics_shard_size": "DeepSpeed has MiCS no more; use --zero-hpz, which shares weights out over neighbours, too",
+    "mics_hierarchical_params_gather": "DeepSpeed has MiCS no more; use --zero-hpz",
+    "zero_quantized_gradients": "DeepSpeed's kernel takes gradients of any format for fp16, and ours are fp32 or bf16",
+}
+"""Keys of zero_optimization that a file may not set, and what to do instead, or why."""
+
 
 def _whole(value: Any) -> Any:
     """Take 5e8, as DeepSpeed's files write it, for a whole number."""
@@ -149,6 +158,10 @@ def read_deepspeed_file(path: Path, example: str) -> dict[str, Any]:
     for key, flag in OURS.items():
         if key in config:
             raise UserError(f"{where} sets {key}: remove it there and use {flag}")
+    zero = config.get("zero_optimization")
+    for key, instead in OF_ZERO.items():
+        if isinstance(zero, dict) and key in zero:
+            raise UserError(f"{where} sets zero_optimization.{key}: remove it there; {instead}")
     try:
         _File.model_validate(config)
     except ValidationError as error:

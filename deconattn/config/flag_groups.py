@@ -141,6 +141,11 @@ class EngineFlags:
     zero: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage: what data-parallel ranks share out (1 optimiser, 2 and gradients, 3 and weights). By
     default 1 in bf16, which needs it, and 0 in fp32, where it is fastest."""
+    zero_hpz: int = 0
+    """With --zero 3: so many neighbouring data-parallel ranks, those of a machine, keep a second copy of the weights
+    between them, so that only a step's first gathering leaves the machine (ZeRO++'s hpZ, akin to HSDP); 0 is none."""
+    zero_quantized_weights: bool = False
+    """With --zero 3, on GPUs: gather weights in 8 bits (ZeRO++'s qwZ), which changes the losses."""
     deepspeed_config: Path | None = None
     """DeepSpeed configuration in place of ds_configs/zeroN.json; batch sizes and precision stay ours."""
     tp: int = 1
@@ -177,7 +182,14 @@ class EngineFlags:
                 f"{world_size} ranks are not a multiple of --tp {self.tp} x --pp {self.pp} = {replica}: "
                 f"start {least} ranks, or choose another --tp or --pp"
             )
-        return world_size // replica
+        size = world_size // replica
+        if self.zero_hpz and (size % self.zero_hpz or self.zero_hpz == size):
+            divisors = [str(number) for number in range(2, size) if size % number == 0]
+            remedy = f"use one of {', '.join(divisors)}, or 0" if divisors else "use --zero-hpz 0"
+            raise UserError(
+                f"--zero-hpz {self.zero_hpz} is to divide the {size} data-parallel ranks into several groups: {remedy}"
+            )
+        return size
 
     def check(self, model: ModelConfig, length: int) -> None:
         """Check that the topology fits a model and a sequence length.
@@ -212,6 +224,8 @@ class EngineFlags:
                 f"--zero {self.zero_stage} does not go with --pp {self.pp}: DeepSpeed's pipeline needs whole gradients "
                 "and weights on a stage; use --zero 1, or --pp 1"
             )
+        if self.zero_hpz < 0 or self.zero_hpz == 1:
+            raise UserError(f"--zero-hpz is {self.zero_hpz}: it must be 2 or more, or 0 for none")
         if self.sequence_parallel and self.tp == 1:
             raise UserError("--sequence-parallel shares sequences out among tensor-parallel ranks: give --tp 2 or more")
         if self.sequence_parallel and length % self.tp:
@@ -250,10 +264,56 @@ class RunFlags:
     """Validation sequences, at most."""
     log_every: int = 1
     """Steps between rows of metrics.jsonl."""
+    profile: str | None = None
+    """Steps to profile, FIRST:LAST: a trace and, on GPUs, a history of memory go to the folder profile of the run."""
+    profile_ranks: tuple[int, ...] = (0,)
+    """Ranks that --profile is of."""
     max_restarts: int = 0
     """Start again from the newest good checkpoint when a rank dies, at most so often. Only with our own launcher."""
     wandb_project: str | None = None
     """Weights & Biases project; offline where there is no key."""
+
+    @property
+    def profiled_steps(self) -> range:
+        """Steps of `--profile`, counted from 1 as in `metrics.jsonl`; empty where there are none.
+
+        Raises:
+            UserError: not two numbers, or in the wrong order.
+        """
+        if self.profile is None:
+            return range(0)
+        first, colon, last = self.profile.partition(":")
+        numbers = first.isascii() and first.isdigit() and last.isascii() and last.isdigit()
+        if not (colon and numbers and 1 <= int(first) <= int(last)):
+            raise UserError(
+                f"--profile {self.profile}: give the first and the last step, counted from 1, such as --profile 10:12"
+            )
+        return range(int(first), int(last) + 1)
+
+    def check_profile(self, total_steps: int, world_size: int | None = None) -> None:
+        """Check `--profile` against a run.
+
+        Args:
+            world_size: number of ranks, where it is known.
+
+        Raises:
+            UserError: steps after the run's last one, or ranks that there are not.
+        """
+        steps = self.profiled_steps
+        if not steps:
+            if self.profile_ranks != (0,):
+                raise UserError("--profile-ranks is of --profile: give --profile FIRST:LAST, or leave it out")
+            return
+        if steps[-1] > total_steps:
+            raise UserError(
+                f"--profile {self.profile}: the run has {total_steps} steps: end at {total_steps} or before"
+            )
+        if not self.profile_ranks:
+            raise UserError(f"--profile {self.profile}: --profile-ranks names no rank: give one, such as 0")
+        for rank in self.profile_ranks:
+            if rank < 0 or (world_size is not None and rank >= world_size):
+                there = "" if world_size is None else f": there are 0 to {world_size - 1}"
+                raise UserError(f"--profile-ranks {rank}: no such rank{there}")
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ class TrainingFlags:
             raise UserError(
                 f"--resume-from {self.run.resume_from}: each of --max-restarts would begin there again: leave one out"
             )
+        self.run.check_profile(self.total_steps)
         fraction = self.optimization.lr_decay_fraction
         if fraction is not None and not 0 < fraction <= 1:
             raise UserError(f"--lr-decay-fraction is {fraction}: it must be above zero and at most 1")

@@ -87,7 +87,8 @@ def _data(job: Job, span: range) -> int:
 
     ZeRO-0 and 1 all-reduce once a step, ZeRO-2 (all-reduce too, in DeepSpeed) and 3 (reduce-scatter) every
     micro-batch; updated weights are gathered once a step by ZeRO-1 and 2, and for every micro-batch by ZeRO-3, for the
-    backward pass again as far as they were released.
+    backward pass again as far as they were released; where neighbours keep a second copy, all but a step's first
+    gathering are among them.
     """
     if job.dp == 1:
         return 0
@@ -101,8 +102,11 @@ def _data(job: Job, span: range) -> int:
     if job.zero == 2:
         return job.accumulation * reduced + gathered
     released = max(0, parameters - LIVE // 2)  # reused within LIVE elements of the way to the end and back
-    again = all_reduce_bytes(released * job.bytes_per_element, job.dp) // 2
-    return job.accumulation * (reduced // 2 + gathered + again)
+    size = 1 if job.quantized_weights else job.bytes_per_element
+    first, later = job.dp, job.second_copy or job.dp
+    gatherings = [(first, parameters), (later, released)] + (job.accumulation - 1) * [(later, parameters + released)]
+    gathered = sum(all_reduce_bytes(elements * size, ranks) // 2 for ranks, elements in gatherings)
+    return job.accumulation * (reduced // 2) + gathered
 
 
 def _p2p(job: Job, span: range) -> int:

@@ -25,6 +25,8 @@ class Job:
         bucket: elements of DeepSpeed's gradient bucket.
         buckets: how many of them ZeRO-1 and 2 hold (two where communication overlaps computation).
         reduced_bytes: bytes an element of what gradients are reduced in.
+        second_copy: ranks that keep a second copy of ZeRO-3's weights between them; 0 for none.
+        quantized_weights: whether ZeRO-3 gathers them in 8 bits.
         gpu: kernels of GPUs and NCCL, else of CPUs and gloo.
         gpu_memory: of a GPU, GiB.
         optimizer: of the hidden layers' matrices; the rest has AdamW.
@@ -44,6 +46,8 @@ class Job:
     bucket: int = BUCKET
     buckets: int = 1
     reduced_bytes: int = 4
+    second_copy: int = 0
+    quantized_weights: bool = False
     gpu: bool = True
     gpu_memory: float = 80.0
     optimizer: Optimizer = "adamw"
@@ -83,6 +87,8 @@ class Job:
             bucket=int(zero.get("reduce_bucket_size", BUCKET)),
             buckets=2 if zero.get("overlap_comm") and zero.get("stage") in (1, 2) else 1,
             reduced_bytes=4 if config["communication_data_type"] == "fp32" else 2,
+            second_copy=engine.zero_hpz,
+            quantized_weights=engine.zero_quantized_weights,
             gpu=gpu,
             gpu_memory=gpu_memory,
             optimizer=flags.optimization.optimizer,

@@ -19,7 +19,7 @@ P parameters on this rank in tensors of w bytes an element, D data-parallel rank
   it communicates in (fp32 in bf16 too, twice a weight's bytes), all the time. Gathered weights are released when they
   are not used again within 1e9 elements, so up to 1e9 of them are whole from the forward pass to the backward pass; a
   gather needs them twice. Gradients are cast as they are moved into the bucket, and reducing copies it. A single rank
-  gathers nothing.
+  gathers nothing. With hpZ the second copy is another wP/N, N ranks sharing it.
 
 Muon keeps one moment of a matrix in the place of two, 4 bytes less an element wherever the moments are; its step works
 on a whole matrix at a time.
@@ -180,7 +180,8 @@ def _stage_1_and_2(job: Job, p: int, largest: int) -> ZeroMemory:
 def _stage_3(job: Job, p: int, largest: int) -> ZeroMemory:
     size, part = job.bytes_per_element, _part(p, job.dp)
     bucket = Memory(buffers=job.reduced_bytes * job.bucket)
-    always = Memory(weights=size * part, optimizer=12 * part, gradients=4 * part) + bucket
+    second = _part(p, job.second_copy) if job.second_copy else 0
+    always = Memory(weights=size * (part + second), optimizer=12 * part, gradients=4 * part) + bucket
     copy = job.reduced_bytes * min(p, job.bucket)
     reduction = Memory(buffers=copy if job.gpu else 2 * copy)  # gloo reduces a copy
     return ZeroMemory(

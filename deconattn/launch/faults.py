@@ -52,11 +52,15 @@ class Watch:
 
     Attributes:
         situation: what to add to a last line: where training stood, how to go on.
+        record: called on every rank before it ends because a collective timed out.
+        doing: the collective that this rank was in, as a clause.
     """
 
     def __init__(self, peers: list[Peer]) -> None:
         self.peers = peers
         self.situation: Callable[[], str] = str
+        self.record: Callable[[], None] = lambda: None
+        self.doing: Callable[[], str] = str
         self._me = peers[dist.get_rank()]
         self._processes = {peer: _process(peer.pid) for peer in peers if peer.machine == self._me.machine}
         # A connection of its own: another's wait must not block ours. Any: the stub lacks half of the methods.
@@ -79,7 +83,7 @@ class Watch:
             self._fail(str(error), f"error: {one_line(error)}", 2)
         if len(self.peers) > 1 and _is_lost_connection(error):
             with self._concluding:  # where the thread was first, wait for it to end the process
-                self._conclude("lost", _first_sentence(error))
+                self._conclude("lost", _first_sentence(error) + self.doing())
         reason = f"{type(error).__name__}: {_first_sentence(error)}"
         line = f"error: rank {self._me.rank}: {reason}{self.situation()}"
         self._fail(reason, "".join(traceback.format_exception(error)) + line, 1)
@@ -117,6 +121,9 @@ class Watch:
             words = self._roll() or words
         if self._over.is_set():
             return
+        if late := next((word.reason for word in words if "Timed out" in word.reason), None):
+            reason = reason or late
+            self.record()
         blame = self._blame(words)
         if blame and self._is_speaker():
             because = f" ({reason})" if reason else ""

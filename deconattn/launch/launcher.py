@@ -81,6 +81,9 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
         folder = folder or make_run_folder(flags)  # a restart must know where the run is
         # The last of a flag counts, and comes before a file's. The workers refuse to restart by themselves.
         arguments = [*arguments, "--max-restarts", "0", "--save", str(folder)]
+    from deconattn.launch.flight_recorder import RECORDER, records_since_now
+
+    told = records_since_now(folder / RECORDER) if folder is not None else str
     job, code = LauncherProcess(), 0
     with handled(job.pass_on, signal.SIGTERM, signal.SIGINT):
         for attempt in range(restarts + 1):
@@ -94,7 +97,7 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
             code = job.run([*program, *arguments, *resume], options)
             if code in (0, USER_ERROR) or job.stop_asked():
                 return code
-    print(f"error: {job.reason(code)}", file=sys.stderr)
+    print(f"error: {job.reason(code)}{told()}", file=sys.stderr)
     return code
 
 
@@ -117,6 +120,9 @@ class LauncherProcess:
         command = [sys.executable, "-m", "deepspeed.launcher.runner", *options]
         if not any(option.startswith(("--master_port", "--hostfile", "-H")) for option in options):
             command += ["--master_port", str(free_port())]  # two runs side by side must not share the default
+        if not any(option.startswith(("--log_level", "--quiet", "-q")) for option in options):
+            # Its lines would stand between ours; its one warning is that there is no hostfile, which none asked for.
+            command += ["--log_level", "error"]
         # A session of its own, or Ctrl-C would reach DeepSpeed's launcher too.
         environment = os.environ | {OUR_LAUNCHER: str(os.getpid())}
         self._process = subprocess.Popen([*command, *program], start_new_session=True, env=environment)

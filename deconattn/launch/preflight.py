@@ -8,6 +8,7 @@ from deconattn.config.command_line import parse_training_flags
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import read_run_config
+from deconattn.errors import UserError
 from deconattn.mixers.plugins import plugin_files
 from deconattn.parallel.trial import Trial
 from deconattn.train.inputs import TrainingData
@@ -40,9 +41,12 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str
         if flags.run.resume_from is not None:
             folders = [folder for folder in folders if folder.name == flags.run.resume_from]
         newest = next((folder for folder in folders if is_whole(folder)), None)
-        if newest is not None:  # rank 0 does so again with what it finds to be good
-            check_length(flags, step_of(newest))
+        check_length(flags, 0 if newest is None else step_of(newest))  # rank 0 does so again with what it finds good
+        if newest is not None:
             check_steps(read_run_config(newest, "restore it").flags, flags, step_of(newest))
+    if flags.engine.zero_quantized_weights:
+        _check_quantizer()
+    flags.run.check_profile(flags.total_steps, world_size)
     accumulation_steps, notes = 1, list[str]()
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
@@ -58,3 +62,17 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()
     return notes
+
+
+def _check_quantizer() -> None:
+    """Refuse to quantise where DeepSpeed cannot: its quantiser is CUDA code, compiled when it is first used."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, ROCM_HOME
+
+    if not torch.cuda.is_available():
+        raise UserError("--zero-quantized-weights needs GPUs, and there is none: leave it out")
+    if not (CUDA_HOME or ROCM_HOME):
+        raise UserError(
+            "--zero-quantized-weights has DeepSpeed compile its quantiser, and there is no nvcc: "
+            "set CUDA_HOME to a CUDA toolkit, or leave the flag out"
+        )

@@ -96,8 +96,10 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
 
     import torch.distributed
 
+    from deconattn.launch.flight_recorder import FlightRecorder, last_collective, record_collectives
     from deconattn.parallel import process_group
 
+    record_collectives(os.environ)
     try:
         process_group.start_distributed(timedelta(minutes=flags.engine.distributed_timeout_minutes))
     except RuntimeError as error:
@@ -108,15 +110,19 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
 
     from deconattn.evaluation.in_loop import scorer
     from deconattn.launch.faults import Watch
+    from deconattn.launch.once import Once
     from deconattn.launch.peers import check_alike, introduce
     from deconattn.train.trainer import Trainer
 
+    Once().install()
     watch = Watch(introduce())
     try:
         check_alike(flags, watch.peers)
         trainer = Trainer(flags, stop, scorer(flags.evaluation))
         resume = f"{command('train')} --save {quoted(trainer.run_folder)} --resume{plugin_flag(flags.model.plugin)}"
-        watch.situation = lambda: f", after step {trainer.progress.step}; to go on: {resume}"
+        recorder = FlightRecorder(trainer.run_folder, trainer.progress.step, ranks.rank(), os.environ)
+        watch.record, watch.doing = recorder.write, last_collective
+        watch.situation = lambda: f", after step {trainer.progress.step}{recorder.told()}; to go on: {resume}"
         trainer.run()
         watch.leave()
     except Exception as error:

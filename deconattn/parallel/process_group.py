@@ -98,6 +98,16 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def tell_host() -> None:
+    """Leave the name of this rank's machine where :func:`host_of` finds it; no collective."""
+    distributed_c10d._get_default_store().set(f"deconattn-host-{torch.distributed.get_rank()}", socket.gethostname())
+
+
+def host_of(rank: int) -> str:
+    """Return the name of a rank's machine, which that rank has told."""
+    return distributed_c10d._get_default_store().get(f"deconattn-host-{rank}").decode()
+
+
 def rank_0_alone(make: Callable[[Callable[[], bool]], T], stop: Callable[[], bool]) -> T:
     """What rank 0 makes, on every rank; the others wait without a collective, which would time out.
 

@@ -79,6 +79,10 @@ class Topology:
         """Whether this is the one rank that writes its stage's part of a checkpoint."""
         return self.tp_rank == 0 and self.dp_rank == 0
 
+    def stage_of(self, rank: int) -> int:
+        """Return the pipeline stage of any rank."""
+        return rank // (self.tp_size * self.dp_size)
+
     @cached_property
     def mpu(self) -> "PipelineParallelGrid | None":
         """DeepSpeed's view of a grid with tensor parallelism alone, None of any other; a collective call, once."""
@@ -91,9 +95,23 @@ class Topology:
 
     def tp_neighbours(self, count: int) -> ProcessGroup | None:
         """Return a group of `count` consecutive ranks of the tensor group, with this one; a collective call."""
+        return self._neighbours("model", count)
+
+    def dp_neighbours(self, count: int) -> ProcessGroup | None:
+        """Return a group of `count` consecutive replicas' ranks that hold the same part of the model, with this one.
+
+        A collective call.
+        """
+        return self._neighbours("data", count)
+
+    def _neighbours(self, axis: str, count: int) -> ProcessGroup | None:
         assert self.grid is not None
-        groups = self.grid.get_axis_comm_lists("model")
-        return _own_group([ranks[i : i + count] for ranks in groups for i in range(0, len(ranks), count)])
+        return _own_group(runs(self.grid.get_axis_comm_lists(axis), count))
+
+
+def runs(lists: list[list[int]], count: int) -> list[list[int]]:
+    """Cut lists into runs of `count`."""
+    return [ranks[i : i + count] for ranks in lists for i in range(0, len(ranks), count)]
 
 
 def _own_group(lists: list[list[int]]) -> ProcessGroup | None:

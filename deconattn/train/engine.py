@@ -1,7 +1,7 @@
 """Wrapper of DeepSpeed's engine, the only use of it: takes this rank's part of a model and flags, runs steps."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -26,6 +26,7 @@ from deconattn.parallel.build import build_model
 from deconattn.parallel.gradients import gradient_norm
 from deconattn.parallel.partitions import Partitions
 from deconattn.parallel.pipeline import Pipeline, StageTensors, microbatch
+from deconattn.parallel.second_copy import share_second_copies
 from deconattn.parallel.topology import Topology
 from deconattn.train.compiled import compile_layers
 from deconattn.train.fixed_streams import StreamRunner
@@ -56,6 +57,7 @@ class StepResult:
         grad_norm: global norm of the averaged gradient before clipping; not finite if the step was skipped.
         skipped: the loss or the gradient was not finite, so the weights did not change.
         interrupted: some rank asked to stop.
+        told: what each rank had to tell.
     """
 
     loss: float
@@ -63,6 +65,7 @@ class StepResult:
     grad_norm: float
     skipped: bool
     interrupted: bool
+    told: tuple[tuple[float, ...], ...] = ()
 
 
 class Engine:
@@ -84,6 +87,9 @@ class Engine:
         config = deepspeed_config(flags, self.accumulation_steps)
         self.stage = _stage(config)
         self._prepare(model)
+        share_second_copies(self.topology, flags.engine.zero_hpz)
+        if flags.engine.zero_quantized_weights:
+            _check_parts(model, self.topology.dp_size)
         optimizer = make_optimizer(model, flags.optimization)
         moments = moments_of(optimizer)
         self._engine, wrapped, _, _ = deepspeed.initialize(
@@ -99,20 +105,31 @@ class Engine:
         self.state = ZeroState(model, optimizer, wrapped, self.stage, self.topology, moments)
         self.streams = StreamRunner(model.config, flags, self.topology, wrapped)
 
-    def train_step(self, micro_batches: Iterable[Batch], learning_rate: float, stop: bool = False) -> StepResult:
+    def train_step(
+        self,
+        micro_batches: Iterable[Batch],
+        learning_rate: float,
+        stop: bool = False,
+        tells: Sequence[float] = (),
+    ) -> StepResult:
         """Run one optimiser step over this rank's micro-batches; a collective call.
 
         Args:
             micro_batches: of one shape, as many on every rank.
             stop: this rank was asked to stop; every rank learns of it in the result.
+            tells: numbers of this rank, as many as every other's, that all are to learn of.
         """
         given = list(micro_batches)
         self._accumulate(len(given))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        # Cross-entropy, z-loss, labels, ranks that want to stop.
-        self._sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self._sums[3].fill_(float(stop))  # an assignment would wait for the device
+        ranks = deepspeed.comm.get_world_size()
+        # Cross-entropy, z-loss, labels, ranks that want to stop, and a place for each rank's numbers, which a sum with
+        # zeros keeps.
+        self._sums = torch.zeros(4 + ranks * len(tells), dtype=torch.float64, device=self.device)
+        own_place = 4 + self.rank * len(tells)
+        for place, value in [(3, float(stop)), *enumerate(tells, own_place)]:
+            self._sums[place].fill_(value)  # an assignment would wait for the device
         self._update.begin(self._total_sums)
         if self.topology.pp_size > 1:
             self._engine.train_batch(self._fed(given))
@@ -121,12 +138,19 @@ class Engine:
             for batch, run in self.streams.beside(given, self._engine.is_gradient_accumulation_boundary):
                 self._engine.backward(self._counted(self._forward(batch, run), batch.labels))
                 self._engine.step()
-        total, z_loss, labels, stops, grad_norm = self._update.outcome()
+        total, z_loss, labels, stops, *told, grad_norm = self._update.outcome()
         skipped = not math.isfinite(grad_norm)
         if not skipped:
             self.state.count_step()
         labels = max(1.0, labels)
-        return StepResult(total / labels, z_loss / labels, grad_norm, skipped, interrupted=stops > 0)
+        return StepResult(
+            loss=total / labels,
+            z_loss=z_loss / labels,
+            grad_norm=grad_norm,
+            skipped=skipped,
+            interrupted=stops > 0,
+            told=tuple(tuple(told[i : i + len(tells)]) for i in range(0, len(told), len(tells) or 1)),
+        )
 
     def seed(self, name: str) -> None:
         """Seed the global generators for what is computed next, so that it can be computed again after a resume.
@@ -290,6 +314,7 @@ def empty_model(config: ModelConfig, flags: TrainingFlags, topology: Topology) -
     """Build this rank's part of a model where the engine will have it: on its device, in its dtype, partitioned by
     ZeRO-3; not initialised, a collective call."""
     settings = deepspeed_config(flags, flags.accumulation_steps(topology.dp_size))
+    share_second_copies(topology, flags.engine.zero_hpz)
     partition = Partitions(settings, topology) if _stage(settings) == 3 else None
     dtype = torch.bfloat16 if flags.engine.precision == "bf16" else torch.float32
     device = get_accelerator().current_device_name()
@@ -300,3 +325,18 @@ def _stage(config: dict[str, Any]) -> int:
     """Return the ZeRO stage of a DeepSpeed configuration."""
     stage: int = config.get("zero_optimization", {}).get("stage", 0)
     return stage
+
+
+def _check_parts(model: CausalLM, ranks: int) -> None:
+    """Refuse what DeepSpeed's quantiser cannot take: it works on eight elements at a time.
+
+    Raises:
+        UserError: naming a tensor of which a rank's part is none of whole eights.
+    """
+    for name, parameter in model.named_parameters():
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        if -(-size // ranks) % 8:
+            raise UserError(
+                f"--zero-quantized-weights: {name} of {size} elements makes parts of {-(-size // ranks)} on {ranks} "
+                "data-parallel ranks, and DeepSpeed quantises multiples of 8: use fewer ranks, or leave the flag out"
+            )

@@ -1,7 +1,7 @@
 """Training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import cache, partial
@@ -25,13 +25,15 @@ from deconattn.model.causal_lm import CausalLM
 from deconattn.model.flops import training_flops
 from deconattn.model.init import FIXED_TEXT, initialize, seed_generators
 from deconattn.model.streams import Streams
-from deconattn.parallel.process_group import from_rank_0, rank_0_alone
+from deconattn.parallel.process_group import from_rank_0, host_of, rank_0_alone, tell_host
 from deconattn.parallel.topology import Topology
 from deconattn.program import command, plugin_flag, quoted
 from deconattn.train.checkpoints import Checkpoints
 from deconattn.train.engine import Engine, StepResult, Stopped, empty_model
 from deconattn.train.inputs import TrainingData, check_identities, check_phase_identities
 from deconattn.train.metrics import Metrics, memory_gib, writing
+from deconattn.train.pace import Pace, Stragglers, spread
+from deconattn.train.profiling import StepProfiler
 from deconattn.train.resuming import load_buffers, load_checkpoint, verified_checkpoint
 from deconattn.train.run_folder import (
     check_space,
@@ -110,6 +112,11 @@ class Trainer:
         before = None if checkpoint is None else checkpoint.flags
         self._val_loss, scored = from_rank_0(lambda: self._open_metrics(before))
         step = self.progress.step
+        run, rank = flags.run, torch.distributed.get_rank()
+        self.profiler = StepProfiler(self.run_folder, run.profiled_steps, run.profile_ranks, rank)
+        tell_host()
+        stages = [self.topology.stage_of(rank) for rank in range(torch.distributed.get_world_size())]
+        self._stragglers = Stragglers(stages, step)
         self._validated_step = -1 if self._val_loss is None else step
         self._scored_step = step if scored else -1
         run = flags.run
@@ -155,9 +162,13 @@ class Trainer:
             reports = self.data.packing_report(), self.data.validation_report(), self.engine.streams.report()
             for line in [self._arithmetic(), *chain(*reports)]:
                 self._say(line)
+            if plan := self.profiler.plan(self.progress.step):
+                self._say(plan)
             self._batches = self.data.loader(self.progress.step, topology.dp_rank, topology.dp_size, pin)
             with closing(self._batches):
-                if self._train():
+                interrupted = self._train()
+                self.profiler.close(self.progress.step)
+                if interrupted:
                     self._interrupted()
                 else:
                     self._finished()
@@ -181,25 +192,33 @@ class Trainer:
         if self._judge():  # what a stop or a kill has left out after the step that we go on from
             return True
         clock, begun = _Clock(self.model_config, replicas), self.progress.step
+        pace = Pace(self.engine.device, alone=torch.distributed.get_world_size() == 1)
         while self.progress.step < total:
             step = self.progress.step
             rate, here = schedule.rate(step), flags.plan.at(step)
             if here.phase and (step == here.first or step == begun):
                 self._say(f"phase {here.phase}, from step {here.first + 1}: {flags.plan.phases[here.phase - 1].shown}")
+            profiled = step + 1 in self.profiler.steps
+            has_row = (step + 1) % flags.run.log_every == 0 or step + 1 == total
+            tells = pace.numbers(memory_gib()) if has_row else []
             self.engine.seed(f"step {step}")
-            result = self.engine.train_step(
-                self._batches.take(here.micro_batches(replicas)), rate, stop=bool(self.stop)
-            )
+            with pace.step(counts=not profiled), self.profiler.step(step + 1):
+                batches = self._batches.take(here.micro_batches(replicas))
+                result = self.engine.train_step(batches, rate, bool(self.stop), tells)
             self.progress = Progress(
                 step + 1, self.engine.state.optimizer_steps, self.progress.skipped_steps + result.skipped
             )
             clock.tick(here)
             self._checkpoints.look()
+            if profiled:
+                clock.restart()
             in_a_row = in_a_row + 1 if result.skipped else 0
             if result.skipped:
                 self._say(f"step {step + 1}: loss {result.loss}, gradient norm {result.grad_norm}: step skipped")
-            if self.metrics and ((step + 1) % flags.run.log_every == 0 or step + 1 == total or result.skipped):
-                self.metrics.step(self._row(result, rate) | clock.rates())
+            if self.metrics and (has_row or result.skipped):
+                marks = {"profiled": True} if profiled else {}
+                self.metrics.step(self._row(result, rate) | clock.rates() | spread(result.told) | marks)
+                self._name_stragglers(result.told)
             if in_a_row >= flags.optimization.max_nonfinite:
                 raise UserError(
                     f"{in_a_row} steps in a row up to step {step + 1} had no finite loss or gradient: resume from an "
@@ -346,6 +365,13 @@ class Trainer:
             "skipped_steps": self.progress.skipped_steps,
             "memory_gib": round(memory_gib(), 3),
         }
+
+    def _name_stragglers(self, told: Sequence[Sequence[float]]) -> None:
+        for rank, busy, like in self._stragglers.judge(told, self.progress.step) if told else []:
+            self._say(
+                f"warning: rank {rank} on {host_of(rank)} holds up the others: it is busy {busy:.3g} s a step, "
+                f"where {like:.3g} s is usual"
+            )
 
     def _say(self, line: str) -> None:
         if self.metrics:

@@ -19,7 +19,13 @@ import deepspeed
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.utils import combine_grad_norm_groups, is_model_parallel_parameter
-from deepspeed.runtime.zero.partition_parameters import NoGatherCoalescedHandle, NoGatherHandle, ZeroParamStatus
+from deepspeed.runtime.zero.partition_parameters import (
+    Init,
+    NoGatherCoalescedHandle,
+    NoGatherHandle,
+    PartitionedParamStatus,
+    ZeroParamStatus,
+)
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.runtime.zero.utils import get_norm_dtype
@@ -134,6 +140,8 @@ class _Zero3(_Unwaited):
             wrapped.reduce_and_partition_stream = _WaitedForByStreams(
                 stream_id=stream.stream_id, device_index=stream.device_index, device_type=stream.device_type
             )
+        if wrapped.zero_hpz_partition_size > 1:
+            _keep_second_copies_for(wrapped)
         for handle in (NoGatherHandle, NoGatherCoalescedHandle):
             handle.wait = _gathered
         if deepspeed.comm.get_world_size(group=wrapped.dp_process_group) == 1:  # gathering takes no memory
@@ -156,6 +164,34 @@ class _WaitedForByStreams(torch.cuda.Stream):
 
     def synchronize(self) -> None:
         torch.cuda.current_stream().wait_stream(self)
+
+
+def _keep_second_copies_for(wrapped: Any) -> None:
+    """Have hpZ's second copies made without the host's wait for each: the stream that gathers them waits instead."""
+    stream = wrapped._get_param_coordinator()._PartitionedParameterCoordinator__allgather_stream
+
+    def keep(partitioner: Any, parameter: Any, buffer: None = None, has_been_updated: bool = False) -> None:
+        assert parameter.ds_status is not ZeroParamStatus.INFLIGHT, "partitioned while it is being gathered"
+        if parameter.ds_status is not ZeroParamStatus.AVAILABLE:
+            return
+        kept: Any = parameter.ds_secondary_tensor
+        if kept is not None and not has_been_updated:
+            return
+        size = partitioner._aligned_size(parameter) // partitioner.num_ranks_in_param_group
+        if kept is None:
+            kept = parameter.ds_secondary_tensor = torch.empty(
+                size, dtype=parameter.dtype, device=partitioner.remote_device
+            )
+            kept.ds_numel, kept.status, kept.final_location = size, PartitionedParamStatus.AVAILABLE, None
+        start = size * partitioner.rank_in_group
+        there = max(0, min(parameter.ds_numel - start, size))
+        with torch.no_grad():
+            kept[there:].zero_()
+            kept[:there].copy_(parameter.contiguous().view(-1).narrow(0, min(start, parameter.ds_numel), there))
+        if isinstance(stream, torch.cuda.Stream):
+            stream.wait_stream(torch.cuda.current_stream())
+
+    Init._partition_param_sec = keep
 
 
 def _gathered(handle: Any, **_: Any) -> None:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.deepspeed_file import read_deepspeed_file
 from deconattn.config.flag_groups import EngineFlags
 from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
+from deconattn.launch.preflight import checked_flags
 from tests.conftest import ROOT
 
 OURS = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -91,6 +94,13 @@ def test_every_known_key_is_taken(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 2, "stage3_max_live_parameters": 1}}, "is of ZeRO stage 3"),
         ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "is of ZeRO stage 1 or 2 or 3"),
         ({"zero_optimization": {"stage": 3, "round_robin_gradients": True}}, "is of ZeRO stage 1 or 2"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "DeepSpeed has MiCS no more; use --zero-hpz"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "use --zero-hpz"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "use --zero-quantized-weights"),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}},
+            "gradients of any format for fp16",
+        ),
         ({"communication_data_type": "float32"}, "communication_data_type"),
         ({"zero_allow_untested_optimizer": False}, "zero_allow_untested_optimizer is false"),
         ({"zero_force_ds_cpu_optimizer": True}, "zero_force_ds_cpu_optimizer is true"),
@@ -151,14 +161,46 @@ def test_zero_and_the_file_agree(tmp_path: Path) -> None:
         deepspeed_config(flags, 1)
 
 
+def test_zero_plus_plus_is_of_stage_3_and_takes_no_offloading(tmp_path: Path) -> None:
+    flags = EngineFlags(precision="bf16", zero=3, zero_hpz=4, zero_quantized_weights=True)
+    zero = deepspeed_config(TrainingFlags(engine=flags), 1)["zero_optimization"]
+    assert (zero["zero_hpz_partition_size"], zero["zero_quantized_weights"]) == (4, True)
+    parsed = DeepSpeedZeroConfig(**zero)
+    assert (parsed.zero_hpz_partition_size, parsed.zero_quantized_weights) == (4, True)
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}))
+    for flag, none in (
+        ({"zero_hpz": 4}, "--zero-hpz 0"),
+        ({"zero_quantized_weights": True}, "--no-zero-quantized-weights"),
+    ):
+        with pytest.raises(UserError, match=f"of ZeRO stage 3 and this is stage 2: use --zero 3, or {none}"):
+            deepspeed_config(TrainingFlags(engine=EngineFlags(precision="bf16", zero=2, **flag)), 1)
+        with pytest.raises(UserError, match=f"offload_param, .* or use {none}"):
+            deepspeed_config(TrainingFlags(engine=EngineFlags(precision="bf16", deepspeed_config=path, **flag)), 1)
+
+
+@pytest.mark.parametrize(
+    ("hpz", "ranks", "remedy"),
+    [(3, 8, "use one of 2, 4, or 0"), (8, 8, "use one of 2, 4, or 0"), (2, 2, "use --zero-hpz 0"), (16, 8, "2, 4")],
+)
+def test_second_copies_divide_the_data_parallel_ranks(hpz: int, ranks: int, remedy: str) -> None:
+    assert EngineFlags(zero=3, tp=2, zero_hpz=2).data_parallel_size(8) == 4
+    with pytest.raises(UserError, match=remedy):
+        EngineFlags(zero=3, tp=2, zero_hpz=hpz).data_parallel_size(2 * ranks)
+
+
+def test_weights_are_not_quantized_without_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--zero-quantized-weights needs GPUs, and there is none: leave it out"):
+            checked_flags(["--zero", "3", "--zero-quantized-weights"])
+
+
 CASES = 600
 WRONG = [None, True, False, 0, -1, 1, 2, 3, 1.5, 2.0, 1e30, "", "1", "auto", "cpu", [], [1], {}, {"enabled": True}]
 
 
 def test_what_is_taken_says_the_same_to_deepspeed(tmp_path: Path) -> None:
     """Changed at random, a file is refused in one line, or DeepSpeed reads from it exactly what it says."""
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
     rng, taken, refused = random.Random(0), 0, []
     for _ in range(CASES):
         content = copy.deepcopy(EVERYTHING)

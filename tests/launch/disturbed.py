@@ -58,6 +58,11 @@ def freeze() -> None:
     _in_a_step(lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
+def late() -> None:
+    """Come to no collective of the step, though alive."""
+    _in_a_step(lambda: time.sleep(600))
+
+
 def fail() -> None:
     def event() -> None:
         raise ValueError("a bug")

@@ -86,6 +86,8 @@ def test_every_way_to_start(how: str, small: list[str], tmp_path: Path) -> None:
     assert f"checkpoint: {tmp_path}/run/checkpoints/step-6" in printed
     assert re.search(r"^export: python .*export_hf.py ", printed, re.MULTILINE)
     assert open_checkpoint(tmp_path / "run").model_config.layer_variants == ("fixedseq", "fixedseq")
+    if how != "deepspeed":  # which is DeepSpeed's own launcher, with its own options
+        assert not [line for line in printed.splitlines() if re.search(r"\[(INFO|WARNING)\]|Warning", line)]
 
 
 @pytest.mark.parametrize("how", [pytest.param("deepspeed", marks=pytest.mark.slow), "./"])

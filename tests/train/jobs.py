@@ -2,9 +2,10 @@
 
 A flag list may begin with `stop=N` (rank 0 is asked to stop in step N), with `stop_validation=N` or `stop_scores=N`
 (the last rank is asked to in the validation, or as the scores begin, after step N), and with `poison=N` and `until=M`
-(a gradient is NaN in steps N to M, from 0).
+(a gradient is NaN in steps N to M, from 0), and with `sleeper=N` (rank N sleeps in each forward pass).
 """
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from deconattn.evaluation.in_loop import scorer
 from deconattn.launch import ranks
 from deconattn.train.run_folder import check_run_folder
 from deconattn.train.trainer import Trainer
+
+SLEEP_SECONDS = 0.2
 
 
 class Stop:
@@ -47,6 +50,8 @@ def run_job(arguments: list[str]) -> Trainer:
         _ask_in_scores(trainer, special.get("stop_scores"))
     if "poison" in special:
         _poison(trainer, special["poison"], special.get("until", 10**9))
+    if special.get("sleeper") == ranks.rank():
+        trainer.engine.model.model.blocks[0].register_forward_pre_hook(lambda *_: time.sleep(SLEEP_SECONDS))
     trainer.run()
     return trainer
 
@@ -58,6 +63,23 @@ def train(arguments: list[str]) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def train_and_listen(arguments: list[str]) -> list[str]:
+    """:func:`run_job` for ranks; the lines that rank 0 said."""
+    said: list[str] = []
+    say = Trainer._say
+
+    def listening(trainer: Trainer, line: str) -> None:
+        said.append(line)
+        say(trainer, line)
+
+    Trainer._say = listening  # type: ignore[method-assign]
+    try:
+        run_job(arguments).engine.destroy()
+    finally:
+        Trainer._say = say  # type: ignore[method-assign]
+    return said
 
 
 def _ask_in_validation(trainer: Trainer, step: int | None) -> None:

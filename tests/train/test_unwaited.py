@@ -59,6 +59,7 @@ READ: list[tuple[Callable[..., Any], str]] = [
     (stage3.DeepSpeedZeroOptimizer_Stage3.get_grad_norm_direct, "5ba2252d5f16b541"),
     (stage3.DeepSpeedZeroOptimizer_Stage3.unscale_and_clip_grads, "3f0d9e8e7861fd44"),
     (stage3.DeepSpeedZeroOptimizer_Stage3.independent_gradient_partition_epilogue, "f1575b87b3d6c083"),
+    (partition_parameters.Init._partition_param_sec, "962ba1ded0ca5df6"),
     (partition_parameters.NoGatherHandle.__init__, "401cee9c0bdb6b96"),
     (partition_parameters.NoGatherCoalescedHandle.__init__, "81c2cdda2e7d898a"),
 ]

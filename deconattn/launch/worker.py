@@ -11,8 +11,8 @@ import psutil
 
 from deconattn.cli import handled, safe_output, say_error
 from deconattn.config.command_line import parse_training_flags
-from deconattn.errors import UserError, of_the_disk
-from deconattn.launch import ranks
+from deconattn.errors import UserError
+from deconattn.launch import limits, ranks
 from deconattn.program import command, plugin_flag, quoted
 
 LAUNCHER = "deepspeed.launcher.launch"
@@ -79,20 +79,16 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
         sys.exit(2)
     try:
         flags = parse_training_flags(given)
-        from deconattn.launch.preflight import check_flags  # only now: --help has left, and waits for no import
-
-        check_flags(flags, ranks.world_size())
         if flags.run.max_restarts:
             raise UserError(
                 "--max-restarts needs our own launcher, which did not start this rank: use "
                 f"{command('train')} without deepspeed, torchrun, srun or mpirun, or leave the flag out"
             )
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            raise
+    except UserError as error:
         if ranks.rank() == 0:  # all ranks found the same
-            say_error(error if isinstance(error, UserError) else of_the_disk(error, error.filename))
+            say_error(error)
         sys.exit(2)
+    limits.say_if_too_low(ranks.world_size(), ranks.rank())
 
     import torch.distributed
 
@@ -109,12 +105,14 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
     from deconattn.evaluation.in_loop import scorer
     from deconattn.launch.faults import Watch
     from deconattn.launch.peers import check_alike, introduce
+    from deconattn.launch.preflight import check_on_rank_0
     from deconattn.train.trainer import Trainer
 
     watch = Watch(introduce())
     try:
         check_alike(flags, watch.peers)
-        trainer = Trainer(flags, stop, scorer(flags.evaluation))
+        manifests = check_on_rank_0(flags)
+        trainer = Trainer(flags, stop, scorer(flags.evaluation), manifests)
         resume = f"{command('train')} --save {quoted(trainer.run_folder)} --resume{plugin_flag(flags.model.plugin)}"
         watch.situation = lambda: f", after step {trainer.progress.step}; to go on: {resume}"
         trainer.run()

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,30 +14,84 @@ from deconattn.config.flags import TrainingFlags
 from deconattn.config.run_config import CorpusIdentity
 from deconattn.data import Batch, SampleStream, TokenCorpus, Tokenizer, parse_data_argument
 from deconattn.data.corpus_tokenizer import load_corpus_tokenizer, note_of
+from deconattn.data.loading.batches import check_corpora
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.loader import Loader, open_loader
-from deconattn.errors import UserError
+from deconattn.data.manifest import TABLES_NAME, Manifest, read_checked
+from deconattn.errors import UserError, of_the_disk
 from deconattn.ops.cross_entropy import IGNORED
+from deconattn.parallel.process_group import from_rank_0
+
+
+def open_data(
+    arguments: tuple[str, ...], flags: TrainingFlags, run: Path, manifests: Sequence[Manifest] | None = None
+) -> "TrainingData":
+    """Open a run's data on every rank; a collective call.
+
+    Rank 0 reads the manifests, compares the shards' sizes and makes what tables are wanted, however long that takes.
+    The others get the manifests from it and open nothing but such tables; shards are mapped when first read.
+
+    Args:
+        manifests: where rank 0 has read them already.
+
+    Raises:
+        UserError: on every rank, for what rank 0 finds, see :class:`TrainingData`.
+    """
+    spare, opened = run / TABLES_NAME, list[TrainingData]()
+
+    def read() -> None:
+        data = TrainingData(arguments, flags, manifests, spare)
+        try:
+            data.open()
+        except OSError as error:
+            raise of_the_disk(error, "--data") from error
+        opened.append(data)
+
+    from_rank_0(read)
+    told: list[Any] = [opened[0].manifests if opened else None]
+    torch.distributed.broadcast_object_list(told, src=0)
+    if not opened:
+        opened.append(TrainingData(arguments, flags, told[0], spare, verify=False))
+        opened[0].open()
+    return opened[0]
 
 
 class TrainingData:
     """Training and validation streams over the corpora of `--data`.
 
+    Args:
+        manifests: the corpora's, where some process has read and compared them; else they are here.
+        spare, verify: see :class:`~deconattn.data.loading.best_fit.BestFit`.
+
     Raises:
         UserError: see :class:`~deconattn.data.SampleStream`; a fixed text that is too short or not UTF-8.
     """
 
-    def __init__(self, arguments: tuple[str, ...], flags: TrainingFlags) -> None:
-        self._flags = flags
+    def __init__(
+        self,
+        arguments: tuple[str, ...],
+        flags: TrainingFlags,
+        manifests: Sequence[Manifest] | None = None,
+        spare: Path | None = None,
+        verify: bool = True,
+    ) -> None:
+        self._flags, self._spare, self._verify = flags, spare, verify
         seq_len, seed = flags.data.seq_len, flags.optimization.seed
         parsed = [parse_data_argument(argument) for argument in arguments]
-        corpora = [(TokenCorpus(folder), weight) for folder, weight in parsed]
-        self._train = SampleStream(corpora, seq_len, seed, packing=flags.data.packing)
+        self.manifests = tuple(manifests or (read_checked(folder) for folder, _ in parsed))
+        corpora = [
+            (TokenCorpus(folder, manifest=manifest), weight)
+            for (folder, weight), manifest in zip(parsed, self.manifests, strict=True)
+        ]
+        self._blended = corpora
+        check_corpora([corpus for corpus, _ in corpora], seq_len)
+        if flags.data.packing == "concat":
+            self.open()  # which costs nothing, and finds a corpus that is too short
         held_out, self._not_validated = [], []
-        for (folder, weight), (train, _) in zip(parsed, corpora, strict=True):
-            if not train.manifest.of_split("val"):
+        for (folder, weight), manifest in zip(parsed, self.manifests, strict=True):
+            if not manifest.of_split("val"):
                 self._not_validated.append(f"{folder} has no validation split")
-            elif (corpus := TokenCorpus(folder, "val")).num_tokens <= seq_len:
+            elif (corpus := TokenCorpus(folder, "val", manifest)).num_tokens <= seq_len:
                 self._not_validated.append(
                     f"the validation split of {folder} has {corpus.num_tokens} tokens, and one sequence with its "
                     f"labels {seq_len + 1}"
@@ -49,6 +104,17 @@ class TrainingData:
             CorpusIdentity(str(folder.resolve()), weight, _content(corpus))
             for (folder, weight), corpus in zip(parsed, self.corpora, strict=True)
         ]
+
+    @cached_property
+    def _train(self) -> SampleStream:
+        data, seed = self._flags.data, self._flags.optimization.seed
+        return SampleStream(
+            self._blended, data.seq_len, seed, packing=data.packing, spare=self._spare, verify=self._verify
+        )
+
+    def open(self) -> None:
+        """Open the training stream, and make what tables it wants; else its first use does."""
+        _ = self._train
 
     @property
     def vocab_size(self) -> int:

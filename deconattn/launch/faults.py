@@ -59,11 +59,11 @@ class Watch:
         self.peers = peers
         self.situation: Callable[[], str] = str
         self._me = peers[dist.get_rank()]
-        self._processes = {peer: _process(peer.pid) for peer in peers if peer.machine == self._me.machine}
+        self._processes = {peer: process_of(peer.pid) for peer in peers if peer.machine == self._me.machine}
         leader = next(iter(self._processes), self._me)
         # A connection of its own: another's wait must not block ours.
         connect = _get_default_store().clone  # type: ignore[attr-defined]
-        self._roll = Roll(self._me, leader, connect, lambda: _state(self._processes.get(leader)) == "runs")
+        self._roll = Roll(self._me, leader, connect, lambda: state_of(self._processes.get(leader)) == "runs")
         self._over, self._called = threading.Event(), threading.Event()
         self._concluding = threading.Lock()
         self._stopped_looks = 0
@@ -84,8 +84,8 @@ class Watch:
             self._fail(str(error), f"error: {one_line(error)}", 2, once=str(error))
         if len(self.peers) > 1 and _is_lost_connection(error):
             with self._concluding:  # where the thread was first, wait for it to end the process
-                self._conclude("lost", _first_sentence(error))
-        reason = f"{type(error).__name__}: {_first_sentence(error)}"
+                self._conclude("lost", first_sentence(error))
+        reason = f"{type(error).__name__}: {first_sentence(error)}"
         line = f"error: rank {self._me.rank}: {reason}{self.situation()}"
         text = "".join(traceback.format_exception(error)) + line
         self._fail(reason, text, 1, once=f"{self._me.machine} {reason}")
@@ -99,7 +99,7 @@ class Watch:
         if not alone:
             self._answer("failed", reason)
             time.sleep(LINGER_SECONDS)
-        _end(code)
+        end_process(code)
 
     def _look_out(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
@@ -135,7 +135,7 @@ class Watch:
             line = f"error: {blame}; rank {self._me.rank} ends{because}{self.situation()}"
             print(line, file=sys.stderr, flush=True)
         if not self._over.wait(LINGER_SECONDS * (1 + failed)):
-            _end(1)
+            end_process(1)
 
     def _blame(self, words: list[Word]) -> str | None:
         """The culprits; None where they were on this machine and have spoken for themselves."""
@@ -159,7 +159,7 @@ class Watch:
 
     def _states(self, wanted: str) -> dict[Peer, str]:
         """The processes on this machine that are in a state."""
-        return {peer: wanted for peer, process in self._processes.items() if _state(process) == wanted}
+        return {peer: wanted for peer, process in self._processes.items() if state_of(process) == wanted}
 
     def _is_speaker(self) -> bool:
         absent = self._states("died") | self._states("is stopped")
@@ -178,7 +178,7 @@ class Watch:
         self._ask(lambda: self._roll.add(word), otherwise=None)
 
     def _words(self) -> list[Word]:
-        lines = self._ask(self._roll.lines, otherwise=[])
+        lines: list[str] = self._ask(self._roll.lines, otherwise=[])
         return [Word(*json.loads(line)) for line in lines]
 
     def _ask(self, question: Callable[[], Answer], otherwise: Answer) -> Answer:
@@ -198,14 +198,16 @@ class Watch:
         return answers[0] if answers else otherwise
 
 
-def _process(pid: int) -> psutil.Process | None:
+def process_of(pid: int) -> psutil.Process | None:
+    """Return a process; None if it has ended."""
     try:
         return psutil.Process(pid)
     except psutil.NoSuchProcess:
         return None
 
 
-def _state(process: psutil.Process | None) -> str:
+def state_of(process: psutil.Process | None) -> str:
+    """Return "runs", "is stopped" or "died"."""
     try:
         if process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
             return "died"
@@ -219,13 +221,13 @@ def _is_lost_connection(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)[:200])
 
 
-def _first_sentence(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
     """Strip the C++ file before a message and the advice after it."""
     line = next(iter(str(error).splitlines()), "")
     return re.sub(r"^\[\S*\]\s*", "", line).partition(". This is typically")[0]
 
 
-def _end(code: int) -> NoReturn:
+def end_process(code: int) -> NoReturn:
     """End the process at once; sys.exit would wait for threads that may wait for a dead rank."""
     with suppress(OSError):
         sys.stdout.flush()

@@ -194,4 +194,4 @@ def test_a_local_rank_beyond_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(UserError, match="LOCAL_RANK is 1 but .* shows 1 GPUs: lower its slots in the hostfile"):
-        ranks.check(os.environ)
+        ranks.check_device(os.environ)

@@ -109,7 +109,7 @@ ROWS: dict[str, Callable[[Path, int], int]] = {
 
 
 def measure(name: str, folder: Path, seq_len: int) -> dict[str, Any]:
-    """Seconds, peak memory in MiB beyond that of the imports, MiB read, and files looked at; in a process of its own."""
+    """Seconds, peak memory beyond that of the imports and bytes read, in MiB, and files looked at, of a new process."""
     read_manifest(folder)  # its imports
     memory, read, begun = _peak(), _read_bytes(), time.perf_counter()
     looked_at = ROWS[name](folder, seq_len)

@@ -155,14 +155,19 @@ class Meeting:
             if died:
                 rank = min(died)
                 reason = f"rank {rank} (pid {died[rank].pid} on {socket.gethostname()}) died"
-                self._conclude(self._in_place_of_rank_0() if rank == 0 else mine, reason)
+                instead = self._in_place_of_rank_0() if rank == 0 else None
+                self._conclude(instead or mine, reason, ANSWER_SECONDS if instead else LINGER_SECONDS)
 
     def _leads(self) -> bool:
         """Whether this is the first of the ranks that run on this machine, as far as it sees."""
         return all(rank > self._rank for process, rank in self._siblings.items() if state_of(process) != "died")
 
-    def _conclude(self, store: Any, reason: str | None) -> None:
-        """End this process for what was seen here, or, without a reason, for what the store tells."""
+    def _conclude(self, store: Any, reason: str | None, linger: float = LINGER_SECONDS) -> None:
+        """End this process for what was seen here, or, without a reason, for what the store tells.
+
+        Args:
+            linger: seconds until the end, in which others learn of it.
+        """
         with self._ending:
             if self._over.is_set():
                 return
@@ -179,7 +184,7 @@ class Meeting:
                         here = this_machine()
                         if code == 1 and machine != here and store.add(f"said on {here}", 1) == 1:
                             self._say(reason)
-            time.sleep(LINGER_SECONDS)
+            time.sleep(linger)
             end_process(code)
 
     def _say(self, reason: str) -> None:

@@ -13,6 +13,8 @@ from deconattn.launch import ranks
 from tests.launch.test_launch import shell_environment
 
 SCRIPT = Path(__file__).with_name("on_the_way.py")
+ELSEWHERE = ("sh", "-c", '"$@"; exit $?', "sh")
+"""Puts a parent of its own over a rank, which then sees no other beside it."""
 SECONDS = 60
 """From the start, imports included, on a machine that has other work; the timeout would be ten minutes."""
 
@@ -23,7 +25,11 @@ def ends(disturbances: list[str], flags: list[list[str]] | None = None) -> tuple
     world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.free_port())}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-u", str(SCRIPT), disturbance, *(flags[rank] if flags else [])],
+            [
+                *(ELSEWHERE if disturbance == "apart" else []),
+                *(sys.executable, "-u", str(SCRIPT), disturbance),
+                *(flags[rank] if flags else []),
+            ],
             env=shell_environment() | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -48,6 +54,16 @@ def test_a_rank_that_dies_is_named(dead: int) -> None:
     assert codes == [-signal.SIGKILL if rank == dead else 1 for rank in range(2)]
     said = rf"error: rank {dead} \(pid \d+ on \S+\) died before all ranks had met; rank {1 - dead} ends"
     assert re.fullmatch(said, line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_ranks_on_other_machines_are_told(dead: int) -> None:
+    """Of rank 0 too, whose store is not there then: the one beside it keeps it for a moment."""
+    codes, lines = ends(["die" if rank == dead else "" for rank in range(2)] + ["apart"])
+    assert codes == [-signal.SIGKILL if rank == dead else 1 for rank in range(3)]
+    said = r"error: rank {} \(pid \d+ on \S+\) died before all ranks had met; rank {} ends"
+    assert all(re.fullmatch(said.format(dead, rank), line) for rank, line in zip((1 - dead, 2), lines, strict=True))
 
 
 @pytest.mark.slow

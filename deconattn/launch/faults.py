@@ -60,15 +60,15 @@ class Watch:
         self.situation: Callable[[], str] = str
         self._me = peers[dist.get_rank()]
         self._processes = {peer: process_of(peer.pid) for peer in peers if peer.machine == self._me.machine}
-        leader = next(iter(self._processes), self._me)
-        # A connection of its own: another's wait must not block ours.
-        connect = _get_default_store().clone  # type: ignore[attr-defined]
-        self._roll = Roll(self._me, leader, connect, lambda: state_of(self._processes.get(leader)) == "runs")
         self._over, self._called = threading.Event(), threading.Event()
         self._concluding = threading.Lock()
         self._stopped_looks = 0
         self._unanswered = False
         if len(peers) > 1:
+            leader = next(iter(self._processes))
+            # A connection of its own: another's wait must not block ours.
+            connect = _get_default_store().clone  # type: ignore[attr-defined]
+            self._roll = Roll(self._me, leader, connect, lambda: state_of(self._processes[leader]) == "runs")
             threading.Thread(target=self._look_out, daemon=True).start()
             threading.Thread(target=self._listen, daemon=True).start()
 

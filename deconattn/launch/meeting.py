@@ -67,13 +67,14 @@ class Meeting:
             RuntimeError: they did not come in time, or rank 0 cannot keep the store.
         """
         begun = said = time.monotonic()
+        seconds = timeout.total_seconds() + (LINGER_SECONDS if self._rank else 0.0)  # rank 0 can say who is missing
         present, pause = 0, 0.05
         while self._size > 1 and present < self._size:
             now = time.monotonic()
             if self._refusal is not None:
                 raise self._refusal
-            if now - begun > timeout.total_seconds():
-                raise RuntimeError(f"timed out after {timeout.total_seconds():.0f} s: {self._absent(present)}")
+            if now - begun > seconds:
+                raise RuntimeError(f"timed out after {seconds:.0f} s: {self._absent(present)}")
             if now - said > WAITING_SECONDS and (self._rank == 0 or (not present and self._leads())):
                 print(f"note: {self._me} waits: {self._absent(present)}", file=sys.stderr, flush=True)
                 said = now
@@ -109,8 +110,7 @@ class Meeting:
                     self._tell(store, reason, code)
             if first:
                 print(text, file=sys.stderr, flush=True)
-            if self._size > 1:
-                time.sleep(LINGER_SECONDS)
+            self._linger(store, LINGER_SECONDS)
             end_process(code)
 
     def _tell(self, store: Any, reason: str, code: int) -> None:
@@ -184,8 +184,20 @@ class Meeting:
                         here = this_machine()
                         if code == 1 and machine != here and store.add(f"said on {here}", 1) == 1:
                             self._say(reason)
-            time.sleep(linger)
+            self._linger(store, linger)
             end_process(code)
+
+    def _linger(self, store: Any, seconds: float) -> None:
+        """Stay until others have learnt of the end; rank 0, which keeps the store, for those that are late."""
+        if self._size == 1:
+            return
+        with suppress(dist.DistError):
+            ended = store.add("ended", 1) if store is not None else 0
+            deadline = time.monotonic() + 2 * ANSWER_SECONDS
+            while self._rank == 0 and 0 < ended < self._size and time.monotonic() < deadline:
+                time.sleep(0.1)
+                ended = store.add("ended", 0)
+        time.sleep(seconds)
 
     def _say(self, reason: str) -> None:
         print(f"error: {reason} before all ranks had met; rank {self._rank} ends", file=sys.stderr, flush=True)

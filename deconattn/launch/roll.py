@@ -77,7 +77,10 @@ class Roll:
         if me.rank == leader.rank:
             self._store = Store(connect())
             if address is not None:
-                self.desk = Desk(address, self._store)
+                try:
+                    self.desk = Desk(address, self._store)
+                except OSError as error:
+                    print(f"note: the ranks of {me.host} watch by a connection each: {error}", file=sys.stderr)
         elif address is not None:
             self._relay = _Relay(address)
 

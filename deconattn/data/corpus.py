@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconattn.data.manifest import TOKENIZER_NAMES, Manifest, check_sizes, read_manifest
+from deconattn.data.manifest import TOKENIZER_NAMES, Manifest, ShardEntry, check_sizes, read_manifest
 from deconattn.data.mapped import fetch
 from deconattn.data.shards import MappedShard, check_shard, open_shard
 from deconattn.errors import UserError
@@ -31,20 +31,22 @@ class TokenCorpus:
     """All shards of one split, end to end, as tokens `0 .. num_tokens - 1`.
 
     Opening reads the manifest and compares the files' sizes with it in one scan of the folder; no shard is opened.
+    Given a `manifest` it reads nothing: another process has (see :func:`~deconattn.data.manifest.read_checked`).
     A shard is checked and mapped when first read (no checksums, see
     :func:`~deconattn.data.shards.verify_checksums`). Pickles as its name: another process maps anew. Raises
     :class:`UserError` for what is missing or damaged, naming the file, whether now or while reading.
     """
 
-    def __init__(self, folder: str | Path, split: str = "train") -> None:
+    def __init__(self, folder: str | Path, split: str = "train", manifest: Manifest | None = None) -> None:
         self.folder = Path(folder)
         self.split = split
-        self.manifest: Manifest = read_manifest(self.folder)
-        self._entries = self.manifest.of_split(split)
-        if not self._entries:
+        self.manifest: Manifest = read_manifest(self.folder) if manifest is None else manifest
+        self.entries = self.manifest.of_split(split)
+        if not self.entries:
             raise UserError(f"{self.folder} has no {split} split; pack again with another --val-fraction")
-        check_sizes(self.folder, self._entries)
-        self._starts: list[int] = np.cumsum([0, *(entry.tokens for entry in self._entries)], dtype=np.int64).tolist()
+        if manifest is None:
+            check_sizes(self.folder, self.entries)
+        self._starts: list[int] = np.cumsum([0, *(entry.tokens for entry in self.entries)], dtype=np.int64).tolist()
         self._shards: dict[int, _Open] = {}
 
     @property
@@ -87,7 +89,7 @@ class TokenCorpus:
             offset = within - opened.starts[batch]
             values = opened.shard.values[batch]
             piece = values[offset : offset + stop - start]
-            self._fetch(number, opened.values_at[batch] + offset * values.itemsize, piece.nbytes)
+            self._fetch(self.entries[number], opened.values_at[batch] + offset * values.itemsize, piece.nbytes)
             found.append(piece)
             start += len(piece)
         return found
@@ -104,7 +106,7 @@ class TokenCorpus:
             within = at - self._starts[number]
             batch = bisect_right(opened.starts, within) - 1
             bounds = opened.shard.offsets[batch]
-            self._fetch(number, opened.offsets_at[batch], bounds.nbytes)
+            self._fetch(self.entries[number], opened.offsets_at[batch], bounds.nbytes)
             base = self._starts[number] + opened.starts[batch]
             end = min(stop, base + opened.starts[batch + 1] - opened.starts[batch])
             low, high = bounds.searchsorted(np.array([at - base, end - base], dtype=bounds.dtype))
@@ -116,23 +118,23 @@ class TokenCorpus:
 
     def document_lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of every document, `[documents]`, in order, separators included; opens every shard, reads no token."""
-        lengths = np.empty(sum(entry.documents for entry in self._entries), dtype=np.int32)
-        done = 0
-        for number, entry in enumerate(self._entries):
-            opened = self._shards.get(number) or self._open(number)
+        return np.concatenate(list(self.iterate_lengths()))
+
+    def iterate_lengths(self) -> Iterator[npt.NDArray[np.int32]]:
+        """Yield the lengths of :meth:`document_lengths` a shard at a time, which alone is open then."""
+        for entry in self.entries:
+            shard = open_shard(self.folder / entry.name, entry, self.manifest)
             found = []
-            for address, bounds in zip(opened.offsets_at, opened.shard.offsets, strict=True):
-                self._fetch(number, address, bounds.nbytes)
+            for bounds in shard.offsets:
+                self._fetch(entry, bounds.ctypes.data, bounds.nbytes)
                 found.append(np.diff(bounds))
-            ours = np.concatenate(found) if found else np.empty(0, dtype=np.int32)
-            if len(ours) != entry.documents or int(ours.min(initial=0)) < 0:
+            lengths = np.concatenate(found) if found else np.empty(0, dtype=np.int32)
+            if len(lengths) != entry.documents or int(lengths.min(initial=0)) < 0:
                 raise UserError(
-                    f"{opened.shard.path} is damaged (its documents are not the {entry.documents} of its manifest); "
+                    f"{shard.path} is damaged (its documents are not the {entry.documents} of its manifest); "
                     f"copy it again or pack again with {command('pack')}"
                 )
-            lengths[done : done + len(ours)] = ours
-            done += len(ours)
-        return lengths
+            yield lengths
 
     def report_foreign_id(self, start: int, tokens: npt.NDArray[np.int64]) -> None:
         """Raise :class:`UserError` for the first token beyond the vocabulary; `tokens` lie at `start` of the corpus."""
@@ -142,7 +144,7 @@ class TokenCorpus:
         place = int(foreign[0])
         number = bisect_right(self._starts, start + place) - 1
         raise UserError(
-            f"{self.folder / self._entries[number].name}: token {start + place - self._starts[number]} is "
+            f"{self.folder / self.entries[number].name}: token {start + place - self._starts[number]} is "
             f"{int(tokens[place])}, beyond the vocabulary of {self.manifest.vocab_size}; copy the shard again or "
             f"pack again with {command('pack')}"
         )
@@ -152,17 +154,16 @@ class TokenCorpus:
             raise IndexError(f"tokens {start} .. {stop} of a corpus of {self.num_tokens}")
 
     def _open(self, number: int) -> _Open:
-        entry = self._entries[number]
+        entry = self.entries[number]
         shard = open_shard(self.folder / entry.name, entry, self.manifest)
         addresses = ([array.ctypes.data for array in arrays] for arrays in (shard.values, shard.offsets))
         self._shards[number] = opened = _Open(shard, shard.starts.tolist(), *addresses)
         return opened
 
-    def _fetch(self, number: int, address: int, size: int) -> None:
+    def _fetch(self, entry: ShardEntry, address: int, size: int) -> None:
         try:
             fetch(address, size)
         except OSError as error:
-            entry = self._entries[number]
             path = self.folder / entry.name
             check_shard(path, entry)  # missing or truncated, it says so itself
             raise UserError(

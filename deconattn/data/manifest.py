@@ -21,6 +21,8 @@ FINGERPRINT = "v2:"
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model")
 SETTINGS_NAME = "tokenizer_config.json"
 """File beside a tokenizer, here with the two keys of Hugging Face's that say how a corpus was packed."""
+TABLES_NAME = ".best-fit"
+"""Folder, within a corpus's or a run's, of the tables of best-fit packing."""
 SPLITS = ("train", "val")
 SpecialTokens = Literal["text", "token"]
 """What a special token that a text spells is read as."""
@@ -101,6 +103,13 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path} has format version {version}, newer than {FORMAT_VERSION}; update deconattn"
             ) from None
         raise UserError(f"{path} is damaged ({_reason(error)}); pack the corpus again with {command('pack')}") from None
+    return manifest
+
+
+def read_checked(folder: Path) -> Manifest:
+    """Read a folder's manifest and compare the sizes of all its shards with it, see :func:`check_sizes`."""
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest.shards)
     return manifest
 
 

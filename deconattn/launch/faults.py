@@ -2,9 +2,9 @@
 
 What a dead rank leaves behind: gloo tells its neighbours at once, by an exception that names nobody; NCCL may
 leave them waiting for the whole timeout, where no signal handler runs; ranks that do not talk to it learn nothing.
-So a thread of each rank looks every second after the processes on its machine, and at the roll, a key in the
-store that the ranks met at. Whoever sees something wrong writes there; then all others do, and who is missing
-is dead or hung.
+So a thread of each rank looks every second after the processes on its machine, and at the roll
+(:mod:`~deconattn.launch.roll`). Whoever sees something wrong writes there; then all others do, and who is missing is
+dead or hung.
 """
 
 import json
@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import psutil
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from deconattn.errors import UserError
 from deconattn.launch.peers import Peer
+from deconattn.launch.roll import Roll
 from deconattn.shown import one_line
 
 LOOK_SECONDS = 1.0
@@ -62,15 +63,18 @@ class Watch:
         self.record: Callable[[], None] = lambda: None
         self.doing: Callable[[], str] = str
         self._me = peers[dist.get_rank()]
-        self._processes = {peer: _process(peer.pid) for peer in peers if peer.machine == self._me.machine}
-        # A connection of its own: another's wait must not block ours. Any: the stub lacks half of the methods.
-        self._store: Any = _get_default_store().clone()  # type: ignore[attr-defined]
-        self._over = threading.Event()
+        self._processes = {peer: process_of(peer.pid) for peer in peers if peer.machine == self._me.machine}
+        self._over, self._called = threading.Event(), threading.Event()
         self._concluding = threading.Lock()
         self._stopped_looks = 0
         self._unanswered = False
         if len(peers) > 1:
+            leader = next(iter(self._processes))
+            # A connection of its own: another's wait must not block ours.
+            connect = _get_default_store().clone  # type: ignore[attr-defined]
+            self._roll = Roll(self._me, leader, connect, lambda: state_of(self._processes[leader]) == "runs")
             threading.Thread(target=self._look_out, daemon=True).start()
+            threading.Thread(target=self._listen, daemon=True).start()
 
     def leave(self) -> None:
         """Wait for all ranks to come here; from then on any may end. A collective call."""
@@ -80,45 +84,53 @@ class Watch:
     def end(self, error: Exception) -> NoReturn:
         """End this process after an exception: exit code 2 for what the user can mend, else 1."""
         if isinstance(error, UserError):
-            self._fail(str(error), f"error: {one_line(error)}", 2)
+            # All ranks find most such things alike, and one of them is enough to say so.
+            self._fail(str(error), f"error: {one_line(error)}", 2, once=str(error))
         if len(self.peers) > 1 and _is_lost_connection(error):
             with self._concluding:  # where the thread was first, wait for it to end the process
-                self._conclude("lost", _first_sentence(error) + self.doing())
-        reason = f"{type(error).__name__}: {_first_sentence(error)}"
+                self._conclude("lost", first_sentence(error) + self.doing())
+        reason = f"{type(error).__name__}: {first_sentence(error)}"
         line = f"error: rank {self._me.rank}: {reason}{self.situation()}"
-        self._fail(reason, "".join(traceback.format_exception(error)) + line, 1)
+        text = "".join(traceback.format_exception(error)) + line
+        self._fail(reason, text, 1, once=f"{self._me.machine} {reason}")
 
-    def _fail(self, reason: str, text: str, code: int) -> NoReturn:
-        """End for a reason of our own: say it, unless a rank on this machine has, and tell the others."""
+    def _fail(self, reason: str, text: str, code: int, once: str) -> NoReturn:
+        """End for a reason of our own: say it, unless a rank has that said the same `once`, and tell the others."""
         self._over.set()
         alone = len(self.peers) == 1
-        if alone or self._ask(lambda: self._store.add(f"{self._me.machine} {reason}", 1) == 1, otherwise=True):
+        if alone or self._ask(lambda: self._roll.is_first(once), otherwise=True):
             print(text, file=sys.stderr, flush=True)
         if not alone:
             self._answer("failed", reason)
             time.sleep(LINGER_SECONDS)
-        _end(code)
+        end_process(code)
 
     def _look_out(self) -> None:
-        with suppress(dist.DistError):  # the store, which rank 0 keeps, is gone
-            while not self._over.wait(LOOK_SECONDS):
-                if self._states("died") or self._store.check(["roll"]):
-                    break
-                self._warn_of_stopped()
+        while not self._over.wait(LOOK_SECONDS):
+            if self._states("died") or self._called.is_set():
+                break
+            self._warn_of_stopped()
         with self._concluding:
             self._conclude("alive", "")
+
+    def _listen(self) -> None:
+        """Wait for the roll, in a thread of its own: where the store does not answer, nor does this return."""
+        with suppress(dist.DistError):  # the store, which rank 0 keeps, is gone
+            while not self._over.wait(LOOK_SECONDS) and not self._roll.is_called():
+                pass
+        self._called.set()
 
     def _conclude(self, state: str, reason: str) -> None:
         """Find out who is to blame, say it, and end the process, unless it is an orderly end after all."""
         if self._over.is_set():
             return
         self._answer(state, reason)
-        words = self._roll()
+        words = self._words()
         failed = any(word.state == "failed" for word in words)
         if not failed:
             if self._over.wait(ANSWER_SECONDS):
                 return
-            words = self._roll() or words
+            words = self._words() or words
         if self._over.is_set():
             return
         if late := next((word.reason for word in words if "Timed out" in word.reason), None):
@@ -130,7 +142,7 @@ class Watch:
             line = f"error: {blame}; rank {self._me.rank} ends{because}{self.situation()}"
             print(line, file=sys.stderr, flush=True)
         if not self._over.wait(LINGER_SECONDS * (1 + failed)):
-            _end(1)
+            end_process(1)
 
     def _blame(self, words: list[Word]) -> str | None:
         """The culprits; None where they were on this machine and have spoken for themselves."""
@@ -154,7 +166,7 @@ class Watch:
 
     def _states(self, wanted: str) -> dict[Peer, str]:
         """The processes on this machine that are in a state."""
-        return {peer: wanted for peer, process in self._processes.items() if _state(process) == wanted}
+        return {peer: wanted for peer, process in self._processes.items() if state_of(process) == wanted}
 
     def _is_speaker(self) -> bool:
         absent = self._states("died") | self._states("is stopped")
@@ -169,12 +181,12 @@ class Watch:
             print(f"warning: stopped by a signal, with all ranks waiting: {names}", file=sys.stderr, flush=True)
 
     def _answer(self, state: str, reason: str) -> None:
-        word = json.dumps([self._me.rank, state, reason]) + "\n"
-        self._ask(lambda: self._store.append("roll", word), otherwise=None)
+        word = json.dumps([self._me.rank, state, reason])
+        self._ask(lambda: self._roll.add(word), otherwise=None)
 
-    def _roll(self) -> list[Word]:
-        text = self._ask(lambda: self._store.get("roll").decode(), otherwise="")
-        return [Word(*json.loads(line)) for line in text.splitlines()]
+    def _words(self) -> list[Word]:
+        lines: list[str] = self._ask(self._roll.lines, otherwise=[])
+        return [Word(*json.loads(line)) for line in lines]
 
     def _ask(self, question: Callable[[], Answer], otherwise: Answer) -> Answer:
         """The store's answer. Without rank 0 there is none, and where rank 0 is stopped no timeout of its helps."""
@@ -193,14 +205,16 @@ class Watch:
         return answers[0] if answers else otherwise
 
 
-def _process(pid: int) -> psutil.Process | None:
+def process_of(pid: int) -> psutil.Process | None:
+    """Return a process; None if it has ended."""
     try:
         return psutil.Process(pid)
     except psutil.NoSuchProcess:
         return None
 
 
-def _state(process: psutil.Process | None) -> str:
+def state_of(process: psutil.Process | None) -> str:
+    """Return "runs", "is stopped" or "died"."""
     try:
         if process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
             return "died"
@@ -214,13 +228,13 @@ def _is_lost_connection(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)[:200])
 
 
-def _first_sentence(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
     """Strip the C++ file before a message and the advice after it."""
     line = next(iter(str(error).splitlines()), "")
     return re.sub(r"^\[\S*\]\s*", "", line).partition(". This is typically")[0]
 
 
-def _end(code: int) -> NoReturn:
+def end_process(code: int) -> NoReturn:
     """End the process at once; sys.exit would wait for threads that may wait for a dead rank."""
     with suppress(OSError):
         sys.stdout.flush()

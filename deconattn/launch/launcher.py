@@ -70,7 +70,7 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
     quiet_accelerator()
     from deconattn.launch.world import world_size  # after that: DeepSpeed looks for an accelerator when it is imported
 
-    for note in check_flags(flags, world_size(options)):
+    for note in check_flags(flags, world_size(options)).notes:
         print(f"note: {note}", file=sys.stderr)
     folder, restarts = flags.run.save, flags.run.max_restarts
     if folder is not None:

@@ -34,9 +34,8 @@ class Peer:
 
 def introduce() -> list[Peer]:
     """All ranks in order; a collective call."""
-    host = socket.gethostname()
     everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, Peer(dist.get_rank(), os.getpid(), host, f"{host} {_kernel()}"))
+    dist.all_gather_object(everyone, Peer(dist.get_rank(), os.getpid(), socket.gethostname(), this_machine()))
     return everyone
 
 
@@ -75,6 +74,11 @@ def _source_digest() -> str:
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def this_machine() -> str:
+    """A name of this machine, or container, that no other has."""
+    return f"{socket.gethostname()} {_kernel()}"
 
 
 def _kernel() -> str:

@@ -1,6 +1,9 @@
 """Checks of a command line before any rank starts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 
 from deconattn.checkpoint.format import steps_in
 from deconattn.checkpoint.manifest import is_whole, step_of
@@ -8,8 +11,10 @@ from deconattn.config.command_line import parse_training_flags
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import read_run_config
-from deconattn.errors import UserError
+from deconattn.data import Manifest
+from deconattn.errors import UserError, of_the_disk
 from deconattn.mixers.plugins import plugin_files
+from deconattn.parallel.process_group import from_rank_0
 from deconattn.parallel.trial import Trial
 from deconattn.train.inputs import TrainingData
 from deconattn.train.run_folder import check_run_folder
@@ -23,14 +28,47 @@ def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> Tr
     return flags
 
 
-def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str]:
+@dataclass(frozen=True)
+class Checked:
+    """What the checks came upon.
+
+    Attributes:
+        notes: lines about what is right and worth knowing.
+        manifests: of the corpora of `--data` and then of the phases, each once.
+    """
+
+    notes: list[str]
+    manifests: tuple[Manifest, ...] | None
+
+
+def check_on_rank_0(flags: TrainingFlags) -> tuple[Manifest, ...] | None:
+    """Check flags against the disk on rank 0 alone; a collective call.
+
+    Returns:
+        On rank 0 the manifests of :class:`Checked`, else None.
+
+    Raises:
+        UserError: on every rank.
+    """
+    found: list[tuple[Manifest, ...] | None] = [None]
+
+    def check() -> None:
+        try:
+            found[0] = check_flags(flags, torch.distributed.get_world_size()).manifests
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise of_the_disk(error, error.filename) from error
+
+    from_rank_0(check)
+    return found[0]
+
+
+def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
     """Check flags against the disk; touches nothing.
 
     Args:
         world_size: number of ranks, where it is known already.
-
-    Returns:
-        Lines about what is right and worth knowing.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -47,7 +85,7 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str
     if flags.engine.zero_quantized_weights:
         _check_quantizer()
     flags.run.check_profile(flags.total_steps, world_size)
-    accumulation_steps, notes = 1, list[str]()
+    accumulation_steps, notes, manifests = 1, list[str](), None
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
     deepspeed_config(flags, accumulation_steps)
@@ -57,11 +95,11 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> list[str
         check_evaluation(flags.evaluation)
     if flags.data.data:
         data = TrainingData(flags.data.data, flags)
-        notes = data.check_tokenizers()
+        notes, manifests = data.check_tokenizers(), data.manifests
         model = model_config(flags.model, data.vocab_size, flags.plan.longest)
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()
-    return notes
+    return Checked(notes, manifests)
 
 
 def _check_quantizer() -> None:

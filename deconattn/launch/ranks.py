@@ -157,7 +157,7 @@ def join(environment: MutableMapping[str, str]) -> None:
 
 
 def check(given: Mapping[str, str]) -> None:
-    """Raises UserError if PyTorch's variables are incomplete, contradictory or beyond this machine."""
+    """Raises UserError if PyTorch's variables are incomplete or contradictory."""
     if not (ranks := _set(given)):
         return
     if missing := [name for name in VARIABLES if name not in given]:
@@ -173,6 +173,12 @@ def check(given: Mapping[str, str]) -> None:
             f"RANK is {given['RANK']} but WORLD_SIZE is {given['WORLD_SIZE']}: ranks count from 0; "
             f"start with {command('train')}, or correct them"
         )
+
+
+def check_device(given: Mapping[str, str]) -> None:
+    """Raises UserError if this machine has no GPU for the rank, but for others."""
+    if "LOCAL_RANK" not in given:
+        return
     import torch  # only now: whoever has no launcher, and perhaps wants --help alone, does not wait for it
 
     gpus = torch.cuda.device_count()

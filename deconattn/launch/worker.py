@@ -6,14 +6,21 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil
 
 from deconattn.cli import handled, safe_output, say_error
 from deconattn.config.command_line import parse_training_flags
-from deconattn.errors import UserError, of_the_disk
-from deconattn.launch import ranks
+from deconattn.errors import UserError
+from deconattn.launch import limits, ranks
+from deconattn.launch.siblings import siblings
 from deconattn.program import command, plugin_flag, quoted
+
+if TYPE_CHECKING:
+    from deconattn.config.flags import TrainingFlags
+    from deconattn.launch.faults import Watch
+    from deconattn.launch.meeting import Meeting
 
 LAUNCHER = "deepspeed.launcher.launch"
 OUR_LAUNCHER = "DECONATTN_LAUNCHER"
@@ -74,51 +81,37 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
     try:
         ranks.join(os.environ)
         ranks.check(os.environ)
+        beside = siblings() if ranks.world_size() > 1 else {}
+        # Alone, and perhaps with --help, it waits for no import; others may be waiting for this rank.
+        flags = _flags(given) if ranks.world_size() == 1 else None
     except UserError as error:
         say_error(error)
         sys.exit(2)
-    try:
-        flags = parse_training_flags(given)
-        from deconattn.launch.preflight import check_flags  # only now: --help has left, and waits for no import
 
-        check_flags(flags, ranks.world_size())
-        if flags.run.max_restarts:
-            raise UserError(
-                "--max-restarts needs our own launcher, which did not start this rank: use "
-                f"{command('train')} without deepspeed, torchrun, srun or mpirun, or leave the flag out"
-            )
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            raise
-        if ranks.rank() == 0:  # all ranks found the same
-            say_error(error if isinstance(error, UserError) else of_the_disk(error, error.filename))
-        sys.exit(2)
+    from deconattn.launch.meeting import Meeting
+
+    meeting = Meeting(beside)
+    try:
+        ranks.check_device(os.environ)
+        flags = flags or _flags(given)
+        limits.say_if_too_low(ranks.world_size(), ranks.rank())
+        watch = _met(meeting, timedelta(minutes=flags.engine.distributed_timeout_minutes))
+    except Exception as error:
+        meeting.end(error)
+    meeting.close()
 
     import torch.distributed
 
-    from deconattn.launch.flight_recorder import FlightRecorder, last_collective, record_collectives
-    from deconattn.parallel import process_group
-
-    record_collectives(os.environ)
     try:
-        process_group.start_distributed(timedelta(minutes=flags.engine.distributed_timeout_minutes))
-    except RuntimeError as error:
-        meeting = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = next(iter(str(error).splitlines()), "")
-        print(f"error: rank {ranks.rank()} did not meet the other ranks at {meeting}: {reason}", file=sys.stderr)
-        sys.exit(1)
+        from deconattn.evaluation.in_loop import scorer
+        from deconattn.launch.flight_recorder import FlightRecorder, last_collective
+        from deconattn.launch.peers import check_alike
+        from deconattn.launch.preflight import check_on_rank_0
+        from deconattn.train.trainer import Trainer
 
-    from deconattn.evaluation.in_loop import scorer
-    from deconattn.launch.faults import Watch
-    from deconattn.launch.once import Once
-    from deconattn.launch.peers import check_alike, introduce
-    from deconattn.train.trainer import Trainer
-
-    Once().install()
-    watch = Watch(introduce())
-    try:
         check_alike(flags, watch.peers)
-        trainer = Trainer(flags, stop, scorer(flags.evaluation))
+        manifests = check_on_rank_0(flags)
+        trainer = Trainer(flags, stop, scorer(flags.evaluation), manifests)
         resume = f"{command('train')} --save {quoted(trainer.run_folder)} --resume{plugin_flag(flags.model.plugin)}"
         recorder = FlightRecorder(trainer.run_folder, trainer.progress.step, ranks.rank(), os.environ)
         watch.record, watch.doing = recorder.write, last_collective
@@ -130,6 +123,36 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
     torch.distributed.destroy_process_group()
     if trainer.launcher_lost:
         sys.exit(1)
+
+
+def _flags(given: Sequence[str]) -> "TrainingFlags":
+    flags = parse_training_flags(given)
+    if flags.run.max_restarts:
+        raise UserError(
+            "--max-restarts needs our own launcher, which did not start this rank: use "
+            f"{command('train')} without deepspeed, torchrun, srun or mpirun, or leave the flag out"
+        )
+    return flags
+
+
+def _met(meeting: "Meeting", timeout: timedelta) -> "Watch":
+    """Join the process group with all ranks, and watch over them from then on."""
+    from deconattn.launch.faults import Watch
+    from deconattn.launch.flight_recorder import record_collectives
+    from deconattn.launch.once import Once
+    from deconattn.launch.peers import introduce
+    from deconattn.parallel import process_group
+
+    record_collectives(os.environ)
+    try:
+        process_group.start_distributed(timeout, meeting.wait)
+        Once().install()
+        return Watch(introduce())
+    except RuntimeError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = next(iter(str(error).splitlines()), "")
+        line = f"rank {ranks.rank()} did not meet the other ranks at {place}: {reason}"
+        meeting.give_up(f"error: {line}", line, 1)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,15 @@ T = TypeVar("T")
 _published = count()
 
 
-def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.device:
+def start_distributed(
+    timeout: timedelta = timedelta(minutes=10),
+    meet: Callable[[timedelta], torch.distributed.Store | None] | None = None,
+) -> torch.device:
     """Join the process group and return this rank's device.
 
     Args:
+        meet: waits for the other ranks, after all that takes long to import, and returns the store that they met at
+            (see :func:`open_store`); None where this function is to find it.
         timeout: a collective that waits longer for a rank fails (gloo: an exception; NCCL: its watchdog ends the
             process, which is PyTorch's default). Groups made later, DeepSpeed's own included, have it too.
 
@@ -55,7 +60,8 @@ def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.devic
     # A new group has the module's default, not the default group's timeout, and DeepSpeed has no way to say another.
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
     backend = "nccl" if device.type == "cuda" else "gloo"
-    if (store := _loopback_store(timeout)) is not None:
+    store = (meet and meet(timeout)) or _loopback_store(timeout)
+    if store is not None:
         rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
         bound = device if device.type == "cuda" and size > 1 else None  # as DeepSpeed does it
         torch.distributed.init_process_group(
@@ -65,6 +71,27 @@ def start_distributed(timeout: timedelta = timedelta(minutes=10)) -> torch.devic
     return device
 
 
+def open_store(timeout: timedelta) -> torch.distributed.TCPStore:
+    """Open the store at MASTER_ADDR and MASTER_PORT, which rank 0 keeps, or torchrun; others wait for it alone.
+
+    Raises:
+        RuntimeError: rank 0 cannot listen there, or does not within the timeout.
+    """
+    if (store := _loopback_store(timeout)) is not None:
+        return store
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    listens = rank == 0 and not is_torchrun()
+    return torch.distributed.TCPStore(
+        host, port, size, is_master=listens, timeout=timeout, wait_for_workers=False, multi_tenant=True
+    )
+
+
+def is_torchrun() -> bool:
+    """Whether torchrun's agent keeps the store, and looks after ranks that die."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def _loopback_store(timeout: timedelta) -> torch.distributed.TCPStore | None:
     """Return the store where the ranks of one machine meet, which no other machine can reach.
 
@@ -72,11 +99,11 @@ def _loopback_store(timeout: timedelta) -> torch.distributed.TCPStore | None:
     MASTER_ADDR is no address of the loopback, or torchrun keeps the store.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if not _is_loopback(host) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if not _is_loopback(host) or is_torchrun():
         return None
     rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     if rank:
-        return torch.distributed.TCPStore(host, port, size, is_master=False, timeout=timeout)
+        return torch.distributed.TCPStore(host, port, size, is_master=False, timeout=timeout, wait_for_workers=False)
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -86,7 +113,13 @@ def _loopback_store(timeout: timedelta) -> torch.distributed.TCPStore | None:
             raise RuntimeError(f"{host}:{port}: {error.strerror}") from error
         listener.listen(max(128, size))
         return torch.distributed.TCPStore(
-            host, listener.getsockname()[1], size, is_master=True, timeout=timeout, master_listen_fd=listener.detach()
+            host,
+            listener.getsockname()[1],
+            size,
+            is_master=True,
+            timeout=timeout,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
         )
 
 

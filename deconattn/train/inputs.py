@@ -6,41 +6,100 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.run_config import CorpusIdentity
+from deconattn.config.steps import Stretch
 from deconattn.data import Batch, SampleStream, TokenCorpus, Tokenizer, parse_data_argument
 from deconattn.data.corpus_tokenizer import difference, load_corpus_tokenizer, note_of
-from deconattn.data.loading.batches import Stream
+from deconattn.data.loading.batches import Stream, check_corpora
 from deconattn.data.loading.best_fit import BestFit
 from deconattn.data.loading.loader import Loader, open_loader
 from deconattn.data.loading.phases import Streams, connect
-from deconattn.errors import UserError
+from deconattn.data.manifest import TABLES_NAME, Manifest, read_checked
+from deconattn.errors import UserError, of_the_disk
 from deconattn.ops.cross_entropy import IGNORED
+from deconattn.parallel.process_group import from_rank_0
+
+
+def open_data(
+    arguments: tuple[str, ...], flags: TrainingFlags, run: Path, manifests: Sequence[Manifest] | None = None
+) -> "TrainingData":
+    """Open a run's data on every rank; a collective call.
+
+    Rank 0 reads the manifests, compares the shards' sizes and makes what tables are wanted, however long that takes.
+    The others get the manifests from it and open nothing but such tables; shards are mapped when first read.
+
+    Args:
+        manifests: where rank 0 has read them already.
+
+    Raises:
+        UserError: on every rank, for what rank 0 finds, see :class:`TrainingData`.
+    """
+    spare, opened = run / TABLES_NAME, list[TrainingData]()
+
+    def read() -> None:
+        data = TrainingData(arguments, flags, manifests, spare)
+        try:
+            data.open()
+        except OSError as error:
+            raise of_the_disk(error, "--data") from error
+        opened.append(data)
+
+    from_rank_0(read)
+    told: list[Any] = [opened[0].manifests if opened else None]
+    torch.distributed.broadcast_object_list(told, src=0)
+    if not opened:
+        opened.append(TrainingData(arguments, flags, told[0], spare, verify=False))
+        opened[0].open()
+    return opened[0]
+
+
+class _Phase(NamedTuple):
+    """A phase with a stream of its own."""
+
+    stretch: Stretch
+    corpora: list[tuple[TokenCorpus, float]]
+    identities: list[CorpusIdentity]
 
 
 class TrainingData:
     """Training and validation streams over the corpora of `--data`.
 
+    Args:
+        manifests: the corpora's, where some process has read and compared them; else they are here.
+        spare, verify: see :class:`~deconattn.data.loading.best_fit.BestFit`.
+
     Raises:
         UserError: see :class:`~deconattn.data.SampleStream`; a fixed text that is too short or not UTF-8.
     """
 
-    def __init__(self, arguments: tuple[str, ...], flags: TrainingFlags) -> None:
-        self._flags = flags
+    def __init__(
+        self,
+        arguments: tuple[str, ...],
+        flags: TrainingFlags,
+        manifests: Sequence[Manifest] | None = None,
+        spare: Path | None = None,
+        verify: bool = True,
+    ) -> None:
+        self._flags, self._spare, self._verify = flags, spare, verify
         seq_len, seed = flags.data.seq_len, flags.optimization.seed
         parsed = [parse_data_argument(argument) for argument in arguments]
-        corpora = [(TokenCorpus(folder), weight) for folder, weight in parsed]
-        first = SampleStream(corpora, seq_len, seed, packing=flags.data.packing)
-        self._layouts = first.layouts
+        folders = _folders([*arguments, *(argument for stretch in flags.plan.stretches for argument in stretch.data)])
+        self.manifests = tuple(manifests or map(read_checked, folders))
+        self._manifest_of = dict(zip(folders, self.manifests, strict=True))
+        self._blended = corpora = self._corpora(parsed)
+        check_corpora([corpus for corpus, _ in corpora], seq_len)
         held_out, self._not_validated = [], []
-        for (folder, weight), (train, _) in zip(parsed, corpora, strict=True):
-            if not train.manifest.of_split("val"):
+        for folder, weight in parsed:
+            manifest = self._manifest_of[folder]
+            if not manifest.of_split("val"):
                 self._not_validated.append(f"{folder} has no validation split")
-            elif (corpus := TokenCorpus(folder, "val")).num_tokens <= seq_len:
+            elif (corpus := TokenCorpus(folder, "val", manifest)).num_tokens <= seq_len:
                 self._not_validated.append(
                     f"the validation split of {folder} has {corpus.num_tokens} tokens, and one sequence with its "
                     f"labels {seq_len + 1}"
@@ -52,33 +111,57 @@ class TrainingData:
         self.identities = _identities(parsed, self.corpora)
         self.phase_identities: dict[str, list[CorpusIdentity]] = {}
         """Of phases with corpora of their own, by the step that each begins at."""
-        self._train: Stream = self._with_phases(first, arguments) if flags.plan.stretches[-1].stream else first
+        self._phases = list(self._read_phases(arguments))
+        if flags.data.packing == "concat":
+            self.open()  # which costs nothing, and finds a corpus that is too short
 
-    def _with_phases(self, first: SampleStream, arguments: tuple[str, ...]) -> Streams:
-        """Return the streams of all phases."""
-        flags = self._flags
-        begins = [now for before, now in pairwise(flags.plan.stretches) if now.stream != before.stream]
-        streams, identities, before = [first], [self.identities], arguments
-        for stretch in begins:
+    def _corpora(self, parsed: Sequence[tuple[Path, float]]) -> list[tuple[TokenCorpus, float]]:
+        return [(TokenCorpus(folder, manifest=self._manifest_of[folder]), weight) for folder, weight in parsed]
+
+    def _read_phases(self, arguments: tuple[str, ...]) -> Iterator["_Phase"]:
+        """Yield the phases that read other data than those before, or in another length."""
+        before = arguments
+        for last, stretch in pairwise(self._flags.plan.stretches):
+            if stretch.stream == last.stream:
+                continue
             asked = stretch.data or arguments
             parsed = [parse_data_argument(argument) for argument in asked]
-            corpora = [(TokenCorpus(folder), weight) for folder, weight in parsed]
+            corpora = self._corpora(parsed)
             ours, theirs = self.corpora[0], corpora[0][0]
             if different := difference(ours.folder, ours.manifest, theirs.folder, theirs.manifest):
                 raise UserError(
                     f"--phase {stretch.first}: {theirs.folder} was packed with another tokenizer than {ours.folder} "
                     f"({different}): pack one of them again with the other's"
                 )
-            seed = flags.optimization.seed
-            streams.append(SampleStream(corpora, stretch.seq_len, seed, packing=flags.data.packing))
-            identities.append(_identities(parsed, [corpus for corpus, _ in corpora]))
+            identities = _identities(parsed, [corpus for corpus, _ in corpora])
             if asked != before:
-                self.phase_identities[str(stretch.first)] = identities[-1]
+                self.phase_identities[str(stretch.first)] = identities
             before = asked
-        starts = [0, *(stretch.samples for stretch in begins)]
+            yield _Phase(stretch, corpora, identities)
+
+    @cached_property
+    def _streams(self) -> list[SampleStream]:
+        """Streams of `--data` and of the phases."""
+        data, seed = self._flags.data, self._flags.optimization.seed
+        blends = [(self._blended, data.seq_len), *((phase.corpora, phase.stretch.seq_len) for phase in self._phases)]
+        return [
+            SampleStream(corpora, length, seed, packing=data.packing, spare=self._spare, verify=self._verify)
+            for corpora, length in blends
+        ]
+
+    @cached_property
+    def _train(self) -> Stream:
+        if not self._phases:
+            return self._streams[0]
+        starts = [0, *(phase.stretch.samples for phase in self._phases)]
         counts = [end - start for start, end in pairwise(starts)]
-        connect(streams, counts, [[identity.content for identity in each] for each in identities])
-        return Streams(streams, starts)
+        every = [self.identities, *(phase.identities for phase in self._phases)]
+        connect(self._streams, counts, [[identity.content for identity in each] for each in every])
+        return Streams(self._streams, starts)
+
+    def open(self) -> None:
+        """Open the training stream, and make what tables it wants; else its first use does."""
+        _ = self._train
 
     @property
     def vocab_size(self) -> int:
@@ -143,7 +226,7 @@ class TrainingData:
 
     def packing_report(self) -> list[str]:
         """Return a line for each corpus whose documents are packed: what is padding and what was cut."""
-        layouts = zip(self.corpora, self._layouts, strict=True)
+        layouts = zip(self.corpora, self._streams[0].layouts, strict=True)
         return [f"{corpus.folder}: {layout.packing}" for corpus, layout in layouts if isinstance(layout, BestFit)]
 
     def validation_batches(self, dp_rank: int, dp_size: int) -> Iterator[Batch]:
@@ -211,6 +294,11 @@ def check_phase_identities(
     begun = {step for step in before.keys() | now.keys() if int(step) < reached}
     for step in sorted(begun, key=int):
         check_identities(before.get(step, ()), now.get(step, ()), f"--phase {step}")
+
+
+def _folders(arguments: Sequence[str]) -> list[Path]:
+    """Return the folders of `--data` and of the phases, each once."""
+    return list(dict.fromkeys(parse_data_argument(argument)[0] for argument in arguments))
 
 
 def _identities(parsed: Sequence[tuple[Path, float]], corpora: Sequence[TokenCorpus]) -> list[CorpusIdentity]:

@@ -19,6 +19,7 @@ from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.config.steps import Stretch
 from deconattn.cost.hardware import peak_flops
+from deconattn.data import Manifest
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
@@ -30,7 +31,7 @@ from deconattn.parallel.topology import Topology
 from deconattn.program import command, plugin_flag, quoted
 from deconattn.train.checkpoints import Checkpoints
 from deconattn.train.engine import Engine, StepResult, Stopped, empty_model
-from deconattn.train.inputs import TrainingData, check_identities, check_phase_identities
+from deconattn.train.inputs import check_identities, check_phase_identities, open_data
 from deconattn.train.metrics import Metrics, memory_gib, writing
 from deconattn.train.pace import Pace, Stragglers, spread
 from deconattn.train.profiling import StepProfiler
@@ -69,6 +70,7 @@ class Trainer:
     Args:
         stop: read between steps, and between the batches of validations and scores.
         scorer: scores the checkpoints, on rank 0; None where the flags ask for no benchmark.
+        manifests: of `--data`, where rank 0 has read them already.
 
     Attributes:
         launcher_lost: the run has stopped because some rank's launcher was gone.
@@ -77,19 +79,25 @@ class Trainer:
         UserError: whatever is wrong with data, folder or checkpoint, before the first step.
     """
 
-    def __init__(self, flags: TrainingFlags, stop: StopFlag, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self,
+        flags: TrainingFlags,
+        stop: StopFlag,
+        scorer: Scorer | None = None,
+        manifests: Sequence[Manifest] | None = None,
+    ) -> None:
         self.flags, self.stop, self._scorer = flags, stop, scorer
         self.launcher_lost = False
         self.run_folder, self._lock = claim_run_folder(flags)
         try:
-            self._open()
+            self._open(manifests)
         except BaseException:
             self._release()
             raise
 
-    def _open(self) -> None:
+    def _open(self, manifests: Sequence[Manifest] | None) -> None:
         flags = self.flags
-        self.data = TrainingData(data_arguments(flags, self.run_folder), flags)
+        self.data = open_data(data_arguments(flags, self.run_folder), flags, self.run_folder, manifests)
         self.model_config = model_config(flags.model, self.data.vocab_size, flags.plan.longest)
         check_space(self.run_folder, self.model_config, flags.run.keep)
         checkpoint = self._checkpoint_to_resume()

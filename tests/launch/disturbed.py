@@ -75,6 +75,11 @@ def apart() -> None:
     peers._kernel = lambda: os.environ["RANK"]  # type: ignore[assignment]
 
 
+def two_machines() -> None:
+    """Ranks 0 and 1 take themselves to be on a machine, and 2 and 3 on another."""
+    peers._kernel = lambda: str(int(os.environ["RANK"]) // 2)  # type: ignore[assignment]
+
+
 def blind() -> None:
     """A run folder that is not shared."""
     run_folder.SHARED_SECONDS = 0.1

@@ -19,7 +19,6 @@ from deconattn.errors import UserError
 from deconattn.launch import ranks
 from tests.launch.test_launch import shell_environment
 from tests.train.conftest import losses, validation_losses
-from tests.train.jobs import run_job
 
 DISTURBED = Path(__file__).with_name("disturbed.py")
 
@@ -30,14 +29,15 @@ def assert_same_as(run: Path, undisturbed: Path) -> None:
 
 
 def two_ranks(flags: list[str], *disturbances: str, only: list[list[str]] | None = None) -> list[tuple[int, str]]:
-    """Exit code and output of two ranks without a launcher; what was stopped is killed once the other has ended.
+    """Exit code and output of two ranks, or more, without a launcher; what is stopped is killed once another has ended.
 
     Args:
-        disturbances: of rank 0 and rank 1, see disturbed.py.
+        disturbances: of each rank, see disturbed.py.
         only: flags that one rank alone gets.
     """
     port = str(ranks.free_port())
-    world = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    size = len(disturbances)
+    world = {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(
             [sys.executable, "-u", str(DISTURBED), disturbances[rank], *flags, *(only[rank] if only else [])],
@@ -46,11 +46,11 @@ def two_ranks(flags: list[str], *disturbances: str, only: list[list[str]] | None
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(size)
     ]
     codes: dict[int, int] = {}
     deadline = time.monotonic() + 180
-    while len(codes) < 2 and time.monotonic() < deadline:
+    while len(codes) < size and time.monotonic() < deadline:
         codes |= {rank: code for rank, process in enumerate(processes) if (code := process.poll()) is not None}
         if codes:  # the other ends by itself within seconds, or is stopped
             for rank, process in enumerate(processes):
@@ -60,8 +60,8 @@ def two_ranks(flags: list[str], *disturbances: str, only: list[list[str]] | None
     for process in processes:
         process.kill()
     outputs = [process.communicate()[0] for process in processes]
-    assert len(codes) == 2, outputs
-    return [(codes[rank], outputs[rank]) for rank in range(2)]
+    assert len(codes) == size, outputs
+    return [(codes[rank], outputs[rank]) for rank in range(size)]
 
 
 def errors(output: str) -> list[str]:
@@ -128,6 +128,23 @@ def test_what_happens_on_another_machine_is_told_on_this_one(
     assert re.match(f"error: {said}", line)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("dead", "speakers"), [(2, (0, 3)), (3, (0, 2)), (0, (1, 2))])
+def test_on_two_machines_of_two_ranks_every_death_is_learnt_by_all(
+    dead: int, speakers: tuple[int, int], flags: list[str], tmp_path: Path
+) -> None:
+    """Rank 2 and rank 0 lead their machines: their neighbours ask them for news."""
+    disturbances = ["two_machines" + (",die" if rank == dead else "") for rank in range(4)]
+    begun = time.monotonic()
+    ends = two_ranks([*flags, "--save", str(tmp_path), "--micro-batch-size", "1"], *disturbances)
+    assert time.monotonic() - begun < 150, "starting included"
+    assert [code for code, _ in ends] == [-signal.SIGKILL if rank == dead else 1 for rank in range(4)]
+    assert [len(errors(output)) for _, output in ends] == [int(rank in speakers) for rank in range(4)]
+    for rank in speakers:
+        [line] = errors(ends[rank][1])
+        assert re.match(rf"error: rank {dead} \(pid \d+ on \S+\) (died|does not answer); rank {rank} ends", line)
+
+
 def test_ranks_that_were_not_started_alike_are_refused(flags: list[str], tmp_path: Path) -> None:
     ends = two_ranks([*flags, "--save", str(tmp_path / "run")], "", "", only=[[], ["--lr", "0.5"]])
     assert [code for code, _ in ends] == [2, 2]
@@ -181,4 +198,4 @@ def test_a_local_rank_beyond_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(UserError, match="LOCAL_RANK is 1 but .* shows 1 GPUs: lower its slots in the hostfile"):
-        ranks.check(os.environ)
+        ranks.check_device(os.environ)

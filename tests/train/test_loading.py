@@ -1,15 +1,21 @@
 """How batches are loaded: by worker processes, and with documents packed whole."""
 
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from deconattn.config.command_line import parse_training_flags
 from deconattn.data import PackConfig, TokenCorpus
 from deconattn.data.packing.pack import pack
 from deconattn.errors import UserError
-from deconattn.train.inputs import TrainingData
+from deconattn.train.inputs import TrainingData, open_data
 from tests.conftest import DEMO, SMALL
+from tests.ranks import Ranks
 from tests.train.conftest import losses, validation_losses
 from tests.train.jobs import run_job
 
@@ -65,3 +71,49 @@ def test_validation_that_cannot_happen_is_told(corpus: Path, tmp_path: Path, cap
     run_job([*flags, "--data", str(short), "--save", str(tmp_path / "run")])
     assert f"no validation, and no val_loss: {too_short}" in capfd.readouterr().err
     assert not validation_losses(tmp_path / "run")
+
+
+def _opened(data: str, run: str) -> tuple[list[str], list[int], list[int]]:
+    """What each rank opens of a corpus, by names; bytes and samples of its first batch."""
+    looked_at: list[str] = []
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if noting and event in ("open", "os.scandir", "os.listdir") and str(arguments[0]).startswith(data):
+            looked_at.append(f"{event} {Path(str(arguments[0])).name}")
+
+    noting = True
+    sys.addaudithook(note)
+    flags = parse_training_flags([*SMALL, "--data", data, "--packing", "best-fit"])
+    opened = open_data((data,), flags, Path(run))
+    noting = False
+    stream = opened.loader(0, dist.get_rank(), dist.get_world_size(), pin=False)
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, (looked_at, stream.take(1)[0].input_ids.sum().item()))
+    stream.close()
+    return shares  # type: ignore[return-value]
+
+
+def _refused(data: str, run: str) -> list[str]:
+    flags = parse_training_flags([*SMALL, "--data", data])
+    said: list[Any] = [None] * dist.get_world_size()
+    try:
+        open_data((data,), flags, Path(run))
+        mine = ""
+    except UserError as error:
+        mine = str(error)
+    dist.all_gather_object(said, mine)
+    return said
+
+
+def test_rank_0_reads_the_manifest_and_makes_the_table_for_all(
+    ranks: Callable[[int], Ranks], corpus: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data, ignore=shutil.ignore_patterns(".best-fit"))
+    (first, _), (other, _) = ranks(2)(_opened, data=str(data), run=str(tmp_path))
+    assert "open manifest.json" in first and "os.scandir data" in first and "open train-00000.arrow" in first
+    assert [what for what in other if not what.endswith(".table")] == [], "no manifest, no folder, no shard"
+    assert len([what for what in other if what.startswith("open train-")]) == 1
+    (data / "train-00000.arrow").unlink()
+    said = ranks(2)(_refused, data=str(data), run=str(tmp_path))
+    assert said[0] == said[1] and "train-00000.arrow is missing (its manifest lists it)" in said[0]

@@ -98,8 +98,10 @@ class SampleStream:
     micro-batch or the number of steps, so resuming is one integer. How samples lie in a corpus is `packing`:
     :class:`~deconattn.data.loading.sample_layout.Concatenation` or :class:`~deconattn.data.loading.best_fit.BestFit`.
 
-    corpora: pairs of corpus and weight. Raises :class:`UserError` for a corpus shorter than one sample and for
-    corpora packed with different tokenizers.
+    corpora: pairs of corpus and weight.
+    spare, verify: of best-fit packing's tables, see :class:`~deconattn.data.loading.best_fit.BestFit`.
+
+    Raises :class:`UserError` for a corpus shorter than one sample and for corpora packed with different tokenizers.
     """
 
     def __init__(
@@ -109,23 +111,16 @@ class SampleStream:
         seed: int,
         shuffle: bool = True,
         packing: Literal["concat", "best-fit"] = "concat",
+        spare: Path | None = None,
+        verify: bool = True,
     ) -> None:
-        if not corpora:
-            raise UserError(f"no corpus to train on; name a folder that {command('pack')} wrote")
-        if seq_len < 1:
-            raise UserError(f"sequence length {seq_len}: must be at least 1")
         self.corpora = tuple(corpus for corpus, _ in corpora)
         self.seq_len = seq_len
-        first = self.corpora[0]
-        for corpus in self.corpora:
-            different = difference(first.folder, first.manifest, corpus.folder, corpus.manifest)
-            if different is not None:
-                raise UserError(
-                    f"{first.folder} and {corpus.folder} were packed with different tokenizers ({different}); "
-                    "pack one of them again with the other's"
-                )
-        layout = Concatenation if packing == "concat" else BestFit
-        self.layouts: tuple[SampleLayout, ...] = tuple(layout(corpus, seq_len) for corpus in self.corpora)
+        check_corpora(self.corpora, seq_len)
+        self.layouts: tuple[SampleLayout, ...] = tuple(
+            Concatenation(corpus, seq_len) if packing == "concat" else BestFit(corpus, seq_len, spare, verify)
+            for corpus in self.corpora
+        )
         self._blend, self._seed, self._shuffle = Blend([weight for _, weight in corpora]), seed, shuffle
         self._order = Order(self._blend, self.samples_per_corpus, seed, shuffle)
 
@@ -175,6 +170,22 @@ class SampleStream:
             labels[begins[:, 1:]] = IGNORED
             fields[2:] = _within_documents(begins[:, :-1])
         return fields
+
+
+def check_corpora(corpora: Sequence[TokenCorpus], seq_len: int) -> None:
+    """Raise :class:`UserError` for corpora that cannot be blended, or a length that no sequence has."""
+    if not corpora:
+        raise UserError(f"no corpus to train on; name a folder that {command('pack')} wrote")
+    if seq_len < 1:
+        raise UserError(f"sequence length {seq_len}: must be at least 1")
+    first = corpora[0]
+    for corpus in corpora:
+        different = difference(first.folder, first.manifest, corpus.folder, corpus.manifest)
+        if different is not None:
+            raise UserError(
+                f"{first.folder} and {corpus.folder} were packed with different tokenizers ({different}); "
+                "pack one of them again with the other's"
+            )
 
 
 def _within_documents(begins: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -1,24 +1,23 @@
 """Documents packed into sequences of equal length so that none is cut that fits (`--packing best-fit`).
 
-Best-fit decreasing, as in "Fewer Truncations Improve Language Modeling" (Ding et al. 2024): the longest first, each
-into the fullest sequence that still has room. Documents of one length are placed together, so the work grows with
-the number of different lengths; the result is that of placing them one by one.
+Which pieces of documents a sequence has is looked up in a table in a file
+(:mod:`~deconattn.data.loading.best_fit_table`), which :mod:`~deconattn.data.loading.best_fit_build` makes by the
+algorithm of :mod:`~deconattn.data.loading.best_fit_packing`.
 """
 
-from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from deconattn.data.corpus import TokenCorpus
+from deconattn.data.loading.best_fit_table import Table, key_of, open_table
 from deconattn.data.loading.sample_layout import Row, write_shifted
+from deconattn.data.mapped import fetch
 from deconattn.errors import UserError
 from deconattn.ops.cross_entropy import IGNORED
-
-_TABLES = ("_starts", "_lengths", "_bounds", "_goes_on")
 
 
 @dataclass(frozen=True)
@@ -47,48 +46,41 @@ class BestFit:
     IGNORED, and counts as a document of its own, so that masks keep it apart. The last token of a sequence has a
     label only where its document goes on.
 
-    Depends on nothing but the documents' lengths and `seq_len`. Keeps about 15 bytes a document, and takes 60 while
-    it is made. Other processes of torch's get the tables in shared memory. Raises :class:`UserError` for a damaged
-    shard.
+    Depends on nothing but the documents' lengths and `seq_len`. The table is mapped: its pages are the system's cache,
+    shared by all processes of a machine.
+
+    Args:
+        spare: folder for the table where the corpus's cannot be written.
+        verify: see :func:`~deconattn.data.loading.best_fit_table.open_table`.
+
+    Raises:
+        UserError: a damaged shard, or nowhere to write the table to.
     """
 
-    def __init__(self, corpus: TokenCorpus, seq_len: int) -> None:
+    def __init__(self, corpus: TokenCorpus, seq_len: int, spare: Path | None = None, verify: bool = True) -> None:
         if not corpus.num_tokens:
             raise UserError(f"{corpus.folder} ({corpus.split}) has no tokens; pack more text")
         self._corpus, self._seq_len = corpus, seq_len
-        lengths = corpus.document_lengths()
-        whole, rest = np.divmod(lengths, np.int32(min(seq_len, 2**31 - 1)))
-        ends = np.cumsum(lengths, dtype=np.int64)
-        packed = np.flatnonzero(rest)
-        rest = rest[packed]
-        order, bounds = best_fit(rest, seq_len)
-        # Sequences in order: a full piece each, then the packed ones. A piece is where it starts in the corpus.
-        cut = np.flatnonzero(whole)
-        count = whole[cut].astype(np.int64)
-        number = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-        full = np.repeat((ends - lengths)[cut], count) + number * seq_len
-        self._starts = np.concatenate([full, (ends[packed] - rest)[order]])
-        self._lengths = np.concatenate([np.full(len(full), seq_len, dtype=np.int32), rest[order]])
-        self._bounds = np.concatenate([np.arange(len(full), dtype=np.int64), bounds + len(full)])
-        self._goes_on = np.repeat(ends[cut], count) > full + seq_len
-        self._shared: dict[str, torch.Tensor] = {}
-        self.num_samples = len(self._bounds) - 1
+        self._use(open_table(corpus, seq_len, spare, verify))
+        header = self._table.header
+        self.num_samples = header.full + header.packed
         self.packing = BestFitSummary(
-            documents=len(lengths),
+            documents=header.documents,
             sequences=self.num_samples,
-            cut=int((lengths > seq_len).sum()),
+            cut=header.cut,
             padding=1 - corpus.num_tokens / (self.num_samples * seq_len),
         )
 
     def fill(self, place: int, input_ids: Row, labels: Row, begins: npt.NDArray[np.bool_] | None) -> None:
         """See :class:`~deconattn.data.loading.sample_layout.SampleLayout`."""
-        if place < len(self._goes_on) and self._goes_on[place]:
-            write_shifted(self._corpus.pieces(int(self._starts[place]), self._seq_len + 1), input_ids, labels)
+        pieces, goes_on = self._pieces(place)
+        if goes_on:
+            write_shifted(self._corpus.pieces(pieces[0][0], self._seq_len + 1), input_ids, labels)
             if begins is not None:
                 begins[0] = True
             return
         at = 0
-        for start, length in self._pieces(place):
+        for start, length in pieces:
             if begins is not None:
                 begins[at] = True
             for tokens in self._corpus.pieces(start, length):
@@ -102,91 +94,44 @@ class BestFit:
 
     def check(self, place: int) -> None:
         """See :class:`~deconattn.data.loading.sample_layout.SampleLayout`."""
-        goes_on = place < len(self._goes_on) and bool(self._goes_on[place])
-        for start, length in self._pieces(place):
+        pieces, goes_on = self._pieces(place)
+        for start, length in pieces:
             self._corpus.read(start, length + goes_on)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Shared once and kept: torch hands the memory on to each worker process in place of a copy.
-        for name in _TABLES:
-            if name not in self._shared:
-                self._shared[name] = torch.from_numpy(getattr(self, name)).share_memory_()
-                setattr(self, name, self._shared[name].numpy())
-        return {name: value for name, value in vars(self).items() if name not in _TABLES}
+        return {name: value for name, value in vars(self).items() if name not in ("_table", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        for name in _TABLES:
-            setattr(self, name, self._shared[name].numpy())
+        try:
+            self._use(Table(self._path, key_of(self._corpus, self._seq_len), verify=False))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._path} is gone or damaged ({error}): resume the run, which makes it anew") from None
 
-    def _pieces(self, place: int) -> list[tuple[int, int]]:
-        low, high = int(self._bounds[place]), int(self._bounds[place + 1])
-        return list(zip(self._starts[low:high].tolist(), self._lengths[low:high].tolist(), strict=True))
+    def _use(self, table: Table) -> None:
+        self._table, self._path = table, table.path
+        self._places = [array.ctypes.data for array in (table.full, table.bounds, table.starts, table.lengths)]
 
+    def _pieces(self, place: int) -> tuple[list[tuple[int, int]], bool]:
+        """Start and length of each piece of a sequence, and whether the document of a full one goes on."""
+        table = self._table
+        full, bounds, starts, lengths = self._places
+        if place < len(table.full):
+            self._fetch(full + 8 * place, 8)
+            start, goes_on = divmod(int(table.full[place]), 2)
+            return [(start, self._seq_len)], bool(goes_on)
+        place -= len(table.full)
+        self._fetch(bounds + 8 * place, 16)
+        low, high = table.bounds[place : place + 2].tolist()
+        self._fetch(starts + 8 * low, 8 * (high - low))
+        self._fetch(lengths + 4 * low, 4 * (high - low))
+        return list(zip(table.starts[low:high].tolist(), table.lengths[low:high].tolist(), strict=True)), False
 
-def best_fit(lengths: npt.NDArray[np.int32], capacity: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pack pieces of `lengths`, `[n]`, each 1 .. capacity, into as few bins of `capacity` as best-fit decreasing can.
-
-    Returns the pieces, `[n]`, bin after bin and within a bin in increasing order, and each bin's first place in it,
-    `[bins + 1]`.
-    """
-    if not len(lengths):
-        return np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
-    present, counts = np.unique(lengths, return_counts=True)
-    bins = _Bins(capacity)
-    chosen = np.concatenate([bins.place(int(present[k]), int(counts[k])) for k in range(len(present) - 1, -1, -1)])
-    narrow = np.uint16 if capacity < 2**16 else np.int32  # 16 bits are sorted by radix
-    bin_of_piece = np.empty(len(lengths), dtype=np.int32)
-    bin_of_piece[np.argsort((capacity - lengths).astype(narrow), kind="stable")] = chosen
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(chosen, minlength=bins.count))]).astype(np.int64)
-    return np.argsort(bin_of_piece, kind="stable"), bounds
-
-
-class _Bins:
-    """Bins by the room that they have left."""
-
-    def __init__(self, capacity: int) -> None:
-        self.count = 0
-        self._capacity = capacity
-        self._by_room: dict[int, deque[npt.NDArray[np.int32]]] = {}
-        self._rooms = 0  # bit r is set where a bin has room r: the next one above a length is quickly found
-
-    def place(self, length: int, count: int) -> npt.NDArray[np.int32]:
-        """The bins, `[count]`, that so many pieces of one length come into."""
-        chosen = []
-        while count:
-            fitting = self._rooms >> length
-            room = length + (fitting & -fitting).bit_length() - 1 if fitting else self._capacity
-            each = room // length  # the bin just used stays the fullest that fits, until it is full
-            wanted = -(-count // each)
-            bins = self._take(room, wanted) if fitting else self._new(wanted)
-            filled = min(len(bins), count // each)
-            chosen.append(np.repeat(bins[:filled], each))
-            count -= filled * each
-            self._give(room - each * length, bins[:filled])
-            if filled < len(bins):
-                chosen.append(np.repeat(bins[filled:], count))
-                self._give(room - count * length, bins[filled:])
-                count = 0
-        return np.concatenate(chosen)
-
-    def _new(self, count: int) -> npt.NDArray[np.int32]:
-        self.count += count
-        return np.arange(self.count - count, self.count, dtype=np.int32)
-
-    def _take(self, room: int, count: int) -> npt.NDArray[np.int32]:
-        taken, chunks = [], self._by_room[room]
-        while count and chunks:
-            chunk = chunks.popleft()
-            taken.append(chunk[:count])
-            if len(chunk) > count:
-                chunks.appendleft(chunk[count:])
-            count -= len(taken[-1])
-        if not chunks:
-            self._rooms &= ~(1 << room)
-        return np.concatenate(taken)
-
-    def _give(self, room: int, bins: npt.NDArray[np.int32]) -> None:
-        if room and len(bins):
-            self._by_room.setdefault(room, deque()).append(bins)
-            self._rooms |= 1 << room
+    def _fetch(self, address: int, size: int) -> None:
+        try:
+            fetch(address, size)
+        except OSError as error:
+            raise UserError(
+                f"{self._path} can no longer be read ({error.strerror}); check the disk or the network it lies on, "
+                "then resume the run"
+            ) from None

@@ -12,6 +12,7 @@ from deconattn.data.manifest import (
     MANIFEST_NAME,
     SETTINGS_NAME,
     SPLITS,
+    TABLES_NAME,
     TOKENIZER_NAMES,
     Manifest,
     read_manifest,
@@ -227,7 +228,7 @@ def check_output(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise UserError(f"{out} already holds a packed corpus; give another --out, or --overwrite to replace it")
     shards = (shard.name for shard in read_manifest(out).shards)
-    known = {MANIFEST_NAME, REPORT_NAME, SETTINGS_NAME, *TOKENIZER_NAMES, *shards}
+    known = {MANIFEST_NAME, REPORT_NAME, SETTINGS_NAME, TABLES_NAME, *TOKENIZER_NAMES, *shards}
     strangers = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
     if strangers:
         raise UserError(f"{out} holds {strangers[0]}, which no pack wrote; move it away before --overwrite")

@@ -1,0 +1,41 @@
+"""A rank to which something happens before all have met: `python on_the_way.py DISTURBANCE|"" FLAGS...`."""
+
+import os
+import signal
+import sys
+import time
+
+from deconattn.launch import peers, worker
+
+
+def die() -> None:
+    """Kill -9 while it imports."""
+    _in_place_of_check(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def fail() -> None:
+    """A library that this machine lacks."""
+
+    def event() -> None:
+        raise ImportError("no such library")
+
+    _in_place_of_check(event)
+
+
+def apart() -> None:
+    """On a machine of its own."""
+    peers._kernel = lambda: os.environ["RANK"]
+
+
+def _in_place_of_check(event: object) -> None:
+    def disturbed(environment: object) -> None:
+        time.sleep(1)
+        event()  # type: ignore[operator]
+
+    worker.ranks.check_device = disturbed  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    if name := sys.argv.pop(1):
+        globals()[name]()
+    worker.main()

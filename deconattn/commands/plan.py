@@ -11,6 +11,10 @@ The same, and FLOPs and bytes of a layer and of the model, in training and in ge
 Memory, communication and pipeline bubble of a job on so many GPUs, and the simplest topology that fits them:
 
     plan --size 1.7b --gpus 64 --gpu-memory 80 --tp 4 --pp 2
+
+The same job built and stepped, a rank of each kind, before it is queued; no GPU is needed:
+
+    plan --size 1.7b --gpus 4096 --global-batch-size 4096 --tp 8 --pp 4 --dry-run
 """
 
 import dataclasses
@@ -39,6 +43,9 @@ class Arguments:
     """Plan a job on so many GPUs; 0 is parameter counts alone."""
     gpu_memory: float = 80.0
     """Memory of each GPU, in GiB."""
+    dry_run: bool = False
+    """Build and step a rank of each kind of the job on --gpus, on no GPU: what it holds and sends, and what would be
+    refused. --compile is left out."""
     costs: bool = False
     """Print what each variant costs too: FLOPs and bytes of a micro-batch in training and in generation."""
     model: ModelFlags = field(default_factory=ModelFlags)
@@ -71,7 +78,9 @@ def main(words: Sequence[str]) -> None:
     parts = {"model": defaults.model, "data": defaults.data, "optimization": defaults.optimization, "engine": bf16}
     flags = parse(Arguments, words, default=Arguments(**parts), program=program)  # type: ignore[arg-type]
     flags.training().check()
-    if flags.gpus:
+    if flags.dry_run:
+        rehearse(flags)
+    elif flags.gpus:
         plan_job(flags)
     else:
         count_variants(flags)
@@ -97,6 +106,34 @@ def plan_job(flags: Arguments) -> None:
     for line in summary(job, flags.gpu_memory):
         print(line)
     for line in advice(recommend(model, training, flags.gpus, flags.gpu_memory)):
+        print(line)
+
+
+def rehearse(flags: Arguments) -> None:
+    """Dry-run the job, and print what its ranks hold and send beside the prediction.
+
+    Raises:
+        UserError: whatever the launcher would refuse too, or a rank that cannot take a step.
+    """
+    from deconattn.cost.job import Job
+    from deconattn.dry_run.ranks import distinct_ranks, dry_run
+    from deconattn.dry_run.report import memory_table, traffic_table, verdict
+    from deconattn.launch.preflight import check_flags
+
+    if flags.gpus <= 0 or flags.gpu_memory <= 0:
+        raise UserError(f"--dry-run: --gpus {flags.gpus} and --gpu-memory {flags.gpu_memory:g} must both be above zero")
+
+    training, model = flags.training(), flags.config(flags.model.variant)
+    check_flags(training, flags.gpus)
+    job = Job.of(model, training, flags.gpus, gpu_memory=flags.gpu_memory)
+    stands_for = distinct_ranks(job)
+    reports = dry_run(model, training, flags.gpus, flags.gpu_memory, list(stands_for))
+    show(memory_table(job, reports, stands_for))
+    show(traffic_table(job, reports))
+    lines = list(verdict(job, reports, flags.gpu_memory))
+    if any(report.refusal for report in reports):
+        raise UserError(f"the dry run found that the job cannot train: {lines[0]}")
+    for line in lines:
         print(line)
 
 

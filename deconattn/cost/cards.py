@@ -20,8 +20,8 @@ where nothing was, as assumed here:
 
 from dataclasses import dataclass
 
-from benchmarks.roofline.works import Work
 from deconattn.cost.hardware import PEAK_BF16_FLOPS
+from deconattn.cost.work import Work
 
 HOST_EAGER, HOST_COMPILED = 8e-6, 5e-6
 """Seconds of the host for a launch: out of Python, operator by operator, and out of torch.compile's code."""

@@ -20,6 +20,7 @@ The same job built and stepped, a rank of each kind, before it is queued; no GPU
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -32,6 +33,9 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.program import command
 
+if TYPE_CHECKING:
+    from deconattn.cost.cluster import Cluster
+
 PYTHIA_VOCABULARY = 50277
 
 
@@ -41,8 +45,16 @@ class Arguments:
 
     gpus: int = 0
     """Plan a job on so many GPUs; 0 is parameter counts alone."""
-    gpu_memory: float = 80.0
-    """Memory of each GPU, in GiB."""
+    gpu: str = "h100"
+    """GPU that the times are for: a100, h100, h200, b200, mi300x."""
+    gpu_memory: float = 0.0
+    """Memory of each GPU, in GiB; 0 is that of --gpu."""
+    gpus_per_node: int = 8
+    """GPUs of a machine; a tensor-parallel group stays in one."""
+    network_gbps: float = 0.0
+    """Gbit/s of each GPU's port to other machines; 0 is what --gpu usually comes with."""
+    storage: float = 5.0
+    """GB/s that the checkpoints' file system takes from all machines together."""
     dry_run: bool = False
     """Build and step a rank of each kind of the job on --gpus, on no GPU: what it holds and sends, and what would be
     refused. --compile is left out."""
@@ -96,17 +108,33 @@ def plan_job(flags: Arguments) -> None:
     """
     from deconattn.cost.job import Job  # here and below: they bring PyTorch, for which --help does not wait
     from deconattn.cost.recommend import recommend
-    from deconattn.cost.report import advice, per_rank, summary
+    from deconattn.cost.report import advice, per_rank, summary, timing
 
-    if flags.gpus < 0 or flags.gpu_memory <= 0:
-        raise UserError(f"--gpus {flags.gpus} with --gpu-memory {flags.gpu_memory:g}: both must be above zero")
+    cluster, memory = described(flags)
     training, model = flags.training(), flags.config(flags.model.variant)
-    job = Job.of(model, training, flags.gpus, gpu_memory=flags.gpu_memory)
+    job = Job.of(model, training, flags.gpus, gpu_memory=memory)
     show(per_rank(job))
-    for line in summary(job, flags.gpu_memory):
+    for line in (*summary(job, memory), *timing(job, cluster, training)):
         print(line)
-    for line in advice(recommend(model, training, flags.gpus, flags.gpu_memory)):
-        print(line)
+    for part in advice(recommend(model, training, flags.gpus, memory, cluster), cluster, memory):
+        if isinstance(part, str):
+            print(part)
+        else:
+            show(part)
+
+
+def described(flags: Arguments) -> tuple["Cluster", float]:
+    """Return the cluster that flags describe, and the memory of its GPUs, GiB.
+
+    Raises:
+        UserError: figures that cannot be.
+    """
+    from deconattn.cost.cluster import Cluster
+
+    if flags.gpus < 0 or flags.gpu_memory < 0:
+        raise UserError(f"--gpus {flags.gpus} with --gpu-memory {flags.gpu_memory:g}: neither may be below zero")
+    cluster = Cluster.of(flags.gpu, flags.gpus_per_node, flags.network_gbps or None, flags.storage)
+    return cluster, flags.gpu_memory or cluster.card.memory
 
 
 def rehearse(flags: Arguments) -> None:
@@ -120,17 +148,17 @@ def rehearse(flags: Arguments) -> None:
     from deconattn.dry_run.report import memory_table, traffic_table, verdict
     from deconattn.launch.preflight import check_flags
 
-    if flags.gpus <= 0 or flags.gpu_memory <= 0:
-        raise UserError(f"--dry-run: --gpus {flags.gpus} and --gpu-memory {flags.gpu_memory:g} must both be above zero")
-
+    if flags.gpus < 1:
+        raise UserError("--dry-run needs a job: give --gpus, how many it is to run on")
+    _, memory = described(flags)
     training, model = flags.training(), flags.config(flags.model.variant)
     check_flags(training, flags.gpus)
-    job = Job.of(model, training, flags.gpus, gpu_memory=flags.gpu_memory)
+    job = Job.of(model, training, flags.gpus, gpu_memory=memory)
     stands_for = distinct_ranks(job)
-    reports = dry_run(model, training, flags.gpus, flags.gpu_memory, list(stands_for))
+    reports = dry_run(model, training, flags.gpus, memory, list(stands_for))
     show(memory_table(job, reports, stands_for))
     show(traffic_table(job, reports))
-    lines = list(verdict(job, reports, flags.gpu_memory))
+    lines = list(verdict(job, reports, memory))
     if any(report.refusal for report in reports):
         raise UserError(f"the dry run found that the job cannot train: {lines[0]}")
     for line in lines:

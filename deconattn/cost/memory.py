@@ -17,6 +17,7 @@ With several micro-batches a step, every snapshot also comes with the gradients 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from deconattn.cost.activations import final_norm_bytes, layer_activations, loss_bytes, p2p_bytes, static_bytes
 from deconattn.cost.job import Job
@@ -66,7 +67,7 @@ def _micro_batch(
     job: Job, span: range, parameters: RankParameters, zero: ZeroMemory, in_flight: int, first: bool
 ) -> Iterator[tuple[str, Memory]]:
     """Yield name and memory of the snapshots in a micro-batch's forward and backward pass, others in flight."""
-    every = layer_activations(job)
+    every = _layer_activations(job)
     layers = [every[index] for index in span]
     is_first, is_last = span.start == 0, span.stop == job.model.num_hidden_layers
     static = static_bytes(job, span)
@@ -112,3 +113,6 @@ def _micro_batch(
 def _largest_matrix(job: Job) -> int:
     """Number of elements of a feed-forward weight on one rank."""
     return job.model.hidden_size * (-(-job.model.intermediate_size // job.tp))
+
+
+_layer_activations = lru_cache(maxsize=8)(layer_activations)

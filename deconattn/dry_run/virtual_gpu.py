@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 META, GPU = torch.device("meta"), torch.device("cuda", 0)
 MULTIPROCESSORS = 132
@@ -44,17 +45,27 @@ class VirtualGpu(TorchFunctionMode):
             if func in _AS_ON_A_GPU:
                 return _AS_ON_A_GPU[func](*args, **kwargs)
         args = tuple(map(_off_the_gpu, args))
-        return func(*args, **{name: _off_the_gpu(value) for name, value in kwargs.items()})
+        result = func(*args, **{name: _off_the_gpu(value) for name, value in kwargs.items()})
+        if func is torch.tensor and result.is_meta and isinstance(args[0], (int, float)):
+            result.known = float(args[0])  # the host has made it; a minimum over ranks that are alike leaves it
+        return result
 
 
 _DEVICE, _IS_CUDA = Tensor.device.__get__, Tensor.is_cuda.__get__  # type: ignore[attr-defined]
 _HOST_VALUES: dict[Any, Callable[[Tensor], Any]] = {
-    Tensor.item: lambda tensor: 1.0 if tensor.is_floating_point() else 1,
+    Tensor.item: lambda tensor: _known(tensor) if tensor.is_floating_point() else int(_known(tensor)),
+    Tensor.__int__: lambda tensor: int(_known(tensor)),
+    Tensor.__float__: lambda tensor: _known(tensor),
+    Tensor.__bool__: lambda tensor: bool(_known(tensor)),
     Tensor.tolist: lambda tensor: [1.0] * tensor.numel(),
     Tensor.cpu: lambda tensor: torch.ones(tensor.shape, dtype=tensor.dtype),
     Tensor.pin_memory: lambda tensor: tensor,
 }
 """What the host would read: nobody knows, and ones are finite."""
+
+
+def _known(scalar: Tensor) -> float:
+    return getattr(scalar, "known", 1.0)
 
 
 def _off_the_gpu(value: Any) -> Any:
@@ -130,6 +141,7 @@ def _replace_gpu(gpu_bytes: int) -> None:
     torch.cuda.get_device_properties = lambda *_: properties  # type: ignore[assignment]
     torch.cuda.get_device_capability = lambda *_: (9, 0)
     torch.autograd._engine_run_backward = _backward  # type: ignore[attr-defined]
+    checkpoint._infer_device_type = lambda *_: "cpu"  # whose random state it keeps
     torch.nn.Module.to_empty = lambda module, **_: module  # type: ignore[assignment]  # what is on meta is on the GPU
     from deconattn.ops import flash
     from deconattn.train import update

@@ -12,6 +12,10 @@ Memory, communication and pipeline bubble of a job on so many GPUs, and the simp
 
     plan --size 1.7b --gpus 64 --gpu-memory 80 --tp 4 --pp 2
 
+The fastest topologies on 64 to 4096 GPUs at several lengths, as a table and a picture:
+
+    plan --size 7b --gpu h100 --sweep sweep.svg --sweep-lengths 2048 32768
+
 The same job built and stepped, a rank of each kind, before it is queued; no GPU is needed:
 
     plan --size 1.7b --gpus 4096 --global-batch-size 4096 --tp 8 --pp 4 --dry-run
@@ -20,6 +24,7 @@ The same job built and stepped, a rank of each kind, before it is queued; no GPU
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -55,6 +60,13 @@ class Arguments:
     """Gbit/s of each GPU's port to other machines; 0 is what --gpu usually comes with."""
     storage: float = 5.0
     """GB/s that the checkpoints' file system takes from all machines together."""
+    sweep: Path | None = None
+    """Tabulate the fastest topology that fits on each of --sweep-gpus at each of --sweep-lengths, and draw a picture of
+    it here (.svg or .png). The global batch keeps its number of tokens."""
+    sweep_gpus: tuple[int, ...] = (64, 256, 1024, 4096)
+    """Numbers of GPUs for --sweep."""
+    sweep_lengths: tuple[int, ...] = ()
+    """Sequence lengths for --sweep; none is --seq-len."""
     dry_run: bool = False
     """Build and step a rank of each kind of the job on --gpus, on no GPU: what it holds and sends, and what would be
     refused. --compile is left out."""
@@ -75,10 +87,11 @@ class Arguments:
             engine=self.engine,
         )
 
-    def config(self, variant: str) -> ModelConfig:
-        """The model that these flags describe, with another variant."""
-        flags = dataclasses.replace(self.model, variant=variant)
-        return model_config(flags, 0 if flags.vocab_size else PYTHIA_VOCABULARY, self.data.seq_len)
+    def config(self, variant: str | None = None, length: int | None = None) -> ModelConfig:
+        """The model that these flags describe, with another variant or for another length."""
+        flags = dataclasses.replace(self.model, variant=variant or self.model.variant)
+        vocabulary = 0 if flags.vocab_size else PYTHIA_VOCABULARY
+        return model_config(flags, vocabulary, length or self.data.seq_len)
 
 
 def main(words: Sequence[str]) -> None:
@@ -90,7 +103,9 @@ def main(words: Sequence[str]) -> None:
     parts = {"model": defaults.model, "data": defaults.data, "optimization": defaults.optimization, "engine": bf16}
     flags = parse(Arguments, words, default=Arguments(**parts), program=program)  # type: ignore[arg-type]
     flags.training().check()
-    if flags.dry_run:
+    if flags.sweep:
+        sweep(flags, flags.sweep)
+    elif flags.dry_run:
         rehearse(flags)
     elif flags.gpus:
         plan_job(flags)
@@ -121,6 +136,32 @@ def plan_job(flags: Arguments) -> None:
             print(part)
         else:
             show(part)
+
+
+def sweep(flags: Arguments, picture: Path) -> None:
+    """Print the fastest topologies on many numbers of GPUs and lengths, and draw them.
+
+    Raises:
+        UserError: no such format of pictures, no library to draw them, or figures that cannot be.
+    """
+    from deconattn.cost.sweep import sweep_table, swept
+    from deconattn.extras import require
+
+    if picture.suffix not in (".svg", ".png"):
+        raise UserError(f"--sweep {picture}: give a name that ends in .svg or .png")
+    require("plot", "drawing --sweep's picture")
+    cluster, memory = described(flags)
+    lengths = flags.sweep_lengths or (flags.data.seq_len,)
+    if min((*flags.sweep_gpus, *lengths), default=0) < 1:
+        raise UserError("--sweep-gpus and --sweep-lengths must be above zero")
+    cells = swept(
+        flags.training(), lambda length: flags.config(length=length), flags.sweep_gpus, lengths, memory, cluster
+    )
+    show(sweep_table(cells, f"Size {flags.model.size}, {flags.model.variant}, on {cluster.name}: the fastest that fit"))
+    from deconattn.analysis.sweep_picture import draw_sweep
+
+    draw_sweep(cells, picture)
+    print(f"picture: {picture}")
 
 
 def described(flags: Arguments) -> tuple["Cluster", float]:

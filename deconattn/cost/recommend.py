@@ -17,6 +17,8 @@ HEADROOM = 0.1
 """Share of the GPU kept free: CUDA's context, NCCL's and cuBLAS's workspaces, and gaps between tensors."""
 LARGEST_BUBBLE = 0.2
 """Share of a step in the pipeline's bubble above which nothing is recommended while something else fits."""
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+"""Micro-batches that are tried beside the flags'."""
 STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 
@@ -63,8 +65,8 @@ def recommend(
     """Return the `count` topologies of the least step time that fit, the fastest first.
 
     The global batch is the flags'. A pipeline whose bubble is more than a fifth of a step comes after all others.
-    Tensor parallelism stays within a machine and comes with sequence parallelism, which only saves; micro-batches are
-    the flags' and halves of it; DeepSpeed's files are those of ds_configs/.
+    Tensor parallelism stays within a machine and comes with sequence parallelism, which only saves; DeepSpeed's files
+    are those of ds_configs/.
 
     Raises:
         UserError: none fits, or no topology goes with model, batch and ranks.
@@ -105,7 +107,7 @@ def recommend(
     needed = least[0] / 2**30 / (1 - HEADROOM)
     raise UserError(
         f"nothing fits {gib:g} GiB on {ranks} GPUs: the least is {needed:.1f} GiB a GPU with headroom "
-        f" ({describe(least[1])}); use more GPUs, larger ones, or a shorter --seq-len"
+        f"({describe(least[1])}); use more GPUs, larger ones, or a shorter --seq-len"
     )
 
 
@@ -120,9 +122,7 @@ def describe(flags: TrainingFlags) -> str:
 
 def _candidates(flags: TrainingFlags, ranks: int, cluster: Cluster) -> Iterator[TrainingFlags]:
     lowest = 1 if flags.engine.precision == "bf16" else 0
-    micro_batches = [flags.optimization.micro_batch_size]
-    while micro_batches[-1] > 1:
-        micro_batches.append(micro_batches[-1] // 2)
+    micro_batches = sorted({flags.optimization.micro_batch_size, *MICRO_BATCHES})
     deepest = min(ranks, flags.model.num_hidden_layers)
     for tp in (size for size in range(1, cluster.per_node + 1) if cluster.per_node % size == 0 and ranks % size == 0):
         for pp in (stages for stages in range(1, deepest + 1) if ranks % (tp * stages) == 0):

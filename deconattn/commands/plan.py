@@ -67,6 +67,9 @@ class Arguments:
     """Numbers of GPUs for --sweep."""
     sweep_lengths: tuple[int, ...] = ()
     """Sequence lengths for --sweep; none is --seq-len."""
+    measured: tuple[Path, ...] = ()
+    """Run folders: the step times of their metrics.jsonl beside the prediction, which the first of them calibrates; a
+    plan for its GPU then goes by it."""
     dry_run: bool = False
     """Build and step a rank of each kind of the job on --gpus, on no GPU: what it holds and sends, and what would be
     refused. --compile is left out."""
@@ -103,13 +106,15 @@ def main(words: Sequence[str]) -> None:
     parts = {"model": defaults.model, "data": defaults.data, "optimization": defaults.optimization, "engine": bf16}
     flags = parse(Arguments, words, default=Arguments(**parts), program=program)  # type: ignore[arg-type]
     flags.training().check()
+    if flags.measured:
+        compare_measured(flags)
     if flags.sweep:
         sweep(flags, flags.sweep)
     elif flags.dry_run:
         rehearse(flags)
     elif flags.gpus:
         plan_job(flags)
-    else:
+    elif not flags.measured:
         count_variants(flags)
     if flags.costs:
         compare_costs(flags)
@@ -164,6 +169,17 @@ def sweep(flags: Arguments, picture: Path) -> None:
     print(f"picture: {picture}")
 
 
+def compare_measured(flags: Arguments) -> None:
+    """Print measured step times beside predicted ones.
+
+    Raises:
+        UserError: a folder that holds no run, or no times.
+    """
+    from deconattn.cost.measured import measured_table, read_measured
+
+    show(measured_table([read_measured(folder) for folder in flags.measured], described(flags)[0]))
+
+
 def described(flags: Arguments) -> tuple["Cluster", float]:
     """Return the cluster that flags describe, and the memory of its GPUs, GiB.
 
@@ -175,6 +191,10 @@ def described(flags: Arguments) -> tuple["Cluster", float]:
     if flags.gpus < 0 or flags.gpu_memory < 0:
         raise UserError(f"--gpus {flags.gpus} with --gpu-memory {flags.gpu_memory:g}: neither may be below zero")
     cluster = Cluster.of(flags.gpu, flags.gpus_per_node, flags.network_gbps or None, flags.storage)
+    if flags.measured:
+        from deconattn.cost.measured import as_fast_as, read_measured
+
+        cluster = as_fast_as(cluster, read_measured(flags.measured[0]))
     return cluster, flags.gpu_memory or cluster.card.memory
 
 

@@ -60,7 +60,8 @@ def test_a_wrong_size_is_one_line() -> None:
     done = plan("--size", "80m")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: unknown size '80m': choose one of tiny, 70m, 160m, 500m, 1.7b, 7b, 70b, and override its fields by flags"
+        "error: unknown size '80m': choose one of tiny, 70m, 160m, 500m, 1.7b, 7b, 70b, "
+        "and override its fields by flags"
     ]
 
 

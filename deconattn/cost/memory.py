@@ -51,16 +51,16 @@ def stage_snapshots(job: Job, stage: int) -> Iterator[MemorySnapshot]:
     parameters = rank_parameters(job.model, span, job.tp)
     zero = zero_memory(job, parameters.total, parameters.largest)
     yield MemorySnapshot(stage, "start-up", zero.startup)
-    in_flight = job.in_flight(stage)
+    in_flight, hops = job.in_flight(stage), Memory(buffers=_hop_buffers(job, stage))
     for snapshot in _micro_batch(job, span, parameters, zero, in_flight, first=True):
-        yield MemorySnapshot(stage, snapshot[0], zero.always + snapshot[1])
+        yield MemorySnapshot(stage, snapshot[0], zero.always + hops + snapshot[1])
     if job.accumulation > 1:
         # One more begins while the others wait, unless all are in flight at once.
         again = in_flight if job.accumulation > in_flight else in_flight - 1
         for snapshot in _micro_batch(job, span, parameters, zero, again, first=False):
-            yield MemorySnapshot(stage, snapshot[0], zero.always + snapshot[1])
-    yield MemorySnapshot(stage, "reduction", zero.always + zero.reduction)
-    yield MemorySnapshot(stage, "step", zero.always + zero.step)
+            yield MemorySnapshot(stage, snapshot[0], zero.always + hops + snapshot[1])
+    yield MemorySnapshot(stage, "reduction", zero.always + hops + zero.reduction)
+    yield MemorySnapshot(stage, "step", zero.always + hops + zero.step)
 
 
 def _micro_batch(
@@ -108,6 +108,17 @@ def _micro_batch(
         activations = waiting + layers[0].input
         memory = Memory(activations=activations, gradients=piled + table)
         yield "backward of the embedding", before + zero.backward + memory
+
+
+def _hop_buffers(job: Job, stage: int) -> int:
+    """Bytes that DeepSpeed's pipeline holds beside the activations in flight.
+
+    What is received goes through a buffer that stays; beside it are the gradient that was sent last, the copy that the
+    next micro-batch came in and, on the last stage, whose second buffer is one more than is in flight, its own input.
+    """
+    first, last = stage == 0, stage == job.pp - 1
+    received = 0 if first else (4 if last else 3) * p2p_bytes(job, job.spans[stage].start)
+    return received + (0 if last else p2p_bytes(job, job.spans[stage].stop))
 
 
 def _largest_matrix(job: Job) -> int:

@@ -112,6 +112,7 @@ def _run(dry: Dry) -> RankReport:
         few = min(micro_batches, topology.pp_size - topology.pp_rank + 1)
         part = build_model(model, topology, flags.engine.sequence_parallel)
         parameters = sum(parameter.numel() for parameter in part.parameters())
+        ledger.restart()  # whole tensors, before they are cut, are on meta in a training as well
         engine = Engine(part, _shortened(flags, few * topology.dp_size), topology)
         if not topology.is_first_stage:
             _tell_of_hops(engine, flags, part)

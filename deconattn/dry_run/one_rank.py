@@ -111,7 +111,7 @@ def _run(dry: Dry) -> RankReport:
         # As many micro-batches as the stage holds at once, and one more: the others are like them.
         few = min(micro_batches, topology.pp_size - topology.pp_rank + 1)
         part = build_model(model, topology, flags.engine.sequence_parallel)
-        parameters = sum(parameter.numel() for parameter in part.parameters())
+        parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in part.parameters())
         ledger.restart()  # whole tensors, before they are cut, are on meta in a training as well
         engine = Engine(part, _shortened(flags, few * topology.dp_size), topology)
         if not topology.is_first_stage:
@@ -180,6 +180,8 @@ def _step(engine: "Engine", flags: TrainingFlags, micro_batches: int) -> None:
 
     rows, length = flags.optimization.micro_batch_size, flags.data.seq_len
     fields = torch.zeros(4 if flags.data.doc_mask else 2, rows, length, dtype=torch.long)
+    if flags.data.doc_mask:
+        fields[2] = torch.arange(length)  # a document a row
     engine.train_step([Batch.of(fields) for _ in range(micro_batches)], flags.optimization.lr)
 
 

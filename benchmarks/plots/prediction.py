@@ -46,7 +46,9 @@ def predicted(results: Path) -> Prediction | None:
 
 def prediction_section(found: Prediction, images: Path, folder: Path) -> str:
     """Markdown for a page in `folder`; the picture is shown where it was drawn."""
-    plain = PLAIN.replace("../roofline/", f"{os.path.relpath('benchmarks/roofline', folder.name)}/")
+    plain = PLAIN
+    for written, path in (("../roofline/", "benchmarks/roofline"), ("../../deconattn/", "deconattn")):
+        plain = plain.replace(written, f"{os.path.relpath(path, folder.name)}/")
     parts = [f"**{plain}** A step is {what(found.options)}; before → after where both were traced."]
     image = images / f"{KEY}.svg"
     if image.is_file():

@@ -19,13 +19,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import RESULTS, ROOT, write_result
-from benchmarks.roofline.cards import CARDS
 from benchmarks.roofline.prediction import MODES, Works, as_objects, counted, deepened, predict, works_of
 from benchmarks.roofline.report import markdown
 from deconattn.cli import parse, run
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import model_config
 from deconattn.config.presets import SIZES
+from deconattn.cost.cards import CARDS
 from deconattn.errors import UserError
 from deconattn.mixers import variant_names
 from deconattn.model.flops import training_flops

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from benchmarks.roofline.cards import HOST_COMPILED, HOST_EAGER, Card
 from benchmarks.roofline.works import PARTS, Work
+from deconattn.cost.cards import HOST_COMPILED, HOST_EAGER, Card
 
 MODES = ("compiled", "eager")
 """With `--compile`, and without."""

@@ -11,7 +11,7 @@ SHOWN = "H100"
 """The card whose steps are told of in full."""
 PLAIN = (
     "A prediction, not a measurement: made without a GPU, from the launches, bytes and FLOPs of a traced step "
-    "([counting.py](../roofline/counting.py)) and published rates ([cards.py](../roofline/cards.py))."
+    "([counting.py](../roofline/counting.py)) and published rates ([cards.py](../../deconattn/cost/cards.py))."
 )
 Rows = Sequence[dict[str, Any]]
 

@@ -25,33 +25,6 @@ OVERWRITTEN = ("copy_", "zero_", "fill_", "zero", "fill", "normal_", "uniform_")
 
 
 @dataclass(frozen=True)
-class Work:
-    """An operation.
-
-    Attributes:
-        part: one of :data:`PARTS`.
-        name: of the operator or kernel.
-        kind: `product`, `attention` (of a library), `kernel` (our mixing kernels) or `memory`.
-        bytes: read and written, each tensor once.
-        narrow: computes in 16 bits.
-        smallest: the least dimension of a product, or a head's of attention; else 0.
-    """
-
-    part: str
-    name: str
-    kind: str
-    flops: int
-    bytes: int
-    launches: int
-    narrow: bool = True
-    smallest: int = 0
-
-    @property
-    def backward(self) -> bool:
-        return "backward" in self.name
-
-
-@dataclass(frozen=True)
 class Sizes:
     """What tells the products of a model apart: tokens of a sequence, widths of feed-forward blocks and vocabulary."""
 

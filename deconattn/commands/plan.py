@@ -11,11 +11,21 @@ The same, and FLOPs and bytes of a layer and of the model, in training and in ge
 Memory, communication and pipeline bubble of a job on so many GPUs, and the simplest topology that fits them:
 
     plan --size 1.7b --gpus 64 --gpu-memory 80 --tp 4 --pp 2
+
+The fastest topologies on 64 to 4096 GPUs at several lengths, as a table and a picture:
+
+    plan --size 7b --gpu h100 --sweep sweep.svg --sweep-lengths 2048 32768
+
+The same job built and stepped, a rank of each kind, before it is queued; no GPU is needed:
+
+    plan --size 1.7b --gpus 4096 --global-batch-size 4096 --tp 8 --pp 4 --dry-run
 """
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -29,6 +39,9 @@ from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.program import command
 
+if TYPE_CHECKING:
+    from deconattn.cost.cluster import Cluster
+
 PYTHIA_VOCABULARY = 50277
 
 
@@ -38,8 +51,29 @@ class Arguments:
 
     gpus: int = 0
     """Plan a job on so many GPUs; 0 is parameter counts alone."""
-    gpu_memory: float = 80.0
-    """Memory of each GPU, in GiB."""
+    gpu: str = "h100"
+    """GPU that the times are for: a100, h100, h200, b200, mi300x."""
+    gpu_memory: float = 0.0
+    """Memory of each GPU, in GiB; 0 is that of --gpu."""
+    gpus_per_node: int = 8
+    """GPUs of a machine; a tensor-parallel group stays in one."""
+    network_gbps: float = 0.0
+    """Gbit/s of each GPU's port to other machines; 0 is what --gpu usually comes with."""
+    storage: float = 5.0
+    """GB/s that the checkpoints' file system takes from all machines together."""
+    sweep: Path | None = None
+    """Tabulate the fastest topology that fits on each of --sweep-gpus at each of --sweep-lengths, and draw a picture of
+    it here (.svg or .png). The global batch keeps its number of tokens."""
+    sweep_gpus: tuple[int, ...] = (64, 256, 1024, 4096)
+    """Numbers of GPUs for --sweep."""
+    sweep_lengths: tuple[int, ...] = ()
+    """Sequence lengths for --sweep; none is --seq-len."""
+    measured: tuple[Path, ...] = ()
+    """Run folders: the step times of their metrics.jsonl beside the prediction, which the first of them calibrates; a
+    plan for its GPU then goes by it."""
+    dry_run: bool = False
+    """Build and step a rank of each kind of the job on --gpus, on no GPU: what it holds and sends, and what would be
+    refused. --compile is left out."""
     costs: bool = False
     """Print what each variant costs too: FLOPs and bytes of a micro-batch in training and in generation."""
     model: ModelFlags = field(default_factory=ModelFlags)
@@ -57,10 +91,11 @@ class Arguments:
             engine=self.engine,
         )
 
-    def config(self, variant: str) -> ModelConfig:
-        """The model that these flags describe, with another variant."""
-        flags = dataclasses.replace(self.model, variant=variant)
-        return model_config(flags, 0 if flags.vocab_size else PYTHIA_VOCABULARY, self.data.seq_len)
+    def config(self, variant: str | None = None, length: int | None = None) -> ModelConfig:
+        """The model that these flags describe, with another variant or for another length."""
+        flags = dataclasses.replace(self.model, variant=variant or self.model.variant)
+        vocabulary = 0 if flags.vocab_size else PYTHIA_VOCABULARY
+        return model_config(flags, vocabulary, length or self.data.seq_len)
 
 
 def main(words: Sequence[str]) -> None:
@@ -72,9 +107,15 @@ def main(words: Sequence[str]) -> None:
     parts = {"model": defaults.model, "data": defaults.data, "optimization": defaults.optimization, "engine": bf16}
     flags = parse(Arguments, words, default=Arguments(**parts), program=program)  # type: ignore[arg-type]
     flags.training().check()
-    if flags.gpus:
+    if flags.measured:
+        compare_measured(flags)
+    if flags.sweep:
+        sweep(flags, flags.sweep)
+    elif flags.dry_run:
+        rehearse(flags)
+    elif flags.gpus:
         plan_job(flags)
-    else:
+    elif not flags.measured:
         count_variants(flags)
     if flags.costs:
         compare_costs(flags)
@@ -88,16 +129,101 @@ def plan_job(flags: Arguments) -> None:
     """
     from deconattn.cost.job import Job  # here and below: they bring PyTorch, for which --help does not wait
     from deconattn.cost.recommend import recommend
-    from deconattn.cost.report import advice, per_rank, summary
+    from deconattn.cost.report import advice, per_rank, summary, timing
 
-    if flags.gpus < 0 or flags.gpu_memory <= 0:
-        raise UserError(f"--gpus {flags.gpus} with --gpu-memory {flags.gpu_memory:g}: both must be above zero")
+    cluster, memory = described(flags)
     training, model = flags.training(), flags.config(flags.model.variant)
-    job = Job.of(model, training, flags.gpus, gpu_memory=flags.gpu_memory)
+    job = Job.of(model, training, flags.gpus, gpu_memory=memory)
     show(per_rank(job))
-    for line in summary(job, flags.gpu_memory):
+    for line in (*summary(job, memory), *timing(job, cluster, training)):
         print(line)
-    for line in advice(recommend(model, training, flags.gpus, flags.gpu_memory)):
+    for part in advice(recommend(model, training, flags.gpus, memory, cluster), cluster, memory):
+        if isinstance(part, str):
+            print(part)
+        else:
+            show(part)
+
+
+def sweep(flags: Arguments, picture: Path) -> None:
+    """Print the fastest topologies on many numbers of GPUs and lengths, and draw them.
+
+    Raises:
+        UserError: no such format of pictures, no library to draw them, or figures that cannot be.
+    """
+    from deconattn.cost.sweep import sweep_table, swept
+    from deconattn.extras import require
+
+    if picture.suffix not in (".svg", ".png"):
+        raise UserError(f"--sweep {picture}: give a name that ends in .svg or .png")
+    require("plot", "drawing --sweep's picture")
+    cluster, memory = described(flags)
+    lengths = flags.sweep_lengths or (flags.data.seq_len,)
+    if min((*flags.sweep_gpus, *lengths), default=0) < 1:
+        raise UserError("--sweep-gpus and --sweep-lengths must be above zero")
+    cells = swept(
+        flags.training(), lambda length: flags.config(length=length), flags.sweep_gpus, lengths, memory, cluster
+    )
+    show(sweep_table(cells, f"Size {flags.model.size}, {flags.model.variant}, on {cluster.name}: the fastest that fit"))
+    from deconattn.analysis.sweep_picture import draw_sweep
+
+    draw_sweep(cells, picture)
+    print(f"picture: {picture}")
+
+
+def compare_measured(flags: Arguments) -> None:
+    """Print measured step times beside predicted ones.
+
+    Raises:
+        UserError: a folder that holds no run, or no times.
+    """
+    from deconattn.cost.measured import measured_table, read_measured
+
+    show(measured_table([read_measured(folder) for folder in flags.measured], described(flags)[0]))
+
+
+def described(flags: Arguments) -> tuple["Cluster", float]:
+    """Return the cluster that flags describe, and the memory of its GPUs, GiB.
+
+    Raises:
+        UserError: figures that cannot be.
+    """
+    from deconattn.cost.cluster import Cluster
+
+    if flags.gpus < 0 or flags.gpu_memory < 0:
+        raise UserError(f"--gpus {flags.gpus} with --gpu-memory {flags.gpu_memory:g}: neither may be below zero")
+    cluster = Cluster.of(flags.gpu, flags.gpus_per_node, flags.network_gbps or None, flags.storage)
+    if flags.measured:
+        from deconattn.cost.measured import as_fast_as, read_measured
+
+        cluster = as_fast_as(cluster, read_measured(flags.measured[0]))
+    return cluster, flags.gpu_memory or cluster.card.memory
+
+
+def rehearse(flags: Arguments) -> None:
+    """Dry-run the job, and print what its ranks hold and send beside the prediction.
+
+    Raises:
+        UserError: whatever the launcher would refuse too, or a rank that cannot take a step.
+    """
+    from deconattn.cost.job import Job
+    from deconattn.dry_run.ranks import distinct_ranks, dry_run
+    from deconattn.dry_run.report import memory_table, traffic_table, verdict
+    from deconattn.launch.preflight import check_flags
+
+    if flags.gpus < 1:
+        raise UserError("--dry-run needs a job: give --gpus, how many it is to run on")
+    _, memory = described(flags)
+    training, model = flags.training(), flags.config(flags.model.variant)
+    check_flags(training, flags.gpus)
+    job = Job.of(model, training, flags.gpus, gpu_memory=memory)
+    stands_for = distinct_ranks(job)
+    reports = dry_run(model, training, flags.gpus, memory, list(stands_for))
+    show(memory_table(job, reports, stands_for))
+    show(traffic_table(job, reports))
+    lines = list(verdict(job, reports, memory))
+    if any(report.refusal for report in reports):
+        raise UserError(f"the dry run found that the job cannot train: {lines[0]}")
+    for line in lines:
         print(line)
 
 

@@ -24,7 +24,7 @@ class ModelFlags:
     """The model."""
 
     size: str = "tiny"
-    """Preset of dimensions and training defaults: tiny, 70m, 160m, 500m, 1.7b."""
+    """Preset of dimensions and training defaults: tiny, 70m, 160m, 500m, 1.7b, 7b, 70b."""
     variant: str = "standard"
     """Variant of the layers that are not standard: standard, mlp, approximate, nonapproximate, rndemb, fixedseq,
     staticemb, or a plugin's."""

@@ -24,6 +24,7 @@ class Size:
     save_every: int = 1000
     eval_every: int = 1000
     eval_sequences: int = 512
+    num_key_value_heads: int = 0
 
 
 SIZES = {
@@ -32,6 +33,9 @@ SIZES = {
     "160m": Size(768, 3072, 12, 12),
     "500m": Size(896, 4864, 24, 14),
     "1.7b": Size(2048, 6144, 28, 16, qwen3=True, lr=3e-4, micro_batch_size=4),
+    # Beyond the paper: Llama 2's dimensions and training (arXiv 2307.09288, tables 1 and 19), Qwen3's norms.
+    "7b": Size(4096, 11008, 32, 32, True, 3e-4, 4096, 1024, 1, 480_000),
+    "70b": Size(8192, 28672, 80, 64, True, 1.5e-4, 4096, 1024, 1, 480_000, num_key_value_heads=8),
 }
 
 
@@ -51,6 +55,7 @@ def size_defaults(name: str) -> TrainingFlags:
             intermediate_size=size.intermediate_size,
             num_hidden_layers=size.num_hidden_layers,
             num_attention_heads=size.num_attention_heads,
+            num_key_value_heads=size.num_key_value_heads,
             attention_bias=not size.qwen3,
             qk_norm=size.qwen3,
         ),

@@ -1,7 +1,7 @@
 """Job to plan: a model, how it is trained, and over which ranks."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.flag_groups import Optimizer, Recompute
@@ -97,7 +97,7 @@ class Job:
     @cached_property
     def spans(self) -> tuple[range, ...]:
         """Layer indices of each pipeline stage."""
-        return stage_spans(self.model, self.pp, self.length)
+        return _spans(self.model, self.pp, self.length)
 
     @property
     def gpu_bytes(self) -> int | None:
@@ -129,3 +129,6 @@ class Job:
     def bubble(self) -> float:
         """Bubble fraction: share of a step in which a stage waits for the pipeline to fill and drain."""
         return (self.pp - 1) / (self.accumulation + self.pp - 1)
+
+
+_spans = lru_cache(maxsize=256)(stage_spans)

@@ -17,6 +17,7 @@ With several micro-batches a step, every snapshot also comes with the gradients 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from deconattn.cost.activations import (
     final_norm_bytes,
@@ -60,23 +61,23 @@ def stage_snapshots(job: Job, stage: int) -> Iterator[MemorySnapshot]:
     if job.optimizer == "muon":
         zero = with_muon(zero, job, parameters)
     yield MemorySnapshot(stage, "start-up", zero.startup)
-    in_flight = job.in_flight(stage)
+    in_flight, hops = job.in_flight(stage), Memory(buffers=_hop_buffers(job, stage))
     for snapshot in _micro_batch(job, span, parameters, zero, in_flight, first=True):
-        yield MemorySnapshot(stage, snapshot[0], zero.always + snapshot[1])
+        yield MemorySnapshot(stage, snapshot[0], zero.always + hops + snapshot[1])
     if job.accumulation > 1:
         # One more begins while the others wait, unless all are in flight at once.
         again = in_flight if job.accumulation > in_flight else in_flight - 1
         for snapshot in _micro_batch(job, span, parameters, zero, again, first=False):
-            yield MemorySnapshot(stage, snapshot[0], zero.always + snapshot[1])
-    yield MemorySnapshot(stage, "reduction", zero.always + zero.reduction)
-    yield MemorySnapshot(stage, "step", zero.always + zero.step)
+            yield MemorySnapshot(stage, snapshot[0], zero.always + hops + snapshot[1])
+    yield MemorySnapshot(stage, "reduction", zero.always + hops + zero.reduction)
+    yield MemorySnapshot(stage, "step", zero.always + hops + zero.step)
 
 
 def _micro_batch(
     job: Job, span: range, parameters: RankParameters, zero: ZeroMemory, in_flight: int, first: bool
 ) -> Iterator[tuple[str, Memory]]:
     """Yield name and memory of the snapshots in a micro-batch's forward and backward pass, others in flight."""
-    every = layer_activations(job)
+    every = _layer_activations(job)
     layers = [every[index] for index in span]
     is_first, is_last = span.start == 0, span.stop == job.model.num_hidden_layers
     static = static_bytes(job, span) + held_stream_bytes(job)
@@ -118,6 +119,20 @@ def _micro_batch(
         yield "backward of the embedding", before + zero.backward + memory
 
 
+def _hop_buffers(job: Job, stage: int) -> int:
+    """Bytes that DeepSpeed's pipeline holds beside the activations in flight.
+
+    What is received goes through a buffer that stays; beside it are the gradient that was sent last, the copy that the
+    next micro-batch came in and, on the last stage, whose second buffer is one more than is in flight, its own input.
+    """
+    first, last = stage == 0, stage == job.pp - 1
+    received = 0 if first else (4 if last else 3) * p2p_bytes(job, job.spans[stage].start)
+    return received + (0 if last else p2p_bytes(job, job.spans[stage].stop))
+
+
 def _largest_matrix(job: Job) -> int:
     """Number of elements of a feed-forward weight on one rank."""
     return job.model.hidden_size * (-(-job.model.intermediate_size // job.tp))
+
+
+_layer_activations = lru_cache(maxsize=8)(layer_activations)

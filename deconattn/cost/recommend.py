@@ -1,4 +1,4 @@
-"""Search for the simplest topology whose peak memory fits."""
+"""Search for the topologies that train fastest among those whose peak memory fits."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,27 +7,31 @@ from typing import Literal
 
 from deconattn.config.flag_groups import Recompute
 from deconattn.config.flags import TrainingFlags
+from deconattn.cost.cluster import Cluster
 from deconattn.cost.job import Job
 from deconattn.cost.memory import MemorySnapshot, peak
+from deconattn.cost.step_time import StepTime, step_time, tokens_per_second
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
 HEADROOM = 0.1
 """Share of the GPU kept free: CUDA's context, NCCL's and cuBLAS's workspaces, and gaps between tensors."""
-TENSOR_RANKS = (1, 2, 4, 8)
-"""Tensor-parallel sizes that are tried: their ranks share a machine."""
+LARGEST_BUBBLE = 0.2
+"""Share of a step in the pipeline's bubble above which nothing is recommended while something else fits."""
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+"""Micro-batches that are tried beside the flags'."""
 STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 RECOMPUTED: tuple[Recompute, ...] = ("none", "layer")
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Recommended flags, their job and peak snapshot, and the reason in a line."""
+    """Topology that fits: its flags and job, its peak snapshot and the time of a step."""
 
     flags: TrainingFlags
     job: Job
     peak: MemorySnapshot
-    reason: str
+    time: StepTime
 
     @property
     def command(self) -> str:
@@ -40,55 +44,94 @@ class Recommendation:
             parts.insert(1 if job.tp > 1 else 0, f"--pp {job.pp}")
         return " ".join(parts + [f"--recompute {engine.recompute}"] * (engine.recompute != "none"))
 
+    @property
+    def tokens_per_second(self) -> float:
+        return tokens_per_second(self.job, self.time.total)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    flags: TrainingFlags
+    job: Job
+    time: StepTime
+
 
 def fits(snapshot: MemorySnapshot, gib: float) -> bool:
     """Return whether a snapshot fits a GPU of `gib` GiB with headroom."""
     return snapshot.memory.total <= (1 - HEADROOM) * gib * 2**30
 
 
-def recommend(model: ModelConfig, flags: TrainingFlags, ranks: int, gib: float) -> Recommendation:
-    """Return the first topology that fits: fewest tensor-parallel ranks, then stages, then lowest ZeRO stage.
+def recommend(
+    model: ModelConfig, flags: TrainingFlags, ranks: int, gib: float, cluster: Cluster, count: int = 5
+) -> list[Recommendation]:
+    """Return the `count` topologies of the least step time that fit, the fastest first.
 
-    Within one of these the micro-batch is halved first, then layers are recomputed, which costs a third more time.
-    Tensor parallelism comes with sequence parallelism, which only saves; DeepSpeed's files are those of ds_configs/.
+    The global batch is the flags'. A pipeline whose bubble is more than a fifth of a step comes after all others.
+    Tensor parallelism stays within a machine and comes with sequence parallelism, which only saves; DeepSpeed's files
+    are those of ds_configs/.
 
     Raises:
         UserError: none fits, or no topology goes with model, batch and ranks.
     """
-    before: tuple[TrainingFlags, MemorySnapshot] | None = None
-    smallest: tuple[TrainingFlags, MemorySnapshot] | None = None
-    complaint: UserError | None = None
-    for candidate in _candidates(flags, ranks):
+    candidates, complaint = [], None
+    for flags_of_one in _candidates(flags, ranks, cluster):
         try:
-            job = Job.of(model, candidate, ranks, gpu_memory=gib)
+            job = Job.of(model, flags_of_one, ranks, gpu_memory=gib)
         except UserError as error:
             complaint = complaint or error
             continue
-        largest = peak(job)
+        candidates.append(_Candidate(flags_of_one, job, step_time(job, cluster)))
+    # Of two that take as long, the simpler one.
+    candidates.sort(
+        key=lambda one: (
+            one.time.bubble_share > LARGEST_BUBBLE,
+            float(f"{one.time.total:.3g}"),
+            one.job.tp,
+            one.job.pp,
+            one.job.zero,
+            one.job.recompute != "none",
+        )
+    )
+    found: list[Recommendation] = []
+    least: tuple[int, TrainingFlags] | None = None
+    for one in candidates:
+        largest = peak(one.job)
         if fits(largest, gib):
-            return Recommendation(candidate, job, largest, _reason(candidate, largest, gib, before))
-        before = candidate, largest
-        if smallest is None or largest.memory.total < smallest[1].memory.total:
-            smallest = before
-    if smallest is None:
+            found.append(Recommendation(one.flags, one.job, largest, one.time))
+            if len(found) == count:
+                break
+        elif least is None or largest.memory.total < least[0]:
+            least = largest.memory.total, one.flags
+    if found:
+        return found
+    if least is None:
         raise complaint or UserError(f"no topology for {ranks} ranks: change --gpus")
-    needed = smallest[1].memory.total / 2**30 / (1 - HEADROOM)
+    needed = least[0] / 2**30 / (1 - HEADROOM)
     raise UserError(
         f"nothing fits {gib:g} GiB on {ranks} GPUs: the least is {needed:.1f} GiB a GPU with headroom "
-        f"({_describe(smallest[0])}); use more GPUs, larger ones, or a shorter --seq-len"
+        f"({describe(least[1])}); use more GPUs, larger ones, or a shorter --seq-len"
     )
 
 
-def _candidates(flags: TrainingFlags, ranks: int) -> Iterator[TrainingFlags]:
+def describe(flags: TrainingFlags) -> str:
+    """Describe a topology in a few words."""
+    engine = flags.engine
+    return (
+        f"tp {engine.tp}, pp {engine.pp}, ZeRO {engine.zero_stage}, micro-batch {flags.optimization.micro_batch_size}"
+        f"{', recomputing layers' if engine.recompute == 'layer' else ''}"
+    )
+
+
+def _candidates(flags: TrainingFlags, ranks: int, cluster: Cluster) -> Iterator[TrainingFlags]:
     lowest = 1 if flags.engine.precision == "bf16" else 0
-    for tp in TENSOR_RANKS:
-        for pp in (stages for stages in range(1, ranks // tp + 1) if ranks % (tp * stages) == 0):
+    micro_batches = sorted({flags.optimization.micro_batch_size, *MICRO_BATCHES})
+    deepest = min(ranks, flags.model.num_hidden_layers)
+    for tp in (size for size in range(1, cluster.per_node + 1) if cluster.per_node % size == 0 and ranks % size == 0):
+        for pp in (stages for stages in range(1, deepest + 1) if ranks % (tp * stages) == 0):
             for zero in STAGES[lowest : 4 if pp == 1 else 2]:
                 for recompute in RECOMPUTED:
-                    micro = flags.optimization.micro_batch_size
-                    while micro:
+                    for micro in micro_batches:
                         yield _with(flags, tp, pp, zero, recompute, micro)
-                        micro //= 2
 
 
 def _with(
@@ -105,20 +148,3 @@ def _with(
     )
     optimization = dataclasses.replace(flags.optimization, micro_batch_size=micro)
     return dataclasses.replace(flags, engine=engine, optimization=optimization)
-
-
-def _reason(
-    flags: TrainingFlags, largest: MemorySnapshot, gib: float, before: tuple[TrainingFlags, MemorySnapshot] | None
-) -> str:
-    need = f"{_describe(flags)} needs {largest.memory.total / 2**30:.1f} of {gib:g} GiB"
-    if before is None:
-        return f"{need}, and nothing is simpler"
-    return f"{need}; {_describe(before[0])}, the choice before it, {before[1].memory.total / 2**30:.1f}"
-
-
-def _describe(flags: TrainingFlags) -> str:
-    engine = flags.engine
-    return (
-        f"tp {engine.tp}, pp {engine.pp}, ZeRO {engine.zero_stage}, micro-batch {flags.optimization.micro_batch_size}"
-        f"{', recomputing layers' if engine.recompute == 'layer' else ''}"
-    )

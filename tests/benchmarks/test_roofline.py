@@ -12,13 +12,13 @@ from benchmarks.plots.data import Origin
 from benchmarks.plots.prediction import BEGIN, END, Prediction, draw_prediction, predicted, prediction_section
 from benchmarks.plots.section import with_section
 from benchmarks.roofline import predict
-from benchmarks.roofline.cards import CARDS, GAP, OF_BANDWIDTH
 from benchmarks.roofline.counting import Counting, Regions
 from benchmarks.roofline.prediction import counted, deepened, works_of
 from benchmarks.roofline.report import markdown
 from benchmarks.roofline.works import PARTS, Sizes, Work, mixing_flops, part_of, size
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import model_config
+from deconattn.cost.cards import CARDS, GAP, OF_BANDWIDTH
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM

@@ -1,4 +1,4 @@
-"""The recommended topology fits, and nothing simpler does."""
+"""What is recommended fits, and nothing that fits is faster."""
 
 from dataclasses import replace
 
@@ -7,39 +7,61 @@ import pytest
 from deconattn.config.flag_groups import EngineFlags
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.presets import size_defaults
+from deconattn.cost.cluster import Cluster
 from deconattn.cost.job import Job
 from deconattn.cost.memory import peak
-from deconattn.cost.recommend import Recommendation, fits, recommend
+from deconattn.cost.recommend import LARGEST_BUBBLE, Recommendation, fits, recommend
+from deconattn.cost.report import advice
+from deconattn.cost.step_time import step_time
 from deconattn.errors import UserError
 
+H100 = Cluster.of("h100", 8, None, 5)
 
-def advise(size: str, ranks: int, gib: float, **engine: object) -> tuple[TrainingFlags, Recommendation]:
-    flags = replace(size_defaults(size), engine=EngineFlags(**{"precision": "bf16", **engine}))  # type: ignore[arg-type]
+
+def advise(
+    size: str, ranks: int, gib: float, length: int | None = None, batch: int | None = None, **dimensions: int
+) -> tuple[TrainingFlags, list[Recommendation]]:
+    flags = replace(size_defaults(size), engine=EngineFlags(precision="bf16"))
+    flags = replace(
+        flags,
+        model=replace(flags.model, **dimensions),
+        data=replace(flags.data, seq_len=length or flags.data.seq_len),
+        optimization=replace(flags.optimization, global_batch_size=batch or flags.optimization.global_batch_size),
+    )
     model = model_config(flags.model, 50277, flags.data.seq_len)
-    return flags, recommend(model, flags, ranks, gib)
+    return flags, recommend(model, flags, ranks, gib, H100)
 
 
 @pytest.mark.parametrize(("size", "ranks", "gib"), [("70m", 1, 24), ("1.7b", 8, 24), ("1.7b", 8, 16), ("1.7b", 4, 80)])
-def test_it_fits(size: str, ranks: int, gib: float):
+def test_they_fit_and_the_fastest_comes_first(size: str, ranks: int, gib: float):
     flags, found = advise(size, ranks, gib)
     model = model_config(flags.model, 50277, flags.data.seq_len)
-    assert fits(peak(Job.of(model, found.flags, ranks, gpu_memory=gib)), gib)
-    assert f"{found.peak.memory.total / 2**30:.1f} of {gib:g} GiB" in found.reason
+    for one in found:
+        job = Job.of(model, one.flags, ranks, gpu_memory=gib)
+        assert fits(peak(job), gib)
+        assert one.time == step_time(job, H100)
+    times = [one.time.total for one in found]
+    assert times == pytest.approx(sorted(times), rel=0.01)
 
 
-def test_a_large_gpu_needs_nothing_special():
+def test_a_large_gpu_needs_no_recomputation():
     _, found = advise("1.7b", 64, 192)
-    assert found.command == "--zero 1 --micro-batch-size 4"
-    assert found.reason.endswith("nothing is simpler")
+    assert found[0].job.tp == found[0].job.pp == 1
+    assert found[0].job.recompute == "none"
+
+
+def test_a_long_pipeline_is_not_recommended_where_a_short_one_fits():
+    """7B at 32768 tokens on 1024 GPUs had pp 8, of whose time the bubble was most."""
+    seven = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    _, found = advise("1.7b", 1024, 80, length=32768, batch=256, **seven)
+    assert all(one.time.bubble_share <= LARGEST_BUBBLE for one in found)
+    assert found[0].job.pp == 1
 
 
 def test_smaller_gpus_need_more():
-    orders = []
-    for gib in (80, 24, 16, 14):
-        job = advise("1.7b", 8, gib)[1].job
-        orders.append((job.tp, job.pp, job.zero))
-    assert orders == sorted(orders)
-    assert orders[0] < orders[-1]
+    times = [advise("1.7b", 8, gib)[1][0].time.total for gib in (80, 24, 16, 14)]
+    assert times == sorted(times)
+    assert times[0] < times[-1]
 
 
 def test_where_nothing_fits_the_least_is_told():
@@ -50,3 +72,11 @@ def test_where_nothing_fits_the_least_is_told():
 def test_a_batch_that_cannot_be_shared_out_is_told():
     with pytest.raises(UserError, match="use a --global-batch-size that is a multiple of 7"):
         advise("70m", 7, 80)
+
+
+def test_the_reason_is_told():
+    _, found = advise("1.7b", 64, 80)
+    lines = [line for line in advice(found, H100, 80) if isinstance(line, str)]
+    assert lines[0] == f"recommended: {found[0].command}"
+    assert lines[1].startswith("  because no other that fits is faster: ")
+    assert lines[2] == "  pipeline bubble: 0.0% of a step"

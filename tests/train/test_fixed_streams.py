@@ -24,8 +24,8 @@ FIXED = "--pattern fixedseq,rndemb,rndemb,fixedseq"
 SLOW = [
     (2, "--tp 2 --sequence-parallel", ALL),
     *((2, f"--zero {stage}", FIXED) for stage in range(4)),
-    (2, "--zero 3 --activation-checkpointing", ALL),
-    (2, "--tp 2 --sequence-parallel --activation-checkpointing", FIXED),
+    (2, "--zero 3 --recompute layer", ALL),
+    (2, "--tp 2 --sequence-parallel --recompute layer", FIXED),
     (2, "--precision bf16 --zero 1", FIXED),
     (2, "--precision bf16 --zero 3", FIXED),
     (4, "--tp 2 --zero 2", ALL),

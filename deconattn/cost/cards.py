@@ -20,8 +20,8 @@ where nothing was, as assumed here:
 
 from dataclasses import dataclass
 
-from benchmarks.roofline.works import Work
 from deconattn.cost.hardware import PEAK_BF16_FLOPS
+from deconattn.cost.work import Work
 
 HOST_EAGER, HOST_COMPILED = 8e-6, 5e-6
 """Seconds of the host for a launch: out of Python, operator by operator, and out of torch.compile's code."""
@@ -40,6 +40,7 @@ class Card:
     Attributes:
         narrow, single: peak FLOP/s in bf16 and in fp32 without tensor cores.
         bandwidth: bytes/s of its memory.
+        memory: GiB of it.
         large: part of the bf16 peak that large products reach.
         attention: part of the peak that attention reaches, by head size: forward, backward.
     """
@@ -47,6 +48,7 @@ class Card:
     narrow: float
     single: float
     bandwidth: float
+    memory: float
     large: float
     attention: dict[int, tuple[float, float]]
 
@@ -75,10 +77,10 @@ class Card:
 _HOPPER = {64: (334 / 989, 395 * 0.85 / 989), 128: (484 / 989, 465 * 0.78 / 989)}
 _HALF = {width: (forward / 2, backward / 2) for width, (forward, backward) in _HOPPER.items()}
 CARDS = {
-    "A100": Card(PEAK_BF16_FLOPS["A100"], 19.5e12, 2.039e12, 0.8, {64: (0.5, 0.42), 128: (0.6, 0.5)}),
-    "H100": Card(PEAK_BF16_FLOPS["H100"], 67e12, 3.35e12, 720 / 989, _HOPPER),
-    "H200": Card(PEAK_BF16_FLOPS["H200"], 67e12, 4.8e12, 720 / 989, _HOPPER),
-    "B200": Card(PEAK_BF16_FLOPS["B200"], 80e12, 8e12, 720 / 989, _HOPPER),
-    "MI300X": Card(PEAK_BF16_FLOPS["MI300X"], 163.4e12, 5.3e12, 620 / 1307, _HALF),
+    "A100": Card(PEAK_BF16_FLOPS["A100"], 19.5e12, 2.039e12, 80, 0.8, {64: (0.5, 0.42), 128: (0.6, 0.5)}),
+    "H100": Card(PEAK_BF16_FLOPS["H100"], 67e12, 3.35e12, 80, 720 / 989, _HOPPER),
+    "H200": Card(PEAK_BF16_FLOPS["H200"], 67e12, 4.8e12, 141, 720 / 989, _HOPPER),
+    "B200": Card(PEAK_BF16_FLOPS["B200"], 80e12, 8e12, 180, 720 / 989, _HOPPER),
+    "MI300X": Card(PEAK_BF16_FLOPS["MI300X"], 163.4e12, 5.3e12, 192, 620 / 1307, _HALF),
 }
 """The SXM or OAM versions, 80 GB of the A100."""

@@ -9,11 +9,12 @@ times the clipped gradient, so that it shows every gradient whatever holds it (Z
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,9 @@ from deconattn.mixers import variant_names
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
 from tests.ranks import Ranks
+
+if TYPE_CHECKING:
+    from deconattn.train.zero_state import Held
 
 STEPS = 5
 LEARNING_RATE = 1e-3
@@ -165,9 +169,7 @@ def train_case(arguments: list[str], reference: dict[str, Any]) -> dict[str, Any
         losses.append(result.loss)
         norms.append(result.grad_norm)
         if step == 0:
-            moments = engine.state.tensors("exp_avg")
-            beta1 = flags.optimization.adam_beta1
-            worst = _worst_gradient({name: m.double() / (1 - beta1) for name, m in moments}, reference["gradients"])
+            worst = _worst_gradient(engine.state.held(), 1 - flags.optimization.adam_beta1, reference["gradients"])
     engine.destroy()
     return {
         "loss": _worst_relative(losses, reference["losses"]),
@@ -206,18 +208,20 @@ def _fixed_ids(flags: TrainingFlags) -> Tensor:
     return torch.randint(VOCABULARY, (flags.data.seq_len,), generator=torch.Generator().manual_seed(10**6))
 
 
-def _worst_gradient(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> tuple[float, str]:
-    """Of all ranks' tensors."""
+def _worst_gradient(held: "Iterable[Held]", share: float, reference: dict[str, Tensor]) -> tuple[float, str]:
+    """Of all ranks' parts of all tensors: first moments are `share` of the gradient after one step."""
     floor = max(float(gradient.abs().max()) for gradient in reference.values()) / 100
-    errors = [
-        (float((ours[n] - g).abs().max()) / max(float(g.abs().max()), floor), n)
-        for n, g in reference.items()
-        if n in ours
-    ]
+    errors, elements = [], Counter[str]()
+    for part in held:
+        whole = reference[part.name]
+        expected = (part.shard.take(whole) if part.shard else whole).flatten()[part.first : part.last]
+        error = float((part.values["exp_avg"].double() / share - expected).abs().max())
+        errors.append((error / max(float(whole.abs().max()), floor), part.name))
+        elements[part.name] += part.last - part.first
     everybody: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, (errors, sorted(ours)))
-    seen = {name for _, names in everybody for name in names}
-    assert seen == reference.keys(), seen ^ reference.keys()
+    dist.all_gather_object(everybody, (errors, elements))
+    seen = sum((counts for _, counts in everybody), Counter[str]())
+    assert all(seen[name] >= whole.numel() for name, whole in reference.items()), seen
     return max(error for found, _ in everybody for error in found)
 
 

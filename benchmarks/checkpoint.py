@@ -57,10 +57,8 @@ class Arguments:
 
 def main() -> None:
     """Measure, print, write."""
-    from benchmarks.machine import command, describe, markdown_table, write_result
     from deconattn.cli import parse
     from deconattn.data import pack_demo
-    from deconattn.durable import write_text
 
     arguments = parse(Arguments)
     rows: list[dict[str, Any]] = []
@@ -73,6 +71,15 @@ def main() -> None:
                 rows += [{"ranks": world} | row for row in found]
                 print(json.dumps(rows[-len(found) :]), file=sys.stderr, flush=True)
                 shutil.rmtree(run, ignore_errors=True)
+                write(arguments, rows)  # what there is, if the rest should fail
+    print(write(arguments, rows))
+
+
+def write(arguments: Arguments, rows: list[dict[str, Any]]) -> str:
+    """Write the result and its table; the table."""
+    from benchmarks.machine import command, describe, markdown_table, write_result
+    from deconattn.durable import write_text
+
     columns = [
         "ranks",
         "how",
@@ -99,7 +106,7 @@ def main() -> None:
     path = arguments.out / f"checkpoint-{arguments.name}.json"
     write_result(path, {"options": options, "rows": rows})
     write_text(path.with_suffix(".md"), report + "\n")
-    print(report)
+    return report
 
 
 def measure(arguments: Arguments, tree: Path, world: int, run: Path, data: Path) -> list[dict[str, Any]]:

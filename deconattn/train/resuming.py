@@ -1,6 +1,7 @@
 """Loading of a checkpoint on any topology: each rank reads what it holds, and no other bytes."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -110,7 +111,7 @@ def verified_checkpoint(flags: TrainingFlags, run: Path) -> Checkpoint | None:
         assert tensors[0] is not None
         checkpoint = replace(checkpoint, manifest=replace(checkpoint.manifest, tensors=tensors[0]))
         try:
-            everywhere(lambda reader=checkpoint.reader: reader.verify(share=place))  # type: ignore[misc]
+            everywhere(partial(checkpoint.reader.verify, share=place))
         except UnreadableError:
             raise
         except UserError as error:

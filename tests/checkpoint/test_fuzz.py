@@ -179,8 +179,11 @@ def checked_checkpoint(run: Path, folder: Path, cases: int, seed: int) -> None:
         step = number // len(actions) % 2 == 0
         try:
             said, found = attempt(action, copied / STEP if step else copied, copied, damage)
-            assert said or not (step and damage.sealed is None), "taken for good"
-            if damage.sealed is None and damage.how is not unreadable and found is not None:
+            # What only resuming reads, the moments, does no harm to the others.
+            spared = action is not resume and damage.how in BYTES and damage.file.endswith(".safetensors")
+            spared = spared and not said and (found is None or same(found, weights[2]))
+            assert said or spared or not (step and damage.sealed is None), "taken for good"
+            if damage.sealed is None and damage.how is not unreadable and found is not None and not spared:
                 assert same(found, weights[1]), "not the checkpoint before"
             if damage.sealed and damage.how not in BYTES and found is not None:
                 assert same(found, weights[2]) or same(found, weights[1]), "other weights"

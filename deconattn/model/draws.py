@@ -50,7 +50,7 @@ class Draws:
 
     def block(self, rows: range, columns: range) -> Tensor:
         """Return those of consecutive rows and columns, [rows, columns]; all tiles that they touch are drawn."""
-        drawn = torch.empty(len(rows), len(columns))
+        drawn = torch.empty(len(rows), len(columns), dtype=torch.float32, device="cpu")
         into = drawn.numpy()
         bands = list(pairwise(_cuts(rows, self._tile_rows)))
 

@@ -1,6 +1,6 @@
 """Checks of a command line before any rank starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,34 +33,34 @@ class Checked:
 
     Attributes:
         notes: lines about what is right and worth knowing.
-        manifests: of the corpora of `--data`, in order.
+        manifests: of the corpora of `--data`, by folder.
     """
 
     notes: list[str]
-    manifests: tuple[Manifest, ...] | None
+    manifests: Mapping[str, Manifest]
 
 
-def check_on_rank_0(flags: TrainingFlags) -> tuple[Manifest, ...] | None:
+def check_on_rank_0(flags: TrainingFlags) -> Mapping[str, Manifest]:
     """Check flags against the disk on rank 0 alone; a collective call.
 
     Returns:
-        On rank 0 the manifests of the corpora of `--data`, else None.
+        On rank 0 the manifests of the corpora of `--data` by folder, elsewhere none.
 
     Raises:
         UserError: on every rank.
     """
-    found: list[tuple[Manifest, ...] | None] = [None]
+    found: dict[str, Manifest] = {}
 
     def check() -> None:
         try:
-            found[0] = check_flags(flags, torch.distributed.get_world_size()).manifests
+            found.update(check_flags(flags, torch.distributed.get_world_size()).manifests)
         except OSError as error:
             if error.filename is None:
                 raise
             raise of_the_disk(error, error.filename) from error
 
     from_rank_0(check)
-    return found[0]
+    return found
 
 
 def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
@@ -79,7 +79,7 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
             folders = [folder for folder in folders if folder.name == flags.run.resume_from]
         reached = next((step_of(folder) for folder in folders if is_whole(folder)), 0)
         check_length(flags, reached)  # rank 0 does so again with what it finds to be good
-    accumulation_steps, notes, manifests = 1, list[str](), None
+    accumulation_steps, notes, manifests = 1, list[str](), dict[str, Manifest]()
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
     deepspeed_config(flags, accumulation_steps)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from deconattn.parallel.process_group import from_rank_0
 
 
 def open_data(
-    arguments: tuple[str, ...], flags: TrainingFlags, run: Path, manifests: Sequence[Manifest] | None = None
+    arguments: tuple[str, ...], flags: TrainingFlags, run: Path, manifests: Mapping[str, Manifest] | None = None
 ) -> "TrainingData":
     """Open a run's data on every rank; a collective call.
 
@@ -32,7 +32,7 @@ def open_data(
     The others get the manifests from it and open nothing but such tables; shards are mapped when first read.
 
     Args:
-        manifests: where rank 0 has read them already.
+        manifests: by folder, where rank 0 has read them already.
 
     Raises:
         UserError: on every rank, for what rank 0 finds, see :class:`TrainingData`.
@@ -60,7 +60,7 @@ class TrainingData:
     """Training and validation streams over the corpora of `--data`.
 
     Args:
-        manifests: the corpora's, where some process has read and compared them; else they are here.
+        manifests: the corpora's by folder, where some process has read and compared them; else that is done here.
         spare, verify: see :class:`~deconattn.data.loading.best_fit.BestFit`.
 
     Raises:
@@ -71,27 +71,23 @@ class TrainingData:
         self,
         arguments: tuple[str, ...],
         flags: TrainingFlags,
-        manifests: Sequence[Manifest] | None = None,
+        manifests: Mapping[str, Manifest] | None = None,
         spare: Path | None = None,
         verify: bool = True,
     ) -> None:
         self._flags, self._spare, self._verify = flags, spare, verify
         seq_len, seed = flags.data.seq_len, flags.optimization.seed
+        self.manifests = dict(manifests or {})
         parsed = [parse_data_argument(argument) for argument in arguments]
-        self.manifests = tuple(manifests or (read_checked(folder) for folder, _ in parsed))
-        corpora = [
-            (TokenCorpus(folder, manifest=manifest), weight)
-            for (folder, weight), manifest in zip(parsed, self.manifests, strict=True)
-        ]
-        self._blended = corpora
+        self._blended = corpora = [(self._corpus(folder), weight) for folder, weight in parsed]
         check_corpora([corpus for corpus, _ in corpora], seq_len)
         if flags.data.packing == "concat":
             self.open()  # which costs nothing, and finds a corpus that is too short
         held_out, self._not_validated = [], []
-        for (folder, weight), manifest in zip(parsed, self.manifests, strict=True):
-            if not manifest.of_split("val"):
+        for folder, weight in parsed:
+            if not self.manifests[str(folder)].of_split("val"):
                 self._not_validated.append(f"{folder} has no validation split")
-            elif (corpus := TokenCorpus(folder, "val", manifest)).num_tokens <= seq_len:
+            elif (corpus := self._corpus(folder, "val")).num_tokens <= seq_len:
                 self._not_validated.append(
                     f"the validation split of {folder} has {corpus.num_tokens} tokens, and one sequence with its "
                     f"labels {seq_len + 1}"
@@ -104,6 +100,11 @@ class TrainingData:
             CorpusIdentity(str(folder.resolve()), weight, _content(corpus))
             for (folder, weight), corpus in zip(parsed, self.corpora, strict=True)
         ]
+
+    def _corpus(self, folder: Path, split: str = "train") -> TokenCorpus:
+        if str(folder) not in self.manifests:
+            self.manifests[str(folder)] = read_checked(folder)
+        return TokenCorpus(folder, split, self.manifests[str(folder)])
 
     @cached_property
     def _train(self) -> SampleStream:

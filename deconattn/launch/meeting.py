@@ -37,7 +37,6 @@ TELLING_SECONDS = 15.0
 """So long a rank that has seen another die waits for the store to tell it there; launchers kill it after 30."""
 NAMED = 8
 _NAME = f"meeting {os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}"
-_UNANSWERED = "rank 0 does not answer"
 
 
 class Meeting:
@@ -52,7 +51,9 @@ class Meeting:
         self._me = f"rank {self._rank} (pid {os.getpid()} on {socket.gethostname()})"
         self._siblings = dict(seen)
         self._whole_store: dist.TCPStore | None = None
-        self._store: Any = None  # a part of it. Any: torch's stub lacks half of the methods
+        # A part of it, and a connection of the other thread's. Any: torch's stub lacks half of the methods.
+        self._store: Any = None
+        self._news: Any = None
         self._refusal: Exception | None = None
         self._opened, self._over = threading.Event(), threading.Event()
         self._ending = threading.Lock()
@@ -78,12 +79,16 @@ class Meeting:
             if now - said > WAITING_SECONDS and (self._rank == 0 or (not present and self._leads())):
                 print(f"note: {self._me} waits: {self._absent(present)}", file=sys.stderr, flush=True)
                 said = now
-            if not present and self._opened.wait(pause):
-                self._store.set(f"here {self._rank}", "")
-                present = self._store.add("here", 1)
-            elif present:
-                time.sleep(pause)
-                present, pause = self._store.add("here", 0), min(2 * pause, 1.0)
+            try:
+                if not present and self._opened.wait(pause):
+                    self._store.set(f"here {self._rank}", "")
+                    present = self._store.add("here", 1)
+                elif present:
+                    time.sleep(pause)
+                    present, pause = self._store.add("here", 0), min(2 * pause, 1.0)
+            except dist.DistError:  # rank 0 is gone; the thread that looks out knows more, and ends this process
+                time.sleep(2 * ANSWER_SECONDS)
+                raise RuntimeError("rank 0 does not answer") from None
         return None if is_torchrun() else self._whole_store
 
     def close(self) -> None:
@@ -110,7 +115,7 @@ class Meeting:
                     self._tell(store, reason, code)
             if first:
                 print(text, file=sys.stderr, flush=True)
-            self._linger(store, LINGER_SECONDS)
+            self._linger(store)
             end_process(code)
 
     def _tell(self, store: Any, reason: str, code: int) -> None:
@@ -121,6 +126,7 @@ class Meeting:
         try:
             self._whole_store = open_store(timedelta(days=1))
             self._store = dist.PrefixStore(_NAME, self._whole_store)
+            self._news = self._store.clone()  # now: where rank 0 is gone, cloning takes as long as it may
         except (RuntimeError, OSError, ValueError) as error:
             self._refusal = error
         else:
@@ -141,40 +147,45 @@ class Meeting:
         return found[0] if found else None
 
     def _look_out(self) -> None:
-        mine = None
+        lost = False
         while not self._over.wait(LOOK_SECONDS):
             self._siblings = self._siblings | siblings()
             if self._opened.is_set():
                 try:
-                    mine = mine or self._store.clone()
-                    if mine.check(["failure"]):
-                        self._conclude(mine, None)
+                    if self._news.check(["failure"]):
+                        self._conclude(self._news, None)
                 except dist.DistError:
-                    self._conclude(None, _UNANSWERED)
+                    lost = True
             died = {rank: process for process, rank in self._siblings.items() if state_of(process) == "died"}
             if died:
                 rank = min(died)
                 reason = f"rank {rank} (pid {died[rank].pid} on {socket.gethostname()}) died"
-                instead = self._in_place_of_rank_0() if rank == 0 else None
-                self._conclude(instead or mine, reason, ANSWER_SECONDS if instead else LINGER_SECONDS)
+                if rank:
+                    self._conclude(self._news or self._fresh_store(TELLING_SECONDS), reason)
+                else:
+                    self._conclude(self._in_place_of_rank_0(), reason)
+            elif lost:
+                self._conclude(None, "rank 0 does not answer")
 
     def _leads(self) -> bool:
         """Whether this is the first of the ranks that run on this machine, as far as it sees."""
         return all(rank > self._rank for process, rank in self._siblings.items() if state_of(process) != "died")
 
-    def _conclude(self, store: Any, reason: str | None, linger: float = LINGER_SECONDS) -> None:
+    def _conclude(self, store: Any, reason: str | None) -> None:
         """End this process for what was seen here, or, without a reason, for what the store tells.
 
         Args:
-            linger: seconds until the end, in which others learn of it.
+            store: to tell the others; None where there is none.
         """
         with self._ending:
             if self._over.is_set():
                 return
             code = 1
+            with suppress(dist.DistError):
+                if store is not None and store.check(["failure"]):
+                    reason = None  # whoever died has spoken, or another has
             if reason is not None and self._leads():
                 self._say(reason)
-            store = store or (self._fresh_store(TELLING_SECONDS) if reason != _UNANSWERED else None)
             if store is not None:
                 with suppress(dist.DistError):
                     if reason is not None:
@@ -184,34 +195,40 @@ class Meeting:
                         here = this_machine()
                         if code == 1 and machine != here and store.add(f"said on {here}", 1) == 1:
                             self._say(reason)
-            self._linger(store, linger)
+            self._linger(store, missing=int(code == 1))
             end_process(code)
 
-    def _linger(self, store: Any, seconds: float) -> None:
-        """Stay until others have learnt of the end; rank 0, which keeps the store, for those that are late."""
+    def _linger(self, store: Any, missing: int = 0) -> None:
+        """Stay until others have learnt of the end; who keeps the store waits for those that are late, for seconds.
+
+        Args:
+            missing: ranks that will not come.
+        """
         if self._size == 1:
             return
         with suppress(dist.DistError):
             ended = store.add("ended", 1) if store is not None else 0
             deadline = time.monotonic() + 2 * ANSWER_SECONDS
-            while self._rank == 0 and 0 < ended < self._size and time.monotonic() < deadline:
+            keeps = os.environ["RANK"] == "0"  # or in place of rank 0
+            while keeps and 0 < ended < self._size - missing and time.monotonic() < deadline:
                 time.sleep(0.1)
                 ended = store.add("ended", 0)
-        time.sleep(seconds)
+        time.sleep(LINGER_SECONDS)
 
     def _say(self, reason: str) -> None:
         print(f"error: {reason} before all ranks had met; rank {self._rank} ends", file=sys.stderr, flush=True)
 
     def _in_place_of_rank_0(self) -> Any:
-        """A store for ranks of other machines that wait for rank 0's, to tell them that it is dead; None where no need.
+        """A store for ranks that still wait for rank 0's, to tell them that it is dead.
 
-        One of the ranks beside it keeps it, the first that can listen there.
+        One of the ranks beside it keeps it, the first that can listen there; None for the others.
         """
-        if not self._opened.is_set():
-            with suppress(RuntimeError, OSError):
-                os.environ["RANK"] = "0"
-                return dist.PrefixStore(_NAME, open_store(timedelta(seconds=ANSWER_SECONDS)))
-        return None
+        rank, os.environ["RANK"] = os.environ["RANK"], "0"
+        try:
+            return dist.PrefixStore(_NAME, open_store(timedelta(seconds=ANSWER_SECONDS)))
+        except (RuntimeError, OSError):
+            os.environ["RANK"] = rank
+            return None
 
     def _absent(self, present: int) -> str:
         if not present:

@@ -1,6 +1,6 @@
 """Checks of a command line before any rank starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,34 +34,34 @@ class Checked:
 
     Attributes:
         notes: lines about what is right and worth knowing.
-        manifests: of the corpora of `--data` and then of the phases, each once.
+        manifests: of the corpora of `--data` and of the phases, by folder.
     """
 
     notes: list[str]
-    manifests: tuple[Manifest, ...] | None
+    manifests: Mapping[str, Manifest]
 
 
-def check_on_rank_0(flags: TrainingFlags) -> tuple[Manifest, ...] | None:
+def check_on_rank_0(flags: TrainingFlags) -> Mapping[str, Manifest]:
     """Check flags against the disk on rank 0 alone; a collective call.
 
     Returns:
-        On rank 0 the manifests of :class:`Checked`, else None.
+        On rank 0 the manifests of :class:`Checked`, elsewhere none.
 
     Raises:
         UserError: on every rank.
     """
-    found: list[tuple[Manifest, ...] | None] = [None]
+    found: dict[str, Manifest] = {}
 
     def check() -> None:
         try:
-            found[0] = check_flags(flags, torch.distributed.get_world_size()).manifests
+            found.update(check_flags(flags, torch.distributed.get_world_size()).manifests)
         except OSError as error:
             if error.filename is None:
                 raise
             raise of_the_disk(error, error.filename) from error
 
     from_rank_0(check)
-    return found[0]
+    return found
 
 
 def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
@@ -85,7 +85,7 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
     if flags.engine.zero_quantized_weights:
         _check_quantizer()
     flags.run.check_profile(flags.total_steps, world_size)
-    accumulation_steps, notes, manifests = 1, list[str](), None
+    accumulation_steps, notes, manifests = 1, list[str](), dict[str, Manifest]()
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
     deepspeed_config(flags, accumulation_steps)

@@ -27,7 +27,7 @@ from deconattn.parallel.process_group import from_rank_0
 
 
 def open_data(
-    arguments: tuple[str, ...], flags: TrainingFlags, run: Path, manifests: Sequence[Manifest] | None = None
+    arguments: tuple[str, ...], flags: TrainingFlags, run: Path, manifests: Mapping[str, Manifest] | None = None
 ) -> "TrainingData":
     """Open a run's data on every rank; a collective call.
 
@@ -35,7 +35,7 @@ def open_data(
     The others get the manifests from it and open nothing but such tables; shards are mapped when first read.
 
     Args:
-        manifests: where rank 0 has read them already.
+        manifests: by folder, where rank 0 has read them already.
 
     Raises:
         UserError: on every rank, for what rank 0 finds, see :class:`TrainingData`.
@@ -71,7 +71,7 @@ class TrainingData:
     """Training and validation streams over the corpora of `--data`.
 
     Args:
-        manifests: the corpora's, where some process has read and compared them; else they are here.
+        manifests: the corpora's by folder, where some process has read and compared them; else that is done here.
         spare, verify: see :class:`~deconattn.data.loading.best_fit.BestFit`.
 
     Raises:
@@ -82,24 +82,21 @@ class TrainingData:
         self,
         arguments: tuple[str, ...],
         flags: TrainingFlags,
-        manifests: Sequence[Manifest] | None = None,
+        manifests: Mapping[str, Manifest] | None = None,
         spare: Path | None = None,
         verify: bool = True,
     ) -> None:
         self._flags, self._spare, self._verify = flags, spare, verify
         seq_len, seed = flags.data.seq_len, flags.optimization.seed
+        self.manifests = dict(manifests or {})
         parsed = [parse_data_argument(argument) for argument in arguments]
-        folders = _folders([*arguments, *(argument for stretch in flags.plan.stretches for argument in stretch.data)])
-        self.manifests = tuple(manifests or map(read_checked, folders))
-        self._manifest_of = dict(zip(folders, self.manifests, strict=True))
         self._blended = corpora = self._corpora(parsed)
         check_corpora([corpus for corpus, _ in corpora], seq_len)
         held_out, self._not_validated = [], []
         for folder, weight in parsed:
-            manifest = self._manifest_of[folder]
-            if not manifest.of_split("val"):
+            if not self.manifests[str(folder)].of_split("val"):
                 self._not_validated.append(f"{folder} has no validation split")
-            elif (corpus := TokenCorpus(folder, "val", manifest)).num_tokens <= seq_len:
+            elif (corpus := self._corpus(folder, "val")).num_tokens <= seq_len:
                 self._not_validated.append(
                     f"the validation split of {folder} has {corpus.num_tokens} tokens, and one sequence with its "
                     f"labels {seq_len + 1}"
@@ -115,8 +112,13 @@ class TrainingData:
         if flags.data.packing == "concat":
             self.open()  # which costs nothing, and finds a corpus that is too short
 
+    def _corpus(self, folder: Path, split: str = "train") -> TokenCorpus:
+        if str(folder) not in self.manifests:
+            self.manifests[str(folder)] = read_checked(folder)
+        return TokenCorpus(folder, split, self.manifests[str(folder)])
+
     def _corpora(self, parsed: Sequence[tuple[Path, float]]) -> list[tuple[TokenCorpus, float]]:
-        return [(TokenCorpus(folder, manifest=self._manifest_of[folder]), weight) for folder, weight in parsed]
+        return [(self._corpus(folder), weight) for folder, weight in parsed]
 
     def _read_phases(self, arguments: tuple[str, ...]) -> Iterator["_Phase"]:
         """Yield the phases that read other data than those before, or in another length."""
@@ -294,11 +296,6 @@ def check_phase_identities(
     begun = {step for step in before.keys() | now.keys() if int(step) < reached}
     for step in sorted(begun, key=int):
         check_identities(before.get(step, ()), now.get(step, ()), f"--phase {step}")
-
-
-def _folders(arguments: Sequence[str]) -> list[Path]:
-    """Return the folders of `--data` and of the phases, each once."""
-    return list(dict.fromkeys(parse_data_argument(argument)[0] for argument in arguments))
 
 
 def _identities(parsed: Sequence[tuple[Path, float]], corpora: Sequence[TokenCorpus]) -> list[CorpusIdentity]:

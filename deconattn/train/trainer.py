@@ -1,7 +1,7 @@
 """Training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from functools import cache, partial
@@ -70,7 +70,7 @@ class Trainer:
     Args:
         stop: read between steps, and between the batches of validations and scores.
         scorer: scores the checkpoints, on rank 0; None where the flags ask for no benchmark.
-        manifests: of `--data`, where rank 0 has read them already.
+        manifests: of the corpora by folder, where rank 0 has read them already.
 
     Attributes:
         launcher_lost: the run has stopped because some rank's launcher was gone.
@@ -84,7 +84,7 @@ class Trainer:
         flags: TrainingFlags,
         stop: StopFlag,
         scorer: Scorer | None = None,
-        manifests: Sequence[Manifest] | None = None,
+        manifests: Mapping[str, Manifest] | None = None,
     ) -> None:
         self.flags, self.stop, self._scorer = flags, stop, scorer
         self.launcher_lost = False
@@ -95,7 +95,7 @@ class Trainer:
             self._release()
             raise
 
-    def _open(self, manifests: Sequence[Manifest] | None) -> None:
+    def _open(self, manifests: Mapping[str, Manifest] | None) -> None:
         flags = self.flags
         self.data = open_data(data_arguments(flags, self.run_folder), flags, self.run_folder, manifests)
         self.model_config = model_config(flags.model, self.data.vocab_size, flags.plan.longest)

@@ -13,6 +13,16 @@ def die() -> None:
     _in_place_of_check(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def die_early() -> None:
+    """Kill -9 before it can have reached the others."""
+
+    def event(environment: object) -> None:
+        time.sleep(2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    worker.ranks.check = event  # type: ignore[assignment]
+
+
 def fail() -> None:
     """A library that this machine lacks."""
 

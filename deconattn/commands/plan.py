@@ -177,7 +177,11 @@ def compare_measured(flags: Arguments) -> None:
     """
     from deconattn.cost.measured import measured_table, read_measured
 
-    show(measured_table([read_measured(folder) for folder in flags.measured], described(flags)[0]))
+    runs = [read_measured(folder) for folder in flags.measured]
+    cluster, _ = described(flags)
+    show(measured_table(runs, cluster))
+    if (flags.gpus or flags.sweep) and cluster.speed == 1:
+        print(f"note: {runs[0].folder} ran on {runs[0].device}: the plan for --gpu {flags.gpu} does not go by it")
 
 
 def described(flags: Arguments) -> tuple["Cluster", float]:

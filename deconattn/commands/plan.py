@@ -106,6 +106,8 @@ def main(words: Sequence[str]) -> None:
     parts = {"model": defaults.model, "data": defaults.data, "optimization": defaults.optimization, "engine": bf16}
     flags = parse(Arguments, words, default=Arguments(**parts), program=program)  # type: ignore[arg-type]
     flags.training().check()
+    if flags.sweep and flags.dry_run:
+        raise UserError("--sweep is about many jobs and --dry-run about one: leave one out")
     if flags.measured:
         compare_measured(flags)
     if flags.sweep:

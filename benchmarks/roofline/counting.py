@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.roofline.works import (
     Sizes,
-    Work,
     kind_of,
     mixing_flops,
     part_of,
@@ -28,6 +27,7 @@ from benchmarks.roofline.works import (
     tensors_in,
     traffic,
 )
+from deconattn.cost.work import Work
 from deconattn.model.causal_lm import CausalLM
 
 NARROW = (torch.bfloat16, torch.float16)

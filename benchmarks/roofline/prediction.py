@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from benchmarks.roofline.works import PARTS, Work
+from benchmarks.roofline.works import PARTS
 from deconattn.cost.cards import HOST_COMPILED, HOST_EAGER, Card
+from deconattn.cost.work import Work
 
 MODES = ("compiled", "eager")
 """With `--compile`, and without."""

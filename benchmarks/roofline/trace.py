@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.roofline.counting import Counting, Regions, stubbed_triton
-from benchmarks.roofline.works import Sizes, Work
+from benchmarks.roofline.works import Sizes
+from deconattn.cost.work import Work
 
 
 class Tracer:

@@ -107,6 +107,8 @@ def main(words: Sequence[str]) -> None:
     parts = {"model": defaults.model, "data": defaults.data, "optimization": defaults.optimization, "engine": bf16}
     flags = parse(Arguments, words, default=Arguments(**parts), program=program)  # type: ignore[arg-type]
     flags.training().check()
+    if flags.sweep and flags.dry_run:
+        raise UserError("--sweep is about many jobs and --dry-run about one: leave one out")
     if flags.measured:
         compare_measured(flags)
     if flags.sweep:
@@ -178,7 +180,11 @@ def compare_measured(flags: Arguments) -> None:
     """
     from deconattn.cost.measured import measured_table, read_measured
 
-    show(measured_table([read_measured(folder) for folder in flags.measured], described(flags)[0]))
+    runs = [read_measured(folder) for folder in flags.measured]
+    cluster, _ = described(flags)
+    show(measured_table(runs, cluster))
+    if (flags.gpus or flags.sweep) and cluster.speed == 1:
+        print(f"note: {runs[0].folder} ran on {runs[0].device}: the plan for --gpu {flags.gpu} does not go by it")
 
 
 def described(flags: Arguments) -> tuple["Cluster", float]:

@@ -140,9 +140,9 @@ def _replace_gpu(gpu_bytes: int) -> None:
     )
     torch.cuda.get_device_properties = lambda *_: properties  # type: ignore[assignment]
     torch.cuda.get_device_capability = lambda *_: (9, 0)
-    torch.autograd._engine_run_backward = _backward  # type: ignore[attr-defined]
+    torch.autograd._engine_run_backward = _backward
     checkpoint._infer_device_type = lambda *_: "cpu"  # whose random state it keeps
-    torch.nn.Module.to_empty = lambda module, **_: module  # type: ignore[assignment]  # what is on meta is on the GPU
+    torch.nn.Module.to_empty = lambda module, **_: module  # type: ignore[method-assign]  # what is on meta is on the GPU
     from deconattn.ops import flash
     from deconattn.train import update
 

@@ -15,10 +15,11 @@ from benchmarks.roofline import predict
 from benchmarks.roofline.counting import Counting, Regions
 from benchmarks.roofline.prediction import counted, deepened, works_of
 from benchmarks.roofline.report import markdown
-from benchmarks.roofline.works import PARTS, Sizes, Work, mixing_flops, part_of, size
+from benchmarks.roofline.works import PARTS, Sizes, mixing_flops, part_of, size
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import model_config
 from deconattn.cost.cards import CARDS, GAP, OF_BANDWIDTH
+from deconattn.cost.work import Work
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM

@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from deconattn.commands.plan import main
+from deconattn.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -82,6 +87,19 @@ def test_a_job_is_planned_and_a_topology_recommended() -> None:
     assert re.search(r"^recommended: --zero . --micro-batch-size 4\n  because no other ", done.stdout, re.MULTILINE)
     assert "The fastest that fit" in done.stdout
     assert done.stdout.index("recommended: ") < done.stdout.index("One layer's mixer, 4 x 2048 tokens, bf16")
+
+
+def test_what_does_not_go_together_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, told in {
+        "--dry-run": "--dry-run needs a job: give --gpus",
+        "--dry-run --gpus 8 --sweep a.svg": "leave one out",
+        "--sweep a.pdf": "give a name that ends in .svg or .png",
+        "--gpus 8 --gpu v100": "--gpu v100: no such GPU here",
+        "--gpus 8 --dry-run --tp 3": "--tp 3 does not divide the 4 attention heads",
+    }.items():
+        with pytest.raises(UserError, match=told):
+            main(words.split())
+    assert capsys.readouterr().out == ""
 
 
 def test_a_topology_that_cannot_be_is_one_line() -> None:

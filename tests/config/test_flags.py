@@ -29,7 +29,7 @@ TABLE_10 = {  # hidden, intermediate, layers, heads
 VOCABULARY = 50277
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["tiny", *TABLE_10])
 @pytest.mark.parametrize("heads", ["mha", "gqa"])
 @pytest.mark.parametrize("variant", variant_names())
 def test_every_variant_matches_standard_within_a_thousandth(size: str, heads: str, variant: str) -> None:
@@ -46,6 +46,21 @@ def test_every_variant_matches_standard_within_a_thousandth(size: str, heads: st
     with torch.device("meta"):
         model = CausalLM(config)
     assert count.total == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_mlp_matches_standard_at_every_size(size: str) -> None:
+    flags = size_defaults(size).model
+    count, target = (
+        count_parameters(model_config(dataclasses.replace(flags, variant=variant), VOCABULARY, 2048)).total
+        for variant in ("mlp", "standard")
+    )
+    assert abs(count - target) <= target / 1000
+
+
+def test_sizes_beyond_the_paper_are_as_large_as_they_say() -> None:
+    counts = [count_parameters(model_config(size_defaults(size).model, 32000, 4096)).total for size in ("7b", "70b")]
+    assert counts == pytest.approx([6.74e9, 68.98e9], rel=0.002)  # Llama 2's own
 
 
 @pytest.mark.parametrize("size", TABLE_10)

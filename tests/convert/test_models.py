@@ -97,7 +97,8 @@ def test_a_head_that_repeats_the_tied_embedding_is_left_unused(
 
 
 @pytest.mark.parametrize(
-    ("width", "depth", "size"), [(64, 2, "tiny"), (512, 8, "70m"), (896, 24, "500m"), (3584, 28, "1.7b")]
+    ("width", "depth", "size"),
+    [(64, 2, "tiny"), (512, 8, "70m"), (896, 24, "500m"), (2048, 28, "1.7b"), (3584, 28, "7b")],
 )
 def test_training_defaults_are_those_of_the_nearest_size(width: int, depth: int, size: str) -> None:
     assert nearest_size(small_config(*["standard"] * depth, hidden_size=width)) == size

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.machine import RESULTS
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import model_config
 from deconattn.cost.cluster import Cluster
-from deconattn.cost.measured import as_fast_as, predicted_seconds, read_measured
+from deconattn.cost.measured import MeasuredRun, as_fast_as, predicted_seconds, read_measured
 from deconattn.cost.step_time import step_time
 from deconattn.errors import UserError
 from deconattn.train.run_folder import resolved_config
@@ -54,6 +55,22 @@ def test_a_run_on_a_gpu_makes_the_plan_as_fast(tmp_path: Path):
     assert as_fast_as(a100, run) == a100  # another GPU
     slower = replace(run, seconds=2 * run.seconds)
     assert predicted_seconds(slower, run, H100) < slower.seconds
+
+
+def test_other_variants_are_predicted_from_standard_within_a_quarter():
+    """Measured on two cores: 70m in fp32, each variant in turn."""
+    found = json.loads((RESULTS / "train_cpu-70m-fp32.json").read_text(encoding="utf-8"))
+    options = found["options"]
+    tokens = options["batch_size"] * options["seq_len"]
+    runs = {}
+    for variant in options["variants"]:
+        words = f"--size 70m --variant {variant} --micro-batch-size {options['batch_size']} --precision fp32"
+        flags = parse_training_flags([*words.split(), "--global-batch-size", str(options["batch_size"])])
+        seconds = tokens / found["summary"][variant]["tokens_per_second"]
+        model = model_config(flags.model, options["vocab_size"], options["seq_len"])
+        runs[variant] = MeasuredRun(Path(variant), flags, model, 1, "x86_64", seconds)
+    for variant, run in runs.items():
+        assert predicted_seconds(run, runs["standard"], H100) == pytest.approx(run.seconds, rel=0.25), variant
 
 
 @pytest.mark.parametrize(("missing", "told"), [("config.json", "holds no run"), ("metrics.jsonl", "holds no run")])

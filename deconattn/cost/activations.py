@@ -115,6 +115,15 @@ def p2p_bytes(job: Job, layer: int) -> int:
     return tensors * job.bytes_per_element * tokens * config.hidden_size
 
 
+def received_bytes(job: Job, layer: int, in_flight: int) -> int:
+    """Bytes that DeepSpeed's pipeline keeps of what the stage from `layer` on receives.
+
+    They are the tensor received into, a copy for each of its buffers, of which a stage has two at least, and one that
+    the graph before holds on to. What a stage computes on is one copy more, counted as its first layer's input.
+    """
+    return (2 + max(2, in_flight)) * p2p_bytes(job, layer)
+
+
 def final_norm_bytes(job: Job) -> int:
     """Bytes saved for backward by the final norm, and its output, not sharded."""
     tokens, width = job.micro_batch * job.length, job.model.hidden_size

@@ -18,7 +18,14 @@ With several micro-batches a step, every snapshot also comes with the gradients 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from deconattn.cost.activations import final_norm_bytes, layer_activations, loss_bytes, p2p_bytes, static_bytes
+from deconattn.cost.activations import (
+    final_norm_bytes,
+    layer_activations,
+    loss_bytes,
+    p2p_bytes,
+    received_bytes,
+    static_bytes,
+)
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import RankParameters, rank_parameters
 from deconattn.cost.zero import Memory, ZeroMemory, gather_bytes, zero_memory
@@ -73,7 +80,7 @@ def _micro_batch(
     kept = [layer.kept for layer in layers]
     around = static + (0 if is_last else p2p_bytes(job, span.stop))
     whole = sum(kept) + around + (final_norm_bytes(job) if is_last else 0)
-    waiting = (in_flight - 1) * whole
+    waiting = (in_flight - 1) * whole + (0 if is_first else received_bytes(job, span.start, in_flight))
     before = Memory() if first else zero.held
     table = (parameters.embedding or parameters.head) * job.bytes_per_element
 

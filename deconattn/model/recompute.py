@@ -30,12 +30,17 @@ def recompute(decoder: Decoder, part: Literal["none", "mixer", "mlp", "layer"]) 
     decoder.activation_checkpointing = part == "layer"
     if part in ("mixer", "mlp"):
         for block in decoder.blocks:
-            module = block.self_attn if part == "mixer" else block.mlp
+            module: nn.Module = block.self_attn if part == "mixer" else block.mlp
             # As FSDP does: a module in a wrapper would have other names.
-            module.__class__ = _recomputed(type(module))
+            kind: Any = type(module)
+            module.__class__ = _recomputed(kind)
 
 
 @cache
 def _recomputed(kind: type[nn.Module]) -> type[nn.Module]:
     """Return a class's recomputed form, one for all layers, which torch.compile takes for the same code then."""
-    return type(kind)(kind.__name__, (Recomputed, kind), {"__doc__": kind.__doc__, "__module__": kind.__module__})
+    metaclass: Any = type(kind)
+    made: type[nn.Module] = metaclass(
+        kind.__name__, (Recomputed, kind), {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    )
+    return made

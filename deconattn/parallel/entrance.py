@@ -74,7 +74,11 @@ class _Exchange:
         self._group, self._sequence_parallel, self._rows = group, sequence_parallel, rows
         self.readers = 0
         """Operations of the forward pass that read the input."""
-        self._reset()
+        self._read = 0
+        self._total: Tensor | None = None
+        self._sum: Started | None = None
+        self._gathering: Started | None = None
+        self._whole: Tensor | None = None
 
     def gather(self, local: Tensor) -> None:
         """Begin to gather the whole again, unless somebody has."""
@@ -109,7 +113,7 @@ class _Exchange:
         """Return the gradient of this rank's input, None if nobody had one, and forget the pass."""
         self._start()  # a reader whose outputs nobody used has not come
         received = None if self._sum is None else self._sum.wait()
-        self._reset()
+        self._read, self._sum, self._gathering, self._whole = 0, None, None, None
         return received
 
     def _start(self) -> None:
@@ -120,13 +124,6 @@ class _Exchange:
             self._sum = start_reduce_scatter(self._group, total, SEQUENCE)
         else:
             self._sum = start_all_reduce(self._group, total)
-
-    def _reset(self) -> None:
-        self._read = 0
-        self._total: Tensor | None = None
-        self._sum: Started | None = None
-        self._gathering: Started | None = None
-        self._whole: Tensor | None = None
 
 
 class _Returned(torch.autograd.Function):

@@ -7,6 +7,7 @@ import torch
 
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.held_streams import HeldStreams
+from deconattn.model.recompute import recompute
 from deconattn.train.compiled import compile_layers
 
 
@@ -58,5 +59,19 @@ def test_compiled_layers_hold_fixed_streams(tiny_model: Callable[..., CausalLM],
                 model(ids, ids, run=streams).total.backward()
         counts.append(len(graphs))
     assert counts[0] == counts[1] > 0
+    for expected, parameter in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["mixer", "mlp"])
+def test_a_recomputed_part_is_in_the_layers_one_graph(tiny_model: Callable[..., CausalLM], part: str) -> None:
+    torch._dynamo.reset()
+    ids = torch.randint(61, (2, 20), generator=torch.Generator().manual_seed(0))
+    eager, compiled = (tiny_model("mlp", "standard") for _ in range(2))
+    recompute(compiled.model, part)  # type: ignore[arg-type]
+    compile_layers(compiled.model, backend="aot_eager", fullgraph=True)
+    for model in (eager, compiled):
+        model(ids, ids.roll(-1)).total.backward()
     for expected, parameter in zip(eager.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, expected.grad)

@@ -66,6 +66,7 @@ READ: list[tuple[Callable[..., Any], str]] = [
 """What deconattn/train/unwaited.py replaces or counts on, and a digest of its source."""
 
 
+@pytest.mark.slow
 def test_no_bf16_gradient_outlives_its_sum(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """6 bytes a parameter: weights in bf16 and sums in fp32."""
     counted, held = engine_module.Engine._counted, []

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -32,7 +32,7 @@ class Head(Linear):
 
     z_loss = 0.0
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
         """Return logits [.., V] of [.., d]; with int64 labels [..] (-100 ignored), the summed loss and its parts."""
         if labels is None:
             return super().forward(hidden)

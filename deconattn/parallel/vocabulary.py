@@ -1,5 +1,7 @@
 """Vocabulary-parallel embedding and head: no rank ever holds all logits."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ class VocabularyHead(Head):
         self._shard, self._group, self._sequence_parallel = shard, group, sequence_parallel
         self._least: dict[int, int] = {}
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
         """Return the summed loss and its parts.
 
         Args:

@@ -1,7 +1,7 @@
 """Training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import cache, partial

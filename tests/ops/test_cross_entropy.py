@@ -1,5 +1,7 @@
 """The sliced cross-entropy against PyTorch's."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
@@ -91,6 +93,42 @@ def test_z_loss_in_low_precision(dtype: torch.dtype):
     assert abs(total.item() - expected.item()) <= epsilon * expected.item()
     for ours, theirs in zip(got, torch.autograd.grad(expected, exact), strict=True):
         assert (ours.double() - theirs).norm() <= 4 * epsilon * theirs.norm()
+
+
+@dataclass
+class OneOfRanks:
+    """The ranks of a head, seen by one of them: they know the whole vocabulary's log-sum-exps."""
+
+    first_id: int
+    normalisers: Tensor
+    most_rows: int = 31
+
+    def least(self, number: int) -> int:
+        return number
+
+    def log_normaliser(self, local: Tensor) -> Tensor:
+        return self.normalisers
+
+    def total(self, local: Tensor) -> Tensor:
+        return local
+
+
+@pytest.mark.usefixtures("way")
+def test_z_loss_of_a_vocabulary_that_ranks_share():
+    """Each token's is one rank's, and gradients of hidden states add up."""
+    hidden, weight, labels = inputs()
+    expected, parts = linear_losses(hidden, weight, labels, z_loss=0.03)
+    of_hidden, of_weight = torch.autograd.grad(expected, [hidden, weight])
+    whole = (hidden @ weight.T).logsumexp(1).detach()
+    found = []
+    for first, last in ((0, 31), (31, WORDS)):
+        own = weight.detach()[first:last].requires_grad_()
+        total, its = linear_losses(hidden, own, labels, OneOfRanks(first, whole), 0.03)
+        found.append((its, *torch.autograd.grad(total, [hidden, own])))
+    (its, hidden_1, rows_1), (others, hidden_2, rows_2) = found
+    assert_close(its + others, parts, rtol=1e-12, atol=0)
+    assert_close(hidden_1 + hidden_2, of_hidden, rtol=1e-11, atol=1e-12)
+    assert_close(torch.cat([rows_1, rows_2]), of_weight, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.usefixtures("way")

@@ -110,27 +110,23 @@ def test_it_trains(single: Path) -> None:
     assert json.loads((single / "config.json").read_text())["flags"]["optimization"]["optimizer"] == "muon"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "flags"),
     [
         (2, "--zero 1"),
-        *(
-            pytest.param(count, flags, marks=pytest.mark.slow)
-            for count, flags in (
-                (1, "--zero 1"),
-                (1, "--zero 3"),
-                (2, "--zero 0"),
-                (2, "--zero 2"),
-                (2, "--zero 3"),
-                (3, "--zero 3 --global-batch-size 6 --micro-batch-size 1"),
-                (2, "--tp 2"),
-                (2, "--pp 2 --zero 1"),
-                (2, "--zero 1 --precision bf16"),
-                (2, "--zero 3 --precision bf16"),
-                (4, "--tp 2 --zero 1 --micro-batch-size 2"),
-                (4, "--tp 2 --zero 3 --micro-batch-size 2"),
-            )
-        ),
+        (1, "--zero 1"),
+        (1, "--zero 3"),
+        (2, "--zero 0"),
+        (2, "--zero 2"),
+        (2, "--zero 3"),
+        (3, "--zero 3 --global-batch-size 6 --micro-batch-size 1"),
+        (2, "--tp 2"),
+        (2, "--pp 2 --zero 1"),
+        (2, "--zero 1 --precision bf16"),
+        (2, "--zero 3 --precision bf16"),
+        (4, "--tp 2 --zero 1 --micro-batch-size 2"),
+        (4, "--tp 2 --zero 3 --micro-batch-size 2"),
     ],
 )
 def test_the_same_run_on_every_topology(

@@ -57,7 +57,8 @@ def assert_cut_alike(
     assert same_state(whole / "checkpoints/step-6", cut / "checkpoints/step-6")
 
 
-@pytest.mark.parametrize("zero", ["1", *(pytest.param(zero, marks=pytest.mark.slow) for zero in "023")])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", ["0", "1", "2", "3"])
 def test_a_warm_up_that_is_cut(small: list[str], tmp_path: Path, zero: str) -> None:
     assert_cut_alike([*small, *WARM_UP.split(), "--zero", zero], (1, 3), tmp_path, run_job)
     told = [(row["global_batch_size"], row["tokens"]) for row in rows(tmp_path / "cut") if "loss" in row]
@@ -90,9 +91,8 @@ def test_phases_that_are_cut(phased: list[str], tmp_path: Path, zero: str, capfd
     assert [len(each) for each in config["phase_data"].values()] == [2]
 
 
-@pytest.mark.parametrize(
-    "flags", ["--zero 1", *(pytest.param(flags, marks=pytest.mark.slow) for flags in ("--tp 2", "--pp 2", "--zero 3"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--zero 1", "--tp 2", "--pp 2", "--zero 3"])
 def test_two_ranks_see_the_same_phases(
     phased: list[str], tmp_path: Path, ranks: Callable[[int], Ranks], flags: str
 ) -> None:

@@ -32,7 +32,8 @@ class StreamRunner:
         self._there = bool(Streams.of(config.layer_variants).fixed)
         size = 2 if flags.engine.precision == "bf16" else 4
         held = held_bytes(config, flags.data.seq_len, size, topology.tp_size)
-        self.untried, self.reason = False, None
+        self.untried = False
+        self.reason: str | None = None
         if not self._there:
             return
         if topology.pp_size > 1:

@@ -36,8 +36,11 @@ def test_compiled_layers_compute_the_same(tiny_model: Callable[..., CausalLM], v
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_hold_fixed_streams(tiny_model: Callable[..., CausalLM], checkpointing: bool) -> None:
+def test_compiled_layers_hold_fixed_streams(
+    tiny_model: Callable[..., CausalLM], checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In one graph each: alone with a gradient and without, beside what is held and what is differentiated."""
+    monkeypatch.setenv("DECONATTN_BACKEND", "reference")  # blocks would break the graph
     torch._dynamo.reset()
     eager, compiled = (tiny_model("fixedseq", "standard", "fixedseq", "rndemb") for _ in range(2))
     graphs = []

@@ -53,8 +53,14 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     register("thirdparty")(ThirdParty)
 
 
-@pytest.mark.parametrize("documents", [False, True], ids=["whole rows", "documents"])
-@pytest.mark.parametrize("variants", PATTERNS, ids="-".join)
+@pytest.mark.parametrize(
+    ("variants", "documents"),
+    [
+        pytest.param(variants, masked, marks=[] if masked == (index > 0) and index % 2 == 0 else pytest.mark.slow)
+        for index, variants in enumerate(PATTERNS)
+        for masked in (False, True)
+    ],
+)
 def test_as_beside_each_micro_batch(variants: tuple[str, ...], documents: bool) -> None:
     model = build_model(variants)
     losses, gradients = step(model, None, documents)

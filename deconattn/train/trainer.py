@@ -1,10 +1,8 @@
 """Training loop: data in step order, optimiser steps, validation, checkpoints, and an orderly end."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +15,9 @@ from deconattn.checkpoint.manifest import Progress
 from deconattn.config.command_line import check_same_run
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
-from deconattn.config.steps import Stretch
-from deconattn.cost.hardware import peak_flops
 from deconattn.data import Manifest
 from deconattn.errors import UserError
-from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.flops import training_flops
 from deconattn.model.init import FIXED_TEXT, initialize, seed_generators
 from deconattn.model.streams import Streams
 from deconattn.parallel.process_group import from_rank_0, host_of, rank_0_alone, tell_host
@@ -45,6 +39,7 @@ from deconattn.train.run_folder import (
 )
 from deconattn.train.saving import GivenUp, Saver
 from deconattn.train.schedule import Schedule, check_length, check_steps, schedule_change
+from deconattn.train.throughput import Clock
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, float] | None]
 """Function from a step-N folder to benchmark scores by name; its second argument asks whether to stop, and None is
@@ -199,7 +194,7 @@ class Trainer:
         schedule = Schedule.of(flags)
         if self._judge():  # what a stop or a kill has left out after the step that we go on from
             return True
-        clock, begun = _Clock(self.model_config, replicas), self.progress.step
+        clock, begun = Clock(self.model_config, replicas), self.progress.step
         pace = Pace(self.engine.device, alone=torch.distributed.get_world_size() == 1)
         while self.progress.step < total:
             step = self.progress.step
@@ -384,41 +379,3 @@ class Trainer:
     def _say(self, line: str) -> None:
         if self.metrics:
             self.metrics.display.say(line)
-
-
-class _Clock:
-    """Clock of the throughput since the last row, validation and checkpoints not counted."""
-
-    def __init__(self, config: ModelConfig, replicas: int) -> None:
-        self._flops, self._replicas = cache(partial(training_flops, config)), replicas
-        peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        self._peak = peak * torch.distributed.get_world_size() if peak else None
-        self._steps = self._tokens = 0
-        self._work = 0.0
-        self._since: float | None = None
-
-    def tick(self, step: Stretch) -> None:
-        """Count a step that ended."""
-        if self._since is None:  # the first step's time is start-up
-            self._since = time.perf_counter()
-        else:
-            self._steps += 1
-            self._tokens += step.batch * step.seq_len
-            self._work += self._replicas * self._flops(step.batch // self._replicas, step.seq_len)
-
-    def rates(self) -> dict[str, float]:
-        """Return `tokens_per_second` over all ranks, and `mfu` where the device's peak is known."""
-        if self._since is None or not self._steps:
-            return {}
-        seconds = time.perf_counter() - self._since
-        rates = {"tokens_per_second": round(self._tokens / seconds, 1)}
-        if self._peak:
-            rates["mfu"] = round(self._work / seconds / self._peak, 4)
-        self.restart()
-        return rates
-
-    def restart(self) -> None:
-        """Exclude the time since the last step."""
-        self._since = time.perf_counter()
-        self._steps = self._tokens = 0
-        self._work = 0.0

@@ -223,8 +223,9 @@ def saves(trainer: Any, rounds: int) -> dict[str, dict[str, Any]]:
 
 def gathered(trainer: Any, step: int, kept: dict[str, Any]) -> tuple[float, float, int]:
     from deconattn.checkpoint.manifest import Progress
-    from deconattn.train.saving import save_checkpoint
+    from deconattn.train import saving
 
+    save_checkpoint = vars(saving)["save_checkpoint"]  # of the earlier commit
     begun = time.perf_counter()
     tokenizer = trainer.data.write_tokenizer
     folder = save_checkpoint(trainer.engine, trainer.run_folder, Progress(step), trainer.config, tokenizer, 1)
@@ -281,7 +282,7 @@ def dcp(trainer: Any, step: int, kept: dict[str, Any]) -> tuple[float, float, in
         for kind, value in piece.values.items()
     }
     writer = torch_dcp.FileSystemWriter(folder, sync_files=True)
-    future = torch_dcp.async_save(state, storage_writer=writer, process_group=kept["group"])
+    future: Any = torch_dcp.async_save(state, storage_writer=writer, process_group=kept["group"])
     still = time.perf_counter() - begun
     future.result()
     disk = time.perf_counter() - begun

@@ -110,8 +110,9 @@ def _data(job: Job, span: range) -> int:
 
 
 def _p2p(job: Job, span: range) -> int:
-    """P2P bytes per micro-batch: activations to the next stage, and gradients to the one before."""
-    sent = p2p_bytes(job, span.stop) if span.stop < job.model.num_hidden_layers else 0
+    """P2P bytes per micro-batch: activations and labels to the next stage, and gradients to the one before."""
+    labels = 8 * job.micro_batch * job.length
+    sent = p2p_bytes(job, span.stop) + labels if span.stop < job.model.num_hidden_layers else 0
     return sent + (p2p_bytes(job, span.start) if span.start > 0 else 0)
 
 

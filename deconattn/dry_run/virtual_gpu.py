@@ -142,6 +142,8 @@ def _replace_gpu(gpu_bytes: int) -> None:
     torch.cuda.get_device_capability = lambda *_: (9, 0)
     torch.autograd._engine_run_backward = _backward
     checkpoint._infer_device_type = lambda *_: "cpu"  # whose random state it keeps
+    # It compares what is computed again without the device, which is meta or the GPU by who asks.
+    checkpoint._allowed_determinism_checks_to_fns["default"] = lambda tensor: {"shape": tensor.shape}
     torch.nn.Module.to_empty = lambda module, **_: module  # type: ignore[method-assign]  # what is on meta is on the GPU
     from deconattn.ops import flash
     from deconattn.train import update

@@ -70,6 +70,8 @@ def test_static_embeddings_have_a_gradient_of_their_own():
 
 def test_pipeline_stages():
     job = build_job(pp=3, accumulation=5)
-    assert [stage_traffic(job, stage).pipeline for stage in range(3)] == [5 * HIDDEN, 10 * HIDDEN, 5 * HIDDEN]
+    labels = 5 * 8 * 2 * 128  # int64, and only onwards
+    sent = [5 * HIDDEN + labels, 10 * HIDDEN + labels, 5 * HIDDEN]
+    assert [stage_traffic(job, stage).pipeline for stage in range(3)] == sent
     tied = replace(job, model=replace(SMALL, tie_word_embeddings=True))
     assert [stage_traffic(tied, stage).tied for stage in range(3)] == [4 * 256 * 64, 0, 4 * 256 * 64]

@@ -10,7 +10,7 @@ from deconattn.cost.parameters import rank_parameters
 from deconattn.cost.zero import LIVE
 from deconattn.layers.shards import largest_part
 from deconattn.mixers import mixer_class
-from deconattn.model.streams import layer_rows
+from deconattn.model.streams import Streams, layer_rows
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,9 @@ def _tensor(job: Job, span: range) -> int:
         halves += exchanges * rows[index] * job.length * config.hidden_size
     exchanged = halves // 2  # elements that an all-reduce goes over
     tokens = job.micro_batch * job.length * config.hidden_size
-    if span.start == 0:
-        exchanged += rows[0] * job.length * config.hidden_size
+    if span.start == 0:  # the random stream is looked up nowhere
+        embedded = job.micro_batch + ("text" in Streams.of(config.layer_variants).fixed)
+        exchanged += embedded * job.length * config.hidden_size
     if span.stop == config.num_hidden_layers:
         exchanged += tokens
     if job.sequence_parallel:  # each rank has seen a part of the sequence: the norms' gradients are summed

@@ -68,6 +68,14 @@ def test_static_embeddings_have_a_gradient_of_their_own():
     assert static - plain == HIDDEN
 
 
+def test_a_random_stream_is_not_embedded():
+    text, random = (
+        stage_traffic(build_job(tp=2, model=replace(SMALL, layer_variants=(variant,) * 3)), 0).tensor
+        for variant in ("fixedseq", "rndemb")
+    )
+    assert text - random == HIDDEN / 2  # a row of two
+
+
 def test_pipeline_stages():
     job = build_job(pp=3, accumulation=5)
     labels = 5 * 8 * 2 * 128  # int64, and only onwards

@@ -99,9 +99,8 @@ def _run(dry: Dry) -> RankReport:
     from deconattn.dry_run.virtual_gpu import VirtualGpu, enter_virtual_world
 
     enter_virtual_world(dry.rank, dry.ranks, dry.gpu_bytes)
-    from deconattn.parallel.build import build_model
     from deconattn.parallel.topology import Topology
-    from deconattn.train.engine import Engine
+    from deconattn.train.engine import Engine, empty_model
 
     flags, model = dry.flags, dry.model
     micro_batches = flags.accumulation_steps(flags.engine.data_parallel_size(dry.ranks))
@@ -110,7 +109,7 @@ def _run(dry: Dry) -> RankReport:
         ledger.know(topology.grid, dry.rank)
         # As many micro-batches as the stage holds at once, and one more: the others are like them.
         few = min(micro_batches, topology.pp_size - topology.pp_rank + 1)
-        part = build_model(model, topology, flags.engine.sequence_parallel)
+        part = empty_model(model, flags, topology)
         parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in part.parameters())
         ledger.restart()  # whole tensors, before they are cut, are on meta in a training as well
         engine = Engine(part, _shortened(flags, few * topology.dp_size), topology)

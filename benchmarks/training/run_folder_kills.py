@@ -48,7 +48,7 @@ EARLIEST, LATEST = 0.02, 0.95
 """Of the undisturbed run's time: between them lie the moments of the kills."""
 TOGETHER_SECONDS = 0.5
 """By so much at most the second of a pair comes later."""
-TIMED = ("tokens_per_second", "mfu", "memory_gib")
+TIMED = ("tokens_per_second", "mfu", "memory_gib", "step_seconds", "busy_seconds")
 FIELDS = ["run", "attempt", "seconds", "ended_by", "step", "last_row"]
 COLUMNS = ["run", "attempt", "s", "ended by", "newest whole checkpoint", "last row"]
 
@@ -100,7 +100,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{name: value for name, value in row.items() if name not in TIMED} for row in whole]
+    return [{name: value for name, value in row.items() if not name.startswith(TIMED)} for row in whole]
 
 
 def newest(run: Path) -> int:

@@ -73,7 +73,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
 
 
 def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingData, origin: Mapping[str, Any]) -> None:
-    content = resolved_config(flags, model.config, data.identities, origin)
+    content = resolved_config(flags, model.config, data.identities, origin, data.phase_identities)
     step = folder / CHECKPOINTS / "step-0"
     step.mkdir(parents=True)
     optimizer = flags.optimization.optimizer

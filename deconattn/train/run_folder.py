@@ -176,12 +176,17 @@ def check_space(run: Path, config: ModelConfig, keep: int) -> None:
 
 
 def resolved_config(
-    flags: TrainingFlags, model: ModelConfig, data: Sequence[CorpusIdentity], origin: Mapping[str, Any] | None = None
+    flags: TrainingFlags,
+    model: ModelConfig,
+    data: Sequence[CorpusIdentity],
+    origin: Mapping[str, Any] | None = None,
+    phase_data: Mapping[str, Sequence[CorpusIdentity]] | None = None,
 ) -> dict[str, Any]:
     """Return `config.json` as plain values: flags, model, data identities, schedule, versions and machine.
 
     Args:
         origin: fields about the model that the weights were converted from, if they were.
+        phase_data: identities of phases with data of their own, by the step that each begins at.
     """
     return {
         **(origin or {}),
@@ -189,6 +194,7 @@ def resolved_config(
         "model": dataclasses.asdict(model),
         "plugin_code": plugin_code(set(model.layer_variants)),
         "data": [dataclasses.asdict(identity) for identity in data],
+        "phase_data": {step: [dataclasses.asdict(one) for one in each] for step, each in (phase_data or {}).items()},
         "total_steps": flags.total_steps,
         "warmup_steps": flags.warmup_steps,
         "environment": environment(),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,10 +106,8 @@ class Trainer:
         self.engine.check_causality(flags.data.seq_len, self.data.vocab_size)
         self.engine.try_streams(flags.data.seq_len, self.data.vocab_size)
         origin = {} if checkpoint is None else checkpoint.origin
-        self.config = resolved_config(flags, self.model_config, self.data.identities, origin)
-        self.config["phase_data"] = {
-            step: [asdict(identity) for identity in each] for step, each in self.data.phase_identities.items()
-        }
+        identities, of_phases = self.data.identities, self.data.phase_identities
+        self.config = resolved_config(flags, self.model_config, identities, origin, of_phases)
         self.metrics: Metrics | None = None
         before = None if checkpoint is None else checkpoint.flags
         self._val_loss, scored = from_rank_0(lambda: self._open_metrics(before))

@@ -116,6 +116,7 @@ def test_all_steps_and_steps_by_name(run: Path, call: Call, tmp_path: Path):
         assert {row["model"] for row in read(out, "indicators")} == {"run/step-7", "run/step-12"}
 
 
+@pytest.mark.slow
 def test_the_same_twice_is_the_same_bytes(run: Path, call: Call, tmp_path: Path):
     for name in ("a", "b"):
         assert call(run, "--out", tmp_path / name, "--sequences", 1, "--seq-len", 8)[0] == 0

@@ -283,6 +283,7 @@ def test_a_worker_that_is_lost_is_replaced():
         worker.close()
 
 
+@pytest.mark.slow
 def test_end_to_end(tmp_path: Path):
     script = [sys.executable, str(ROOT / "benchmarks" / "kernels" / "operations.py"), "--out", str(tmp_path)]
     script += "--cases softmax prefix --rows 1 --lengths 24 --heads 2 --head-dim 8 --check-length 20".split()

@@ -39,7 +39,7 @@ def test_markdown_table():
 def test_the_peer_does_the_same_work():
     """The first loss of transformers' model is that of ours, and it learns."""
     tokens = torch.randint(64, (2, 17), generator=torch.Generator().manual_seed(0))
-    total, labels = cpu_contestant._initialized(TOY)(tokens[:, :-1], tokens[:, 1:])
+    total, labels, _ = cpu_contestant._initialized(TOY)(tokens[:, :-1], tokens[:, 1:])
     step = cpu_contestant.build(TOY)
     first = cpu_contestant.timed(step, tokens)
     assert first["loss"] == pytest.approx(float(total.detach() / labels), rel=1e-5)

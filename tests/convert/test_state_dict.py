@@ -52,6 +52,7 @@ def test_the_file_holds_the_checkpoints_tensors(run: Path, tool: ModuleType, tmp
     assert all(torch.equal(full[name], tensor) for name, tensor in plain.items())
 
 
+@pytest.mark.slow
 def test_the_same_bytes_from_a_shell_and_no_training_code(run: Path, tool: ModuleType, tmp_path: Path) -> None:
     out, again = tmp_path / "out.safetensors", tmp_path / "new folder" / "again.safetensors"
     tool.main([str(run), str(out), "--optimizer"])

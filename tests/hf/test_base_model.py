@@ -215,7 +215,7 @@ def test_the_loss_is_the_trained_models_loss_to_the_gradient() -> None:
     trained_model: CausalLM = trained(config).double()
     model = build(*VARIANTS).double()
     ids = tokens(2, 30)
-    total, count = trained_model(ids[:, :-1], ids[:, 1:])
+    total, count, _ = trained_model(ids[:, :-1], ids[:, 1:])
     (total / count).backward()
     model(ids, labels=ids).loss.backward()
     expected = dict(trained_model.named_parameters())

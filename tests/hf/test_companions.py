@@ -163,6 +163,7 @@ def loading(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"trust_remote_code": request.param == "remote code"}
 
 
+@pytest.mark.slow
 def test_trainer_checkpoints_load_again_where_the_package_is_not(folder: Path, tmp_path: Path) -> None:
     """Two steps, a checkpoint, and its text in an interpreter without the package."""
     pytest.importorskip("accelerate", minversion="1.1")  # which the Trainer needs, and nothing of ours

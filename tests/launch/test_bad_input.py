@@ -32,7 +32,7 @@ from tests.train.jobs import run_job
         ("--data /nowhere", "/nowhere: no such folder"),
         ("--data {corpus}:0", "weight a number above 0"),
         ("--fixed-text /nowhere.txt", "no such file: /nowhere.txt"),
-        ("--variant fixedseq --fixed-text {short}", "fewer than --seq-len 32"),
+        ("--variant fixedseq --fixed-text {short}", "fewer than the 32 of a sequence"),
         ("--variant fixedseq --fixed-text {binary}", "UTF-8"),
         ("--plugin {broken}", "ZeroDivisionError"),
         ("--deepspeed-config /nowhere.json", "no such file"),

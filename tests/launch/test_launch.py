@@ -142,7 +142,8 @@ def test_kill_9_while_a_checkpoint_is_written(long_flags: list[str], undisturbed
     assert not list((run / "checkpoints").glob(".step-*.partial"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_worker_saves_and_exits_0(
     number: signal.Signals, long_flags: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:

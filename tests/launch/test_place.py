@@ -237,17 +237,21 @@ def assert_one_run_of_two(where: Path) -> None:
 
 
 def test_restarts_are_refused_once_for_all(small: list[str], tmp_path: Path) -> None:
-    for rank, said in ((0, ["error: --max-restarts needs our own launcher"]), (1, [])):
-        done = subprocess.run(
+    job = {"SLURM_JOB_ID": str(free_port())}
+    processes = [
+        subprocess.Popen(
             ["bash", SCRIPT, *small, "--max-restarts", "2"],
             cwd=tmp_path,
-            env=shell_environment() | srun(rank),
-            capture_output=True,
+            env=shell_environment() | srun(rank) | job,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
         )
-        assert done.returncode == 2
-        assert [line[: len(said[0])] for line in done.stderr.splitlines()] == said
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    [line] = "".join(said).splitlines()
+    assert line.startswith("error: --max-restarts needs our own launcher")
     assert not list(tmp_path.iterdir())
 
 

@@ -48,9 +48,8 @@ def test_heavier_combinations_of_all_variants_in_two_models(ranks: Callable[[int
         check(ranks, topology, CASES[case])
 
 
-@pytest.mark.parametrize(
-    "flags", [*(pytest.param(HEAVIER[i].flags, marks=pytest.mark.slow) for i in (1, -2)), HEAVIER[-1].flags]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [HEAVIER[number].flags for number in (1, -2, -1)])
 def test_all_together(ranks: Callable[[int], Ranks], flags: str) -> None:
     topology = next(topology for topology in HEAVIER if topology.flags == flags)
     check(ranks, topology, next(iter(MIXED.values())))

@@ -11,6 +11,9 @@ from deconattn.launch import ranks
 from deconattn.train.metrics import METRICS
 from tests.conftest import ROOT
 
+MEASURED = ("memory_gib", "tokens_per_second", "step_seconds", "busy_seconds")
+"""What the names of a row's fields begin with that differ from one run of a command to the next."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def world_of_one(process_group: None) -> None:

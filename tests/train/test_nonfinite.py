@@ -14,7 +14,15 @@ from tests.train.conftest import rows
 from tests.train.jobs import run_job
 
 
-@pytest.mark.parametrize("engine", ["--zero 0", "--zero 1", "--zero 2", "--zero 3", "--precision bf16"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "--zero 0",
+        "--zero 1",
+        "--zero 3",
+        *(pytest.param(f, marks=pytest.mark.slow) for f in ("--zero 2", "--precision bf16")),
+    ],
+)
 def test_a_bad_step_changes_no_weight_and_is_counted(small: list[str], tmp_path: Path, engine: str) -> None:
     flags = [*small, *engine.split(), "--save-every", "1", "--keep", "9"]
     run_job(["poison=2", "until=3", *flags, "--save", str(tmp_path / "poisoned")])

@@ -71,13 +71,8 @@ def test_it_is_kept_saved_and_exported(biased: list[str], plugin: Path, tmp_path
         assert_close(theirs(ids).logits, ours.logits(ids), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--tp 2 --sequence-parallel",
-        *(pytest.param(f, marks=pytest.mark.slow) for f in ("--tp 2", "--pp 2", "--zero 3")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--tp 2 --sequence-parallel", "--tp 2", "--pp 2", "--zero 3"])
 def test_every_topology_trains_alike(
     biased: list[str], flags: str, tmp_path: Path, ranks: Callable[[int], Ranks]
 ) -> None:

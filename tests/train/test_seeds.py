@@ -69,7 +69,9 @@ def scramble(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-@pytest.mark.parametrize("noisy", ["if not self.training", "if False"], indirect=True)
+@pytest.mark.parametrize(
+    "noisy", ["if not self.training", pytest.param("if False", marks=pytest.mark.slow)], indirect=True
+)
 def test_two_commands_draw_alike_and_so_does_a_resume(noisy: list[str], tmp_path: Path) -> None:
     for number, (name, stops) in enumerate((("one", []), ("two", []), ("cut", [1, 3, 4]))):
         run, begin = ["--save", str(tmp_path / name)], noisy

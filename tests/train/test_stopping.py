@@ -15,7 +15,7 @@ from deconattn.train import metrics, saving
 from deconattn.train.metrics import METRICS, MetricsFile
 from deconattn.train.saving import Saver
 from tests.ranks import Ranks
-from tests.train.conftest import rows
+from tests.train.conftest import MEASURED, rows
 from tests.train.jobs import run_job, train
 
 EVERY_3 = ["--save-every", "3", "--eval-every", "3"]
@@ -23,7 +23,7 @@ EVERY_3 = ["--save-every", "3", "--eval-every", "3"]
 
 def told(run: Path) -> list[dict[str, Any]]:
     """The rows, without what differs from one run of a command to the next."""
-    return [{k: v for k, v in row.items() if k not in ("memory_gib", "tokens_per_second")} for row in rows(run)]
+    return [{key: value for key, value in row.items() if not key.startswith(MEASURED)} for row in rows(run)]
 
 
 @pytest.mark.parametrize("step", [3, 6])

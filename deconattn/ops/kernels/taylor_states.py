@@ -121,11 +121,15 @@ def launch_parameters(head_dim: int, dtype: torch.dtype, gpu: Gpu) -> Launch:
     chunk, spacious = chunk_length(head_dim), gpu in SPACIOUS
     if dtype == torch.float32:
         states = States(1, 32, 4, 2)
+        if gpu is Gpu.OTHER and padded_width(head_dim) == 128:
+            states = States(1, 16, 8, 2)  # 4 warps would spill 17 KB a thread on sm_80
         if spacious:
             states = States(1, 32, 8, 2) if padded_width(head_dim) == 128 else States(2, 32, 4, 2)
         return _alike(chunk, states, Tile(64, 32, 8, 2) if spacious else Tile(32, 16, 8, 2))
     if padded_width(head_dim) == 128:
-        return _alike(chunk, States(2, 32, 8, 2), Tile(128 if spacious else 64, 32, 8, 2))
+        # With two maps 64 tokens would spill 600 bytes a thread on sm_80.
+        two_maps = Tile(32, 32, 8, 2) if gpu is Gpu.OTHER else None
+        return _alike(chunk, States(2, 32, 8, 2), Tile(128 if spacious else 64, 32, 8, 2), two_maps)
     if not spacious:
         return _alike(chunk, States(4, 32, 4, 3), Tile(128, 64, 8, 2))
     return replace(CANDIDATES[0], chunk=chunk)

@@ -146,6 +146,7 @@ def test_extreme_scores(masked: bool):
     assert max(errors(inputs, drawn(1, 8, length, head_dim, seed=2), ids)) < 5e-4
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bits():
     inputs = [drawn(2, 2, 70, 16, seed=seed, dtype=torch.bfloat16) for seed in (1, 2, 3)]
     upstream = drawn(2, 2, 70, 16, seed=4, dtype=torch.bfloat16)

@@ -100,6 +100,7 @@ def test_a_collective_that_times_out_leaves_every_ranks_record(flags: list[str],
     assert names[0] == names[1][:-1]
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_is_the_culprit_and_the_other_is_not(flags: list[str], tmp_path: Path) -> None:
     (code, output), (other, silent) = two_ranks([*flags, "--save", str(tmp_path)], "fail", "")
     assert (code, other) == (1, 1)

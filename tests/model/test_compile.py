@@ -11,7 +11,7 @@ from deconattn.model.recompute import recompute
 from deconattn.train.compiled import compile_layers
 
 
-@pytest.mark.parametrize("variant", ["fixedseq", "nonapproximate"])
+@pytest.mark.parametrize("variant", [pytest.param("fixedseq", marks=pytest.mark.slow), "nonapproximate"])
 def test_compiled_layers_compute_the_same(tiny_model: Callable[..., CausalLM], variant: str) -> None:
     """Traced only: the compiler proper takes a minute a variant, in the slow tests of training."""
     torch._dynamo.reset()

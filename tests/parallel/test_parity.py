@@ -13,6 +13,9 @@ LOSS, GRAD_NORM, GRADIENT = 1e-6, 5e-6, 2e-5
 # bf16 has 8 bits: a rounding is 4e-3, and a gradient goes through dozens.
 LOSS_BF16, GRAD_NORM_BF16, GRADIENT_BF16 = 4e-3, 0.08, 0.15
 
+QUICK = tuple(topology for topology in TOPOLOGIES if topology.world_size == 2 or topology.name == "TP2xPP2")
+OTHERS = tuple(topology for topology in TOPOLOGIES if topology not in QUICK)
+
 
 def check(ranks: Callable[[int], Ranks], topology: Topology, model: str) -> None:
     errors = compare(ranks(topology.world_size), topology, model)
@@ -25,8 +28,11 @@ def check(ranks: Callable[[int], Ranks], topology: Topology, model: str) -> None
 @pytest.mark.parametrize(
     "case", [case if case == next(iter(MIXED)) else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 )
-def test_fp32(ranks: Callable[[int], Ranks], case: str) -> None:
-    for topology in TOPOLOGIES:
+@pytest.mark.parametrize(
+    "topologies", [pytest.param(QUICK, id="quick"), pytest.param(OTHERS, id="the others", marks=pytest.mark.slow)]
+)
+def test_fp32(ranks: Callable[[int], Ranks], case: str, topologies: tuple[Topology, ...]) -> None:
+    for topology in topologies:
         check(ranks, topology, CASES[case])
 
 

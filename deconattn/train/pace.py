@@ -28,7 +28,7 @@ class Pace:
     """Measurements of this rank's steps.
 
     Args:
-        alone: there are no other ranks, and nothing is measured.
+        alone: there are no other ranks, or they cannot be measured: nothing is.
     """
 
     def __init__(self, device: torch.device, alone: bool) -> None:

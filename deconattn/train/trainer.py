@@ -192,7 +192,9 @@ class Trainer:
         if self._judge():  # what a stop or a kill has left out after the step that we go on from
             return True
         clock, begun = Clock(self.model_config, replicas), self.progress.step
-        pace = Pace(self.engine.device, alone=torch.distributed.get_world_size() == 1)
+        # ZeRO-3's gatherings run ahead of the host on a GPU, and measuring them there is not tried yet.
+        untried = self.engine.stage == 3 and self.engine.device.type == "cuda"
+        pace = Pace(self.engine.device, alone=untried or torch.distributed.get_world_size() == 1)
         while self.progress.step < total:
             step = self.progress.step
             rate, here = schedule.rate(step), flags.plan.at(step)

@@ -74,11 +74,6 @@ class Topology:
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 
-    @property
-    def owns_stage(self) -> bool:
-        """Whether this is the one rank that writes its stage's part of a checkpoint."""
-        return self.tp_rank == 0 and self.dp_rank == 0
-
     def stage_of(self, rank: int) -> int:
         """Return the pipeline stage of any rank."""
         return rank // (self.tp_size * self.dp_size)

@@ -1,0 +1,38 @@
+"""Parity of all bits so far: the smallest task of state tracking.
+
+Hahn 2020 shows that attention of a fixed depth cannot compute it at every length; Merrill et al. 2024 ("The Illusion
+of State in State-Space Models") that state-space models with diagonal transitions cannot either.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deconattn.probes.task import Row, Task, nothing_asked, register_task
+
+ZERO, EVEN = 1, 3
+
+
+@register_task("parity")
+@dataclass(frozen=True)
+class Parity(Task):
+    """Random bits; at each, whether an odd number of ones has come."""
+
+    axis = "bits"
+    levels = (8, 16, 32, 64)
+
+    bits: int = 32
+    """Bits of a sample."""
+
+    @property
+    def length(self) -> int:
+        return self.bits
+
+    @property
+    def vocab_size(self) -> int:
+        return 5
+
+    def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
+        bits, labels = generator.integers(0, 2, self.bits), nothing_asked(self.bits)
+        labels[:] = EVEN + bits.cumsum() % 2
+        return ZERO + bits, labels

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from deconattn.analysis.palette import COLOURS, INK, PLUGIN_COLOUR
+from deconattn.pages.palette import COLOURS, INK, PLUGIN_COLOUR
 
 TICKS = 5
 

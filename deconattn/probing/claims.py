@@ -201,7 +201,7 @@ CLAIMS = (
     Claim(
         "taylor-recalls-less",
         "At a width at which softmax attention solves MQAR, its second-order Taylor series does not, with many pairs.",
-        "Arora et al. 2024 (Based, arXiv 2402.18668), figure 2: accuracy 0.54 to 0.99 by the size of the state, and 1.00 "
+        "Arora et al. 2024 (Based, arXiv 2402.18668), figure 2: accuracy 0.54 to 0.99 by the size of the state, 1.00 "
         "of full attention; feature dimensions 8 to 24 beside a short convolution there, a head's whole width and no "
         "convolution here",
         f"approximate is below {ENOUGH} {_AT_STANDARD}",
@@ -212,8 +212,8 @@ CLAIMS = (
         "Without mixing of tokens nothing but memorisation can be learned.",
         "Xue et al. 2025 (arXiv 2510.11602), table 1: the uniform MLP at WikiText perplexity 993.5 against 38.1; "
         "memorisation as the control is that of Poli et al. 2024 (MAD, arXiv 2403.17844)",
-        f"mlp is below {ENOUGH} at every difficulty of all other tasks that standard attention solves at any, and above it "
-        "at one of memorise",
+        f"mlp is below {ENOUGH} at every difficulty of all other tasks that standard attention solves at any, and above "
+        "it at one of memorise",
         _no_mixing,
     ),
     Claim(

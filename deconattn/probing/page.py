@@ -25,8 +25,8 @@ METHOD = (
     "Intervals are of the mean over seeds, at 95 %, by Student's t, with the error of the number of positions asked "
     f"added. Solved: the whole interval is above {100 * SOLVED:g} %. Not better than chance: it ends less than "
     f"{100 * MARGIN:g} points above. Differences from standard attention are of the mean over difficulties, paired by "
-    "seed; their intervals are so wide that all of a task hold together with 95 % (Bonferroni). Nothing is claimed of a "
-    "task where standard attention is not clearly better than chance, nor from one seed."
+    "seed; their intervals are so wide that all of a task hold together with 95 % (Bonferroni). Nothing is claimed of "
+    "a task where standard attention is not clearly better than chance, nor from one seed."
 )
 """What the words of the verdicts mean."""
 

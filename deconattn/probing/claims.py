@@ -212,8 +212,8 @@ CLAIMS = (
         "Without mixing of tokens nothing but memorisation can be learned.",
         "Xue et al. 2025 (arXiv 2510.11602), table 1: the uniform MLP at WikiText perplexity 993.5 against 38.1; "
         "memorisation as the control is that of Poli et al. 2024 (MAD, arXiv 2403.17844)",
-        f"mlp is below {ENOUGH} at every difficulty of all other tasks that standard attention solves at any, and above "
-        "it at one of memorise",
+        f"mlp is below {ENOUGH} at every difficulty of all other tasks that standard attention solves at any, and "
+        "above it at one of memorise",
         _no_mixing,
     ),
     Claim(

@@ -1,6 +1,6 @@
 """Published findings that a grid can be held against: words, source, the rule that judges each, and its outcome."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,14 +83,18 @@ def _problems(findings: Findings, tasks: Iterable[str]) -> list[Problem]:
     return [problem for problem in findings.problems if problem.task in wanted]
 
 
-def _shown(findings: Findings, problem: Problem, kind: Kind, size: str, difficulty: int) -> str:
-    cell = findings.cell(problem, kind, size)
-    why = f" (failed with {len(cell.lost)} of its seeds)" if cell.lost else ""
-    return f"{kind.label} {percent(cell.interval(difficulty))}{why}"
+def _shown(findings: Findings, problem: Problem, kinds: Iterable[Kind], size: str, difficulty: int) -> str:
+    told = []
+    for kind in kinds:
+        cell = findings.cell(problem, kind, size)
+        why = f" (failed with {len(cell.lost)} of its seeds)" if cell.lost else ""
+        told.append(f"{kind.label} {percent(cell.interval(difficulty))}{why}")
+    return f"{findings.label(problem)} at {findings.axes[problem]} = {difficulty}: {', '.join(told)}"
 
 
-def _where(findings: Findings, problem: Problem, difficulty: int) -> str:
-    return f"{findings.label(problem)} at {findings.axes[problem]} = {difficulty}"
+def _all(solves: Sequence[bool | None], expected: bool) -> bool | None:
+    """Tell whether all solve, or all fail to, as expected: one that does not is enough against it."""
+    return False if (not expected) in solves else None if None in solves else True
 
 
 def _solved(findings: Findings, problem: Problem, size: str) -> list[int]:
@@ -119,22 +123,15 @@ def _solved_by(
         if not solved:
             yield _mute(findings, problem)
             continue
-        level = solved[-1]
-        told = [findings.cell(problem, kind, size).solves(level) for kind in kinds]
-        bears_out = None if None in told else True
-        if (not expected) in told:
-            bears_out = False
-        shown = ", ".join(_shown(findings, problem, kind, size, level) for kind in (*kinds, BASELINE))
-        yield Evidence(bears_out, f"{_where(findings, problem, level)}: {shown}")
+        told = [findings.cell(problem, kind, size).solves(solved[-1]) for kind in kinds]
+        yield Evidence(_all(told, expected), _shown(findings, problem, (*kinds, BASELINE), size, solved[-1]))
 
 
 def _softmax_recalls(findings: Findings, size: str) -> Iterator[Evidence]:
     for problem in _problems(findings, ("mqar",)):
         cell = findings.cell(problem, BASELINE, size)
-        for level in findings.difficulties[problem]:
-            if level in cell.scores:
-                shown = _shown(findings, problem, BASELINE, size, level)
-                yield Evidence(cell.solves(level), f"{_where(findings, problem, level)}: {shown}")
+        for level in sorted(cell.scores):
+            yield Evidence(cell.solves(level), _shown(findings, problem, [BASELINE], size, level))
 
 
 def _taylor(findings: Findings, size: str) -> Iterator[Evidence]:
@@ -152,8 +149,8 @@ def _no_mixing(findings: Findings, size: str) -> Iterator[Evidence]:
         cell, levels = findings.cell(problem, kind, size), findings.difficulties[problem]
         told = [cell.solves(level) for level in levels]
         some = True if True in told else None if None in told else False
-        shown = f"{_where(findings, problem, levels[0])}: {_shown(findings, problem, kind, size, levels[0])}"
-        yield Evidence(None if some is None else some == (problem.task == "memorise"), shown)
+        bears_out = None if some is None else some == (problem.task == "memorise")
+        yield Evidence(bears_out, _shown(findings, problem, [kind], size, levels[0]))
 
 
 def _one_score(findings: Findings, size: str) -> Iterator[Evidence]:
@@ -172,15 +169,11 @@ def _hybrids(findings: Findings, size: str) -> Iterator[Evidence]:
 def _defeats_all(task: str) -> Callable[[Findings, str], Iterator[Evidence]]:
     def rule(findings: Findings, size: str) -> Iterator[Evidence]:
         for problem in _problems(findings, (task,)):
-            level = findings.difficulties[problem][-1]
-            for kind in findings.kinds:
-                cell = findings.cell(problem, kind, size)
-                if level in cell.scores or cell.lost:
-                    solves = cell.solves(level)
-                    shown = _shown(findings, problem, kind, size, level)
-                    yield Evidence(
-                        None if solves is None else not solves, f"{_where(findings, problem, level)}: {shown}"
-                    )
+            level, cells = findings.difficulties[problem][-1], findings.cells
+            kinds = [kind for kind in findings.kinds if (problem, kind, size) in cells]
+            if kinds:
+                told = [cells[problem, kind, size].solves(level) for kind in kinds]
+                yield Evidence(_all(told, False), _shown(findings, problem, kinds, size, level))
 
     return rule
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from deconattn.config.pattern import STANDARD
+from deconattn.errors import UserError
 from deconattn.probing.results import Row
 from deconattn.statistics import LEVEL, Interval, family_level, mean_interval, paired_difference, values_needed
 
@@ -80,9 +81,10 @@ class Cell:
     def error(self, difficulty: int | None = None) -> float:
         """Standard error of an accuracy by the number of positions that it is a share of.
 
-        Seeds need not differ where all or none is answered rightly, or be asked other samples: so each mean has this
-        error beside that of the spread between seeds. Two right and two wrong answers are added, after Agresti and
-        Coull 1998, or it would be nothing at an accuracy of 0 or 1.
+        Where all or none is answered rightly the seeds do not differ, and their spread alone would make an interval of
+        no width. So each mean has this error beside that of the spread, as if all seeds were asked the same: answers
+        of one sample depend on each other, which it does not count. Two right and two wrong answers are added, after
+        Agresti and Coull 1998, or it would be nothing at an accuracy of 0 or 1.
         """
         found = [self.scores.get(difficulty, {})] if difficulty is not None else list(self.scores.values())
         return math.hypot(*(_sampling_error(list(rows.values())) for rows in found if rows)) / max(len(found), 1)
@@ -152,7 +154,13 @@ class Findings:
             if row.state == "failed" or row.accuracy is None:
                 cell.failed.append(row)
             elif row.chosen:
-                cell.scores.setdefault(row.difficulty, {})[row.seed] = row
+                seeds = cell.scores.setdefault(row.difficulty, {})
+                if row.seed in seeds:
+                    raise UserError(
+                        f"two models of {row.task}, {row.variant}, {row.pattern}, {row.size}, seed {row.seed} have "
+                        f"{row.axis} = {row.difficulty}: give tasks that share a difficulty an --out each"
+                    )
+                seeds[row.seed] = row
         self._place_sweeps()
         self.difficulties = {problem: sorted(found) for problem, found in levels.items()}
         self.axes = {Problem(row.task, row.settings): row.axis for row in self.rows}

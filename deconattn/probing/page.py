@@ -67,7 +67,7 @@ def html(findings: Findings) -> str:
         title=TITLE,
         lede=lede(findings),
         findings=findings,
-        maps=[(size, _kinds_of(findings, size), list(heat_map(findings, size))) for size in findings.sizes],
+        maps=[(size, _problems_of(findings, size), list(heat_map(findings, size))) for size in findings.sizes],
         verdicts=verdicts(findings),
         claims=judge_all(findings),
         smallest=list(smallest_rows(findings)),
@@ -82,12 +82,11 @@ def summary(findings: Findings) -> str:
     """Return the maps and the words in Markdown."""
     parts = [f"# {TITLE}", markdown_text(lede(findings))]
     for size in findings.sizes:
-        kinds = _kinds_of(findings, size)
+        heading = ["model", *(findings.label(problem) for problem in _problems_of(findings, size))]
         rows = []
-        for problem, cells in heat_map(findings, size):
+        for kind, cells in heat_map(findings, size):
             told = [" ".join(filter(None, (cell.accuracy, cell.error, cell.flags))) for cell in cells]
-            rows.append([findings.label(problem), *told])
-        heading = ["task", *(kind.label for kind in kinds)]
+            rows.append([kind.label, *told])
         parts += [f"## Accuracy, mean over difficulties, per cent: {markdown_text(size)}", _table(heading, rows)]
     parts += ["## What this shows", markdown_text(METHOD)]
     for verdict in verdicts(findings):
@@ -118,16 +117,16 @@ def lede(findings: Findings) -> str:
         f"{_count(len(findings.sizes), 'size')} ({', '.join(findings.sizes)}) on "
         f"{_count(len(findings.problems), 'task')}, "
         f"{_count(len(seeds), 'seed')}, {span}; at most {max(row.steps for row in rows):,} steps and "
-        f"{max(row.tokens for row in rows):,} tokens each. Every model is trained on all difficulties of its task."
+        f"{max(row.tokens for row in rows):,} tokens each."
     )
 
 
-def heat_map(findings: Findings, size: str) -> Iterator[tuple[Problem, list[HeatCell]]]:
-    """Give each problem's cells at a size, in the order of its kinds of model."""
-    kinds = _kinds_of(findings, size)
-    for problem in findings.problems:
-        if any((problem, kind, size) in findings.cells for kind in kinds):
-            yield problem, [_heat_cell(findings, problem, kind, size) for kind in kinds]
+def heat_map(findings: Findings, size: str) -> Iterator[tuple[Kind, list[HeatCell]]]:
+    """Give the cells of each kind of model of a size, in the order of its problems."""
+    problems = _problems_of(findings, size)
+    for kind in findings.kinds:
+        if any((problem, kind, size) in findings.cells for problem in problems):
+            yield kind, [_heat_cell(findings, problem, kind, size) for problem in problems]
 
 
 def smallest_rows(findings: Findings) -> Iterator[list[str]]:
@@ -221,8 +220,8 @@ def _heat_cell(findings: Findings, problem: Problem, kind: Kind, size: str) -> H
     )
 
 
-def _kinds_of(findings: Findings, size: str) -> list[Kind]:
-    return [kind for kind in findings.kinds if any((p, kind, size) in findings.cells for p in findings.problems)]
+def _problems_of(findings: Findings, size: str) -> list[Problem]:
+    return [one for one in findings.problems if any((one, kind, size) in findings.cells for kind in findings.kinds)]
 
 
 def _claim_line(judged: Judged) -> str:

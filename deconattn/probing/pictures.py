@@ -65,36 +65,50 @@ def _line(cell: Cell, kind: Kind, look: int, axis: str) -> Series:
 
 def _rates(findings: Findings, problem: Problem, size: str, kinds: Sequence[Kind]) -> Picture:
     """Accuracy over difficulties by rate, on the seed of the sweep; a mark stands at the rate that was taken."""
+    axis = findings.axes[problem]
     lines, taken, edges = [], [], []
     for kind in kinds:
         cell = findings.cell(problem, kind, size)
-        by_rate = rates(cell)
-        look = _look(findings, kind)
-        points = [
-            (rate, 100 * accuracy, f"{kind.label}: {100 * accuracy:.1f} % at rate {rate:g}")
-            for rate, accuracy in by_rate.items()
-        ]
-        lines.append(Series(kind.label, kind.variant, look, points))
-        chosen = next((row.lr for row in cell.sweep if row.chosen), None)
-        marks = [(x, y, f"{says}, taken") for x, y, says in points if x == chosen]
+        by_rate, look = rates(cell, list(cell.scores)), _look(findings, kind)
+        says = {rate: f"{kind.label}: {100 * accuracy:.1f} % at rate {rate:g}" for rate, accuracy in by_rate.items()}
+        lines.append(Series(kind.label, kind.variant, look, [(x, 100 * y, says[x]) for x, y in by_rate.items()]))
+        marks = []
+        for rate, levels in rates_taken(cell).items():
+            # A task whose difficulties are trained apart has a rate for each.
+            where = "" if len(levels) == len(cell.scores) else f" at {axis} = {', '.join(map(str, levels))}"
+            if rate in by_rate:
+                marks.append((rate, 100 * by_rate[rate], f"{says[rate]}, taken{where}"))
+            if at_edge(rates(cell, levels), rate):
+                edges.append(f"{kind.label}{where}")
         taken.append(Series(kind.label, kind.variant, look, marks, dots=True))
-        if marks and at_edge(by_rate, marks[0][0]):
-            edges.append(kind.label)
     label = f"{_title(findings, problem, size, kinds)}: accuracy over all difficulties by learning rate"
     caption = f"{label}, on the seed of the sweep; a mark stands at the rate that was taken."
     if edges:
         caption += f" Best at the edge of what was tried, so that another rate might do better: {', '.join(edges)}."
-    chart = line_chart([*lines, *taken], label, "peak learning rate", "accuracy, %", y_within=WHOLE)
+    ticks = sorted({x for line in lines for x, _, _ in line.points})
+    chart = line_chart([*lines, *taken], label, "peak learning rate", "accuracy, %", x_ticks=ticks, y_within=WHOLE)
     return Picture(chart, caption, legend_of(lines))
 
 
-def rates(cell: Cell) -> dict[float, float]:
-    """Return the mean accuracy over difficulties by rate, in rising order, on the seed of the sweep."""
+def rates(cell: Cell, levels: Sequence[int]) -> dict[float, float]:
+    """Return the mean accuracy over some difficulties by rate, in rising order, on the seed of the sweep.
+
+    A rate that failed, or is not done, at one of them is left out.
+    """
     tried: dict[float, list[float]] = {}
     for row in cell.sweep:
-        if row.accuracy is not None:
+        if row.accuracy is not None and row.difficulty in levels:
             tried.setdefault(row.lr, []).append(row.accuracy)
-    return {rate: fmean(tried[rate]) for rate in sorted(tried)}
+    return {rate: fmean(tried[rate]) for rate in sorted(tried) if len(tried[rate]) == len(levels)}
+
+
+def rates_taken(cell: Cell) -> dict[float, list[int]]:
+    """Return the difficulties for which each rate of the sweep was chosen."""
+    found: dict[float, list[int]] = {}
+    for row in cell.sweep:
+        if row.chosen:
+            found.setdefault(row.lr, []).append(row.difficulty)
+    return {rate: sorted(levels) for rate, levels in found.items()}
 
 
 def at_edge(by_rate: dict[float, float], rate: float) -> bool:

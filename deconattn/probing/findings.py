@@ -292,7 +292,7 @@ def _solved(findings: Findings, problem: Problem, cells: dict[Kind, Cell]) -> It
 
 def _gate(baseline: Cell) -> str | None:
     """Return why nothing can be said of others against standard attention, or None."""
-    if not baseline.scores:
+    if not baseline.scores and not baseline.failed:
         return "standard attention was not trained at this size"
     if (why := _open(baseline)) is not None:
         return f"of standard attention there is too little: {why}"

@@ -22,7 +22,7 @@ def problem_pictures(findings: Findings, problem: Problem) -> list[Picture]:
     found = []
     for size in findings.sizes:
         kinds = [kind for kind in findings.kinds if (problem, kind, size) in findings.cells]
-        for group in _groups(kinds):
+        for group in _groups(kinds) if kinds else ():
             found += [_difficulties(findings, problem, size, group), _rates(findings, problem, size, group)]
     return drawn(found)
 
@@ -40,7 +40,7 @@ def _difficulties(findings: Findings, problem: Problem, size: str, kinds: Sequen
     cells = {kind: findings.cell(problem, kind, size) for kind in kinds}
     lines = [_line(cell, kind, _look(findings, kind), axis) for kind, cell in cells.items()]
     usable = any(line.points for line in lines)
-    known = next(iter(sorted(cells.values(), key=lambda cell: -len(cell.scores))))
+    known = max(cells.values(), key=lambda cell: len(cell.scores))
     chances = [(level, chance) for level in known.scores if (chance := known.chance(level)) is not None]
     points = [(float(a), 100 * b, f"chance: {100 * b:.1f} % at {axis} = {a}") for a, b in sorted(chances)]
     lines.append(Series("chance", NO_VARIANT, 2, points))

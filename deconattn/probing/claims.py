@@ -19,12 +19,16 @@ FIXED = ("rndemb", "fixedseq", "staticemb")
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim held against the models of one size; `size` is empty where no size has what it asks for."""
+    """What the models of one size say to a claim; `size` is empty where no size has what it asks for."""
 
-    claim: "Claim"
     size: str
     outcome: Outcome
     numbers: str
+
+    @property
+    def title(self) -> str:
+        """The outcome, and whose it is."""
+        return ", ".join(filter(None, (self.outcome.capitalize(), self.size)))
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,16 @@ class Claim:
             outcome = "disagrees"
         elif None in told or not told:
             outcome = "undecided"
-        return Judged(self, size, outcome, "; ".join(evidence.numbers for evidence in found))
+        return Judged(size, outcome, "; ".join(evidence.numbers for evidence in found))
 
 
-def judge_all(findings: Findings) -> list[Judged]:
+def judge_all(findings: Findings) -> list[tuple["Claim", list[Judged]]]:
     """Judge every claim at every size at which it was measured, or once where it was measured at none."""
     told = []
     for claim in CLAIMS:
         found = [claim.judge(findings, size) for size in findings.sizes]
         measured = [one for one in found if one.outcome != "not measured"]
-        told += measured or [Judged(claim, "", "not measured", "")]
+        told.append((claim, measured or [Judged("", "not measured", "")]))
     return told
 
 

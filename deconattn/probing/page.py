@@ -7,7 +7,7 @@ from typing import Any
 
 from deconattn import durable
 from deconattn.pages.frame import render
-from deconattn.probing.claims import Judged, judge_all
+from deconattn.probing.claims import Claim, Judged, judge_all
 from deconattn.probing.findings import MARGIN, SOLVED, Cell, Findings, Kind, Problem, percent, verdicts
 from deconattn.probing.pictures import problem_pictures
 from deconattn.probing.results import Row
@@ -92,7 +92,7 @@ def summary(findings: Findings) -> str:
     for verdict in verdicts(findings):
         lines = [f"- {markdown_text(what)}: {markdown_text(which)}" for what, which in verdict.said]
         parts += [f"### {markdown_text(f'{findings.label(verdict.problem)}, {verdict.size}')}", "\n".join(lines)]
-    parts += ["## Published findings", "\n".join(_claim_line(judged) for judged in judge_all(findings))]
+    parts += ["## Published findings", "\n".join(_claim_line(*told) for told in judge_all(findings))]
     parts.append("## The smallest model that solves each difficulty")
     parts.append(
         _table(["task", "difficulty", *(kind.label for kind in findings.kinds)], list(smallest_rows(findings)))
@@ -224,11 +224,10 @@ def _problems_of(findings: Findings, size: str) -> list[Problem]:
     return [one for one in findings.problems if any((one, kind, size) in findings.cells for kind in findings.kinds)]
 
 
-def _claim_line(judged: Judged) -> str:
-    of = f" ({judged.size})" if judged.size else ""
-    numbers = f" Here: {judged.numbers}." if judged.numbers else ""
-    words = f"{judged.claim.words} Judged by: {judged.claim.judges}.{numbers} Source: {judged.claim.source}."
-    return f"- **{judged.outcome.capitalize()}**{markdown_text(of)}: {markdown_text(words)}"
+def _claim_line(claim: Claim, found: Sequence[Judged]) -> str:
+    lines = [f"  - **{markdown_text(judged.title)}.** {markdown_text(judged.numbers)}".rstrip() for judged in found]
+    words = f"{claim.words} Judged by: {claim.judges}. Source: {claim.source}."
+    return "\n".join([f"- {markdown_text(words)}", *lines])
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,6 +12,7 @@ from deconattn.probing.findings import MARGIN, SOLVED, Cell, Findings, Kind, Pro
 from deconattn.probing.pictures import problem_pictures
 from deconattn.probing.results import Row
 from deconattn.shown import markdown_text
+from deconattn.statistics import LEVEL
 
 HTML, SUMMARY = "index.html", "summary.md"
 TITLE = "Probes: which attention solves which task"
@@ -28,7 +29,6 @@ METHOD = (
     "seed; their intervals are so wide that all of a task hold together with 95 % (Bonferroni). Nothing is claimed of "
     "a task where standard attention is not clearly better than chance, nor from one seed."
 )
-"""What the words of the verdicts mean."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def html(findings: Findings) -> str:
         smallest=list(smallest_rows(findings)),
         sections=list(_sections(findings)),
         failed=failures(findings),
-        method=METHOD,
+        method=method(findings),
         nothing=NOTHING,
     )
 
@@ -88,7 +88,7 @@ def summary(findings: Findings) -> str:
             told = [" ".join(filter(None, (cell.accuracy, cell.error, cell.flags))) for cell in cells]
             rows.append([kind.label, *told])
         parts += [f"## Accuracy, mean over difficulties, per cent: {markdown_text(size)}", _table(heading, rows)]
-    parts += ["## What this shows", markdown_text(METHOD)]
+    parts += ["## What this shows", markdown_text(method(findings))]
     for verdict in verdicts(findings):
         lines = [f"- {markdown_text(what)}: {markdown_text(which)}" for what, which in verdict.said]
         parts += [f"### {markdown_text(f'{findings.label(verdict.problem)}, {verdict.size}')}", "\n".join(lines)]
@@ -109,15 +109,33 @@ def lede(findings: Findings) -> str:
     rows = findings.rows
     seeds, rates = {row.seed for row in rows if row.chosen}, sorted({row.lr for row in rows})
     models = {(row.task, row.settings, row.variant, row.pattern, row.size, row.seed, row.lr) for row in rows}
+
+    def parameters(size: str) -> str:
+        counts = [row.parameters for row in rows if row.size == size]
+        span = f"{min(counts):,}" + (f" to {max(counts):,}" if max(counts) > min(counts) else "")
+        return f"{size}, {span} parameters"
+
     span = f"one learning rate, {rates[0]:g}"
     if len(rates) > 1:
         span = f"learning rates from {rates[0]:g} to {rates[-1]:g}, the best of each variant, pattern, size and task"
     return (
         f"{_count(len(models), 'small model')}: {_count(len(findings.kinds), 'kind')} of model at "
-        f"{_count(len(findings.sizes), 'size')} ({', '.join(findings.sizes)}) on "
+        f"{_count(len(findings.sizes), 'size')} ({'; '.join(map(parameters, findings.sizes))}) on "
         f"{_count(len(findings.problems), 'task')}, "
         f"{_count(len(seeds), 'seed')}, {span}; at most {max(row.steps for row in rows):,} steps and "
         f"{max(row.tokens for row in rows):,} tokens each."
+    )
+
+
+def method(findings: Findings) -> str:
+    """Return what the words of the verdicts mean, and what the intervals leave open."""
+    seeds = len({row.seed for row in findings.rows if row.chosen})
+    if seeds < 2:
+        return METHOD
+    # Clopper and Pearson's bound where none of n fails: (1 - share) ** n = 5 %.
+    share = 100 * (1 - (1 - LEVEL) ** (1 / seeds))
+    return f"{METHOD} A mean does not tell how often training fails: where {seeds} of {seeds} seeds succeed, up to " + (
+        f"{share:.0f} % of all seeds may not."
     )
 
 
@@ -198,6 +216,8 @@ def _heat_cell(findings: Findings, problem: Problem, kind: Kind, size: str) -> H
     cell = findings.cell(problem, kind, size)
     found = cell.interval()
     flags = [f"{len(cell.lost)} failed"] if cell.lost else []
+    if found is None and not flags and (problem, kind, size) in findings.cells:
+        flags.append("under way")
     if found is None:
         return HeatCell(flags=", ".join(flags))
     levels = findings.difficulties[problem]

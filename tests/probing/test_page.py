@@ -375,5 +375,10 @@ def test_any_part_of_the_rows_is_a_page() -> None:
     assert "No model is done yet." in html(Findings([]))
 
 
-def test_margin_is_what_the_words_say() -> None:
-    assert f"{100 * MARGIN:g} points" in summary(Findings(grid()))
+def test_the_words_say_what_they_mean() -> None:
+    text = summary(Findings(grid()))
+    assert f"{100 * MARGIN:g} points" in text and f"above {100 * SOLVED:g} %" in text
+    assert "where 3 of 3 seeds succeed, up to 63 % of all seeds may not" in text
+    assert "may not" not in summary(Findings(rows_of(means(standard=0.9), [STANDARD], seeds=[0])))
+    swept = [dataclasses.replace(row, chosen=False) for row in rows_of(means(standard=0.9), [STANDARD], seeds=[0])]
+    assert "under way" in summary(Findings(swept))

@@ -2,15 +2,19 @@
 
 import hashlib
 import re
-from dataclasses import dataclass, fields
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from deconattn.config.pattern import STANDARD, layer_variants
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.probes import Task, parse_task, task_class
 
+Device = Literal["auto", "cpu", "cuda"]
 UNIFORM = "uniform"
 HEAD_DIM = 32
 FEED_FORWARD = 2
@@ -25,7 +29,7 @@ class Request:
     """Tasks, each NAME or NAME?field=value&field=value. Each is trained on all its difficulties at once; other ones
     are given as mqar?pairs=4,8,16."""
     variants: tuple[str, ...] = ()
-    """Variants; by default the paper's seven."""
+    """Variants; by default the paper's seven, and those of --plugin."""
     patterns: tuple[str, ...] = (UNIFORM,)
     """Patterns of the variants' layers, among layers of standard attention."""
     sizes: tuple[str, ...] = ("64x2",)
@@ -198,29 +202,38 @@ class Grid:
         """Models of the other seeds, at the rate that was chosen."""
         return [Cell(group, seed, rate) for seed in self.seeds[1:]]
 
-    @property
-    def size(self) -> int:
-        """Models in all."""
-        return len(self.groups) * (len(self.rates) + len(self.seeds) - 1)
+    def models(self, groups: Sequence[Group]) -> int:
+        """Return how many models some groups have."""
+        return len(groups) * (len(self.rates) + len(self.seeds) - 1)
+
+
+def spelt_out(request: Request) -> Request:
+    """Return a request with every task's fields and all variants, whatever their defaults will be.
+
+    Raises:
+        UserError: see :func:`make_grid`.
+    """
+    _check(request)
+    from deconattn.mixers import variant_names  # with PyTorch
+
+    tasks = tuple(ladder.words for words in request.tasks for ladder in parse_ladders(words))
+    return replace(request, tasks=tasks, variants=request.variants or variant_names())
 
 
 def make_grid(request: Request) -> Grid:
-    """Return the grid of a request, whose plugins must have been loaded.
+    """Return the grid of a request that is spelt out, and whose plugins have been loaded.
 
     Groups of one task follow each other, so that a worker has its samples at hand. Standard attention has no pattern.
 
     Raises:
         UserError: a flag that makes no sense, and the remedy.
     """
-    _check(request)
-    from deconattn.mixers import variant_names
-
     groups: dict[Group, None] = {}
     for words in request.tasks:
         for ladder in parse_ladders(words):
             for size in map(Size.parse, request.sizes):
                 for pattern in request.patterns:
-                    for variant in request.variants or variant_names():
+                    for variant in request.variants:
                         group = Group(ladder, variant, UNIFORM if variant == STANDARD else pattern, size)
                         group.model_config()
                         groups[group] = None
@@ -248,10 +261,7 @@ def _check(request: Request) -> None:
 
 
 def costs(grid: Grid) -> list[float]:
-    """Return about what each group costs, to deal them to shards by: tokens times width squared."""
-    models = len(grid.rates) + len(grid.seeds) - 1
-    return [
-        models * sum(task.length for task in group.ladder.tasks) / len(group.ladder.tasks) * group.size.width**2
-        * group.size.layers
-        for group in grid.groups
-    ]  # fmt: skip
+    """Return about what each group costs, to deal them to shards by: the elements of a step's hidden states."""
+    lengths = [statistics.fmean(task.length for task in group.ladder.tasks) for group in grid.groups]
+    sizes = [group.size.width * group.size.layers for group in grid.groups]
+    return [length * size for length, size in zip(lengths, sizes, strict=True)]

@@ -111,7 +111,9 @@ def lede(findings: Findings) -> str:
     models = {(row.task, row.settings, row.variant, row.pattern, row.size, row.seed, row.lr) for row in rows}
 
     def parameters(size: str) -> str:
-        counts = [row.parameters for row in rows if row.size == size]
+        counts = [row.parameters for row in rows if row.size == size and row.parameters]
+        if not counts:
+            return size
         span = f"{min(counts):,}" + (f" to {max(counts):,}" if max(counts) > min(counts) else "")
         return f"{size}, {span} parameters"
 

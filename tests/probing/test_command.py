@@ -23,11 +23,16 @@ TINY = (
 PLUGIN = """
 from dataclasses import dataclass
 import numpy as np
-from deconattn.mixers import MLP, register
+from deconattn.mixers import MLP, Decoding, register
 from deconattn.probes import Task, register_task
 
 @register("broken")
 class Broken(MLP):
+    decoding = Decoding()
+
+    def attention_map(self, hidden, static, context):
+        return None
+
     def forward(self, hidden, static, context):
         raise RuntimeError("this mixer fails\\nin two lines")
 

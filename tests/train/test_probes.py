@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deconattn.checkpoint.format import open_checkpoint
-from deconattn.checkpoint.stored_model import open_stored_model
+from deconattn.checkpoint.stored_model import open_model
 from deconattn.commands.export import main as export
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import model_config
@@ -91,7 +91,7 @@ def test_a_resumed_run_is_the_same_and_asks_for_its_task(single: Path, tmp_path:
 
 def test_without_a_tokenizer(single: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="no tokenizer") as error:
-        open_stored_model(single)
+        open_model(single)
     assert "probe:" in str(error.value)
     export([str(single), str(tmp_path / "hf")])
     assert "has no tokenizer" in capsys.readouterr().err
@@ -108,7 +108,7 @@ def test_without_a_tokenizer(single: Path, tmp_path: Path, capsys: pytest.Captur
         (["--data", f"probe:{TASK}", "--doc-mask"], "--doc-mask"),
         (["--data", f"probe:{TASK}", "--packing", "best-fit"], "--packing"),
         (["--data", f"probe:{TASK}", "--eval-tasks", "piqa"], "--eval-tasks"),
-        (["--data", f"probe:{TASK}", "--phase", "3", "seq_len=8"], "--seq-len"),
+        (["--data", f"probe:{TASK}", "--phase", "3", "seq_len=8"], "--phase 3"),
         (["--phase", "3", f"data=probe:{TASK}"], "--phase 3"),
         (["--data", f"probe:{TASK}", "--vocab-size", "8"], "--vocab-size 8"),
     ],

@@ -156,7 +156,7 @@ def _no_mixing(findings: Findings, size: str) -> Iterator[Evidence]:
         some = True if True in told else None if None in told else False
         bears_out = None if some is None else some == (problem.task == control)
         found.append((problem.task, Evidence(bears_out, _shown(findings, problem, [kind], size, levels[0]))))
-    # To fail elsewhere says nothing of a model that learns nothing at all, nor to memorise of one that is asked no more.
+    # To fail elsewhere says nothing of a model that learns nothing at all, nor to memorise of one asked no more.
     both = len({task == control for task, evidence in found if not evidence.mute}) == 2
     for _, evidence in found:
         yield evidence if both or evidence.bears_out is False else replace(evidence, mute=True)

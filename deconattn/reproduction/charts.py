@@ -96,17 +96,20 @@ class Series:
     look: int
     points: Sequence[tuple[float, float, str]]
     dots: bool = False
+    curve: Sequence[tuple[float, float]] = ()
+    """Drawn in the place of lines from point to point."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A value beside a name; `hollow` for one that is the paper's."""
+    """A value beside a name, with its interval; `hollow` for one that is the paper's."""
 
     value: float
     variant: str
     look: int
     says: str
     hollow: bool = False
+    interval: tuple[float, float] | None = None
 
 
 def colour(variant: str) -> str:
@@ -131,7 +134,7 @@ def line_chart(
     y = Axis.over([point[1] for point in points], HEIGHT - BOTTOM, TOP, y_log)
     parts = [_x_axis(x, TOP, HEIGHT - BOTTOM, x_title, x_ticks), _y_axis(y, y_title)]
     for line in usable:
-        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b, _ in line.points)
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b, *_ in line.curve or line.points)
         dash = f' stroke-dasharray="{DASHES[line.look % len(DASHES)]}"' if line.look else ""
         drawn = f'<polyline points="{path}" fill="none" stroke="{colour(line.variant)}"{dash}/>'
         marks = [
@@ -163,6 +166,11 @@ def dot_chart(
         y = TOP + row_height * (number + 0.5)
         parts.append(f'<line class="row" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="name" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        for dot in dots:
+            if dot.interval:  # as much of it as there is room for: one of two seeds may be wider than the chart
+                low, high = (min(max(x(max(end, 1e-300) if log else end), left), WIDTH - RIGHT) for end in dot.interval)
+                stroke = f'stroke="{colour(dot.variant)}" stroke-width="1.6" stroke-opacity="0.55"'
+                parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}" {stroke}/>')
         parts += [
             _marker(x(dot.value), y, dot.look, INK if dot.hollow else colour(dot.variant), dot.says, True, dot.hollow)
             for dot in dots
@@ -199,7 +207,7 @@ def _usable(line: Series, x_log: bool, y_log: bool) -> Series:
         for x, y, says in line.points
         if math.isfinite(x) and math.isfinite(y) and (x > 0 or not x_log) and (y > 0 or not y_log)
     ]
-    return Series(line.label, line.variant, line.look, kept, line.dots)
+    return Series(line.label, line.variant, line.look, kept, line.dots, line.curve)
 
 
 def _positive(value: float) -> bool:

@@ -151,8 +151,8 @@ def _compare(rows: list[Data]) -> None:
         here = [row for row in rows if row["size"] == size and not row["skipped"]]
         (baseline,) = [row for row in here if row["variant"] == STANDARD]
         for row in (row for row in here if row is not baseline):
-            for title in row["ours"].keys() & baseline["ours"].keys():
-                found = difference_of(title, row["ours"][title], baseline["ours"][title], level)
+            for title, cell in row["ours"].items():
+                found = difference_of(title, cell, baseline["ours"].get(title, {}), level)
                 if found is not None:
                     row["differences"][title] = found
 

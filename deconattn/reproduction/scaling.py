@@ -43,7 +43,7 @@ def _fit(losses: Mapping[int, Mapping[int, float]]) -> Fit:
     means = [sum(seeds.values()) / len(seeds) for seeds in losses.values()]
     law = power_law(list(losses), means)
     if law is None:
-        return {"why": "no power law fits"}
+        return {"why": "no power law with a floor fits"}
     shared = sorted(set.intersection(*(set(seeds) for seeds in losses.values())))
     each = [power_law(list(losses), [seeds[seed] for seeds in losses.values()]) for seed in shared]
     laws = [one for one in each if one is not None]
@@ -62,7 +62,7 @@ def _fit(losses: Mapping[int, Mapping[int, float]]) -> Fit:
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float] | None:
-    """Fit y = E + A * x^-alpha by least squares, E and A not below zero; None where there is no such law.
+    """Fit y = E + A * x^-alpha by least squares, E and A above zero; None where there is no such law.
 
     For one alpha it is linear, so that only alpha is searched for.
     """
@@ -89,7 +89,7 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, flo
         ).x
     )
     (floor, scale), _ = solve(alpha)
-    return None if scale <= 0 else (float(floor), float(scale * middle**alpha), alpha)
+    return None if min(floor, scale) <= 0 else (float(floor), float(scale * middle**alpha), alpha)
 
 
 def law_curve(fit: Fit, x: Sequence[float], points: int = 40) -> list[tuple[float, float]]:

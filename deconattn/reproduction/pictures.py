@@ -102,7 +102,7 @@ def sweep_pictures(data: Data) -> list[Picture]:
                 ends += [name] if sweep["chosen"] in (min(losses), max(losses)) else []
                 lost += [f"{name} at {lr:g}" for lr, loss in losses.items() if loss is None]
         label = f"Validation loss over learning rate, {size_name(size)}"
-        words = [f"{label}: trials of the first seed; the lowest of each is taken."]
+        words = [f"{label}: trials of the first seed. The lowest of each is taken, which flatters that seed a little."]
         words += [f"At an end of the sweep, so that a wider one may do better: {'; '.join(ends)}."] if ends else []
         words += [f"No loss, failed or diverged: {'; '.join(lost)}."] if lost else []
         chart = line_chart(lines, label, "learning rate", "validation loss, nats a token")

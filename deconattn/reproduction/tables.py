@@ -149,18 +149,20 @@ def error_of(title: str, cell: dict[str, Any]) -> str:
 def _difference(title: str, found: dict[str, Any] | None) -> TableCell:
     if found is None:
         return TableCell(NOTHING)
-    value, low, high = found["value"], found["low"], found["high"]
-    text = (lambda x: f"{_sign(x)}{shown(title, abs(x))}") if not found["ratio"] else (lambda x: perplexity_ratio(x))
+    value, low, high = (found[name] for name in ("value", "low", "high"))
+    text = _ratio if found["ratio"] else lambda number: _signed(shown(title, abs(number)), number)
     if low is None:
-        return TableCell(text(value), "", "", value)
+        return TableCell(text(value), sort=value)
     none = 1.0 if found["ratio"] else 0.0
-    return TableCell(text(value), f"[{text(low)}, {text(high)}]", "", value, not low <= none <= high)
+    return TableCell(text(value), f"[{text(low)}, {text(high)}]", sort=value, clear=not low <= none <= high)
 
 
-def _sign(value: float) -> str:
-    return "\N{MINUS SIGN}" if value < 0 else "+"
+def _signed(size: str, value: float) -> str:
+    if not size.strip("0."):
+        return size
+    return f"\N{MINUS SIGN}{size}" if value < 0 else f"+{size}"
 
 
-def perplexity_ratio(value: float) -> str:
+def _ratio(value: float) -> str:
     """Format a ratio of perplexities, with two decimals where they can be seen."""
     return f"\N{MULTIPLICATION SIGN}{value:.2f}" if value < 100 else f"\N{MULTIPLICATION SIGN}{perplexity(value)}"

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from deconattn.cli import handled, parse
 from deconattn.durable import disk_errors, hold_lock, lock_holder
 from deconattn.errors import UserError
+from deconattn.extras import require
 from deconattn.probing.grid import Device, Grid, Group, Request, costs, make_grid, spelt_out
-from deconattn.probing.results import RESULTS
 from deconattn.program import command
 from deconattn.reproduction.estimate import deal, read_shard
 from deconattn.reproduction.runner import Stop
@@ -65,12 +65,13 @@ def _probe(arguments: Arguments, again: str) -> int:
     from deconattn.probing.folder import GridFolder, merge_request, write_all
     from deconattn.probing.runner import devices
 
+    require("plot", "the page")
     number, count = read_shard(arguments.shard)
     given = dataclasses.replace(arguments.request, plugin=tuple(file.resolve() for file in arguments.request.plugin))
     load_plugins(given.plugin)
     folder = GridFolder(arguments.out.resolve())
     if arguments.render:
-        write_all(folder)
+        print(f"page: {write_all(folder)}", file=sys.stderr)
         return 0
     request = spelt_out(given)
     grid = make_grid(request)
@@ -109,14 +110,14 @@ def _work(
         ProgressView(grid.models(groups), done, lambda: write_all(folder)) as view,
     ):
         Runner(ledger, groups, Setting.of(request), on, view, lambda: bool(stop)).run()
-    write_all(folder)
+    page = write_all(folder)
     if stop.signal is not None:
         print(f"stopped by {signal.Signals(stop.signal).name}; to go on: {again}", file=sys.stderr)
         return 128 + stop.signal
     failed = ledger.failed(groups)
     for cell, reason in failed:
         print(f"failed: {cell.name}: {reason}", file=sys.stderr)
-    print(f"results: {folder.out / RESULTS}", file=sys.stderr)
+    print(f"page: {page}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {grid.models(groups)} models failed; to try again: --retry-failed", file=sys.stderr)
     return 1 if failed else 0

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
@@ -74,7 +74,7 @@ class Task(ABC):
         key = int.from_bytes(hashlib.sha256(f"{self}:{seed}".encode()).digest()[:16], "little")
         return self.draw(np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, 0])))
 
-    def batch(self, seed: int, indices: range) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def batch(self, seed: int, indices: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return tokens and labels of several samples, int64 `[B, length]` each."""
         rows = [self.sample(seed, index) for index in indices]
         return np.stack([tokens for tokens, _ in rows]), np.stack([labels for _, labels in rows])

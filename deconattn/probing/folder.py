@@ -255,10 +255,12 @@ def _json(request: Request) -> dict[str, Any]:
     return found
 
 
-def write_all(folder: GridFolder) -> list[Row]:
-    """Write the results of all that the folder was asked for, and return them."""
+def write_all(folder: GridFolder) -> Path:
+    """Write the results of all that the folder was asked for, and their page, which is returned."""
+    from deconattn.probing.page import write_page
+
     with durable.hold_lock(folder.common_lock, wait=True):
         request = stored_request(folder)
         rows = Ledger(folder, make_grid(request)).rows()
         write_results(folder.out, _json(request), rows)
-    return rows
+        return write_page(rows, folder.out)

@@ -18,7 +18,7 @@ class ProgressView:
     Args:
         total: cells in all.
         done: those that were there before.
-        show: writes the results; called when there are new ones, not too often.
+        show: writes the results and the page; called when there are new ones, not too often.
     """
 
     def __init__(self, total: int, done: int, show: Callable[[], object]) -> None:

@@ -4,12 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from deconattn import durable
-from deconattn.analysis.palette import INK
+from deconattn.pages.frame import render
 from deconattn.reproduction import paper
-from deconattn.reproduction.charts import colour
 from deconattn.reproduction.pictures import loss_pictures, radar_pictures, table_pictures
 from deconattn.reproduction.progress_view import KINDS, NOTHING
 from deconattn.reproduction.tables import HEADINGS, TableRow, duration, lines_of, size_name
@@ -32,14 +29,6 @@ def write_pages(data: Data, out: Path) -> Path:
 
 def html(data: Data) -> str:
     """The page, without a reference to anything outside it."""
-    environment = Environment(
-        loader=PackageLoader("deconattn.reproduction", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"colour": colour, "ink": INK, "duration": duration, "nothing": NOTHING, "kinds": KINDS}
     sections = [
         {
             "id": f"table-{name}",
@@ -51,7 +40,9 @@ def html(data: Data) -> str:
         }
         for name, table in data["tables"].items()
     ]
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "deconattn.reproduction",
+        "report.html.j2",
         title=title(data),
         lede=lede(data),
         sections=sections,
@@ -59,6 +50,9 @@ def html(data: Data) -> str:
         radars=radar_pictures(data),
         data=data,
         verdict=verdict,
+        duration=duration,
+        nothing=NOTHING,
+        kinds=KINDS,
         unmeasured=dict.fromkeys(("seconds", "tokens_per_second", "memory_gib", "environment")),
     )
 

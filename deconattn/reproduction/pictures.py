@@ -1,12 +1,12 @@
 """Charts of the report, from the gathered numbers."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from deconattn.config.pattern import STANDARD
-from deconattn.reproduction.charts import Dot, Series, dot_chart, key, line_chart, thinned
+from deconattn.pages.charts import Dot, Series, dot_chart, key, line_chart, thinned
+from deconattn.pages.frame import Picture, drawn, legend_of
 from deconattn.reproduction.plans import UNIFORM
 from deconattn.reproduction.radar import Shape, radar_chart
 from deconattn.reproduction.tables import LOSS, layers_of, perplexity, shown, size_name
@@ -16,25 +16,16 @@ MEASURES = (("Wiki ppl", "WikiText perplexity", True), ("Avg", "average accuracy
 LINES_A_CHART, SHAPES_A_CHART = 14, 3
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A chart with its caption and legend, pairs of a look and its name."""
-
-    chart: Markup
-    caption: str
-    legend: list[tuple[Markup, str]]
-
-
 def table_pictures(name: str, table: Data) -> list[Picture]:
     """Charts that stand beside a table."""
     if name == "4":
-        return _kept([_contexts(table)])
+        return drawn([_contexts(table)])
     rows = [row for row in table["rows"] if "run" in row]
     if name == "figure4":
-        return _kept([_sizes(rows, *measure) for measure in MEASURES])
+        return drawn([_sizes(rows, *measure) for measure in MEASURES])
     by = "pattern" if name == "figure3" else "variant"
     sizes = dict.fromkeys(row["size"] for row in rows)
-    return _kept([_dots([r for r in rows if r["size"] == size], by, *m) for size in sizes for m in MEASURES])
+    return drawn([_dots([r for r in rows if r["size"] == size], by, *m) for size in sizes for m in MEASURES])
 
 
 def loss_pictures(data: Data) -> list[Picture]:
@@ -52,7 +43,7 @@ def loss_pictures(data: Data) -> list[Picture]:
             shown_here = {name: run for name, run in runs.items() if run["variant"] in group}
             label = size_name(size) + (f", {group[-1]}" if len(groups) > 1 else "")
             found += [_losses(data, shown_here, part, label) for part in ("training", "validation")]
-    return _kept(found)
+    return drawn(found)
 
 
 def _losses(data: Data, runs: dict[str, Data], part: str, of: str) -> Picture:
@@ -69,7 +60,7 @@ def _losses(data: Data, runs: dict[str, Data], part: str, of: str) -> Picture:
     label = f"{part.capitalize()} loss over tokens, {of}"
     usable = any(len(line.points) > 1 for line in lines)
     chart = line_chart(lines, label, "tokens", f"{part} loss, nats a token") if usable else Markup()
-    return Picture(chart, f"{label}{' (means of neighbouring steps)' if part == 'training' else ''}.", _legend(lines))
+    return Picture(chart, f"{label}{' (means of neighbouring steps)' if part == 'training' else ''}.", legend_of(lines))
 
 
 def radar_pictures(data: Data) -> list[Picture]:
@@ -143,7 +134,7 @@ def _sizes(rows: list[Data], title: str, words: str, log: bool) -> Picture:
         name = variant if variant == STANDARD else f"{variant}, {layers_of(found[0])}"
         lines.append(Series(name, variant, looks[pattern], points, dots=True))
     label = f"{words[0].upper()}{words[1:]} by size"
-    return Picture(line_chart(lines, label, "parameters", words, y_log=log), f"{label}.", _legend(lines))
+    return Picture(line_chart(lines, label, "parameters", words, y_log=log), f"{label}.", legend_of(lines))
 
 
 def _contexts(table: Data) -> Picture:
@@ -162,7 +153,7 @@ def _contexts(table: Data) -> Picture:
     label = "WikiText perplexity by length of context"
     ticks = [float(length) for length in table["columns"]]
     chart = line_chart(lines, label, "tokens of context", "WikiText perplexity", y_log=True, x_ticks=ticks)
-    return Picture(chart, f"{label}.", _legend(lines))
+    return Picture(chart, f"{label}.", legend_of(lines))
 
 
 def _drawn(title: str, value: float) -> float:
@@ -178,12 +169,3 @@ def _look(run: Data, data: Data) -> int:
     """Index of a pattern's dash, the same in all charts; uniform models are drawn solid."""
     patterns = dict.fromkeys([UNIFORM, *(other["pattern"] for other in data["runs"].values())])
     return list(patterns).index(run["pattern"])
-
-
-def _legend(lines: list[Series]) -> list[tuple[Markup, str]]:
-    return [(key(line.variant, line.look), line.label) for line in lines if line.points]
-
-
-def _kept(pictures: list[Picture]) -> list[Picture]:
-    """Drop charts without points."""
-    return [picture for picture in pictures if picture.chart]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from deconattn.analysis.palette import COLOURS
 from deconattn.config.pattern import STANDARD
 from deconattn.errors import UserError
+from deconattn.pages.palette import COLOURS
 
 Table = Literal["1", "2", "3", "4", "figure3", "figure4"]
 Kind = Literal["train", "evaluate", "skip", "contexts", "analyze"]

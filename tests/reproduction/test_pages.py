@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from deconattn.analysis.palette import COLOURS
-from deconattn.reproduction.charts import Axis, Dot, Series, dot_chart, labels, line_chart, short, thinned
+from deconattn.pages.charts import Axis, Dot, Series, dot_chart, labels, line_chart, short, thinned
+from deconattn.pages.palette import COLOURS
 from deconattn.reproduction.pages import html, markdown
 from deconattn.reproduction.tables import duration, lines_of, perplexity
 from tests.reproduction.conftest import data_of, reproduce

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
-from deconattn.analysis.palette import COLOURS, INK, PLUGIN_COLOUR
+from deconattn.pages.palette import COLOURS, INK, PLUGIN_COLOUR
 
 TICKS = 5
 
@@ -85,17 +85,25 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 42
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4", "12 4", "6 2 1 2 1 2", "3 6", "1 2 5 2")
 MARKERS = ("circle", "diamond", "triangle", "square")
 POINTS_A_LINE = 80
+NO_VARIANT = ""
+"""Of a line that is no model's, such as chance."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A series: (x, y, what it says when pointed at); `look` tells lines of one colour apart."""
+    """A series: (x, y, what it says when pointed at); `look` tells lines of one colour apart.
+
+    Attributes:
+        variant: whose colour it has; `NO_VARIANT` for the ink's.
+        band: (x, low, high), shaded behind the line, such as an interval over seeds.
+    """
 
     label: str
     variant: str
     look: int
     points: Sequence[tuple[float, float, str]]
     dots: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class Dot:
 
 
 def colour(variant: str) -> str:
-    return COLOURS.get(variant, PLUGIN_COLOUR)
+    return INK if variant == NO_VARIANT else COLOURS.get(variant, PLUGIN_COLOUR)
 
 
 def line_chart(
@@ -121,15 +129,22 @@ def line_chart(
     x_log: bool = True,
     y_log: bool = False,
     x_ticks: Sequence[float] | None = None,
+    y_within: Sequence[float] = (),
 ) -> Markup:
-    """Lines over an axis; nothing where there is not one point."""
+    """Lines over an axis, which has room for `y_within` too; nothing where there is not one point."""
     usable = [_usable(line, x_log, y_log) for line in lines]
     points = [point for line in usable for point in line.points]
     if not points:
         return Markup()
     x = Axis.over([point[0] for point in points], LEFT, WIDTH - RIGHT, x_log)
-    y = Axis.over([point[1] for point in points], HEIGHT - BOTTOM, TOP, y_log)
+    edges = [edge for line in usable for _, *pair in line.band for edge in pair]
+    y = Axis.over([*(point[1] for point in points), *edges, *y_within], HEIGHT - BOTTOM, TOP, y_log)
     parts = [_x_axis(x, TOP, HEIGHT - BOTTOM, x_title, x_ticks), _y_axis(y, y_title)]
+    for line in usable:
+        if line.band:
+            ring = [(a, low) for a, low, _ in line.band] + [(a, high) for a, _, high in reversed(line.band)]
+            corners = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in ring)
+            parts.append(f'<polygon points="{corners}" fill="{colour(line.variant)}" fill-opacity="0.13"/>')
     for line in usable:
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b, _ in line.points)
         dash = f' stroke-dasharray="{DASHES[line.look % len(DASHES)]}"' if line.look else ""
@@ -199,7 +214,12 @@ def _usable(line: Series, x_log: bool, y_log: bool) -> Series:
         for x, y, says in line.points
         if math.isfinite(x) and math.isfinite(y) and (x > 0 or not x_log) and (y > 0 or not y_log)
     ]
-    return Series(line.label, line.variant, line.look, kept, line.dots)
+    band = [
+        (x, low, high)
+        for x, low, high in line.band
+        if math.isfinite(x + low + high) and (x > 0 or not x_log) and (low > 0 or not y_log)
+    ]
+    return replace(line, points=kept, band=band)
 
 
 def _positive(value: float) -> bool:

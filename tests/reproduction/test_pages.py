@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from deconattn.pages.charts import Axis, Dot, Series, dot_chart, labels, line_chart, short, thinned
+from deconattn.pages.axis import Axis, labels, short
+from deconattn.pages.charts import Dot, Series, dot_chart, line_chart, thinned
 from deconattn.pages.palette import COLOURS
 from deconattn.reproduction.pages import html, markdown
 from deconattn.reproduction.tables import duration, lines_of, perplexity

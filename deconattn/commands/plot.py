@@ -89,7 +89,12 @@ def _once(arguments: Arguments) -> None:
 
     runs = read_runs(arguments.run)
     panels = _panels(runs, arguments)
+    for run in runs:
+        if run.fault:
+            print(f"note: {run.fault}", file=sys.stderr)
     for panel in panels:
+        if panel.without:
+            print(f"note: {panel.metric}: not in {', '.join(panel.without)}", file=sys.stderr)
         if panel.left_out:
             why = "are not finite or not above zero" if arguments.log else "are not finite"
             print(f"note: {panel.metric}: {panel.left_out} values {why}, and are not drawn", file=sys.stderr)

@@ -10,7 +10,7 @@ from deconattn.pages.axis import Axis, labels
 from deconattn.pages.palette import COLOURS, INK, PLUGIN_COLOUR
 
 WIDTH, HEIGHT = 420, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 42
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4", "12 4", "6 2 1 2 1 2", "3 6", "1 2 5 2")
 MARKERS = ("circle", "diamond", "triangle", "square")
 POINTS_A_LINE = 80

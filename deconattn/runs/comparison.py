@@ -60,7 +60,7 @@ class Comparison:
         return [
             (run, None if run.config is None else run.config.flags.optimization.seed)
             for group in self.groups
-            for run in (*group.runs.values(), *group.again)
+            for run in (*group.runs.values(), *group.apart)
         ]
 
 
@@ -75,18 +75,14 @@ def compare(runs: Sequence[Run]) -> Comparison:
             raise UserError(f"{run.fault}; leave {run.folder} out, or restore it")
         if not run.steps:
             raise UserError(f"{run.folder} has no metrics yet{f' ({run.fault})' if run.fault else ''}: leave it out")
-    groups = groups_of(runs)
-    notes = [
-        f"{run.name} has the settings and the seed of another run: it is in no mean."
-        for one in groups
-        for run in one.again
-    ]
-    whole = [_far_ones(group, notes) for group in groups]
+    groups, notes = groups_of(runs)
     measures = _measures(runs)
     results, differences = [], []
     level = family_level(len(groups) - 1)
     for title, (measure, digits) in measures.items():
-        values = [{seed: value for seed, run in one.items() if (value := measure(run)) is not None} for one in whole]
+        values = [
+            {seed: value for seed, run in one.runs.items() if (value := measure(run)) is not None} for one in groups
+        ]
         means = [mean_interval(list(one.values())) if one else None for one in values]
         if any(means):
             results.append(Column(title, [_interval(one, digits) for one in means]))
@@ -106,17 +102,6 @@ def compare(runs: Sequence[Run]) -> Comparison:
         if name != SEED
     ]
     return Comparison(groups, settings, _facts(groups), results, differences, level, notes)
-
-
-def _far_ones(group: Group, notes: list[str]) -> dict[int, Run]:
-    """Return the runs of a group that have come as far as any of it: others' losses are of other steps."""
-    reached = {seed: run.steps[-1]["step"] for seed, run in group.runs.items()}
-    furthest = max(reached.values())
-    for seed, step in reached.items():
-        if step < furthest:
-            name = group.runs[seed].name
-            notes.append(f"{name} is at step {step}, others of its group at {furthest}: it is in no mean of results.")
-    return {seed: run for seed, run in group.runs.items() if reached[seed] == furthest}
 
 
 Measure = Callable[[Run], float | None]

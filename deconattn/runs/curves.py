@@ -54,6 +54,7 @@ class Panel:
 
     Attributes:
         left_out: points that are not finite, or not above zero on a logarithmic axis.
+        without: names of the runs that do not have the metric.
     """
 
     metric: str
@@ -62,6 +63,7 @@ class Panel:
     curves: list[Curve]
     log: bool
     left_out: int = 0
+    without: tuple[str, ...] = ()
 
 
 def title_of(metric: str) -> str:
@@ -89,10 +91,11 @@ def chosen_metrics(runs: Sequence[Run], asked: Sequence[str]) -> list[str]:
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
     """Return the exponential moving average, whose start is not pulled to zero (bias-corrected, as Adam's)."""
-    mean, total, found = 0.0, 0.0, []
+    mean, seen, found = 0.0, 0.0, []
     for value in values:
-        mean, total = weight * mean + (1 - weight) * value, weight * total + (1 - weight)
-        found.append(mean / total)
+        seen = weight * seen + (1 - weight)
+        mean += (value - mean) * (1 - weight) / seen
+        found.append(mean)
     return found
 
 
@@ -112,7 +115,8 @@ def panels_of_runs(runs: Sequence[Run], metrics: Sequence[str], x: str, smooth: 
                 pairs = [(place, mean) for (place, _), mean in zip(pairs, means, strict=True)]
             if pairs:
                 curves.append(Curve(label, colour, look, pairs, raw, [], few))
-        panels.append(Panel(metric, title_of(metric), X_TITLES[x], curves, log, left_out))
+        without = tuple(run.name for run in runs if metric not in run.metrics)
+        panels.append(Panel(metric, title_of(metric), X_TITLES[x], curves, log, left_out, without))
     return panels
 
 

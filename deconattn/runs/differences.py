@@ -49,11 +49,15 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return the settings that are not the same in all runs, each with its values; what a size brings is not named."""
+    """Return the settings that are not the same in all runs, each with its values; what a size brings is not named.
+
+    Runs whose configuration cannot be read have None, and count for nothing.
+    """
     each = [settings(run) for run in runs]
-    names = dict.fromkeys(name for one in each for name in one)
-    found = {name: [one.get(name) for one in each] for name in names}
-    found = {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+    first: dict[str, Any] = next((one for one in each if one), {})
+    found = {
+        name: [one.get(name) for one in each] for name in first if any(one and one[name] != first[name] for one in each)
+    }
     if "size" in found:
         brought = [_brought(size) for size in found["size"]]
         found = {
@@ -90,7 +94,7 @@ def labels_of(runs: Sequence[Run], without: Sequence[str] = ()) -> list[str]:
             shown(name, values[place]) if name in ("size", "variant", "pattern") else _worded(name, values[place])
             for name, values in found.items()
         ]
-        labels.append(", ".join(word for word in words if word))
+        labels.append(", ".join(word for word in words if word) if runs[place].config else "")
     return [
         label if label and labels.count(label) == 1 else ", ".join(filter(None, (run.name, label)))
         for run, label in zip(runs, labels, strict=True)
@@ -111,34 +115,57 @@ class Group:
     """Runs that differ by their seeds alone, by seed.
 
     Attributes:
-        again: runs of a seed that another of the group has too: they are no news of the spread.
+        apart: runs that are in no mean, see :func:`groups_of`.
     """
 
     label: str
     runs: dict[int, Run]
-    again: tuple[Run, ...] = ()
+    apart: tuple[Run, ...] = ()
 
     @property
     def first(self) -> Run:
         return next(iter(self.runs.values()))
 
 
-def groups_of(runs: Sequence[Run]) -> list[Group]:
-    """Group runs, in the order in which they are given."""
-    members: list[tuple[dict[str, Any], dict[int, Run], list[Run]]] = []
+def groups_of(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+    """Group runs, in the order in which they are given.
+
+    Apart stand runs of a seed that another has, which are no news of the spread, and those that have not come as far as
+    the others, whose results are of other steps.
+
+    Returns:
+        The groups, and a sentence on each run that stands apart.
+    """
+    members: list[tuple[dict[str, Any], list[Run]]] = []
     for run in runs:
-        own = settings(run)
-        seed = own.pop(SEED, 0)
-        kept = next((one for one in members if one[0] == own and own), None)
+        own = {name: value for name, value in settings(run).items() if name != SEED}
+        kept = next((one for others, one in members if others == own and own), None)
         if kept is None:
-            members.append((own, {seed: run}, []))
-        elif seed in kept[1]:
-            kept[2].append(run)
+            members.append((own, [run]))
         else:
-            kept[1][seed] = run
-    firsts = [next(iter(by_seed.values())) for _, by_seed, _ in members]
+            kept.append(run)
+    parts, notes = [], list[str]()
+    for _, together in members:
+        reached = {run.name: run.steps[-1]["step"] if run.steps else 0 for run in together}
+        furthest = max(reached.values())
+        by_seed: dict[int, Run] = {}
+        apart = []
+        for run in together:
+            seed = settings(run).get(SEED, 0)
+            if reached[run.name] < furthest:
+                notes.append(
+                    f"{run.name} is at step {reached[run.name]}, others of its group at {furthest}: it is in no mean."
+                )
+            elif seed in by_seed:
+                notes.append(f"{run.name} has the settings and the seed of {by_seed[seed].name}: it is in no mean.")
+            else:
+                by_seed[seed] = run
+                continue
+            apart.append(run)
+        parts.append((by_seed, tuple(apart)))
+    firsts = [next(iter(by_seed.values())) for by_seed, _ in parts]
     labels = labels_of(firsts, without=(SEED,)) if len(firsts) > 1 else [_whole_label(firsts[0])]
-    return [Group(label, by_seed, tuple(again)) for label, (_, by_seed, again) in zip(labels, members, strict=True)]
+    return [Group(label, *part) for label, part in zip(labels, parts, strict=True)], notes
 
 
 def _whole_label(run: Run) -> str:

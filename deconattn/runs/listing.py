@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +60,9 @@ def runs_in(folder: Path, sort: str = "name") -> list[Listed]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give one that holds runs")
+    with suppress(NoRunError):
+        read_run(folder)
+        raise UserError(f"{folder} is a run: give the folder that holds it, {folder.resolve().parent}")
     found = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_dir():

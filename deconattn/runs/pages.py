@@ -15,11 +15,11 @@ _TEMPLATE = ("deconattn.runs", "runs.html.j2")
 
 def plot_page(runs: Sequence[Run], panels: Sequence[Panel], smooth: float) -> str:
     """Return a page of curves."""
-    names = ", ".join(run.name for run in runs)
-    lede = f"{len(runs)} runs: {names}." if len(runs) > 1 else ""
+    title = "Curves of " + (", ".join(run.name for run in runs) if len(runs) <= 4 else f"{len(runs)} runs")
+    lede = "As measured."
     if smooth:
-        lede += f" Smoothed by an exponential moving average of weight {smooth:g}; what was measured is behind, faint."
-    return render(*_TEMPLATE, title=f"Curves of {names}", lede=lede.strip(), pictures=_pictures(panels), compared=None)
+        lede = f"Smoothed by an exponential moving average of weight {smooth:g}; what was measured is behind, faint."
+    return render(*_TEMPLATE, title=title, lede=lede, pictures=_pictures(panels), compared=None)
 
 
 def comparison_page(comparison: Comparison, panels: Sequence[Panel], prompt: str | None) -> str:

@@ -8,6 +8,7 @@ from deconattn import durable
 from deconattn.checkpoint.in_use import Claim
 from deconattn.checkpoint.manifest import MANIFEST
 from deconattn.errors import UserError
+from deconattn.program import command
 from deconattn.runs.run import read_run
 
 
@@ -25,7 +26,7 @@ def checked(folder: Path, names: Sequence[str]) -> list[Path]:
         if run.is_symlink():
             raise UserError(f"--remove {name}: {run} is a link, and links are not followed: remove it yourself")
         if not run.is_dir():
-            raise UserError(f"--remove {name}: {folder} has no such run; deconattn runs lists them")
+            raise UserError(f"--remove {name}: {folder} has no such run; {command('runs')} lists them")
         read_run(run)
         with _held(run):
             pass

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from deconattn import durable
-from deconattn.cli import parse, show
+from deconattn.cli import check_out, parse, show
 from deconattn.errors import UserError
 from deconattn.extras import require
 from deconattn.generation.sampling import Sampling
@@ -53,8 +53,8 @@ def main(words: Sequence[str]) -> None:
     arguments = parse(Arguments, words, program=command("compare"))
     out = arguments.out
     arguments.sampling.check()
-    if out is not None and out.suffix not in ENDINGS:
-        raise UserError(f"--out {out}: give a name that ends in {' or '.join(ENDINGS)}")
+    if out is not None:
+        check_out(out, ENDINGS)
     for flag, given in (("--plugin", arguments.plugin), ("--trust-plugins", arguments.trust_plugins)):
         if given and arguments.prompt is None:
             raise UserError(f"{flag} is for the texts of --prompt: give a prompt, or leave it out")

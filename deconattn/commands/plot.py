@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from deconattn import durable
-from deconattn.cli import parse
+from deconattn.cli import check_out, parse
 from deconattn.errors import UserError
 from deconattn.extras import require
 from deconattn.program import command
@@ -79,8 +79,7 @@ def _check(arguments: Arguments) -> None:
     if arguments.live and not sys.stdout.isatty():
         raise UserError("--live needs a terminal: give --out FILE, or leave it out")
     if out is not None:
-        if out.suffix not in ENDINGS:
-            raise UserError(f"--out {out}: give a name that ends in {', '.join(ENDINGS)}")
+        check_out(out, ENDINGS)
         require("plot", f"writing {out}")
 
 

@@ -183,8 +183,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read several run folders, and give them names that differ.
 
     Raises:
-        UserError: one is no run, or is named twice.
+        UserError: none is given, one is no run, or is named twice.
     """
+    if not folders:
+        raise UserError("there is no run: give run folders")
     paths = [folder.resolve() for folder in folders]
     for place, path in enumerate(paths):
         if path in paths[:place]:

@@ -31,11 +31,14 @@ def two(made: Maker) -> list[str]:
     ("words", "says"),
     [
         (["nowhere"], "nowhere is no run folder: give one, with config.json and metrics.jsonl"),
-        ([], "RUN"),
+        ([], "there is no run: give run folders"),
         (["{one}", "--smooth", "1"], "--smooth 1: give a weight from 0 to below 1, such as 0.9"),
         (["{one}", "--every", "0"], "--every 0: give seconds above 0"),
-        (["{one}", "--out", "a.pdf"], "--out a.pdf: give a name that ends in .png, .svg, .html"),
-        (["{one}", "--out", "nowhere/a.svg"], "nowhere/a.svg: No such file or directory"),
+        (["{one}", "--out", "a.pdf"], "--out a.pdf: give a name that ends in .png or .svg or .html"),
+        (
+            ["{one}", "--out", "nowhere/a.svg"],
+            "--out nowhere/a.svg: there is no folder nowhere: make it, or give another name",
+        ),
         (["{one}", "--live", "--out", "a.svg"], "--live draws in the terminal: leave out --out, or --live"),
         (["{one}", "--live"], "--live needs a terminal: give --out FILE, or leave it out"),
         (["{one}", "--metric", "los"], "--metric los: no run has it; there are loss, grad_norm, learning_rate"),

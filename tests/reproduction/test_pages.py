@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deconattn.pages.charts import short
+from deconattn.pages.axis import short
 from deconattn.pages.palette import COLOURS
 from deconattn.reproduction.pages import html, markdown
 from deconattn.reproduction.tables import duration, lines_of, perplexity

@@ -66,9 +66,10 @@ class DataFlags:
     """The data."""
 
     data: tuple[str, ...] = ()
-    """Packed corpora, each DIR or DIR:WEIGHT (the command pack makes them); none is the bundled demo corpus."""
+    """Packed corpora, each DIR or DIR:WEIGHT (the command pack makes them); none is the bundled demo corpus. Or
+    probe:TASK, a synthetic task such as probe:mqar?pairs=16 (docs/probes.md)."""
     seq_len: int = 0
-    """Tokens in a sequence; also the length of the fixed stream."""
+    """Tokens in a sequence; also the length of the fixed stream. With --data probe:TASK it is the task's."""
     doc_mask: bool = False
     """Keep mixing, positions and loss within documents."""
     fixed_text: Path | None = None

@@ -45,15 +45,15 @@ def check_probe(flags: "TrainingFlags") -> None:
     data = flags.data
     for stretch in flags.plan.stretches[1:]:
         if is_probe(stretch.data) and stretch.stream:
-            raise UserError(f"--phase {stretch.first}: a probe is --data of a whole run: leave the phase out")
+            raise UserError(
+                f"--phase {stretch.first}: a probe is the data of a whole run, in one length: leave data= and "
+                "seq_len= out"
+            )
     task = named_task(data.data)
     if task is None:
         return
-    if data.seq_len != task.length or flags.plan.longest != task.length:
-        raise UserError(
-            f"--seq-len {max(data.seq_len, flags.plan.longest)}: samples of {data.data[0]} have {task.length} tokens: "
-            "leave it out"
-        )
+    if data.seq_len != task.length:
+        raise UserError(f"--seq-len {data.seq_len}: samples of {data.data[0]} have {task.length} tokens: leave it out")
     text = (data.doc_mask, data.fixed_text is not None, data.packing != "concat", bool(flags.evaluation.eval_tasks))
     for flag, given in zip(("--doc-mask", "--fixed-text", "--packing", "--eval-tasks"), text, strict=True):
         if given:

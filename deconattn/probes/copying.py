@@ -18,7 +18,7 @@ class Copy(Task):
     """Random symbols, a marker, and the symbols again, each asked at the token before it."""
 
     axis = "symbols"
-    levels = (8, 16, 32, 64)
+    levels = (4, 8, 16, 32)
 
     symbols: int = 16
     """Symbols to copy."""

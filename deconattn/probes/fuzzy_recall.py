@@ -19,7 +19,7 @@ class FuzzyRecall(Task):
     """
 
     axis = "pairs"
-    levels = (2, 4, 8, 16)
+    levels = (2, 4, 8)
 
     pairs: int = 4
     """Pairs of key and value, each asked once."""

@@ -19,9 +19,9 @@ class Induction(Task):
     """Random symbols with a marker among them; the sample ends with the marker again."""
 
     axis = "context"
-    levels = (32, 64, 128, 256)
+    levels = (8, 16, 32, 64)
 
-    context: int = 64
+    context: int = 32
     """Tokens of a sample."""
     alphabet: int = 16
     """Symbols."""

@@ -19,7 +19,7 @@ class Memorise(Task):
     """Random keys; the value that belongs to each is asked there."""
 
     axis = "facts"
-    levels = (32, 128, 512, 2048)
+    levels = (16, 64, 256, 1024)
 
     facts: int = 128
     """Keys, each with a value."""

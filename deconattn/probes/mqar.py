@@ -20,13 +20,13 @@ class MultiQueryRecall(Task):
     """Keys are 1 .. alphabet, values follow them; the value is asked at each second appearance of a key."""
 
     axis = "pairs"
-    levels = (4, 8, 16, 32)
+    levels = (2, 4, 8, 16)
 
     pairs: int = 8
     """Pairs of key and value, each asked once."""
-    context: int = 64
+    context: int = 32
     """Tokens of a sample; at least four for each pair."""
-    alphabet: int = 64
+    alphabet: int = 32
     """Keys, and as many values."""
 
     def __post_init__(self) -> None:

@@ -26,9 +26,9 @@ class Needle(Task):
     """
 
     axis = "context"
-    levels = (64, 128, 256, 512)
+    levels = (32, 64, 128, 256)
 
-    context: int = 128
+    context: int = 64
     """Tokens of haystack and needles."""
     needles: int = 4
     """Needles, one of which is asked."""

@@ -19,7 +19,7 @@ class Parity(Task):
     """Random bits; at each, whether an odd number of ones has come."""
 
     axis = "bits"
-    levels = (8, 16, 32, 64)
+    levels = (4, 8, 16, 32)
 
     bits: int = 32
     """Bits of a sample."""

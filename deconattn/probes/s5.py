@@ -20,7 +20,7 @@ class Permutations(Task):
     """Random permutations; at each, the product of all so far, the latest applied last."""
 
     axis = "steps"
-    levels = (4, 8, 16, 32)
+    levels = (2, 4, 8, 16)
 
     steps: int = 8
     """Permutations of a sample."""

@@ -18,11 +18,11 @@ class SelectiveCopy(Task):
     """A context of blanks with symbols in it, then a marker for each symbol, where it is asked."""
 
     axis = "context"
-    levels = (32, 64, 128, 256)
+    levels = (8, 16, 32, 64)
 
-    context: int = 64
+    context: int = 32
     """Tokens among which the symbols lie."""
-    symbols: int = 8
+    symbols: int = 4
     """Symbols to copy."""
     alphabet: int = 16
     """Different symbols."""

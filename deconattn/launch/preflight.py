@@ -17,7 +17,7 @@ from deconattn.extras import require
 from deconattn.mixers.plugins import plugin_files
 from deconattn.parallel.process_group import from_rank_0
 from deconattn.parallel.trial import Trial
-from deconattn.train.inputs import TrainingData
+from deconattn.train.inputs import data_of
 from deconattn.train.run_folder import check_run_folder
 from deconattn.train.schedule import check_length, check_steps
 
@@ -97,7 +97,7 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
 
         check_evaluation(flags.evaluation)
     if flags.data.data:
-        data = TrainingData(flags.data.data, flags)
+        data = data_of(flags.data.data, flags)
         notes, manifests = data.check_tokenizers(), data.manifests
         model = model_config(flags.model, data.vocab_size, flags.plan.longest)
         for variant in plugin_files(set(model.layer_variants)):

@@ -26,6 +26,7 @@ class Series:
         variant: whose colour it has; `NO_VARIANT` for the ink's.
         band: (x, low, high), shaded behind the line, such as an interval over seeds.
         raw: (x, y), drawn faintly behind the line, such as what it smooths.
+        curve: (x, y), drawn in the place of lines from point to point, such as a fit.
     """
 
     label: str
@@ -35,17 +36,19 @@ class Series:
     dots: bool = False
     band: Sequence[tuple[float, float, float]] = ()
     raw: Sequence[tuple[float, float]] = ()
+    curve: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A value beside a name; `hollow` for one that is the paper's."""
+    """A value beside a name, with its interval; `hollow` for one that is the paper's."""
 
     value: float
     variant: str
     look: int
     says: str
     hollow: bool = False
+    interval: tuple[float, float] | None = None
 
 
 def colour(variant: str) -> str:
@@ -81,7 +84,7 @@ def line_chart(
             path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line.raw)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour(line.variant)}" opacity="0.3"/>')
     for line in usable:
-        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b, _ in line.points)
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b, *_ in line.curve or line.points)
         dash = f' stroke-dasharray="{DASHES[line.look % len(DASHES)]}"' if line.look else ""
         drawn = f'<polyline points="{path}" fill="none" stroke="{colour(line.variant)}"{dash}/>'
         marks = [
@@ -113,6 +116,11 @@ def dot_chart(
         y = TOP + row_height * (number + 0.5)
         parts.append(f'<line class="row" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="name" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        for dot in dots:
+            if dot.interval:  # as much of it as there is room for: one of two seeds may be wider than the chart
+                low, high = (min(max(x(max(end, 1e-300) if log else end), left), WIDTH - RIGHT) for end in dot.interval)
+                stroke = f'stroke="{colour(dot.variant)}" stroke-width="1.6" stroke-opacity="0.55"'
+                parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}" {stroke}/>')
         parts += [
             _marker(x(dot.value), y, dot.look, INK if dot.hollow else colour(dot.variant), dot.says, True, dot.hollow)
             for dot in dots

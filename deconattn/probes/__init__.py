@@ -18,6 +18,6 @@ from deconattn.probes import (  # noqa: F401  each registers its task
     s5,
     selective_copy,
 )
-from deconattn.probes.task import Row, Task, parse_task, register_task, task_class, task_names
+from deconattn.probes.task import Part, Row, Task, parse_task, register_task, stream, task_class, task_names
 
-__all__ = ["Row", "Task", "parse_task", "register_task", "task_class", "task_names"]
+__all__ = ["Part", "Row", "Task", "parse_task", "register_task", "stream", "task_class", "task_names"]

@@ -33,6 +33,10 @@ class Copy(Task):
     def vocab_size(self) -> int:
         return 2 + self.alphabet
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         symbols = generator.integers(2, self.vocab_size, self.symbols)
         labels = nothing_asked(self.length)

@@ -41,6 +41,10 @@ class FuzzyRecall(Task):
     def vocab_size(self) -> int:
         return 1 + 2 * self.alphabet
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         keys: list[Row] = []
         while len(keys) < self.pairs:

@@ -39,6 +39,10 @@ class Induction(Task):
     def vocab_size(self) -> int:
         return 2 + self.alphabet
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         tokens, labels = generator.integers(2, self.vocab_size, self.length), nothing_asked(self.length)
         place = generator.integers(0, self.length - 2)

@@ -42,6 +42,10 @@ class MultiQueryRecall(Task):
     def vocab_size(self) -> int:
         return 1 + 2 * self.alphabet
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         tokens, labels = generator.integers(1, self.vocab_size, self.length), nothing_asked(self.length)
         keys = 1 + generator.permutation(self.alphabet)[: self.pairs]

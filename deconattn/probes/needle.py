@@ -48,6 +48,10 @@ class Needle(Task):
     def vocab_size(self) -> int:
         return 1 + WORDS + DIGITS + self.needles
 
+    @property
+    def chance(self) -> float:
+        return 1 / DIGITS
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         names = 1 + WORDS + DIGITS + np.arange(self.needles)
         digits = 1 + WORDS + generator.integers(0, DIGITS, (self.needles, self.digits))

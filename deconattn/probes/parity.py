@@ -32,6 +32,10 @@ class Parity(Task):
     def vocab_size(self) -> int:
         return 5
 
+    @property
+    def chance(self) -> float:
+        return 0.5
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         bits, labels = generator.integers(0, 2, self.bits), nothing_asked(self.bits)
         labels[:] = EVEN + bits.cumsum() % 2

@@ -30,6 +30,10 @@ class PositionalRecall(Task):
     def vocab_size(self) -> int:
         return 1 + self.alphabet + self.context
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         symbols = generator.integers(1, 1 + self.alphabet, self.context)
         places, labels = generator.integers(0, self.context, self.queries), nothing_asked(self.length)

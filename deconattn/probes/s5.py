@@ -40,6 +40,10 @@ class Permutations(Task):
     def vocab_size(self) -> int:
         return 1 + len(products(self.objects))
 
+    @property
+    def chance(self) -> float:
+        return 1 / len(products(self.objects))
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         table = products(self.objects)
         steps, labels = generator.integers(0, len(table), self.steps), nothing_asked(self.steps)

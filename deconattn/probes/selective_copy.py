@@ -40,6 +40,10 @@ class SelectiveCopy(Task):
     def vocab_size(self) -> int:
         return 2 + self.alphabet
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         tokens, labels = np.full(self.length, MARKER), nothing_asked(self.length)
         symbols = generator.integers(2, self.vocab_size, self.symbols)

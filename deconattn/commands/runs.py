@@ -59,7 +59,12 @@ def _remove(arguments: Arguments) -> int | None:
         if not sys.stdin.isatty():
             raise UserError("--remove asks first, and nobody can answer here: add --yes")
         named = ", ".join(f"{run} ({size})" for run, size in sizes.items())
-        if input(f"remove {named} for good? [y/N] ").strip().lower() not in ("y", "yes"):
+        try:
+            answer = input(f"remove {named} for good? [y/N] ")
+        except (EOFError, KeyboardInterrupt):
+            answer = ""
+            print()
+        if answer.strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return 1
     for run, size in sizes.items():

@@ -9,10 +9,12 @@ from matplotlib.lines import Line2D
 
 from deconattn.pages.charts import colour
 from deconattn.pages.palette import INK, STYLE
-from deconattn.runs.curves import Curve, Panel
+from deconattn.runs.curves import Curve, Panel, binned
 
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 COLUMNS = 3
+MOST_POINTS = 2000
+"""Points drawn of a line, more than a picture can show; those of a longer one are means of neighbours."""
 
 
 def picture(panels: Sequence[Panel], kind: str) -> bytes:
@@ -27,10 +29,20 @@ def picture(panels: Sequence[Panel], kind: str) -> bytes:
             for curve in panel.curves:
                 look = {"color": colour(curve.colour), "linestyle": DASHES[curve.look % len(DASHES)]}
                 if curve.raw:
-                    axes.plot(*zip(*curve.raw, strict=True), color=look["color"], alpha=0.25, linewidth=0.8)
+                    axes.plot(
+                        *zip(*binned(curve.raw, MOST_POINTS), strict=True),
+                        color=look["color"],
+                        alpha=0.25,
+                        linewidth=0.8,
+                    )
                 if curve.band:
                     axes.fill_between(*zip(*curve.band, strict=True), color=look["color"], alpha=0.15, linewidth=0)
-                axes.plot(*zip(*curve.points, strict=True), **look, linewidth=1.5, marker="o" if curve.few else None)
+                axes.plot(
+                    *zip(*binned(curve.points, MOST_POINTS), strict=True),
+                    **look,
+                    linewidth=1.5,
+                    marker="o" if curve.few else None,
+                )
             if panel.log and panel.curves:
                 axes.set_yscale("log")
             axes.set_title(panel.title, fontsize=11)

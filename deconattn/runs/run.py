@@ -138,8 +138,9 @@ def _hours(rows: Sequence[MetricRow]) -> list[float]:
     usual, hours, before = float(np.median(rates)), 0.0, 0
     found = []
     for row in rows:
-        hours += (row["tokens"] - before) / (row.get("tokens_per_second") or usual) / 3600
-        before = row["tokens"]
+        tokens = row.get("tokens", before)
+        hours += (tokens - before) / (row.get("tokens_per_second") or usual) / 3600
+        before = tokens
         found.append(hours)
     return found
 

@@ -10,6 +10,7 @@ from deconattn.cli import run
 from deconattn.commands.plot import main
 from deconattn.durable import FolderLock
 from deconattn.errors import UserError
+from tests.commands.test_commands import BLOCKED, python
 from tests.runs.conftest import Maker, step_row, write_rows
 
 ROWS = [
@@ -62,6 +63,13 @@ def test_in_the_terminal(two: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert main([*two, "--metric", "val_loss", "loss", "--x", "tokens"]) is None
     text = capsys.readouterr().out
     assert "validation loss, nats a token" in text and "a lr 0.002" in text and "b lr 0.01" in text
+
+
+@pytest.mark.slow
+def test_the_terminal_needs_no_extra(two: list[str]) -> None:
+    program = BLOCKED.format(names={"matplotlib", "jinja2", "markupsafe", "scipy"})
+    text = python(program + "from deconattn.commands import main\nmain(['plot', *sys.argv[1:]])", *two)
+    assert "training loss" in text
 
 
 def test_a_page_says_its_values_and_needs_nothing_else(

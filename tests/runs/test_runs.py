@@ -77,7 +77,7 @@ def test_what_is_named_is_removed(folder: Path, capsys: pytest.CaptureFixture[st
     assert "removed: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("answer", "gone"), [("y\n", True), ("\n", False), ("no\n", False)])
+@pytest.mark.parametrize(("answer", "gone"), [("y\n", True), ("\n", False), ("no\n", False), ("", False)])
 def test_it_asks(answer: str, gone: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -166,7 +166,7 @@ def _write_report(folder: ReproductionFolder, stored: Stored) -> Path:
 
 def _stored(folder: ReproductionFolder, request: Request) -> Stored:
     stored = load_plan(folder)
-    asked, request = request, with_limit(request, stored and stored.request)
+    asked, request = request, with_limit(request, None if stored is None else stored.request)
     if request.limit != asked.limit:
         print(
             f"--limit {request.limit}: tiny models are scored on the first {request.limit} documents of a benchmark; "

@@ -167,16 +167,18 @@ def _write_report(folder: ReproductionFolder, stored: Stored) -> Path:
 def _stored(folder: ReproductionFolder, request: Request) -> Stored:
     stored = load_plan(folder)
     asked, request = request, with_limit(request, None if stored is None else stored.request)
+    if stored is None:
+        stored = Stored(request, estimate.estimate_runs(request, runs_of(make_plan(request))))
+    else:
+        check_same(folder, stored.request, request)
+        stored = stored if request.seeds == stored.request.seeds else with_seeds(stored, request.seeds)
     if request.limit != asked.limit:
         print(
             f"--limit {request.limit}: tiny models are scored on the first {request.limit} documents of a benchmark; "
             "--limit 0 scores all",
             file=sys.stderr,
         )
-    if stored is not None:
-        check_same(folder, stored.request, request)
-        return stored if request.seeds == stored.request.seeds else with_seeds(stored, request.seeds)
-    return Stored(request, estimate.estimate_runs(request, runs_of(make_plan(request))))
+    return stored
 
 
 def _absolute(request: Request) -> Request:

@@ -27,7 +27,7 @@ from deconattn.program import command
 from deconattn.reproduction import estimate
 from deconattn.reproduction.estimate import read_shard
 from deconattn.reproduction.folder import ReproductionFolder, Stored, check_same, load_plan, save_plan, with_seeds
-from deconattn.reproduction.plans import PlannedJob, Request, Run, make_plan, runs_of
+from deconattn.reproduction.plans import PlannedJob, Request, Run, make_plan, runs_of, with_limit
 from deconattn.reproduction.progress_view import ProgressView
 from deconattn.reproduction.runner import Runner, Stop
 
@@ -166,10 +166,19 @@ def _write_report(folder: ReproductionFolder, stored: Stored) -> Path:
 
 def _stored(folder: ReproductionFolder, request: Request) -> Stored:
     stored = load_plan(folder)
-    if stored is not None:
+    asked, request = request, with_limit(request, None if stored is None else stored.request)
+    if stored is None:
+        stored = Stored(request, estimate.estimate_runs(request, runs_of(make_plan(request))))
+    else:
         check_same(folder, stored.request, request)
-        return stored if request.seeds == stored.request.seeds else with_seeds(stored, request.seeds)
-    return Stored(request, estimate.estimate_runs(request, runs_of(make_plan(request))))
+        stored = stored if request.seeds == stored.request.seeds else with_seeds(stored, request.seeds)
+    if request.limit != asked.limit:
+        print(
+            f"--limit {request.limit}: tiny models are scored on the first {request.limit} documents of a benchmark; "
+            "--limit 0 scores all",
+            file=sys.stderr,
+        )
+    return stored
 
 
 def _absolute(request: Request) -> Request:

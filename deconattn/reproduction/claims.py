@@ -79,9 +79,9 @@ def claims(tables: Mapping[Any, Any]) -> list[Claim]:
     chance = [row for name, table in tables.items() if name != "4" for row in table["rows"] if "run" not in row]
     unique = list({(row["run"], row["skipped"]): row for row in rows}.values())
     found = []
-    for size, heads in dict.fromkeys((row["size"], row["key_value_heads"]) for row in unique):
-        here = [row for row in unique if (row["size"], row["key_value_heads"]) == (size, heads)]
-        label = size_name(size) + (f", {heads} key/value heads" if heads else "")
+    for kind in dict.fromkeys(_kind(row) for row in unique):
+        here = [row for row in unique if _kind(row) == kind]
+        label = _label(*kind)
         if (untrained := _untrained(_one(here, STANDARD), chance, WIKI)) is not None:
             found.append({"models": label} | untrained)
             continue
@@ -243,8 +243,8 @@ def _contexts(table: dict[str, Any] | None) -> Iterator[Claim]:
     first, last = table["columns"][0], table["columns"][-1]
     chance = [row for row in table["rows"] if "run" not in row]
     rows = [row for row in table["rows"] if "run" in row and row["pattern"] == UNIFORM]
-    for size in dict.fromkeys(row["size"] for row in rows):
-        here, models = [row for row in rows if row["size"] == size], {"models": size_name(size)}
+    for kind in dict.fromkeys(_kind(row) for row in rows):
+        here, models = [row for row in rows if _kind(row) == kind], {"models": _label(*kind)}
         baseline, mlp = ([row for row in here if row["variant"] == variant] for variant in (STANDARD, "mlp"))
         if untrained := _untrained(baseline[0] if baseline else None, chance, last):
             yield models | untrained
@@ -349,6 +349,16 @@ def _mean(row: Row, title: str) -> float:
 def _one(rows: list[Row], variant: str) -> Row | None:
     found = [row for row in rows if row["variant"] == variant and row["pattern"] == UNIFORM and not row["skipped"]]
     return found[0] if found else None
+
+
+def _kind(row: Row) -> tuple[str, int, int | None]:
+    """Size, key/value heads, and tokens where there are several numbers of them: models that are compared."""
+    return row["size"], row["key_value_heads"], row.get("told_tokens")
+
+
+def _label(size: str, heads: int, tokens: int | None) -> str:
+    label = size_name(size) + (f", {heads} key/value heads" if heads else "")
+    return label + (f", {tokens:,} tokens" if tokens else "")
 
 
 def _name(row: Row) -> str:

@@ -165,11 +165,18 @@ def load_plan(folder: ReproductionFolder) -> Stored | None:
     if content.get("format") != FORMAT:
         raise UserError(f"{folder.plan} has format {content.get('format')}, not {FORMAT}: give another --out")
     try:
-        request = TypeAdapter(Request).validate_python(content["request"])
+        request = TypeAdapter(Request).validate_python(_as_now(content["request"]))
         estimates = TypeAdapter(dict[str, Estimate]).validate_python(content["estimates"])
     except (KeyError, ValidationError):
         return None
     return Stored(request, estimates)
+
+
+def _as_now(request: Any) -> Any:
+    """A request as it was stored when there was one number of tokens, as it is stored now."""
+    if isinstance(request, dict) and not isinstance(request.get("tokens", []), list):
+        return request | {"tokens": [] if request["tokens"] is None else [request["tokens"]]}
+    return request
 
 
 def check_same(folder: ReproductionFolder, stored: Request, given: Request) -> None:

@@ -40,7 +40,7 @@ def gather(folder: ReproductionFolder, stored: Stored) -> Data:
         "claims": claims(tables),
         "jobs": {"done": done, "all": len(plan.jobs)},
         "seeds": list(plan.seeds),
-        "comparable": stored.request.limit is None,
+        "comparable": not stored.request.limit,
         "runs": {run.name: _run(folder, stored, plan, run) for run in plan.runs},
         "sweeps": _sweeps(folder, stored),
         "fits": {name: fits for name, table in tables.items() if name != "4" and (fits := fits_of(table))},
@@ -78,8 +78,7 @@ def _sweeps(folder: ReproductionFolder, stored: Stored) -> list[Data]:
             for trial in stored.trials(run):
                 result = folder.result(trial)
                 losses[str(trial.run.lr)] = None if result is None else result["outcome"]["validation_loss"]
-            model = {name: getattr(run, name) for name in ("size", "variant", "pattern", "key_value_heads")}
-            found.append(model | {"losses": losses, "chosen": folder.rate(run)})
+            found.append(_model(run) | {"losses": losses, "chosen": folder.rate(run)})
     return found
 
 
@@ -112,10 +111,7 @@ def _row(folder: ReproductionFolder, stored: Stored, table: Table, entry: Entry)
     return {
         "label": run.variant,
         "run": run.name,
-        "size": run.size,
-        "variant": run.variant,
-        "pattern": run.pattern,
-        "key_value_heads": run.key_value_heads,
+        **_model(run),
         "skipped": entry.kind == "skip",
         "parameters": stored.estimates[run.name].parameters,
         "tokens": stored.estimates[run.name].tokens,
@@ -125,6 +121,12 @@ def _row(folder: ReproductionFolder, stored: Stored, table: Table, entry: Entry)
         "differences": {},
         "paper": paper.printed(table, entry),
     }
+
+
+def _model(run: Run) -> Data:
+    """What a model is; `told_tokens` where the same is there with other numbers of tokens."""
+    described = {name: getattr(run, name) for name in ("size", "variant", "pattern", "key_value_heads")}
+    return described | {"told_tokens": run.tokens if run.several_tokens else None}
 
 
 def _measured(folder: ReproductionFolder, job: PlannedJob) -> dict[str, Data]:
@@ -142,13 +144,13 @@ def _measured(folder: ReproductionFolder, job: PlannedJob) -> dict[str, Data]:
 
 
 def _compare(rows: list[Data]) -> None:
-    """Give each model's row its differences from standard attention of its size.
+    """Give each model's row its differences from standard attention of its size and tokens.
 
     Their level is such that all of a column hold together.
     """
     level = family_level(sum(row["variant"] != STANDARD and not row["skipped"] for row in rows))
-    for size in dict.fromkeys(row["size"] for row in rows):
-        here = [row for row in rows if row["size"] == size and not row["skipped"]]
+    for kind in dict.fromkeys((row["size"], row["told_tokens"]) for row in rows):
+        here = [row for row in rows if (row["size"], row["told_tokens"]) == kind and not row["skipped"]]
         (baseline,) = [row for row in here if row["variant"] == STANDARD]
         for row in (row for row in here if row is not baseline):
             for title, cell in row["ours"].items():
@@ -186,10 +188,7 @@ def _run(folder: ReproductionFolder, stored: Stored, plan: ReproductionPlan, run
     # The last attempt may have been a resumption; this is the command that a reader would give.
     commands["train"] = shlex.join(command_of(jobs["train"], folder, stored, fresh=True))
     return {
-        "size": run.size,
-        "variant": run.variant,
-        "pattern": run.pattern,
-        "key_value_heads": run.key_value_heads,
+        **_model(run),
         "seed": run.seed,
         "lr": run.lr if run.lr is not None else folder.rate(run),
         "trial": run.lr is not None and run.lr != folder.rate(run.best),

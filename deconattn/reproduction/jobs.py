@@ -241,7 +241,7 @@ def command_of(job: PlannedJob, folder: ReproductionFolder, stored: Stored, fres
     command = [*EVALUATE, run, *out]
     if request.datasets is not None:
         command += ["--datasets", str(request.datasets)]
-    if request.limit is not None:
+    if request.limit:
         command += ["--limit", str(request.limit)]
     if job.kind == "contexts":
         longest = stored.estimates[job.run.name].length

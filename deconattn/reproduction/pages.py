@@ -28,8 +28,8 @@ HTML, MARKDOWN, DATA = "report.html", "report.md", "data.json"
 
 PAPER_TOKENS = 15_000_000_000
 FITTED = (
-    "Fits of validation loss = floor + A · parameters^(-exponent) to the means over seeds, with 95 % intervals over "
-    "the seeds' own fits:"
+    "Fits of validation loss = floor + A · x^(-exponent), x being parameters or tokens, to the means over seeds, with "
+    "95 % intervals over the seeds' own fits:"
 )
 
 Data = dict[str, Any]

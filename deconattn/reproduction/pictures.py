@@ -12,7 +12,7 @@ from deconattn.pages.frame import Picture, drawn, legend_of
 from deconattn.reproduction.cells import LOSS
 from deconattn.reproduction.plans import UNIFORM
 from deconattn.reproduction.radar import Shape, radar_chart
-from deconattn.reproduction.scaling import law_curve
+from deconattn.reproduction.scaling import law_curve, series_of
 from deconattn.reproduction.tables import error_of, layers_of, perplexity, shown, size_name
 
 Data = dict[str, Any]
@@ -25,11 +25,18 @@ def table_pictures(name: str, table: Data, fits: Sequence[Data] = ()) -> list[Pi
     rows = [row for row in table["rows"] if "run" in row]
     if name == "4":
         return drawn([_contexts(table | {"rows": rows})])
-    if name == "figure4":
-        return drawn([_sizes(rows, *measure, fits) for measure in MEASURES])
+    scaling = [
+        _scaling(*series, *m, fits)
+        for series in series_of(table)
+        for m in MEASURES
+        if name == "figure4" or m[0] == LOSS
+    ]
+    if name == "figure4" and scaling:
+        return drawn(scaling)
     by = "pattern" if name == "figure3" else "variant"
-    sizes = dict.fromkeys(row["size"] for row in rows)
-    return drawn([_dots([r for r in rows if r["size"] == size], by, *m) for size in sizes for m in MEASURES])
+    kinds = dict.fromkeys((row["size"], row["told_tokens"]) for row in rows)
+    here = [[row for row in rows if (row["size"], row["told_tokens"]) == kind] for kind in kinds]
+    return drawn([*(_dots(some, by, *m) for some in here for m in MEASURES), *scaling])
 
 
 def loss_pictures(data: Data) -> list[Picture]:
@@ -152,6 +159,7 @@ def _dots(rows: list[Data], by: str, title: str, words: str, log: bool) -> Pictu
             text = perplexity(printed) if log else f"{printed:.1f}"
             dots.append(Dot(printed, row["variant"], look, f"{label}: {text} in the paper", hollow=True))
     size = size_name(rows[0]["size"])
+    size += f", {rows[0]['told_tokens']:,} tokens" if rows[0]["told_tokens"] else ""
     intervals = any(dot.interval for dots in named.values() for dot in dots)
     hollow = any(dot.hollow for dots in named.values() for dot in dots)
     ours = any(not dot.hollow for dots in named.values() for dot in dots)
@@ -163,28 +171,31 @@ def _dots(rows: list[Data], by: str, title: str, words: str, log: bool) -> Pictu
     return Picture(chart, caption + (", the dashed line is standard attention." if reference else "."), legend)
 
 
-def _sizes(rows: list[Data], title: str, words: str, log: bool, fits: Sequence[Data]) -> Picture:
+def _scaling(by: str, at: Any, rows: list[Data], title: str, words: str, log: bool, fits: Sequence[Data]) -> Picture:
+    """A measure over the sizes or the tokens of models."""
     models = dict.fromkeys((row["variant"], row["pattern"]) for row in rows)
     looks = {pattern: look for look, pattern in enumerate(dict.fromkeys(pattern for _, pattern in models))}
+    laws = {(fit["variant"], fit["pattern"]): fit for fit in fits if (fit["by"], fit["at"]) == (by, at)}
     lines = []
     for variant, pattern in models:
         found = [row for row in rows if (row["variant"], row["pattern"]) == (variant, pattern)]
-        points = [
+        points = sorted(
             (
-                row["parameters"],
+                row[by],
                 _drawn(title, cell["value"]),
                 f"{variant}, {layers_of(row, True)}: {shown(title, cell['value'])} {error_of(title, cell)}".rstrip(),
             )
             for row in found
             if (cell := row["ours"].get(title, {})).get("value") is not None
-        ]
-        law = next((fit for fit in fits if (fit["variant"], fit["pattern"]) == (variant, pattern)), {})
-        curve = law_curve(law, [x for x, _, _ in points]) if title == LOSS and "why" not in law and law else ()
-        name = variant if variant == STANDARD else f"{variant}, {layers_of(found[0])}"
+        )
+        law = laws.get((variant, pattern), {})
+        curve = law_curve(law, [x for x, *_ in points]) if title == LOSS and "E" in law else ()
+        name = variant if variant == STANDARD else f"{variant}, {layers_of(found[0] | {'told_tokens': None})}"
         lines.append(Series(name, variant, looks[pattern], points, dots=True, curve=curve))
-    label = f"{words[0].upper()}{words[1:]} by size"
+    of = "" if at is None else f", {size_name(at)}" if by == "tokens" else f", {at:,} tokens"
+    label = f"{words[0].upper()}{words[1:]} by {'size' if by == 'parameters' else by}{of}"
     fitted = "; lines are the fits below" if any(line.curve for line in lines) else ""
-    return Picture(line_chart(lines, label, "parameters", words, y_log=log), f"{label}{fitted}.", legend_of(lines))
+    return Picture(line_chart(lines, label, by, words, y_log=log), f"{label}{fitted}.", legend_of(lines))
 
 
 def _contexts(table: Data) -> Picture:

@@ -5,6 +5,7 @@ import math
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +23,9 @@ NINE = ("even", "odd", "top", "middle", "bottom", "25%", "first", "last", "bilat
 SIX = tuple(variant for variant in COLOURS if variant != STANDARD)
 PLANNED_FLAGS = ("--size", "--variant", "--pattern", "--seed", "--tokens", "--data", "--save", "--resume")
 """Flags of a training that the plan gives each run."""
-TRIAL_SIZE = "tiny"
-"""Size for trials, not in the paper; its runs take the preset's number of tokens."""
+TRIAL_SIZE, TRIAL_LIMIT = "tiny", 200
+"""Size for trials, not in the paper, and the documents of a benchmark that it is scored on. Its runs take the preset's
+number of tokens, and all documents would take longer than training does."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Request:
     """Tables and figures of the paper; a run that several need is trained once."""
     size: tuple[str, ...] = ()
     """Sizes of model. By default the paper's: 500m; 1.7b for table 2; 70m, 160m and 500m for figure 4."""
-    tokens: int | None = None
-    """Tokens that each run trains on. By default the paper's: 15e9, and 45e9 for 1.7b."""
+    tokens: tuple[int, ...] = ()
+    """Tokens that each run trains on; several train each model on each number, for loss over tokens. By default the
+    paper's: 15e9, and 45e9 for 1.7b."""
     variants: tuple[str, ...] = ()
     """Variants beside standard. By default the paper's: all six; rndemb and nonapproximate for figure 3."""
     patterns: tuple[str, ...] = ()
@@ -62,7 +65,8 @@ class Request:
     tasks: str = ""
     """Benchmarks, comma-separated; by default the paper's nine."""
     limit: int | None = None
-    """Score only the first so many documents of a benchmark: for trying things, the scores are not comparable."""
+    """Score only the first so many documents of a benchmark: for trying things, the scores are not comparable. By
+    default, and by 0, all; where all models are tiny, by default 200."""
     analysis: bool = True
     """Measure the attention indicators, too."""
 
@@ -78,6 +82,7 @@ class Run:
         first_seed: the plan's first seed where this one is another; None for the first.
         lr: its peak learning rate, of a trial of a sweep.
         swept: its rate is what the trials of :attr:`first` say.
+        several_tokens: the plan has the same model with other numbers of tokens.
     """
 
     size: str
@@ -89,6 +94,7 @@ class Run:
     first_seed: int | None = None
     lr: float | None = None
     swept: bool = False
+    several_tokens: bool = False
 
     @property
     def name(self) -> str:
@@ -97,7 +103,8 @@ class Run:
         pattern = self.pattern.replace("%", "percent").replace(":", "to").replace("*", "x").replace(",", "-")
         seed = "" if self.first_seed is None else f"-seed{self.seed}"
         rate = "" if self.lr is None else f"-lr{self.lr}"
-        return f"{self.size}-{self.variant}-{pattern}{heads}{seed}{rate}"
+        tokens = f"-{self.tokens}tokens" if self.several_tokens else ""
+        return f"{self.size}-{self.variant}-{pattern}{heads}{tokens}{seed}{rate}"
 
     @property
     def flags(self) -> list[str]:
@@ -205,13 +212,23 @@ def runs_of(plan: ReproductionPlan) -> tuple[Run, ...]:
     return tuple(dict.fromkeys(job.run for job in plan.jobs))
 
 
+def with_limit(request: Request, begun: Request | None) -> Request:
+    """Settle `--limit` where it is not given: by size, or as the folder has it that was begun so."""
+    if request.limit is not None or set(request.size) != {TRIAL_SIZE}:
+        return request
+    limit = TRIAL_LIMIT if begun is None or begun.limit not in (None, TRIAL_LIMIT) else begun.limit
+    return dataclasses.replace(request, limit=limit)
+
+
 def check(request: Request) -> None:
     """Raises UserError for what is wrong with the flags alone."""
     if not request.table:
         raise UserError("--table names nothing: give 1, 2, 3, 4, figure3 or figure4")
-    for flag, number in (("--tokens", request.tokens), ("--limit", request.limit)):
-        if number is not None and number < 1:
-            raise UserError(f"{flag} {number}: give 1 or more")
+    for number in request.tokens:
+        if number < 1:
+            raise UserError(f"--tokens {number}: give 1 or more")
+    if request.limit is not None and request.limit < 0:
+        raise UserError(f"--limit {request.limit}: give 1 or more, or 0 for all documents")
     for length in request.context_lengths:
         if length < 1:
             raise UserError(f"--context-lengths {length}: give numbers above zero")
@@ -234,6 +251,7 @@ def check(request: Request) -> None:
         ("--variants", request.variants),
         ("--patterns", request.patterns),
         ("--size", request.size),
+        ("--tokens", request.tokens),
         ("--lr-sweep", tuple(str(lr) for lr in request.lr_sweep)),
     ):
         repeated = [value for value in values if values.count(value) > 1]
@@ -266,16 +284,23 @@ def first_corpus(request: Request) -> str | None:
 def _entries(request: Request, table: Table) -> Iterable[Entry]:
     heads = request.key_value_heads if table == "3" else 0
     shown: Kind = "contexts" if table == "4" else "evaluate"
-    swept = bool(request.lr_sweep)
-    for size in request.size or _sizes(table):
-        tokens = request.tokens or _tokens(size)
-        yield Entry(Run(size, STANDARD, UNIFORM, request.seed, tokens, heads, swept=swept), shown)
-        for variant in _variants(request, table):
-            for pattern in request.patterns or _patterns(table):
-                run = Run(size, variant, pattern, request.seed, tokens, heads, swept=swept)
-                yield Entry(run, shown)
-                if table == "1" and pattern != UNIFORM:
-                    yield Entry(run, "skip")
+    for size, tokens in product(request.size or _sizes(table), request.tokens or (None,)):
+        standard = Run(
+            size,
+            STANDARD,
+            UNIFORM,
+            request.seed,
+            tokens or _tokens(size),
+            heads,
+            swept=bool(request.lr_sweep),
+            several_tokens=len(request.tokens) > 1,
+        )
+        yield Entry(standard, shown)
+        for variant, pattern in product(_variants(request, table), request.patterns or _patterns(table)):
+            run = dataclasses.replace(standard, variant=variant, pattern=pattern)
+            yield Entry(run, shown)
+            if table == "1" and pattern != UNIFORM:
+                yield Entry(run, "skip")
 
 
 def _sizes(table: Table) -> Sequence[str]:

@@ -1,6 +1,6 @@
-"""Scaling fits: validation loss = E + A * N^-alpha over the sizes of a model, with intervals over seeds.
+"""Scaling fits: validation loss = E + A * x^-alpha over the sizes or the tokens of a model, with intervals over seeds.
 
-The form of Hoffmann et al. 2022 (arXiv 2203.15556), in one variable; N counts all parameters.
+The form of Hoffmann et al. 2022 (arXiv 2203.15556), in one variable: all parameters, or tokens of whole trainings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,36 +10,46 @@ from deconattn.reproduction.cells import LOSS, logs
 from deconattn.statistics import mean_interval
 
 POINTS = 3
-"""Sizes that three unknowns need."""
+"""Sizes, or numbers of tokens, that three unknowns need."""
 LARGEST_EXPONENT = 3.0
 
 Fit = dict[str, Any]
+Row = dict[str, Any]
+
+
+def series_of(table: Mapping[str, Any]) -> list[tuple[str, Any, list[Row]]]:
+    """The rows of a table that differ in size alone, or in tokens alone: (`parameters` or `tokens`, what of, rows)."""
+    rows = [row for row in table["rows"] if "run" in row and not row["skipped"]]
+    found = []
+    for by, varied, fixed in (("parameters", "size", "told_tokens"), ("tokens", "told_tokens", "size")):
+        for at in dict.fromkeys(row[fixed] for row in rows):
+            here = [row for row in rows if row[fixed] == at]
+            if len({row[varied] for row in here}) > 1:
+                found.append((by, at, here))
+    return found
 
 
 def fits_of(table: Mapping[str, Any]) -> list[Fit]:
-    """Fit each model of a table of several sizes.
+    """Fit each model of a table of several sizes or numbers of tokens.
 
     Returns:
-        For each model its `variant` and `pattern`, and either `why` there is no fit, or `E`, `A` and `alpha` of the
-        means over seeds, and `intervals`, [low, high] of E and alpha over the seeds' own fits or None.
+        For each what it is over, `by`, of what, `at`, its `variant` and `pattern`, and either `why` there is no fit, or
+        `E`, `A` and `alpha` of the means over seeds, and `intervals`, [low, high] of E and alpha over the seeds' own
+        fits or None.
     """
-    rows = [row for row in table["rows"] if "run" in row and not row["skipped"]]
-    if len({row["size"] for row in rows}) < 2:
-        return []
     found = []
-    for variant, pattern in dict.fromkeys((row["variant"], row["pattern"]) for row in rows):
-        here = [row for row in rows if (row["variant"], row["pattern"]) == (variant, pattern)]
-        losses = {row["parameters"]: logs(LOSS, row["ours"].get(LOSS, {})) for row in here}
-        found.append(
-            {"variant": variant, "pattern": pattern} | _fit({n: seeds for n, seeds in losses.items() if seeds})
-        )
+    for by, at, rows in series_of(table):
+        for variant, pattern in dict.fromkeys((row["variant"], row["pattern"]) for row in rows):
+            here = [row for row in rows if (row["variant"], row["pattern"]) == (variant, pattern)]
+            losses = {row[by]: seeds for row in here if (seeds := logs(LOSS, row["ours"].get(LOSS, {})))}
+            found.append({"by": by, "at": at, "variant": variant, "pattern": pattern} | _fit(losses))
     return found
 
 
 def _fit(losses: Mapping[int, Mapping[int, float]]) -> Fit:
-    """Fit losses by parameters and seed."""
+    """Fit losses by x and seed."""
     if len(losses) < POINTS:
-        return {"why": f"{len(losses)} of the {POINTS} sizes that a fit needs"}
+        return {"why": f"{len(losses)} of the {POINTS} points that a fit needs"}
     means = [sum(seeds.values()) / len(seeds) for seeds in losses.values()]
     law = power_law(list(losses), means)
     if law is None:
@@ -102,7 +112,8 @@ def law_curve(fit: Fit, x: Sequence[float], points: int = 40) -> list[tuple[floa
 
 def fit_words(fit: Fit) -> str:
     """A fit, or why there is none, in words."""
-    name = f"{fit['variant']}, {fit['pattern']}"
+    at = "" if fit["at"] is None else f", {fit['at']}" if fit["by"] == "tokens" else f", {fit['at']:,} tokens"
+    name = f"{fit['variant']}, {fit['pattern']}{at}, over {fit['by']}"
     if "why" in fit:
         return f"{name}: no fit, {fit['why']}."
     exponent, floor = f"exponent {fit['alpha']:.3f}", f"floor {fit['E']:.2f} nats"

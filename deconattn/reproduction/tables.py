@@ -53,6 +53,8 @@ def layers_of(row: dict[str, Any], several_sizes: bool = False) -> str:
         words.append(row["pattern"] if row["pattern"] == UNIFORM else f"hybrid, {row['pattern']}")
     if row["key_value_heads"]:
         words.append(f"{row['key_value_heads']} key/value heads")
+    if row.get("told_tokens"):
+        words.append(f"{row['told_tokens']:,} tokens")
     if row["skipped"]:
         words.append("skipped")
     return ", ".join(words)

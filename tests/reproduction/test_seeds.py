@@ -127,9 +127,10 @@ def test_seeds_are_added_and_nothing_else_is(tmp_path: Path) -> None:
         check_same(folder, REQUEST, dataclasses.replace(more, lr_sweep=RATES))
     content = json.loads(folder.plan.read_text())
     del content["request"]["seeds"], content["request"]["lr_sweep"]  # as before there were any
+    content["request"]["tokens"] = 1000
     folder.plan.write_text(json.dumps(content))
     older = load_plan(folder)
-    assert older is not None and older.request == dataclasses.replace(REQUEST, seeds=1)
+    assert older is not None and older.request == dataclasses.replace(REQUEST, seeds=1, tokens=(1000,))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_the_page_has_intervals_differences_and_the_sweep(tmp_path: Path) -> Non
     for words in ("paired by seed", "with each of 3 seeds", "missing, 2 seeds done", "Learning rates"):
         assert words in page.text and words in text
     assert "At an end of the sweep" in page.text and "0.004 |" in text
-    assert "**+1.000 [+1.000, +1.000]**" in text and "| mlp | uniform | \N{MINUS SIGN}0.1 [" in text
+    assert r"**+1.000 \[+1.000, +1.000\]**" in text and "| mlp | uniform | 0.0 \\[" in text
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
@@ -226,15 +227,34 @@ def test_sizes_are_fitted(tmp_path: Path, seeds: int) -> None:
     data = gather(folder, stored)
     standard, mlp = data["fits"]["figure4"]
     assert standard["alpha"] == pytest.approx(0.3, rel=1e-3) and mlp == {
-        "variant": "mlp", "pattern": "uniform", "why": "no power law with a floor fits",
+        "by": "parameters", "at": None, "variant": "mlp", "pattern": "uniform", "why": "no power law with a floor fits",
     }  # fmt: skip
     page = Page(html(data))
-    assert "mlp, uniform: no fit, no power law with a floor fits." in page.text
+    assert "mlp, uniform, over parameters: no fit, no power law with a floor fits." in page.text
     if seeds == 1:
         assert standard["intervals"] is None and "no interval, one seed." in page.text
     else:
         low, high = standard["intervals"]["E"]
         assert 1.99 < low < 2.001 < high < 2.01 and "exponent 0.300 [0.300, 0.300]" in page.text
+
+
+def test_several_numbers_of_tokens_are_runs_of_their_own_and_fitted(tmp_path: Path) -> None:
+    request = dataclasses.replace(REQUEST, tokens=(10**6, 10**7, 10**8), seeds=2)
+    estimates = {run.name: Estimate(10**6, 1, run.tokens or 0, 256) for run in runs_of(make_plan(request))}
+    folder, stored = ReproductionFolder(tmp_path), Stored(request, estimates)
+    finish(folder, stored, lambda run: 2.0 + 50 * (run.tokens or 0) ** -0.3 + (run.variant == "mlp"), (1234, 1235))
+    data = gather(folder, stored)
+    assert "tiny-mlp-uniform-10000000tokens-seed1235" in data["runs"]
+    assert [(fit["by"], fit["at"]) for fit in data["fits"]["1"]] == [("tokens", "tiny")] * 2
+    assert [fit["E"] for fit in data["fits"]["1"]] == pytest.approx([2.0, 3.0], rel=1e-3)
+    mlp = [row["differences"]["validation loss"] for row in data["tables"]["1"]["rows"] if row.get("variant") == "mlp"]
+    assert [found["value"] for found in mlp] == pytest.approx([1.0] * 3) and mlp[0]["level"] == family_level(3)
+    assert {claim["models"] for claim in data["claims"]} == {
+        f"tiny, {n} tokens" for n in ("1,000,000", "10,000,000", "100,000,000")
+    }
+    page = Page(html(data))
+    assert "Validation loss by tokens, tiny; lines are the fits below." in page.text
+    assert "mlp, uniform, tiny, over tokens: exponent 0.300" in page.text
 
 
 def test_power_laws() -> None:

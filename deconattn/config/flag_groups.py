@@ -273,6 +273,8 @@ class RunFlags:
     """Start again from the newest good checkpoint when a rank dies, at most so often. Only with our own launcher."""
     wandb_project: str | None = None
     """Weights & Biases project; offline where there is no key."""
+    tensorboard: bool = False
+    """Write what metrics.jsonl holds for TensorBoard too, into the folder tensorboard of the run."""
 
     @property
     def profiled_steps(self) -> range:

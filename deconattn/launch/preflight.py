@@ -13,6 +13,7 @@ from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import read_run_config
 from deconattn.data import Manifest
 from deconattn.errors import UserError, of_the_disk
+from deconattn.extras import require
 from deconattn.mixers.plugins import plugin_files
 from deconattn.parallel.process_group import from_rank_0
 from deconattn.parallel.trial import Trial
@@ -89,6 +90,8 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
     deepspeed_config(flags, accumulation_steps)
+    if flags.run.tensorboard:
+        require("tensorboard", "--tensorboard")
     if flags.evaluation.eval_tasks:
         from deconattn.evaluation.in_loop import check_evaluation
 

@@ -1,7 +1,7 @@
 """Published findings that a grid can be held against: words, source, the rule that judges each, and its outcome."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deconattn.probing.findings import BASELINE, SOLVED, UNIFORM, Findings, Kind, Problem, percent
@@ -143,18 +143,23 @@ def _taylor(findings: Findings, size: str) -> Iterator[Evidence]:
 
 
 def _no_mixing(findings: Findings, size: str) -> Iterator[Evidence]:
-    kind = Kind("mlp", UNIFORM)
-    for problem in _problems(findings, (*CONTEXT, "memorise")):
+    kind, control = Kind("mlp", UNIFORM), "memorise"
+    found: list[tuple[str, Evidence]] = []
+    for problem in _problems(findings, (*CONTEXT, control)):
         if (problem, kind, size) not in findings.cells:
             continue
         if not _solved(findings, problem, size):
-            yield _mute(findings, problem)
+            found.append((problem.task, _mute(findings, problem)))
             continue
         cell, levels = findings.cell(problem, kind, size), findings.difficulties[problem]
         told = [cell.solves(level) for level in levels]
         some = True if True in told else None if None in told else False
-        bears_out = None if some is None else some == (problem.task == "memorise")
-        yield Evidence(bears_out, _shown(findings, problem, [kind], size, levels[0]))
+        bears_out = None if some is None else some == (problem.task == control)
+        found.append((problem.task, Evidence(bears_out, _shown(findings, problem, [kind], size, levels[0]))))
+    # To fail elsewhere says nothing of a model that learns nothing at all, nor to memorise of one asked no more.
+    both = len({task == control for task, evidence in found if not evidence.mute}) == 2
+    for _, evidence in found:
+        yield evidence if both or evidence.bears_out is False else replace(evidence, mute=True)
 
 
 def _one_score(findings: Findings, size: str) -> Iterator[Evidence]:

@@ -71,6 +71,7 @@ def html(findings: Findings) -> str:
         verdicts=verdicts(findings),
         claims=judge_all(findings),
         smallest=list(smallest_rows(findings)),
+        smallest_title=smallest_title(findings),
         sections=list(_sections(findings)),
         failed=failures(findings),
         method=method(findings),
@@ -93,7 +94,7 @@ def summary(findings: Findings) -> str:
         lines = [f"- {markdown_text(what)}: {markdown_text(which)}" for what, which in verdict.said]
         parts += [f"### {markdown_text(f'{findings.label(verdict.problem)}, {verdict.size}')}", "\n".join(lines)]
     parts += ["## Published findings", "\n".join(_claim_line(*told) for told in judge_all(findings))]
-    parts.append("## The smallest model that solves each difficulty")
+    parts.append(f"## {smallest_title(findings)}")
     parts.append(
         _table(["task", "difficulty", *(kind.label for kind in findings.kinds)], list(smallest_rows(findings)))
     )
@@ -164,6 +165,12 @@ def smallest_rows(findings: Findings) -> Iterator[list[str]]:
                 else:
                     row.append("yes" if one else size if closed else f"\N{LESS-THAN OR EQUAL TO} {size}")
             yield row
+
+
+def smallest_title(findings: Findings) -> str:
+    """Return the heading of :func:`smallest_rows`."""
+    several = len(findings.sizes) > 1
+    return "The smallest model that solves each difficulty" if several else "Which difficulties are solved"
 
 
 def failures(findings: Findings) -> list[tuple[str, str]]:

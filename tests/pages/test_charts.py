@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from deconattn.pages.charts import NO_VARIANT, Axis, Dot, Series, dot_chart, labels, line_chart, thinned
+from deconattn.pages.axis import Axis, labels
+from deconattn.pages.charts import NO_VARIANT, Dot, Series, dot_chart, line_chart, thinned
 from deconattn.pages.palette import INK
 
 

@@ -29,13 +29,27 @@ def rows_of(
                 for level in levels:
                     value = accuracy(variant, pattern, level, seed)
                     yield Row(
-                        task=task, settings=settings, axis=axis, difficulty=level, chance=chance, variant=variant,
-                        pattern=pattern, size=size, hidden_size=width, layers=layers,
+                        task=task,
+                        settings=settings,
+                        axis=axis,
+                        difficulty=level,
+                        chance=chance,
+                        variant=variant,
+                        pattern=pattern,
+                        size=size,
+                        hidden_size=width,
+                        layers=layers,
                         parameters=0 if value is None else 12 * width**2 * layers,
-                        seed=seed, lr=lr, chosen=lr == rates[0], steps=1000, tokens=2_048_000,
+                        seed=seed,
+                        lr=lr,
+                        chosen=lr == rates[0],
+                        steps=1000,
+                        tokens=2_048_000,
                         solved_at=800 if value is not None and value > 0.995 else None,
                         accuracy=None if value is None else value if lr == rates[0] else value / 2,
-                        loss=None if value is None else 4 * (1 - value), asked=asked, seconds=12.5,
+                        loss=None if value is None else 4 * (1 - value),
+                        asked=asked,
+                        seconds=12.5,
                         state="failed" if value is None else "done",
                         reason=None if value is not None else "the loss is not a number at step 17",
-                    )  # fmt: skip
+                    )

@@ -203,9 +203,6 @@ def test_the_smallest_size_that_solves() -> None:
     assert smallest({"64x2": 0.93}, spread=0.05) == "open"
 
 
-HARD = {"mqar": 0.98, "copy": 0.98, "memorise": 0.99, "induction": 0.98}
-
-
 def claimed(claim: str, of: dict[str, dict[str, float | None]], seeds: Sequence[int] = (0, 1, 2)) -> str:
     """Outcome of a claim, from the means of each task's models."""
     rows = [
@@ -234,6 +231,9 @@ def claimed(claim: str, of: dict[str, dict[str, float | None]], seeds: Sequence[
         ("no-mixing", {"mqar": {"standard": 0.98, "mlp": 0.02}, "memorise": {"standard": 1, "mlp": 1}}, "agrees"),
         ("no-mixing", {"mqar": {"standard": 0.98, "mlp": 0.97}, "memorise": {"standard": 1, "mlp": 1}}, "disagrees"),
         ("no-mixing", {"mqar": {"standard": 0.98, "mlp": 0.02}, "memorise": {"standard": 1, "mlp": 0.2}}, "disagrees"),
+        ("no-mixing", {"mqar": {"standard": 0.98, "mlp": 0.02}}, "undecided"),
+        ("no-mixing", {"memorise": {"standard": 1, "mlp": 1}}, "undecided"),
+        ("no-mixing", {"mqar": {"standard": 0.98, "mlp": 0.97}}, "disagrees"),
         ("no-mixing", {"parity": {"standard": 0.5, "mlp": 0.5}}, "undecided"),
         ("one-score", {"mqar": {"standard": 0.98, "nonapproximate": 0.1}}, "agrees"),
         ("one-score", {"mqar": {"standard": 0.98, "nonapproximate": 0.95}}, "disagrees"),

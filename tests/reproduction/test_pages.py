@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deconattn.pages.charts import short
+from deconattn.pages.axis import short
 from deconattn.pages.palette import COLOURS
 from deconattn.reproduction.pages import html, markdown
 from deconattn.reproduction.tables import duration, lines_of, perplexity
@@ -33,7 +33,7 @@ def test_every_cell_is_there(data: dict[str, Any]) -> None:
     for table in data["tables"].values():
         for line in lines_of(table):
             for cell in line.cells:
-                error = f" ± {cell.error}" if cell.error else ""
+                error = f" {cell.error}" if cell.error else ""
                 assert f"{cell.ours}{error}{cell.paper}" in cells
     assert {len(row) for row in page.rows} == {14, 4, 10}
     for name in data["runs"]:

@@ -19,7 +19,7 @@ class Induction(Task):
     """Random symbols with a marker among them; the sample ends with the marker again."""
 
     axis = "context"
-    levels = (8, 16, 32, 64)
+    levels = (8, 16, 32)
 
     context: int = 32
     """Tokens of a sample."""

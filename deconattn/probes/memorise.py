@@ -23,7 +23,7 @@ class Memorise(Task):
 
     facts: int = 128
     """Keys, each with a value."""
-    context: int = 32
+    context: int = 16
     """Keys in a sample."""
     alphabet: int = 32
     """Different values."""

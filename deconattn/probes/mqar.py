@@ -20,7 +20,7 @@ class MultiQueryRecall(Task):
     """Keys are 1 .. alphabet, values follow them; the value is asked at each second appearance of a key."""
 
     axis = "pairs"
-    levels = (2, 4, 8, 16)
+    levels = (2, 4, 8)
 
     pairs: int = 8
     """Pairs of key and value, each asked once."""

@@ -13,7 +13,7 @@ class PositionalRecall(Task):
     """Random symbols, then tokens that each name a place; the symbol there is asked at each of these."""
 
     axis = "context"
-    levels = (8, 16, 32, 64)
+    levels = (8, 16, 32)
 
     context: int = 32
     """Symbols, and places that can be named."""

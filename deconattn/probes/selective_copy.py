@@ -18,7 +18,7 @@ class SelectiveCopy(Task):
     """A context of blanks with symbols in it, then a marker for each symbol, where it is asked."""
 
     axis = "context"
-    levels = (8, 16, 32, 64)
+    levels = (8, 16, 32)
 
     context: int = 32
     """Tokens among which the symbols lie."""

@@ -32,7 +32,7 @@ class Task(ABC):
     Attributes:
         axis: name of the field that difficulty is measured by.
         levels: its values in a grid, from easy to hard. Ours are such that attention of 2 layers, 64 wide, can learn
-            the easier ones in about 1000 steps, where it can at all.
+            them in some hundred steps, where it can at all.
         apart: samples do not tell which level they are of, so that a model can learn one level only.
     """
 

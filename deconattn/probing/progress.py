@@ -37,7 +37,8 @@ class ProgressView:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def ended(self, cell: Cell, outcome: Outcome) -> None:
         self._done += 1

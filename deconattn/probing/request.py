@@ -26,7 +26,7 @@ class Request:
     lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Peak learning rates. Of several, each variant gets for each task, pattern and size the one that is best on the
     first seed."""
-    steps: int = 1000
+    steps: int = 600
     """Optimiser steps at most; a model that has solved all difficulties has done."""
     batch_size: int = 32
     """Samples in a step, all of one difficulty; the difficulties take turns."""

@@ -20,7 +20,7 @@ TRAININGS = {
     "s5": ("s5?steps=1,16", 200),
     "previous-token": ("previous-token?gap=1,40", 40),
     "positional-recall": ("positional-recall?context=2,64", 200),
-    "needle": ("needle?context=4,128&needles=2&digits=1", 300),
+    "needle": ("needle?context=4,128&needles=2&digits=1", 60),
 }
 """Two difficulties of each task, and steps that teach the easier one or begin to."""
 

@@ -82,7 +82,8 @@ def _rates(findings: Findings, problem: Problem, size: str, kinds: Sequence[Kind
                 edges.append(f"{kind.label}{where}")
         taken.append(Series(kind.label, kind.variant, look, marks, dots=True))
     label = f"{_title(findings, problem, size, kinds)}: accuracy over all difficulties by learning rate"
-    caption = f"{label}, on the seed of the sweep; a mark stands at the rate that was taken."
+    caption = f"{label}, on the seed of the sweep; a mark stands at the rate that was taken, "
+    caption += "the best of that seed, which flatters it a little."
     if edges:
         caption += f" Best at the edge of what was tried, so that another rate might do better: {', '.join(edges)}."
     ticks = sorted({x for line in lines for x, _, _ in line.points})

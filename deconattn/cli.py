@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO, TypeVar, cast
 
@@ -70,6 +71,20 @@ def complaints_in_one_line() -> Iterator[None]:
         inside = [line for line in box.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
         bare = (line.replace("─", "").strip(" │") for line in inside)
         raise UserError(" ".join(line for line in bare if line)) from None
+
+
+def check_out(out: Path, endings: Sequence[str]) -> None:
+    """Check where `--out` is to write a file, before the work begins.
+
+    Raises:
+        UserError: the name has none of these endings, or there is no such folder.
+    """
+    if out.suffix not in endings:
+        raise UserError(f"--out {out}: give a name that ends in {' or '.join(endings)}")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}: make it, or give another name")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: give another name")
 
 
 def show(table: "Table") -> None:

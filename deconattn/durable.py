@@ -28,6 +28,8 @@ STAGING = "partial"
 """Suffix of a folder NAME while it is filled: .NAME.partial-XXXX; a pack, which can go on, has .NAME.partial."""
 _RETIRED = "replaced"
 """Suffix of the folder that holds what stood at NAME while it is replaced, on systems that cannot swap folders."""
+_REMOVED = "removed"
+"""Suffix of the folder that a folder is moved into to be removed."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -38,10 +40,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, atomically and durably."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, atomically and durably."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -176,6 +183,31 @@ def put_in_place(staging: Path, out: Path) -> None:
         _retire(staging, out)
     sync_folder(out.parent)
     _remove_leftovers(out)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, out of sight at once; what a kill leaves of it :func:`sweep_removed` takes."""
+    retired, lock = _locked_sibling(folder, _REMOVED)
+    try:
+        try:
+            folder.replace(retired / folder.name)
+            sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(retired)
+    finally:
+        os.close(lock)
+
+
+def sweep_removed(parent: Path) -> list[str]:
+    """Remove what killed removals have left in a folder; return the names that it had."""
+    pattern = re.compile(rf"\.(.+)\.{_REMOVED}-[a-z0-9_]{{8}}")
+    names = dict.fromkeys(match[1] for path in parent.iterdir() if (match := pattern.fullmatch(path.name)))
+    swept = []
+    for name in names:
+        for left in _leftovers(parent / name, _REMOVED):
+            shutil.rmtree(left, ignore_errors=True)
+            swept.append(name)
+    return swept
 
 
 def exchange(one: Path, other: Path) -> bool:

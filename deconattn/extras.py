@@ -11,6 +11,7 @@ MODULES = {
     "gguf": ("gguf",),
     "plot": ("matplotlib", "jinja2", "markupsafe", "scipy"),
     "remote": ("fsspec",),
+    "tensorboard": ("tensorboard",),
 }
 """Modules that are imported of each extra."""
 

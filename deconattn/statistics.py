@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 LEVEL = 0.95
 
@@ -92,6 +93,7 @@ def values_needed(interval: Interval, margin: float) -> int | None:
     return count
 
 
+@cache
 def _t(level: float, freedom: int) -> float:
     from scipy.stats import t  # at first use: half a second, and of the extra "plot"
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.plots.data import OPERATIONS, Bar, Curve, Decoding, Operations, Throughput
-from deconattn.analysis.palette import COLOURS, INK, PLUGIN_COLOUR, STYLE
+from deconattn.pages.palette import COLOURS, INK, PLUGIN_COLOUR, STYLE
 
 DASH = 4
 """Length of a dash, in widths of the line."""

@@ -71,7 +71,7 @@ def draw_prediction(found: Prediction, path: Path) -> None:
 
     from benchmarks.plots.figures import save
     from benchmarks.roofline.works import PARTS
-    from deconattn.analysis.palette import STYLE
+    from deconattn.pages.palette import STYLE
 
     panels = {size: rows for size in found.sizes if (rows := found.of(size, MODES[0]))}
     colours = [mpl.colormaps["tab10"](number) for number in range(len(PARTS))]

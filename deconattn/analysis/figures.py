@@ -16,7 +16,7 @@ from matplotlib.projections.polar import PolarAxes
 
 from deconattn.analysis.findings import Row
 from deconattn.analysis.indicators import NAMES
-from deconattn.analysis.palette import INK, STYLE, colour_of
+from deconattn.pages.palette import INK, STYLE, colour_of
 
 Look = dict[str, Any]
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))

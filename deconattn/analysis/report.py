@@ -16,10 +16,10 @@ from rich.table import Table
 from deconattn.analysis import figures, findings
 from deconattn.analysis.findings import ModelFindings, Row, Scale, by_run, newest
 from deconattn.analysis.indicators import NAMES
-from deconattn.analysis.palette import STYLE
 from deconattn.analysis.pre_softmax import bin_edges
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
+from deconattn.pages.palette import STYLE
 
 SUMMARY = "analysis.json"
 

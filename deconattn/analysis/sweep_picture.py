@@ -6,9 +6,9 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from deconattn.analysis.palette import COLOURS, STYLE
 from deconattn.cost.recommend import LARGEST_BUBBLE
 from deconattn.cost.sweep import Cell
+from deconattn.pages.palette import COLOURS, STYLE
 
 
 def draw_sweep(cells: Sequence[Cell], path: Path) -> None:

@@ -43,31 +43,46 @@ class Hold:
         return type(None), ()
 
 
+class Claim:
+    """A step folder that nobody begins to read inside a `with` block.
+
+    Raises:
+        BlockingIOError: somebody reads it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(folder / MANIFEST, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise
+        except OSError:
+            pass  # without a manifest, or on a file system without locks
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
 def delete(folder: Path) -> bool:
     """Delete a step folder unless somebody reads it; return whether it is gone.
 
     It is out of sight at once: what a kill leaves of it looks like an unfinished checkpoint, which the next training
     removes.
     """
-    descriptor = -1
     try:
-        descriptor = os.open(folder / MANIFEST, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return False
-    except OSError:
-        pass  # without a manifest, or on a file system without locks
-    try:
-        hidden = unfinished(folder)
-        shutil.rmtree(hidden, ignore_errors=True)
-        folder.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        with Claim(folder):
+            hidden = unfinished(folder)
+            shutil.rmtree(hidden, ignore_errors=True)
+            folder.rename(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
     except OSError:
         return False
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
     return True
 
 

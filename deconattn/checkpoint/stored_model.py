@@ -26,6 +26,7 @@ from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.kinds import HF_CONFIG, kind_of, read_config
 from deconattn.checkpoint.manifest import is_step_name
 from deconattn.checkpoint.without_layers import check_skip, without_layers
+from deconattn.config.probe_source import is_probe
 from deconattn.errors import UserError
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
@@ -151,6 +152,11 @@ def _in_checkpoint(path: Path, plugins: Sequence[Path], trusted: bool) -> Stored
     checkpoint = open_checkpoint(path).with_plugins(plugins, trusted)
     checkpoint.check("weights")
     if checkpoint.tokenizer_folder is None:
+        if is_probe(checkpoint.flags.data.data):
+            raise UserError(
+                f"{checkpoint.folder} was trained on {checkpoint.flags.data.data[0]}, whose tokens are no text: it has "
+                "no tokenizer; its run's val_loss is what is known of it, and export takes it as it is"
+            )
         raise UserError(f"{checkpoint.folder} has no tokenizer/: put the tokenizer of its corpus there")
     tokenizer = _exported_tokenizer(checkpoint.tokenizer_folder, checkpoint.model_config.max_position_embeddings)
     eos = tokenizer.eos_token_id

@@ -16,12 +16,16 @@ COMMANDS = {
     "shards": "Look after packed corpora: info, verify, decode, merge, more.",
     "plan": "Count parameters, and plan what a job costs on how many GPUs.",
     "train": "Train, on all GPUs of this machine or of several.",
+    "plot": "Draw runs' losses and more, in the terminal or as a page.",
+    "compare": "Put runs beside each other: settings, results, curves.",
+    "runs": "List a folder's runs, and remove some.",
     "export": "Write a run or a checkpoint as a Hugging Face folder.",
     "convert": "Make a checkpoint one file, or a Hugging Face model a run.",
     "generate": "Continue a text with a trained model.",
     "evaluate": "Score trained models on the paper's nine benchmarks.",
     "analyze": "Look inside trained models: indicators, activations, maps.",
     "check-variant": "Try a variant of your own on what a variant promises.",
+    "probe": "Train small models on synthetic tasks, and show what each can do.",
     "reproduce": "Make the paper's tables and figures.",
 }
 """Commands by name, each with its description.

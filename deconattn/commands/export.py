@@ -58,6 +58,8 @@ def export_checkpoint(arguments: Arguments) -> None:
     checkpoint = open_checkpoint(arguments.source).with_plugins(arguments.plugin, arguments.trust_plugins)
     precision = arguments.dtype or checkpoint.precision
     tokenizer_folder = checkpoint.tokenizer_folder if arguments.tokenizer else None
+    if arguments.tokenizer and tokenizer_folder is None:
+        print(f"note: {checkpoint.folder} has no tokenizer, and so the export has none", file=sys.stderr)
     vocabulary = gguf_vocabulary(checkpoint.model_config, tokenizer_folder) if arguments.gguf else None
     export(
         checkpoint.weights(),

@@ -12,6 +12,7 @@ from deconattn.cli import asks_for_completion, complaints_in_one_line, parse
 from deconattn.config.flag_file import ConfigFile, read_config_file
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.presets import size_defaults
+from deconattn.config.probe_source import is_probe, named_task
 from deconattn.config.renamed import renamed_words
 from deconattn.config.run_config import RUN_CONFIG, read_run_config
 from deconattn.errors import UserError
@@ -30,6 +31,7 @@ class _Decisive:
     save: Path | None = None
     steps: int | None = None
     tokens: int | None = None
+    seq_len: int | None = None
 
 
 def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
@@ -64,6 +66,8 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
 
         check_asked(unasked, flags.run.trust_plugins, str(owner))
         flags = _with(flags, "model", plugin=unasked)
+    if first.seq_len is None and not (file and "seq_len" in file.values):
+        flags = _with_task_length(flags)
     if saved:
         check_same_run(saved, flags, f"{first.config} and the flags" if file else "the flags")
     text = flags.data.fixed_text
@@ -101,6 +105,17 @@ def _with_length(flags: TrainingFlags, first: _Decisive, file: ConfigFile | None
         raise UserError(f"--config {file.path}: steps and tokens both say how long the run is: leave one out")
     tokens_are_older = first.steps is not None or (first.tokens is None and of_file == {"steps"})
     return _with(flags, "optimization", tokens=None) if tokens_are_older else flags
+
+
+def _with_task_length(flags: TrainingFlags) -> TrainingFlags:
+    """Let the samples of a task, if `--data` names one, say how long a sequence is."""
+    plugins = flags.model.plugin
+    if plugins and is_probe(flags.data.data) and all(file.is_file() for file in plugins):
+        from deconattn.mixers.plugins import load_plugins
+
+        load_plugins(plugins)
+    task = named_task(flags.data.data)
+    return flags if task is None else _with(flags, "data", seq_len=task.length)
 
 
 def _with_precision(flags: TrainingFlags) -> TrainingFlags:
@@ -207,6 +222,8 @@ def _absolute(flags: TrainingFlags) -> TrainingFlags:
 
 
 def _absolute_data(argument: str) -> str:
+    if is_probe([argument]):
+        return argument
     folder, colon, weight = argument.partition(":")
     return f"{Path(folder).resolve()}{colon}{weight}"
 

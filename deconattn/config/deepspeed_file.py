@@ -34,6 +34,7 @@ OURS = {
     "data_types": "--precision",
     "checkpoint": "--save",
     "wandb": "--wandb-project",
+    "tensorboard": "--tensorboard",
 }
 """Keys that a DeepSpeed file may not set, and the flag that does."""
 

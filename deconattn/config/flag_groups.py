@@ -66,9 +66,10 @@ class DataFlags:
     """The data."""
 
     data: tuple[str, ...] = ()
-    """Packed corpora, each DIR or DIR:WEIGHT (the command pack makes them); none is the bundled demo corpus."""
+    """Packed corpora, each DIR or DIR:WEIGHT (the command pack makes them); none is the bundled demo corpus. Or
+    probe:TASK, a synthetic task such as probe:mqar?pairs=16 (docs/probes.md)."""
     seq_len: int = 0
-    """Tokens in a sequence; also the length of the fixed stream."""
+    """Tokens in a sequence; also the length of the fixed stream. With --data probe:TASK it is the task's."""
     doc_mask: bool = False
     """Keep mixing, positions and loss within documents."""
     fixed_text: Path | None = None
@@ -272,6 +273,8 @@ class RunFlags:
     """Start again from the newest good checkpoint when a rank dies, at most so often. Only with our own launcher."""
     wandb_project: str | None = None
     """Weights & Biases project; offline where there is no key."""
+    tensorboard: bool = False
+    """Write what metrics.jsonl holds for TensorBoard too, into the folder tensorboard of the run."""
 
     @property
     def profiled_steps(self) -> range:

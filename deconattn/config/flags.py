@@ -16,6 +16,7 @@ from deconattn.config.flag_groups import (
     RunFlags,
 )
 from deconattn.config.pattern import layer_variants
+from deconattn.config.probe_source import check_probe
 from deconattn.config.steps import StepPlan, Stretch
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
@@ -132,6 +133,7 @@ class TrainingFlags:
             from deconattn.mixers.plugins import load_plugins
 
             load_plugins(self.model.plugin)
+        check_probe(self)
         model = model_config(self.model, 1, self.plan.longest)  # the tokenizer is not known yet
         for length in dict.fromkeys(stretch.seq_len for stretch in self.plan.stretches):
             self.engine.check(model, length)

@@ -13,6 +13,7 @@ from deconattn.cli import complaints_in_one_line
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.presets import SIZES, Size
+from deconattn.config.probe_source import is_probe
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 
@@ -80,6 +81,8 @@ def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> Tr
             )
     if not flags.data.data:
         raise UserError("--data is missing: name the packed corpora that the run trains on")
+    if is_probe(flags.data.data):
+        raise UserError(f"--data {flags.data.data[0]} has no text, which the model was trained on: name packed corpora")
     flags.accumulation_steps(1)  # raises where no number of ranks would do
     return flags
 

@@ -4,7 +4,6 @@ CPU ranks share their machine's cores, so what one rank computes in a second, n 
 n-th of it, or, where ranks are more than cores, what those that wait leave to it.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +23,8 @@ from deconattn.cost.step_time import step_time
 from deconattn.errors import UserError
 from deconattn.json_files import reason
 from deconattn.layers.config import ModelConfig
+from deconattn.metric_rows import METRICS, read_rows
 
-METRICS = "metrics.jsonl"
 CPU = Card(1e11, 1e11, 2e10, 0, 0.8, dict.fromkeys((64, 128), (0.5, 0.35)))
 """A CPU in round figures; how fast it is, the first run tells. Attention's part of it is between those that have the
 variants of benchmarks/results/train_cpu-70m-fp32.json take the time that they took."""
@@ -65,25 +64,18 @@ def read_measured(folder: Path) -> MeasuredRun:
     """
     try:
         config = read_run_config(folder, "give another run to --measured")
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+        rows = read_rows(folder / METRICS)
     except OSError as error:
         raise UserError(
             f"--measured {folder} holds no run ({reason(error)}): give a folder with {RUN_CONFIG} and {METRICS}"
         ) from None
-    rates = [rate for line in lines if (rate := _rate(line))]
+    rates = [rate for row in rows if (rate := row.get("tokens_per_second"))]
     if not rates:
         raise UserError(f"--measured {folder}: its {METRICS} has no tokens_per_second: let it run for a few steps")
     tokens = config.flags.optimization.global_batch_size * config.flags.data.seq_len
     environment = config.environment
     ranks = int(environment.get("world_size", "1"))
     return MeasuredRun(folder, config.flags, config.model, ranks, environment.get("device", ""), tokens / median(rates))
-
-
-def _rate(line: str) -> float | None:
-    try:
-        return float(json.loads(line)["tokens_per_second"])
-    except (ValueError, KeyError, TypeError):
-        return None  # a validation, or a line that a kill cut short
 
 
 def as_fast_as(cluster: Cluster, run: MeasuredRun) -> Cluster:

@@ -13,10 +13,11 @@ from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import read_run_config
 from deconattn.data import Manifest
 from deconattn.errors import UserError, of_the_disk
+from deconattn.extras import require
 from deconattn.mixers.plugins import plugin_files
 from deconattn.parallel.process_group import from_rank_0
 from deconattn.parallel.trial import Trial
-from deconattn.train.inputs import TrainingData
+from deconattn.train.inputs import data_of
 from deconattn.train.run_folder import check_run_folder
 from deconattn.train.schedule import check_length, check_steps
 
@@ -89,12 +90,14 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
     if world_size is not None:
         accumulation_steps = flags.accumulation_steps(flags.engine.data_parallel_size(world_size))
     deepspeed_config(flags, accumulation_steps)
+    if flags.run.tensorboard:
+        require("tensorboard", "--tensorboard")
     if flags.evaluation.eval_tasks:
         from deconattn.evaluation.in_loop import check_evaluation
 
         check_evaluation(flags.evaluation)
     if flags.data.data:
-        data = TrainingData(flags.data.data, flags)
+        data = data_of(flags.data.data, flags)
         notes, manifests = data.check_tokenizers(), data.manifests
         model = model_config(flags.model, data.vocab_size, flags.plan.longest)
         for variant in plugin_files(set(model.layer_variants)):

@@ -15,6 +15,8 @@ from torch.nn.functional import linear as pytorch_linear
 
 WORTHWHILE = 2**20
 """Multiplications from which oneDNN's higher cost of a call is repaid."""
+NARROW = 64
+"""A weight with a side of so much or less is PyTorch's: oneDNN takes up to twice as long for its gradient."""
 
 
 def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
@@ -58,7 +60,8 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     # half of MKL's time from 1 MiB on.
     work = max(inputs.numel() * weight.shape[0], 4 * weight.numel())
     plain = type(weight) in (Tensor, Parameter)  # a quantized or a sharded weight has products of its own
-    if not plain or not _for_onednn(inputs, work) or torch.compiler.is_compiling():
+    narrow = min(weight.shape) <= NARROW
+    if narrow or not plain or not _for_onednn(inputs, work) or torch.compiler.is_compiling():
         return pytorch_linear(inputs, weight, bias)
     if not torch.is_grad_enabled():  # an autograd function costs ten microseconds even then
         return _onednn(inputs.contiguous(), weight, bias)

@@ -18,6 +18,16 @@ from deconattn.probes import (  # noqa: F401  each registers its task
     s5,
     selective_copy,
 )
-from deconattn.probes.task import Row, Task, parse_task, register_task, task_class, task_names
+from deconattn.probes.task import (
+    Part,
+    Row,
+    Task,
+    nothing_asked,
+    parse_task,
+    register_task,
+    stream,
+    task_class,
+    task_names,
+)
 
-__all__ = ["Row", "Task", "parse_task", "register_task", "task_class", "task_names"]
+__all__ = ["Part", "Row", "Task", "nothing_asked", "parse_task", "register_task", "stream", "task_class", "task_names"]

@@ -41,6 +41,10 @@ class Compress(Task):
     def vocab_size(self) -> int:
         return 2 + self.alphabet + self.alphabet**self.symbols
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet**self.symbols
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         digits, labels = generator.integers(0, self.alphabet, self.symbols), nothing_asked(self.length)
         number = int(digits @ self.alphabet ** np.arange(self.symbols)[::-1])

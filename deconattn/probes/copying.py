@@ -18,7 +18,7 @@ class Copy(Task):
     """Random symbols, a marker, and the symbols again, each asked at the token before it."""
 
     axis = "symbols"
-    levels = (8, 16, 32, 64)
+    levels = (4, 8, 16, 32)
 
     symbols: int = 16
     """Symbols to copy."""
@@ -32,6 +32,10 @@ class Copy(Task):
     @property
     def vocab_size(self) -> int:
         return 2 + self.alphabet
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
 
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         symbols = generator.integers(2, self.vocab_size, self.symbols)

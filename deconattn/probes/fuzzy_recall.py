@@ -19,7 +19,7 @@ class FuzzyRecall(Task):
     """
 
     axis = "pairs"
-    levels = (2, 4, 8, 16)
+    levels = (2, 4, 8)
 
     pairs: int = 4
     """Pairs of key and value, each asked once."""
@@ -40,6 +40,10 @@ class FuzzyRecall(Task):
     @property
     def vocab_size(self) -> int:
         return 1 + 2 * self.alphabet
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
 
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         keys: list[Row] = []

@@ -19,9 +19,9 @@ class Induction(Task):
     """Random symbols with a marker among them; the sample ends with the marker again."""
 
     axis = "context"
-    levels = (32, 64, 128, 256)
+    levels = (8, 16, 32, 64)
 
-    context: int = 64
+    context: int = 32
     """Tokens of a sample."""
     alphabet: int = 16
     """Symbols."""
@@ -38,6 +38,10 @@ class Induction(Task):
     @property
     def vocab_size(self) -> int:
         return 2 + self.alphabet
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
 
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         tokens, labels = generator.integers(2, self.vocab_size, self.length), nothing_asked(self.length)

@@ -19,7 +19,7 @@ class Memorise(Task):
     """Random keys; the value that belongs to each is asked there."""
 
     axis = "facts"
-    levels = (32, 128, 512, 2048)
+    levels = (16, 64, 256, 1024)
 
     facts: int = 128
     """Keys, each with a value."""
@@ -36,8 +36,15 @@ class Memorise(Task):
     def vocab_size(self) -> int:
         return 1 + self.facts + self.alphabet
 
+    @property
+    def chance(self) -> float:
+        return float(np.bincount(self._values()).max() / self.facts)
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
-        values = np.random.Generator(np.random.Philox(key=FACTS_SEED)).integers(0, self.alphabet, self.facts)
+        values = self._values()
         keys, labels = generator.integers(0, self.facts, self.length), nothing_asked(self.length)
         labels[:] = 1 + values[keys]
         return 1 + self.alphabet + keys, labels
+
+    def _values(self) -> Row:
+        return np.random.Generator(np.random.Philox(key=FACTS_SEED)).integers(0, self.alphabet, self.facts)

@@ -20,13 +20,13 @@ class MultiQueryRecall(Task):
     """Keys are 1 .. alphabet, values follow them; the value is asked at each second appearance of a key."""
 
     axis = "pairs"
-    levels = (4, 8, 16, 32)
+    levels = (2, 4, 8, 16)
 
     pairs: int = 8
     """Pairs of key and value, each asked once."""
-    context: int = 64
+    context: int = 32
     """Tokens of a sample; at least four for each pair."""
-    alphabet: int = 64
+    alphabet: int = 32
     """Keys, and as many values."""
 
     def __post_init__(self) -> None:
@@ -42,14 +42,19 @@ class MultiQueryRecall(Task):
     def vocab_size(self) -> int:
         return 1 + 2 * self.alphabet
 
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
+
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         tokens, labels = generator.integers(1, self.vocab_size, self.length), nothing_asked(self.length)
         keys = 1 + generator.permutation(self.alphabet)[: self.pairs]
         values = generator.integers(1 + self.alphabet, self.vocab_size, self.pairs)
         told = 2 * self.pairs
         tokens[:told:2], tokens[1:told:2] = keys, values
-        places = (self.length - told) // 2
-        chances = np.arange(1, places + 1) ** (POWER - 1)
-        asked = told + 2 * generator.choice(places, self.pairs, replace=False, p=chances / chances.sum())
+        # Waiting times with rates 1 / gap^(1 - POWER): the first to arrive are drawn by the power law, none twice.
+        waits = generator.standard_exponential((self.length - told) // 2)
+        waits *= np.arange(1, len(waits) + 1) ** (1 - POWER)
+        asked = told + 2 * waits.argsort()[: self.pairs]
         tokens[asked], labels[asked] = keys, values
         return tokens, labels

@@ -26,9 +26,9 @@ class Needle(Task):
     """
 
     axis = "context"
-    levels = (64, 128, 256, 512)
+    levels = (32, 64, 128, 256)
 
-    context: int = 128
+    context: int = 64
     """Tokens of haystack and needles."""
     needles: int = 4
     """Needles, one of which is asked."""
@@ -47,6 +47,10 @@ class Needle(Task):
     @property
     def vocab_size(self) -> int:
         return 1 + WORDS + DIGITS + self.needles
+
+    @property
+    def chance(self) -> float:
+        return 1 / DIGITS
 
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         names = 1 + WORDS + DIGITS + np.arange(self.needles)

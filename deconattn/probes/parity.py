@@ -19,7 +19,7 @@ class Parity(Task):
     """Random bits; at each, whether an odd number of ones has come."""
 
     axis = "bits"
-    levels = (8, 16, 32, 64)
+    levels = (4, 8, 16, 32)
 
     bits: int = 32
     """Bits of a sample."""
@@ -31,6 +31,10 @@ class Parity(Task):
     @property
     def vocab_size(self) -> int:
         return 5
+
+    @property
+    def chance(self) -> float:
+        return 0.5
 
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         bits, labels = generator.integers(0, 2, self.bits), nothing_asked(self.bits)

@@ -13,7 +13,7 @@ class PositionalRecall(Task):
     """Random symbols, then tokens that each name a place; the symbol there is asked at each of these."""
 
     axis = "context"
-    levels = (16, 32, 64, 128)
+    levels = (8, 16, 32, 64)
 
     context: int = 32
     """Symbols, and places that can be named."""
@@ -29,6 +29,10 @@ class PositionalRecall(Task):
     @property
     def vocab_size(self) -> int:
         return 1 + self.alphabet + self.context
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
 
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         symbols = generator.integers(1, 1 + self.alphabet, self.context)

@@ -14,6 +14,7 @@ class PreviousToken(Task):
 
     axis = "gap"
     levels = (1, 2, 8, 32)
+    apart = True
 
     gap: int = 1
     """How far back."""
@@ -34,6 +35,10 @@ class PreviousToken(Task):
     @property
     def vocab_size(self) -> int:
         return 1 + self.alphabet
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
 
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         tokens, labels = generator.integers(1, self.vocab_size, self.length), nothing_asked(self.length)

@@ -20,7 +20,7 @@ class Permutations(Task):
     """Random permutations; at each, the product of all so far, the latest applied last."""
 
     axis = "steps"
-    levels = (4, 8, 16, 32)
+    levels = (2, 4, 8, 16)
 
     steps: int = 8
     """Permutations of a sample."""
@@ -39,6 +39,10 @@ class Permutations(Task):
     @property
     def vocab_size(self) -> int:
         return 1 + len(products(self.objects))
+
+    @property
+    def chance(self) -> float:
+        return 1 / len(products(self.objects))
 
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         table = products(self.objects)

@@ -18,11 +18,11 @@ class SelectiveCopy(Task):
     """A context of blanks with symbols in it, then a marker for each symbol, where it is asked."""
 
     axis = "context"
-    levels = (32, 64, 128, 256)
+    levels = (8, 16, 32, 64)
 
-    context: int = 64
+    context: int = 32
     """Tokens among which the symbols lie."""
-    symbols: int = 8
+    symbols: int = 4
     """Symbols to copy."""
     alphabet: int = 16
     """Different symbols."""
@@ -39,6 +39,10 @@ class SelectiveCopy(Task):
     @property
     def vocab_size(self) -> int:
         return 2 + self.alphabet
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.alphabet
 
     def draw(self, generator: np.random.Generator) -> tuple[Row, Row]:
         tokens, labels = np.full(self.length, MARKER), nothing_asked(self.length)

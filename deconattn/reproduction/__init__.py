@@ -4,5 +4,5 @@ In the order in which things happen: `plans` (a table as runs and what is measur
 cost, and which machine does which); `folder` (where everything lies, which files say that something is done, and who
 works on what), `jobs` (the command of each job, and what it leaves behind), `runner`, `progress_view`; `paper` (what is
 printed there), `gather` (all numbers), `claims` (what they show), and `pages` (the report) with `tables` and
-`pictures`, which are made of `charts` and `radar`.
+`pictures`, which are made of the charts of `deconattn.pages` and of `radar`.
 """

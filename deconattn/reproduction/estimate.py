@@ -1,11 +1,11 @@
 """Cost of a plan's runs, a check of their training flags, and their assignment to machines."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deconattn.errors import UserError
-from deconattn.reproduction.plans import Request, Run, training_flags
+from deconattn.reproduction.plans import ReproductionPlan, Request, Run, training_flags
 
 DEMO_VOCABULARY = 2048
 """Vocabulary size of the tokenizer that is trained on the bundled demo corpus."""
@@ -42,12 +42,18 @@ def estimate_runs(request: Request, runs: Sequence[Run]) -> dict[str, Estimate]:
     if request.datasets is not None and not request.datasets.is_dir():
         raise UserError(f"--datasets {request.datasets}: no such folder; {MAKE}")
     vocabulary = _vocabulary(request)
-    found = {}
+    found: dict[str, Estimate] = {}
+    models: dict[Run, Estimate] = {}
     for run in runs:
+        if run.model in models:  # seeds and rates cost the same
+            found[run.name] = models[run.model]
+            continue
         flags = checked_flags(training_flags(request, run))
         model = model_config(flags.model, vocabulary, flags.data.seq_len)
         micro, rows = flags.optimization.micro_batch_size, flags.optimization.global_batch_size
-        found[run.name] = Estimate(
+        if request.lr_sweep and not flags.run.eval_every:
+            raise UserError("--lr-sweep takes the best rate by validation loss: give --train an --eval-every above 0")
+        found[run.name] = models[run.model] = Estimate(
             parameters=count_parameters(model).total,
             flops=flags.total_steps * step_flops(model, micro, flags.data.seq_len, rows // micro),
             tokens=flags.total_steps * rows * flags.data.seq_len,
@@ -72,11 +78,22 @@ def read_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def shards_of(plan: ReproductionPlan, estimates: Mapping[str, Estimate], count: int) -> dict[Run, int]:
+    """Return the shard, from 1, of every run that a job of the plan names."""
+    items: dict[Run, list[Run]] = {}
+    for job in plan.jobs:
+        swept = job.run.swept or job.run.lr is not None
+        items.setdefault(job.run.model if swept else job.run, []).append(job.run)
+    trained = set(plan.runs)
+    costs = [sum(estimates[run.name].flops for run in dict.fromkeys(runs) if run in trained) for runs in items.values()]
+    return {run: shard for runs, shard in zip(items.values(), deal(costs, count), strict=True) for run in runs}
+
+
 def deal(costs: Sequence[float], count: int) -> list[int]:
     """The shard, from 1, of each item: the dearest first, each to the shard that has least so far.
 
-    Every machine comes to the same answer by itself. A run and all that is measured of it are one item, so that no
-    machine waits for another.
+    Every machine comes to the same answer by itself. A run and all that is measured of it are one item, and so are all
+    runs of a model whose rate is swept, so that no machine waits for another.
     """
     loads = [0.0] * count
     shards = [0] * len(costs)

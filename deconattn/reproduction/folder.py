@@ -63,6 +63,32 @@ class ReproductionFolder:
         """Lock of the files that any process may write: the plan and the report."""
         return self.out / "locks" / "report"
 
+    def rate(self, run: Run) -> float | None:
+        """The peak learning rate that a run has from its sweep's choice; None where there is none, or not yet."""
+        chosen = self.result(PlannedJob(run.first, "choose")) if run.swept else None
+        return None if chosen is None else float(chosen["outcome"]["lr"])
+
+    def trained(self, run: Run) -> Run | None:
+        """The run whose training is this one's: itself, or the trial that its sweep chose; None before that."""
+        if not run.swept or run.first_seed is not None:
+            return run
+        return None if (lr := self.rate(run)) is None else run.at(lr)
+
+    def needs(self, job: PlannedJob) -> PlannedJob | None:
+        """The job that must be done before this one; None where none must, or where several trials must have ended."""
+        if job.kind == "choose" or (job.kind == "train" and not job.run.swept):
+            return None
+        trained = None if job.kind == "train" else self.trained(job.run)
+        return PlannedJob(job.run.first, "choose") if trained is None else PlannedJob(trained, "train")
+
+    def possible(self, job: PlannedJob) -> bool:
+        """Tell whether nothing that the job needs has failed."""
+        needed = self.needs(job)
+        return needed is None or (self.failure(needed) is None and self.possible(needed))
+
+    def settled(self, job: PlannedJob) -> bool:
+        return self.result(job) is not None or self.failure(job) is not None
+
     def result(self, job: PlannedJob) -> dict[str, Any] | None:
         """Recorded result of a job; None unless it is done."""
         return _read(self._done(job))
@@ -101,16 +127,30 @@ class Stored:
     def plan(self) -> ReproductionPlan:
         return make_plan(self.request)
 
+    def trials(self, run: Run) -> list[PlannedJob]:
+        """The trainings that the sweep of a model chooses from."""
+        return [PlannedJob(run.first.at(lr), "train") for lr in self.request.lr_sweep]
+
 
 def save_plan(folder: ReproductionFolder, stored: Stored) -> None:
-    """Begin the folder with its `plan.json`."""
+    """Begin the folder with its `plan.json`, or add seeds to it."""
     request = TypeAdapter(Request).dump_python(stored.request, mode="json")
     estimates = {name: dataclasses.asdict(estimate) for name, estimate in stored.estimates.items()}
     try:
         with durable.hold_lock(folder.common_lock, wait=True):
+            if (there := load_plan(folder)) is not None:  # perhaps another process has just begun it
+                check_same(folder, there.request, stored.request)
             _write(folder.plan, {"format": FORMAT, "request": request, "estimates": estimates})
     except OSError as error:
         raise UserError(f"--out {folder.out}: {error.strerror}; give a folder that can be written") from error
+
+
+def with_seeds(stored: Stored, seeds: int) -> Stored:
+    """Return a plan with more seeds, whose runs cost what those of the first do."""
+    request = dataclasses.replace(stored.request, seeds=seeds)
+    runs = make_plan(request).runs
+    costs = {run.name: stored.estimates[run.first.name] for run in runs}
+    return Stored(request, stored.estimates | costs)
 
 
 def load_plan(folder: ReproductionFolder) -> Stored | None:
@@ -125,15 +165,23 @@ def load_plan(folder: ReproductionFolder) -> Stored | None:
     if content.get("format") != FORMAT:
         raise UserError(f"{folder.plan} has format {content.get('format')}, not {FORMAT}: give another --out")
     try:
-        request = TypeAdapter(Request).validate_python(content["request"])
+        request = TypeAdapter(Request).validate_python(_as_now(content["request"]))
         estimates = TypeAdapter(dict[str, Estimate]).validate_python(content["estimates"])
     except (KeyError, ValidationError):
         return None
     return Stored(request, estimates)
 
 
+def _as_now(request: Any) -> Any:
+    """A request as it was stored when there was one number of tokens, as it is stored now."""
+    if isinstance(request, dict) and not isinstance(request.get("tokens", []), list):
+        return request | {"tokens": [] if request["tokens"] is None else [request["tokens"]]}
+    return request
+
+
 def check_same(folder: ReproductionFolder, stored: Request, given: Request) -> None:
-    """Raises UserError for the first flag that is not what the folder was begun with."""
+    """Raises UserError for the first flag that is not what the folder was begun with; more seeds may be given."""
+    stored = dataclasses.replace(stored, seeds=max(stored.seeds, given.seeds))
     for field in dataclasses.fields(Request):
         before, now = getattr(stored, field.name), getattr(given, field.name)
         if before != now:

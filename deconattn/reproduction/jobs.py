@@ -4,6 +4,7 @@ Commands are run as a user would: what one of them breaks, breaks one cell.
 """
 
 import json
+import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from deconattn.errors import UserError
 from deconattn.program import process
 from deconattn.reproduction.folder import ReproductionFolder, Stored
-from deconattn.reproduction.plans import PlannedJob, first_corpus, training_flags
+from deconattn.reproduction.plans import PlannedJob, Run, first_corpus, training_flags
 
 TRAIN, EVALUATE, ANALYZE = process("train"), process("evaluate"), process("analyze")
 CONFIG, METRICS, CHECKPOINTS, MANIFEST = "config.json", "metrics.jsonl", "checkpoints", "checkpoint.json"
@@ -81,13 +82,13 @@ def training_summary(run: Path) -> dict[str, Any]:
         raise UserError(f"the training ended without its last checkpoint, step {total}")
     found = metric_rows(run)
     steps = [row for row in found if "loss" in row]
-    validations = [row["val_loss"] for row in found if "val_loss" in row and row["step"] == total]
+    validations = [row["val_loss"] for row in found if _is_number(row.get("val_loss")) and row["step"] == total]
     seconds = _seconds(steps)
     tokens = steps[-1]["tokens"] if steps else 0
     return {
         "steps": total,
         "tokens": tokens,
-        "loss": steps[-1]["loss"] if steps else None,
+        "loss": steps[-1]["loss"] if steps and _is_number(steps[-1]["loss"]) else None,
         "validation_loss": validations[-1] if validations else None,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds if seconds else None,
@@ -104,9 +105,14 @@ def loss_curves(run: Path) -> dict[str, list[list[float]]]:
     pairs: dict[str, list[list[float]]] = {"training": [], "validation": []}
     for name, key in (("training", "loss"), ("validation", "val_loss")):
         for row in found:
-            if isinstance(row.get(key), float | int):  # the rest are words, such as "nan"
+            if _is_number(row.get(key)):
                 pairs[name].append([tokens.get(row["step"], row["step"] * a_step), row[key]])
     return pairs
+
+
+def _is_number(value: Any) -> bool:
+    """Tell numbers from what is not there and from words, such as "nan"."""
+    return isinstance(value, float | int) and math.isfinite(value)
 
 
 def _seconds(steps: list[MetricRow]) -> float:
@@ -187,6 +193,25 @@ def read_indicators(folder: Path) -> dict[str, Any]:
     return {"layers": layers}
 
 
+def choose_rate(folder: ReproductionFolder, stored: Stored, run: Run) -> dict[str, Any]:
+    """Choose the trial of a sweep with the lowest validation loss.
+
+    Returns:
+        `lr` of the best, and `losses` by rate, in nats a token, None where a trial failed or diverged.
+
+    Raises:
+        UserError: none has a loss.
+    """
+    losses: dict[str, float | None] = {}
+    for lr in stored.request.lr_sweep:
+        trained = folder.result(PlannedJob(run.at(lr), "train"))
+        losses[str(lr)] = None if trained is None else trained["outcome"]["validation_loss"]
+    found = {lr: loss for lr, loss in losses.items() if loss is not None}
+    if not found:
+        raise UserError("no rate of the sweep has a validation loss")
+    return {"lr": float(min(found, key=lambda lr: found[lr])), "losses": losses}
+
+
 def outcome_of(job: PlannedJob, folder: ReproductionFolder) -> dict[str, Any]:
     """Read what a job's command left behind.
 
@@ -202,11 +227,13 @@ def outcome_of(job: PlannedJob, folder: ReproductionFolder) -> dict[str, Any]:
 
 def command_of(job: PlannedJob, folder: ReproductionFolder, stored: Stored, fresh: bool = False) -> list[str]:
     """Command line of a job, given what is on the disk: a training that has begun is resumed, unless `fresh`."""
-    run, request = str(folder.run(job.run)), stored.request
+    run, request = str(folder.run(folder.trained(job.run) or job.run)), stored.request
     if job.kind == "train":
-        if not fresh and training_begun(folder.run(job.run)):
+        if not fresh and training_begun(Path(run)):
             return [*TRAIN, "--save", run, "--resume"]
-        return [*TRAIN, *training_flags(request, job.run), "--save", run]
+        rate = folder.rate(job.run)
+        trained = job.run if rate is None else job.run.at(rate)
+        return [*TRAIN, *training_flags(request, trained), "--save", run]
     out = ["--out", str(folder.output(job))]
     if job.kind == "analyze":
         corpus = first_corpus(request)
@@ -214,7 +241,7 @@ def command_of(job: PlannedJob, folder: ReproductionFolder, stored: Stored, fres
     command = [*EVALUATE, run, *out]
     if request.datasets is not None:
         command += ["--datasets", str(request.datasets)]
-    if request.limit is not None:
+    if request.limit:
         command += ["--limit", str(request.limit)]
     if job.kind == "contexts":
         longest = stored.estimates[job.run.name].length

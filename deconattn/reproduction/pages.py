@@ -4,20 +4,33 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from deconattn import durable
-from deconattn.analysis.palette import INK
+from deconattn.pages.frame import render
 from deconattn.reproduction import paper
-from deconattn.reproduction.charts import colour
-from deconattn.reproduction.pictures import loss_pictures, radar_pictures, table_pictures
+from deconattn.reproduction.cells import LOSS
+from deconattn.reproduction.pictures import loss_pictures, radar_pictures, sweep_pictures, table_pictures
 from deconattn.reproduction.progress_view import KINDS, NOTHING
-from deconattn.reproduction.tables import HEADINGS, TableRow, duration, lines_of, size_name
+from deconattn.reproduction.scaling import fit_words
+from deconattn.reproduction.tables import (
+    HEADINGS,
+    TableRow,
+    differences_of,
+    duration,
+    layers_of,
+    lines_of,
+    shown,
+    size_name,
+)
 from deconattn.shown import markdown_text, one_line
+from deconattn.statistics import LEVEL
 
 HTML, MARKDOWN, DATA = "report.html", "report.md", "data.json"
 
 PAPER_TOKENS = 15_000_000_000
+FITTED = (
+    "Fits of validation loss = floor + A · x^(-exponent), x being parameters or tokens, to the means over seeds, with "
+    "95 % intervals over the seeds' own fits:"
+)
 
 Data = dict[str, Any]
 
@@ -32,33 +45,35 @@ def write_pages(data: Data, out: Path) -> Path:
 
 def html(data: Data) -> str:
     """The page, without a reference to anything outside it."""
-    environment = Environment(
-        loader=PackageLoader("deconattn.reproduction", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"colour": colour, "ink": INK, "duration": duration, "nothing": NOTHING, "kinds": KINDS}
     sections = [
         {
             "id": f"table-{name}",
             "heading": HEADINGS[name],
-            "caption": _caption(name, table),
+            "caption": _caption(name, table, data),
             "columns": table["columns"],
             "lines": lines_of(table),
-            "pictures": table_pictures(name, table),
+            "differences": differences_of(table),
+            "compared": compared(table),
+            "pictures": table_pictures(name, table, data["fits"].get(name, ())),
+            "fits": [fit_words(fit) for fit in data["fits"].get(name, ())],
         }
         for name, table in data["tables"].items()
     ]
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "deconattn.reproduction",
+        "report.html.j2",
         title=title(data),
         lede=lede(data),
         sections=sections,
+        sweeps=sweep_pictures(data),
         losses=loss_pictures(data),
         radars=radar_pictures(data),
         data=data,
         verdict=verdict,
+        duration=duration,
+        nothing=NOTHING,
+        kinds=KINDS,
+        fitted=FITTED,
         unmeasured=dict.fromkeys(("seconds", "tokens_per_second", "memory_gib", "environment")),
     )
 
@@ -75,7 +90,14 @@ def markdown(data: Data) -> str:
         or "Nothing yet."
     )
     for name, table in data["tables"].items():
-        parts += [f"## {HEADINGS[name]}", _markdown_table(table["columns"], lines_of(table))]
+        caption = markdown_text(_caption(name, table, data))
+        parts += [f"## {HEADINGS[name]}", caption, _markdown_table(table["columns"], lines_of(table))]
+        if differences := differences_of(table):
+            parts += [markdown_text(compared(table)), _markdown_table(table["columns"], differences)]
+        if fits := data["fits"].get(name):
+            parts += [FITTED, "\n".join(f"- {markdown_text(fit_words(fit))}" for fit in fits)]
+    if data["sweeps"]:
+        parts += ["## Learning rates", _markdown_sweeps(data["sweeps"])]
     parts.append("## Runs")
     heading = (
         "| run | state | parameters | tokens | wall time | tokens/s | memory, GiB |\n| --- | --- |" + " ---: |" * 5
@@ -110,7 +132,14 @@ def lede(data: Data) -> str:
     tokens = sorted({run["planned_tokens"] for run in runs})
     sizes = ", ".join(dict.fromkeys(size_name(run["size"]) for run in runs))
     span = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,} to {tokens[-1]:,}"
-    words = [f"{len(runs)} {'model' if len(runs) == 1 else 'models'} ({sizes}), each trained on {span} tokens."]
+    models = {(run["size"], run["variant"], run["pattern"], run["key_value_heads"]) for run in runs}
+    seeds = "" if len(data["seeds"]) == 1 else f" with each of {len(data['seeds'])} seeds"
+    words = [
+        f"{len(models)} {'model' if len(models) == 1 else 'models'} ({sizes}), each trained on {span} tokens{seeds}."
+    ]
+    if data["sweeps"]:
+        rates = ", ".join(data["sweeps"][0]["losses"])
+        words.append(f"The learning rate of each is the best of {rates} with the first seed.")
     if tokens[-1] < PAPER_TOKENS:
         words.append(
             "The paper's saw 15 billion and more: compare the order of the rows and their distances, not the "
@@ -123,25 +152,61 @@ def lede(data: Data) -> str:
     return " ".join(words)
 
 
-def _caption(name: str, table: Data) -> str:
-    """Caption of a table: the units of its cells."""
-    words = ["WikiText perplexity" if name == "4" else "Ours ± standard error, accuracies in per cent"]
+def _caption(name: str, table: Data, data: Data) -> str:
+    """Caption of a table: the units of its cells, and what stands beside them."""
+    several = len(data["seeds"]) > 1
+    ours = "mean over seeds and its 95 % interval" if several else "ours ± standard error"
+    units = "WikiText perplexity" if name == "4" else "accuracies in per cent"
+    words = [f"{ours[0].upper()}{ours[1:]}, {units}"]
+    if several and name != "4":
+        words.append("in the intervals is the standard error of the documents scored, where the benchmark has one")
+    words.append(
+        "perplexities are averaged in logarithms" if several else "one seed, so there is no interval over seeds"
+    )
     if any(row["paper"] for row in table["rows"]):
         words.append(f"beneath, in grey, what the paper prints of its {size_name(paper.SIZE)} models")
     return "; ".join(words) + "."
 
 
+def compared(table: Data) -> str:
+    """Caption of a table of differences."""
+    rows = [row for row in table["rows"] if row.get("differences")]
+    if not rows:
+        return ""
+    level = next(iter(rows[0]["differences"].values()))["level"]
+    count = round((1 - LEVEL) / (1 - level))
+    return (
+        "Differences from standard attention, paired by seed: points of accuracy, nats, and ratios of perplexities. "
+        f"Intervals are at {100 * level:.4g} %, so that all {count} of a column hold together with {100 * LEVEL:g} %; "
+        "in bold, those that exclude no difference."
+    )
+
+
 def verdict(claim: Data) -> str:
-    """Whether the paper's finding shows here, in two or three words."""
-    return {True: "Shows", False: "Does not show", None: "Open"}[claim["shows"]]
+    """The verdict on a finding of the paper, in two or three words."""
+    return {"seen": "Seen in one run", "not seen": "Not seen in one run"}.get(
+        claim["verdict"], claim["verdict"].capitalize()
+    )
+
+
+def _markdown_sweeps(sweeps: list[Data]) -> str:
+    rates = list(dict.fromkeys(lr for sweep in sweeps for lr in sweep["losses"]))
+    rows = ["| model | layers | " + " | ".join(rates) + " | taken |", "| --- | --- |" + " ---: |" * (len(rates) + 1)]
+    for sweep in sweeps:
+        losses = [shown(LOSS, sweep["losses"][lr]) for lr in rates]
+        model = [sweep["variant"], layers_of(sweep | {"run": "", "skipped": False}, True)]
+        taken = NOTHING if sweep["chosen"] is None else f"{sweep['chosen']:g}"
+        rows.append("| " + " | ".join(markdown_text(text) for text in (*model, *losses, taken)) + " |")
+    return "\n".join(rows)
 
 
 def _markdown_table(columns: list[str], lines: list[TableRow]) -> str:
     rows = ["| model | layers | " + " | ".join(columns) + " |", "| --- | --- |" + " ---: |" * len(columns)]
     for line in lines:
-        cells = [line.label, line.layers if line.state == "done" else f"{line.layers} ({line.state})"]
+        layers = line.layers if line.state == "done" else f"{line.layers} ({line.state})"
+        cells = [markdown_text(line.label), markdown_text(layers)]
         for cell in line.cells:
-            error = f" ± {cell.error}" if cell.error else ""
-            cells.append(cell.ours + error + (f" (paper {cell.paper})" if cell.paper else ""))
-        rows.append("| " + " | ".join(markdown_text(text) for text in cells) + " |")
+            words = " ".join(filter(None, (cell.ours, cell.error, f"(paper {cell.paper})" if cell.paper else "")))
+            cells.append(f"**{markdown_text(words)}**" if cell.clear else markdown_text(words))
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)

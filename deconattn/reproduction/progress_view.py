@@ -16,6 +16,7 @@ NOTHING = "\N{EN DASH}"
 
 KINDS: dict[Kind, str] = {
     "train": "training",
+    "choose": "rate",
     "evaluate": "benchmarks",
     "skip": "without variant layers",
     "contexts": "context lengths",
@@ -33,7 +34,7 @@ class ProgressView:
     def __init__(self, folder: ReproductionFolder, jobs: Sequence[PlannedJob]) -> None:
         self.folder, self.jobs = folder, jobs
         self._console = Console(stderr=True, soft_wrap=True)
-        self._running: PlannedJob | None = None
+        self._running: list[PlannedJob] = []
         self._waiting = ""
         self._last = 0.0
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
@@ -52,14 +53,17 @@ class ProgressView:
             self._live.stop()
 
     def started(self, job: PlannedJob) -> None:
-        self._running, self._waiting, self._last = job, "", 0.0
+        self._running.append(job)
+        self._waiting, self._last = "", 0.0
         if not self._live:
             self._say(f"{self._place(job)} {job.name}: started, log {self.folder.log(job)}")
             self._last = time.monotonic()
         self.look()
 
     def ended(self, job: PlannedJob) -> None:
-        self._running, self._last = None, 0.0
+        if job in self._running:
+            self._running.remove(job)
+        self._last = 0.0
         if self._live:
             self.look()
         else:
@@ -79,8 +83,10 @@ class ProgressView:
         self._last = now
         if self._live:
             self._live.update(self.table(), refresh=True)
-        elif self._running and (words := self._far(self._running)):
-            self._say(f"{self._place(self._running)} {self._running.name}: {words}")
+        else:
+            for job in self._running:
+                if words := self._far(job):
+                    self._say(f"{self._place(job)} {job.name}: {words}")
 
     def table(self) -> Table:
         """A row a run, a column a kind of job."""
@@ -95,12 +101,14 @@ class ProgressView:
 
     def _state(self, job: PlannedJob) -> Text:
         if self.folder.result(job) is not None:
-            return Text("done", "green")
+            return Text("done" if job.kind != "choose" else f"{self.folder.rate(job.run):g}", "green")
         if (failure := self.folder.failure(job)) is not None:
-            return Text(f"failed: {failure.get('reason')}, see {failure.get('log')}", "red")
-        if job == self._running:
+            return Text(
+                f"failed: {failure.get('reason')}{f', see {log}' if (log := failure.get('log')) else ''}", "red"
+            )
+        if job in self._running:
             return Text(self._far(job) or "running", "bold")
-        if self.folder.failure(PlannedJob(job.run, "train")) is not None:
+        if not self.folder.possible(job):
             return Text("not possible", "red")
         return Text(self._far(job) or NOTHING, "dim")
 

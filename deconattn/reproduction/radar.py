@@ -7,7 +7,7 @@ from statistics import fmean
 
 from markupsafe import Markup, escape
 
-from deconattn.reproduction.charts import DASHES, colour
+from deconattn.pages.charts import DASHES, colour
 from deconattn.reproduction.jobs import INDICATORS, LayerMeans
 
 SIDE, RADIUS, RINGS = 260, 82, (0.25, 0.5, 0.75, 1.0)

@@ -1,4 +1,4 @@
-"""Does the jobs one after another, beside other processes that do the same.
+"""Does the jobs, one or several at a time, beside other processes that do the same.
 
 What is done is known from the folder alone, so this process may end at any moment.
 Each job's command is a child process that is watched and stopped in order.
@@ -12,12 +12,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -25,7 +26,7 @@ from deconattn.durable import hold_lock, lock_holder
 from deconattn.errors import UserError
 from deconattn.launch.ranks import without_rank
 from deconattn.reproduction.folder import ReproductionFolder, Stored
-from deconattn.reproduction.jobs import command_of, outcome_of
+from deconattn.reproduction.jobs import choose_rate, command_of, outcome_of
 from deconattn.reproduction.plans import PlannedJob
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -49,54 +50,61 @@ class Stop:
         self.signal = number
 
 
-def run_command(
-    command: Sequence[str], log: Path, lock: int, stop: Stop, look: Callable[[], None]
-) -> tuple[int, float]:
-    """Run a command to its end, what it prints appended to `log`.
+class Child:
+    """A command that runs, what it prints appended to `log`.
 
-    The child takes no part in what may have started this process as one of several (srun, mpirun): it starts ranks of
-    its own. It is in a session of its own, so that a Ctrl-C at the terminal does not reach it beside our own signal; it
-    gets SIGTERM when a stop is asked for, and when this process dies.
+    It takes no part in what may have started this process as one of several (srun, mpirun): it starts ranks of its own.
+    It is in a session of its own, so that a Ctrl-C at the terminal does not reach it beside our own signal; it gets
+    SIGTERM when a stop is asked for, and when this process dies.
 
     Args:
         lock: a descriptor that it inherits.
-        look: called again and again meanwhile.
-
-    Returns:
-        Its exit code as a shell has it, and seconds.
+        environment: variables beside this process's.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    parent = os.getpid()
 
-    def before_exec() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died in between
-            os._exit(1)
+    def __init__(
+        self, command: Sequence[str], log: Path, lock: int, environment: Mapping[str, str] | None = None
+    ) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._start, self._told = time.monotonic(), False
+        parent = os.getpid()
 
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=without_rank(os.environ),
-            start_new_session=True,
-            pass_fds=[lock],
-            preexec_fn=before_exec,  # safe: there is one thread here
-        )
-    told = False
-    while (code := child.poll()) is None:
-        if stop and not told:
-            child.terminate()
-            told = True
-        if stop.hurry:
+        def before_exec() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # it died in between
+                os._exit(1)
+
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=without_rank({**os.environ, **(environment or {})}),
+                start_new_session=True,
+                pass_fds=[lock],
+                preexec_fn=before_exec,  # safe: there is one thread here
+            )
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def ask_to_stop(self, hurry: bool) -> None:
+        """Send SIGTERM, once; in a hurry kill it and all that it started."""
+        if not self._told:
+            self._process.terminate()
+            self._told = True
+        if hurry:
             with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-        look()
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Return the exit code as a shell has it; None if it still runs after so many seconds."""
         with suppress(subprocess.TimeoutExpired):
-            child.wait(SECONDS_BETWEEN_LOOKS)
-    return (128 - code if code < 0 else code), time.monotonic() - start
+            code = self._process.wait(seconds)
+            return 128 - code if code < 0 else code
+        return None
 
 
 def still_writing(folder: Path) -> list[int]:
@@ -122,70 +130,122 @@ class View(Protocol):
         """Poll; called repeatedly while something runs."""
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A job's command, and the lock that is held meanwhile."""
+
+    child: Child
+    command: Sequence[str]
+    held: ExitStack
+
+
 class Runner:
-    """Works on some of a plan's jobs until each is done, has failed, or cannot be done because its training failed.
+    """Works on some of a plan's jobs until each is done, has failed, or cannot be done because what it needs failed.
 
     Args:
-        jobs: each training before what needs it.
-        stop: looked at between jobs and while one runs.
+        jobs: in the order in which they are begun, where nothing else decides.
+        stop: looked at between jobs and while some run.
+        at_once: jobs at a time.
+        environment: variables of the commands beside this process's.
     """
 
     def __init__(
-        self, folder: ReproductionFolder, stored: Stored, jobs: Sequence[PlannedJob], view: View, stop: Stop
+        self,
+        folder: ReproductionFolder,
+        stored: Stored,
+        jobs: Sequence[PlannedJob],
+        view: View,
+        stop: Stop,
+        at_once: int = 1,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.stored, self.jobs, self.view, self.stop = folder, stored, jobs, view, stop
+        self._at_once, self._environment = at_once, environment
+        self._running: dict[PlannedJob, _Running] = {}
 
     def run(self) -> None:
-        while not self.stop:
-            open_jobs = [job for job in self.jobs if self._open(job)]
-            if not open_jobs:
-                return
-            if not any([self._try(job) for job in open_jobs if not self.stop]):
-                self.view.waiting(open_jobs[0], lock_holder(self.folder.lock(open_jobs[0])))
-                self.view.look()
+        again = 0.0
+        while self._running or not self.stop:
+            if self._look_after_children():
+                again = 0.0
+            if not self.stop and len(self._running) < self._at_once and time.monotonic() >= again:
+                open_jobs = [job for job in self.jobs if job not in self._running and self._open(job)]
+                if not open_jobs and not self._running:
+                    return
+                if self._begin(open_jobs):
+                    continue
+                again = time.monotonic() + SECONDS_BETWEEN_TRIES
+            self.view.look()
+            if not self._running:
                 time.sleep(SECONDS_BETWEEN_TRIES)
 
     def _open(self, job: PlannedJob) -> bool:
-        training = PlannedJob(job.run, "train")
-        settled = self.folder.result(job) is not None or self.folder.failure(job) is not None
-        return not settled and self.folder.failure(training) is None
+        return not self.folder.settled(job) and self.folder.possible(job)
 
-    def _try(self, job: PlannedJob) -> bool:
-        """Whether there was something to do, and it was ours to do."""
-        training = PlannedJob(job.run, "train")
-        if job.kind != "train" and self.folder.result(training) is None:
-            return False
-        with hold_lock(self.folder.lock(job)) as lock:
-            if lock is None:
-                return False
-            if self._open(job):  # another process may have settled it before we had the lock
-                self._wait_for_orphans(job)
-                self._do(job, lock)
+    def _begin(self, open_jobs: Sequence[PlannedJob]) -> bool:
+        """Begin what can be; tell whether there was anything, and say what is waited for where nothing runs."""
+        reasons = []
+        for job in open_jobs:
+            if self.stop or len(self._running) == self._at_once:
+                break
+            reasons.append((job, self._try(job)))
+        if any(reason is None for _, reason in reasons):
             return True
+        for job, reason in reasons if not self._running else ():
+            if reason:
+                self.view.waiting(job, reason)
+                break
+        return False
 
-    def _wait_for_orphans(self, job: PlannedJob) -> None:
-        """Ranks whose launcher was killed end by themselves after a step; two trainings must not write one folder."""
-        while job.kind == "train" and not self.stop and (pids := still_writing(self.folder.output(job))):
-            self.view.waiting(job, f"pid {pids[0]}, which still trains there")
-            self.view.look()
-            time.sleep(SECONDS_BETWEEN_TRIES)
+    def _try(self, job: PlannedJob) -> str | None:
+        """None if there was something to do, and it was ours to do; else who does it, empty if nobody can yet."""
+        needed = self.folder.needs(job)
+        if needed is not None and self.folder.result(needed) is None:
+            return ""
+        if job.kind == "choose" and not all(self.folder.settled(trial) for trial in self.stored.trials(job.run)):
+            return ""
+        with ExitStack() as stack:
+            lock = stack.enter_context(hold_lock(self.folder.lock(job)))
+            if lock is None:
+                return lock_holder(self.folder.lock(job))
+            if not self._open(job):  # another process may have settled it before we had the lock
+                return None
+            # Ranks whose launcher was killed end by themselves after a step; two trainings must not write one folder.
+            if job.kind == "train" and (pids := still_writing(self.folder.output(job))):
+                return f"pid {pids[0]}, which still trains there"
+            if job.kind == "choose":
+                self._choose(job)
+                return None
+            self._running[job] = self._start(job, lock, stack.pop_all())
+            self.view.started(job)
+        return None
 
-    def _do(self, job: PlannedJob, lock: int) -> None:
-        if self.stop:
-            return
-        folder = self.folder
+    def _start(self, job: PlannedJob, lock: int, held: ExitStack) -> _Running:
         if job.kind != "train":
-            _remove_output(folder.output(job))
-        command = command_of(job, folder, self.stored)
-        _write_heading(folder.log(job), command)
-        self.view.started(job)
-        code, seconds = run_command(command, folder.log(job), lock, self.stop, self.view.look)
-        attempt = {
-            "command": shlex.join(command),
-            "host": socket.gethostname(),
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 1),
-        }
+            _remove_output(self.folder.output(job))
+        command = command_of(job, self.folder, self.stored)
+        _write_heading(self.folder.log(job), command)
+        return _Running(Child(command, self.folder.log(job), lock, self._environment), command, held)
+
+    def _look_after_children(self) -> bool:
+        """Stop what is to stop, and record what has ended; tell whether anything has."""
+        ended = []
+        for job, running in self._running.items():
+            if self.stop:
+                running.child.ask_to_stop(self.stop.hurry)
+            code = running.child.wait(SECONDS_BETWEEN_LOOKS / len(self._running))
+            if code is not None:
+                ended.append((job, code))
+        for job, code in ended:
+            running = self._running.pop(job)
+            with running.held:
+                self._record(job, running, code)
+            self.view.ended(job)
+        return bool(ended)
+
+    def _record(self, job: PlannedJob, running: _Running, code: int) -> None:
+        folder = self.folder
+        attempt = _attempt(running.command, running.child.seconds)
         reason = f"exit code {code}"
         if code == 0:
             try:
@@ -194,7 +254,23 @@ class Runner:
                 reason = str(error)
         if folder.result(job) is None and not self.stop:
             folder.record_failure(job, attempt | {"reason": reason, "log": str(folder.log(job))})
+
+    def _choose(self, job: PlannedJob) -> None:
+        attempt = _attempt((), 0.0)
+        try:
+            self.folder.record(job, attempt | {"outcome": choose_rate(self.folder, self.stored, job.run)})
+        except UserError as error:
+            self.folder.record_failure(job, attempt | {"reason": str(error), "log": ""})
         self.view.ended(job)
+
+
+def _attempt(command: Sequence[str], seconds: float) -> dict[str, Any]:
+    return {
+        "command": shlex.join(command),
+        "host": socket.gethostname(),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+    }
 
 
 def _remove_output(folder: Path) -> None:

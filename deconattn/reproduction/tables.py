@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deconattn.config.pattern import STANDARD
-from deconattn.reproduction.jobs import PERPLEXITIES
+from deconattn.reproduction.cells import LOSS, is_perplexity
 from deconattn.reproduction.plans import UNIFORM
 from deconattn.reproduction.progress_view import NOTHING
 
@@ -16,17 +16,21 @@ HEADINGS = {
     "figure3": "Figure 3: where the standard layers stand",
     "figure4": "Figure 4: sizes",
 }
-LOSS = "validation loss"
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """`sort` is empty for what has no place in an order; it comes last then."""
+    """A number: ours with its standard error or interval, and the paper's.
+
+    `sort` is empty for what has no place in an order; it comes last then. `clear` marks a difference whose interval
+    excludes none.
+    """
 
     ours: str
     error: str = ""
     paper: str = ""
     sort: float | str = ""
+    clear: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def layers_of(row: dict[str, Any], several_sizes: bool = False) -> str:
         words.append(row["pattern"] if row["pattern"] == UNIFORM else f"hybrid, {row['pattern']}")
     if row["key_value_heads"]:
         words.append(f"{row['key_value_heads']} key/value heads")
+    if row.get("told_tokens"):
+        words.append(f"{row['told_tokens']:,} tokens")
     if row["skipped"]:
         words.append("skipped")
     return ", ".join(words)
@@ -60,8 +66,36 @@ def lines_of(table: dict[str, Any]) -> list[TableRow]:
     lines = []
     for row in table["rows"]:
         cells = [_cell(title, row["ours"].get(title), row["paper"].get(title)) for title in table["columns"]]
-        lines.append(TableRow(row["label"], layers_of(row, several), row.get("variant"), row["state"], cells))
+        lines.append(TableRow(row["label"], layers_of(row, several), row.get("variant"), _state(row), cells))
     return lines
+
+
+def differences_of(table: dict[str, Any]) -> list[TableRow]:
+    """The rows of a gathered table's paired differences from standard attention; none where no interval is known."""
+    rows = [row for row in table["rows"] if row.get("differences")]
+    if not any(found["low"] is not None for row in rows for found in row["differences"].values()):
+        return []
+    several = len({row["size"] for row in rows}) > 1
+    return [
+        TableRow(
+            row["label"],
+            layers_of(row, several),
+            row["variant"],
+            "done",
+            [_difference(title, row["differences"].get(title)) for title in table["columns"]],
+        )
+        for row in rows
+    ]
+
+
+def _state(row: dict[str, Any]) -> str:
+    """What is missing of a row; `done` where nothing is."""
+    seeds = row.get("seeds_done")
+    return (
+        f"{row['state']}, {seeds} {'seed' if seeds == 1 else 'seeds'} done"
+        if seeds and row["state"] != "done"
+        else row["state"]
+    )
 
 
 def size_name(size: str) -> str:
@@ -76,11 +110,6 @@ def shown(title: str, value: float | None) -> str:
     if title == LOSS:
         return f"{value:.3f}"
     return perplexity(value) if is_perplexity(title) else f"{100 * value:.1f}"
-
-
-def is_perplexity(title: str) -> bool:
-    """Table 4's columns are context lengths, and hold perplexities."""
-    return title in PERPLEXITIES or title.isdecimal()
 
 
 def perplexity(value: float) -> str:
@@ -108,11 +137,34 @@ def duration(seconds: float | None) -> str:
 
 def _cell(title: str, ours: dict[str, Any] | None, paper: float | None) -> TableCell:
     value = None if ours is None else ours["value"]
-    error = None if ours is None else ours["stderr"]
     printed = "" if paper is None else _as_printed(paper) if is_perplexity(title) else f"{paper:.1f}"
-    return TableCell(
-        ours=shown(title, value),
-        error="" if error is None else shown(title, error),
-        paper=printed,
-        sort="" if value is None else value,
-    )
+    return TableCell(shown(title, value), error_of(title, ours or {}), printed, "" if value is None else value)
+
+
+def error_of(title: str, cell: dict[str, Any]) -> str:
+    """Format the interval over seeds; where there is none, the standard error."""
+    if cell.get("low") is not None:
+        return f"[{shown(title, cell['low'])}, {shown(title, cell['high'])}]"
+    return "" if cell.get("stderr") is None else f"± {shown(title, cell['stderr'])}"
+
+
+def _difference(title: str, found: dict[str, Any] | None) -> TableCell:
+    if found is None:
+        return TableCell(NOTHING)
+    value, low, high = (found[name] for name in ("value", "low", "high"))
+    text = _ratio if found["ratio"] else lambda number: _signed(shown(title, abs(number)), number)
+    if low is None:
+        return TableCell(text(value), sort=value)
+    none = 1.0 if found["ratio"] else 0.0
+    return TableCell(text(value), f"[{text(low)}, {text(high)}]", sort=value, clear=not low <= none <= high)
+
+
+def _signed(size: str, value: float) -> str:
+    if not size.strip("0."):
+        return size
+    return f"\N{MINUS SIGN}{size}" if value < 0 else f"+{size}"
+
+
+def _ratio(value: float) -> str:
+    """Format a ratio of perplexities, with two decimals where they can be seen."""
+    return f"\N{MULTIPLICATION SIGN}{value:.2f}" if value < 100 else f"\N{MULTIPLICATION SIGN}{perplexity(value)}"

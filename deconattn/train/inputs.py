@@ -12,23 +12,24 @@ import torch
 from torch import Tensor
 
 from deconattn.config.flags import TrainingFlags
+from deconattn.config.probe_source import named_task
 from deconattn.config.run_config import CorpusIdentity
 from deconattn.config.steps import Stretch
-from deconattn.data import Batch, SampleStream, TokenCorpus, Tokenizer, parse_data_argument
+from deconattn.data import SampleStream, TokenCorpus, Tokenizer, parse_data_argument
 from deconattn.data.corpus_tokenizer import difference, load_corpus_tokenizer, note_of
 from deconattn.data.loading.batches import Stream, check_corpora
 from deconattn.data.loading.best_fit import BestFit
-from deconattn.data.loading.loader import Loader, open_loader
 from deconattn.data.loading.phases import Streams, connect
 from deconattn.data.manifest import TABLES_NAME, Manifest, read_checked
 from deconattn.errors import UserError, of_the_disk
-from deconattn.ops.cross_entropy import IGNORED
 from deconattn.parallel.process_group import from_rank_0
+from deconattn.train.probe_data import ProbeData
+from deconattn.train.run_data import RunData
 
 
 def open_data(
     arguments: tuple[str, ...], flags: TrainingFlags, run: Path, manifests: Mapping[str, Manifest] | None = None
-) -> "TrainingData":
+) -> RunData:
     """Open a run's data on every rank; a collective call.
 
     Rank 0 reads the manifests, compares the shards' sizes and makes what tables are wanted, however long that takes.
@@ -38,12 +39,12 @@ def open_data(
         manifests: by folder, where rank 0 has read them already.
 
     Raises:
-        UserError: on every rank, for what rank 0 finds, see :class:`TrainingData`.
+        UserError: on every rank, for what rank 0 finds, see :func:`data_of`.
     """
-    spare, opened = run / TABLES_NAME, list[TrainingData]()
+    spare, opened = run / TABLES_NAME, list[RunData]()
 
     def read() -> None:
-        data = TrainingData(arguments, flags, manifests, spare)
+        data = data_of(arguments, flags, manifests, spare)
         try:
             data.open()
         except OSError as error:
@@ -54,9 +55,21 @@ def open_data(
     told: list[Any] = [opened[0].manifests if opened else None]
     torch.distributed.broadcast_object_list(told, src=0)
     if not opened:
-        opened.append(TrainingData(arguments, flags, told[0], spare, verify=False))
+        opened.append(data_of(arguments, flags, told[0], spare, verify=False))
         opened[0].open()
     return opened[0]
+
+
+def data_of(
+    arguments: tuple[str, ...],
+    flags: TrainingFlags,
+    manifests: Mapping[str, Manifest] | None = None,
+    spare: Path | None = None,
+    verify: bool = True,
+) -> RunData:
+    """Return the data that `--data` names; arguments and errors as of :class:`TrainingData`."""
+    task = named_task(arguments)
+    return TrainingData(arguments, flags, manifests, spare, verify) if task is None else ProbeData(task, flags)
 
 
 class _Phase(NamedTuple):
@@ -67,7 +80,7 @@ class _Phase(NamedTuple):
     identities: list[CorpusIdentity]
 
 
-class TrainingData:
+class TrainingData(RunData):
     """Training and validation streams over the corpora of `--data`.
 
     Args:
@@ -86,9 +99,10 @@ class TrainingData:
         spare: Path | None = None,
         verify: bool = True,
     ) -> None:
-        self._flags, self._spare, self._verify = flags, spare, verify
+        super().__init__(flags)
+        self._spare, self._verify = spare, verify
         seq_len, seed = flags.data.seq_len, flags.optimization.seed
-        self.manifests = dict(manifests or {})
+        self.manifests |= manifests or {}
         parsed = [parse_data_argument(argument) for argument in arguments]
         self._blended = corpora = self._corpora(parsed)
         check_corpora([corpus for corpus, _ in corpora], seq_len)
@@ -106,8 +120,6 @@ class TrainingData:
         self._validation = SampleStream(held_out, seq_len, seed, shuffle=False) if held_out else None
         self.corpora = tuple(corpus for corpus, _ in corpora)
         self.identities = _identities(parsed, self.corpora)
-        self.phase_identities: dict[str, list[CorpusIdentity]] = {}
-        """Of phases with corpora of their own, by the step that each begins at."""
         self._phases = list(self._read_phases(arguments))
         if flags.data.packing == "concat":
             self.open()  # which costs nothing, and finds a corpus that is too short
@@ -161,10 +173,6 @@ class TrainingData:
         connect(self._streams, counts, [[identity.content for identity in each] for each in every])
         return Streams(self._streams, starts)
 
-    def open(self) -> None:
-        """Open the training stream, and make what tables it wants; else its first use does."""
-        _ = self._train
-
     @property
     def vocab_size(self) -> int:
         """Vocabulary size of the tokenizer."""
@@ -196,10 +204,6 @@ class TrainingData:
         notes = (note_of(corpus.folder, corpus.manifest) for corpus in self.corpora)
         return [note for note in notes if note is not None]
 
-    @property
-    def has_validation(self) -> bool:
-        return self._validation is not None
-
     def validation_report(self) -> list[str]:
         """Return a line about the corpora that there is no validation on, if there are any."""
         if not self._not_validated:
@@ -208,55 +212,10 @@ class TrainingData:
         remedy = "pack with a larger --val-fraction, or give a shorter --seq-len"
         return [f"{what}: {'; '.join(self._not_validated)} ({remedy})"]
 
-    def loader(self, first_step: int, dp_rank: int, dp_size: int, pin: bool) -> Loader:
-        """Open the micro-batches of data-parallel rank `dp_rank` from optimiser step `first_step` (from 0) on.
-
-        Step s takes the G samples after those of the steps before it, G its global batch: the order does not depend
-        on ranks, micro-batches or loader workers. Close it.
-        """
-        data, plan = self._flags.data, self._flags.plan
-        numbers = self._numbers(first_step, dp_rank, dp_size)
-        ahead = max(stretch.micro_batches(dp_size) for stretch in plan.stretches)
-        return open_loader(self._train, numbers, data.doc_mask, data.loader_workers, ahead, pin)
-
-    def _numbers(self, first_step: int, dp_rank: int, dp_size: int) -> Iterator[range]:
-        """Yield the samples of each of a rank's micro-batches."""
-        for step in range(first_step, self._flags.total_steps):
-            here = self._flags.plan.before(step)
-            start, end = here.samples + dp_rank * here.micro, here.samples + here.batch
-            yield from (range(first, first + here.micro) for first in range(start, end, dp_size * here.micro))
-
     def packing_report(self) -> list[str]:
         """Return a line for each corpus whose documents are packed: what is padding and what was cut."""
         layouts = zip(self.corpora, self._streams[0].layouts, strict=True)
         return [f"{corpus.folder}: {layout.packing}" for corpus, layout in layouts if isinstance(layout, BestFit)]
-
-    def validation_batches(self, dp_rank: int, dp_size: int) -> Iterator[Batch]:
-        """Yield a data-parallel rank's share of the first `--eval-sequences` validation samples, the same each time.
-
-        Every rank gets equally many batches of equally many rows; where samples run out, labels are ignored.
-        """
-        assert self._validation is not None
-        total = min(self._flags.run.eval_sequences, self._validation.num_samples)
-        micro = self._flags.optimization.micro_batch_size
-        for start in range(0, total, dp_size * micro):
-            numbers = range(start + dp_rank * micro, start + (dp_rank + 1) * micro)
-            batch = self._validation.batch([min(number, total - 1) for number in numbers], self._flags.data.doc_mask)
-            batch.labels[max(0, total - numbers.start) :].fill_(IGNORED)
-            yield batch
-
-    def check_fixed_text(self, before: Tensor) -> None:
-        """Compare `--fixed-text`, where it is still there, with the stream of a resumed run, int64 [seq_len].
-
-        Raises:
-            UserError: it is another text.
-        """
-        path = self._flags.data.fixed_text
-        if path is not None and path.is_file() and not self.fixed_ids().equal(before):
-            raise UserError(
-                f"--resume: --fixed-text {path} is not the text that the run was started with, which its checkpoint "
-                "has: give that one, or move this one away"
-            )
 
     def fixed_ids(self) -> Tensor:
         """Return the fixed stream's token ids, int64 [longest]: of `--fixed-text`, or the corpus's first tokens."""

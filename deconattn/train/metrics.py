@@ -1,4 +1,4 @@
-"""Metrics of a run while it trains: `metrics.jsonl`, a progress line, Weights & Biases."""
+"""Metrics of a run while it trains: `metrics.jsonl`, a progress line, Weights & Biases, TensorBoard."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import psutil
 import torch
@@ -16,9 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deconattn import durable
+from deconattn.config.flag_groups import RunFlags
 from deconattn.errors import UserError
+from deconattn.metric_rows import METRICS, kind_of, valid_lines
 
-METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+"""TensorBoard's folder in the run's."""
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -38,9 +41,10 @@ class MetricsFile:
         with writing(self._path):
             if self._path.exists():
                 kept = []
-                for line, row in _rows_up_to(self._path, resumed_step):
-                    kept.append(line)
-                    self._last[_kind(row)] = row
+                for line, row in valid_lines(self._path.read_text(encoding="utf-8", errors="replace")):
+                    if row["step"] <= resumed_step:
+                        kept.append(line)
+                        self._last[kind_of(row)] = row
                 durable.write_text(self._path, "".join(kept))
             # Without a buffer, closing has nothing left to write that a full disk could refuse.
             self._file = self._path.open("ab", buffering=0)
@@ -55,7 +59,7 @@ class MetricsFile:
         with writing(self._path):
             while content:  # a disk that is nearly full takes a part
                 content = content[self._file.write(content) :]
-        self._last[_kind(row)] = row
+        self._last[kind_of(row)] = row
 
     def sync(self) -> None:
         """Flush to the disk what was written."""
@@ -112,6 +116,16 @@ class Display:
         self._progress.stop()
 
 
+class Tracker(Protocol):
+    """Somebody else's record of a run."""
+
+    def log(self, row: dict[str, Any]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class WandbRun:
     """Weights & Biases run that a resumed training continues; offline where there is no key."""
 
@@ -131,18 +145,58 @@ class WandbRun:
     def log(self, row: dict[str, Any]) -> None:
         self._run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
 
+    def sync(self) -> None:
+        """Do nothing: a process of wandb's own has the rows."""
+
     def close(self) -> None:
         self._run.finish()
 
 
-class Metrics:
-    """All three outputs of metrics; made on rank 0 only."""
+class TensorBoardRun:
+    """TensorBoard's record of a run, under the names of `metrics.jsonl`; a resumed training goes on in its curves.
 
-    def __init__(
-        self, run: Path, config: dict[str, Any], wandb_project: str | None, total_steps: int, resumed_step: int
-    ) -> None:
+    Args:
+        resumed_step: what an earlier training told of later steps is hidden.
+
+    Raises:
+        UserError: it cannot be written; the methods too.
+    """
+
+    def __init__(self, run: Path, resumed_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = run / TENSORBOARD
+        with writing(self._path):
+            self._writer = SummaryWriter(str(self._path), purge_step=resumed_step + 1)
+
+    def log(self, row: dict[str, Any]) -> None:
+        with writing(self._path):
+            for name, value in row.items():
+                if isinstance(value, str):
+                    self._writer.add_text(name, value, row["step"])
+                elif name != "step":
+                    self._writer.add_scalar(name, value, row["step"])
+
+    def sync(self) -> None:
+        """Hand over what is held back."""
+        with writing(self._path):
+            self._writer.flush()
+
+    def close(self) -> None:
+        with writing(self._path):
+            self._writer.close()
+
+
+class Metrics:
+    """All outputs of metrics; made on rank 0 only."""
+
+    def __init__(self, run: Path, config: dict[str, Any], flags: RunFlags, total_steps: int, resumed_step: int) -> None:
         self._file = MetricsFile(run, resumed_step)
-        self._wandb = WandbRun(wandb_project, run, config, resumed_step > 0) if wandb_project else None
+        self._trackers: list[Tracker] = []
+        if flags.wandb_project:
+            self._trackers.append(WandbRun(flags.wandb_project, run, config, resumed_step > 0))
+        if flags.tensorboard:
+            self._trackers.append(TensorBoardRun(run, resumed_step))
         self.display = Display(total_steps, resumed_step)
 
     def step(self, row: dict[str, Any]) -> None:
@@ -174,47 +228,26 @@ class Metrics:
     def sync(self) -> None:
         """Have all rows on the disk: before a checkpoint that later steps go on from."""
         self._file.sync()
+        for tracker in self._trackers:
+            tracker.sync()
 
     def close(self) -> None:
         self.display.close()
         self._file.close()
-        if self._wandb:
-            self._wandb.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _write(self, row: dict[str, Any], durable: bool = False) -> None:
         self._file.write(row)
         if durable:
             self._file.sync()
-        if self._wandb:
-            self._wandb.log(row)
+        for tracker in self._trackers:
+            tracker.log(row)
 
 
 def _json_value(value: Any) -> Any:
     """Return a value that JSON can hold: infinities and NaN become strings."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _rows_up_to(path: Path, resumed_step: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield whole lines of steps up to one, and their rows; of two rows of one kind for one step, the first."""
-    seen = set()
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-            key = (row["step"], _kind(row))
-            float(row.get("val_loss", 0))
-            if row["step"] <= resumed_step and line.endswith("\n") and key not in seen:
-                seen.add(key)
-                yield line, row
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a kill cut short, or no row of ours
-
-
-def _kind(row: dict[str, Any]) -> str:
-    if "val_loss" in row:
-        return "validation"
-    if "save_failed" in row:
-        return "save"
-    return "scores" if any(name.startswith("eval/") for name in row) else "step"
 
 
 def _summary(row: dict[str, Any]) -> str:

@@ -141,7 +141,7 @@ class Trainer:
         with writing(self.run_folder / RUN_CONFIG):
             durable.write_json(self.run_folder / RUN_CONFIG, self.config)
         run, step = self.flags.run, self.progress.step
-        self.metrics = Metrics(self.run_folder, self.config, run.wandb_project, self.flags.total_steps, step)
+        self.metrics = Metrics(self.run_folder, self.config, run, self.flags.total_steps, step)
         if before and (line := schedule_change(before, self.flags, step)):
             self._say(line)
         return self.metrics.told(step)

@@ -13,8 +13,8 @@ from deconattn.analysis import figures, findings
 from deconattn.analysis.collect import LayerFindings
 from deconattn.analysis.findings import ModelFindings, Scale, by_run, newest
 from deconattn.analysis.indicators import NAMES, define
-from deconattn.analysis.palette import COLOURS, PLUGIN_COLOUR
 from deconattn.analysis.pre_softmax import ActivationSums
+from deconattn.pages.palette import COLOURS, PLUGIN_COLOUR
 
 LENGTH = 12
 

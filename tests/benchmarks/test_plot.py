@@ -119,7 +119,7 @@ def test_decodings(results: Path):
 
 def test_every_variant_has_a_colour():
     pytest.importorskip("matplotlib")
-    from deconattn.analysis.palette import COLOURS
+    from deconattn.pages.palette import COLOURS
 
     ours = {"standard", "mlp", "approximate", "nonapproximate", "rndemb", "fixedseq", "staticemb"}
     assert set(COLOURS) == ours <= set(variant_names())

@@ -149,6 +149,7 @@ def test_extras_are_the_packages_own() -> None:
         (["evaluate", "nowhere"], "lm_eval", "eval"),
         (["evaluate", "nowhere"], "zstandard", "eval"),
         (["train", "--eval-tasks", "piqa"], "lm_eval", "eval"),
+        (["train", "--tensorboard"], "tensorboard", "tensorboard"),
     ],
 )
 def test_a_missing_extra_is_one_line_before_the_work(

@@ -12,7 +12,7 @@ import pytest
 from deconattn.errors import UserError
 from deconattn.launch import ranks
 from deconattn.launch.ranks import Place, free_port
-from deconattn.reproduction.runner import Stop, run_command
+from deconattn.reproduction.runner import Child
 from tests.launch.test_launch import BIN, SCRIPT, shell_environment
 from tests.train.conftest import losses
 
@@ -261,7 +261,7 @@ def test_commands_of_a_reproduction_are_no_ranks_of_its_own(tmp_path: Path, monk
     script = "import os; from deconattn.launch.ranks import is_rank; print(is_rank(os.environ, []))"
     reading, writing = os.pipe()
     log = tmp_path / "log"
-    code, _ = run_command([sys.executable, "-c", script], log, writing, Stop(), lambda: None)
+    code = Child([sys.executable, "-c", script], log, writing).wait()
     assert (code, log.read_text()) == (0, "False\n")
     os.close(reading)
     os.close(writing)

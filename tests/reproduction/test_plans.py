@@ -9,7 +9,18 @@ import pytest
 from deconattn.errors import UserError
 from deconattn.reproduction.estimate import deal, read_shard
 from deconattn.reproduction.paper import RANDOM_GUESS, printed
-from deconattn.reproduction.plans import NINE, SIX, Entry, Request, Run, first_corpus, make_plan, training_flags
+from deconattn.reproduction.plans import (
+    NINE,
+    SIX,
+    TRIAL_LIMIT,
+    Entry,
+    Request,
+    Run,
+    first_corpus,
+    make_plan,
+    training_flags,
+    with_limit,
+)
 
 
 def request(*table: str, **changes: Any) -> Request:
@@ -68,7 +79,7 @@ def test_tables_share_their_runs() -> None:
 
 
 def test_flags_narrow_a_plan() -> None:
-    plan = make_plan(request("1", size=("tiny",), tokens=1000, variants=("standard", "mlp"), patterns=("1:3",)))
+    plan = make_plan(request("1", size=("tiny",), tokens=(1000,), variants=("standard", "mlp"), patterns=("1:3",)))
     assert [run.name for run in plan.runs] == ["tiny-standard-uniform", "tiny-mlp-1to3"]
     assert {run.tokens for run in plan.runs} == {1000}
     assert {run.tokens for run in make_plan(request("1", size=("tiny",))).runs} == {None}
@@ -91,8 +102,8 @@ def test_the_flags_of_a_run() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokens": 0}, "--tokens 0: give 1 or more"),
-        ({"limit": -1}, "--limit -1: give 1 or more"),
+        ({"tokens": (0,)}, "--tokens 0: give 1 or more"),
+        ({"limit": -1}, "--limit -1: give 1 or more, or 0 for all documents"),
         ({"table": ()}, "--table names nothing"),
         ({"variants": ("mlp", "mlp")}, "--variants mlp is given twice"),
         ({"train": "--seed 3"}, "--train --seed: the plan gives each run its --seed; leave it out"),
@@ -105,6 +116,14 @@ def test_the_flags_of_a_run() -> None:
 def test_what_cannot_be_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_plan(dataclasses.replace(Request(), **changes))
+
+
+def test_tiny_models_are_scored_on_a_part_of_the_documents_unless_told() -> None:
+    tiny, older = Request(size=("tiny",)), Request(size=("tiny",), limit=None)
+    assert with_limit(tiny, None).limit == with_limit(tiny, with_limit(tiny, None)).limit == TRIAL_LIMIT
+    assert with_limit(tiny, older).limit is None  # a folder that was begun when all were scored
+    for other in (Request(), Request(size=("tiny", "70m")), Request(size=("tiny",), limit=0)):
+        assert with_limit(other, None) == other
 
 
 def test_shards_are_even_and_all_machines_agree() -> None:

@@ -1,6 +1,7 @@
 """What is told of a run."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ def test_wandb_is_offline_without_a_key_and_continues_its_run(
     offline = list((run / "wandb").glob("offline-run-*"))
     assert offline
     assert all(identity in folder.name for folder in offline)  # wandb appends -1 to a second one in the same second
+
+
+def test_tensorboard_has_what_the_file_has_and_a_resumed_run_goes_on_in_it(small: list[str], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = [*small, "--save", str(tmp_path), "--tensorboard", "--eval-every", "3", "--save-every", "2"]
+    run_job(["stop=5", *words])
+    shutil.rmtree(tmp_path / "checkpoints/step-5")  # as if it had been killed in step 5: it goes on from step 4
+    run_job(["--save", str(tmp_path), "--resume"])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for name, steps in (("loss", [1, 2, 3, 4, 5, 6]), ("val_loss", [3, 6])):
+        told = {row["step"]: row[name] for row in rows(tmp_path) if name in row}
+        found = {scalar.step: scalar.value for scalar in events.Scalars(name)}
+        assert list(found) == [scalar.step for scalar in events.Scalars(name)] == steps, "no step twice"
+        assert found == pytest.approx(told)
+    assert {"grad_norm", "learning_rate", "tokens", "tokens_per_second"} <= set(events.Tags()["scalars"])
 
 
 def test_fixed_text_becomes_the_stream(small: list[str], corpus: Path, tmp_path: Path) -> None:

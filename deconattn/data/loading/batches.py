@@ -90,6 +90,19 @@ class Stream(Protocol):
         ...
 
 
+class HeldOut(Protocol):
+    """Samples to validate on."""
+
+    @property
+    def num_samples(self) -> int:
+        """How many there are."""
+        ...
+
+    def batch(self, numbers: Sequence[int], doc_mask: bool) -> Batch:
+        """The samples of these numbers, one a row."""
+        ...
+
+
 class SampleStream:
     """An endless, blended, shuffled stream of samples, each a pure function of its number.
 

@@ -2,115 +2,57 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup, escape
 
-from deconattn.analysis.palette import COLOURS, INK, PLUGIN_COLOUR
-
-TICKS = 5
-
-
-@dataclass(frozen=True)
-class Axis:
-    """From `low`..`high` to `start`..`end`, in the drawing's units."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    @classmethod
-    def over(cls, values: Sequence[float], start: float, end: float, log: bool = False) -> "Axis":
-        """An axis that all values fit on, with a little room at its ends; `log` needs values above zero."""
-        low, high = min(values), max(values)
-        if log:
-            low, high = math.log10(low), math.log10(high)
-        room = (high - low) * 0.06 or 0.1 * (abs(high) or 1.0)
-        low, high = low - room, high + room
-        return cls(10**low, 10**high, start, end, True) if log else cls(low, high, start, end)
-
-    def __call__(self, value: float) -> float:
-        """The place of a value."""
-        low, high, value = (math.log10(x) if self.log else x for x in (self.low, self.high, value))
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        """Round values on the axis, about as many as fit."""
-        return _log_ticks(self.low, self.high) if self.log else _even_ticks(self.low, self.high)
-
-
-def labels(ticks: Sequence[float]) -> list[str]:
-    """Labels of ticks, with as many digits as tell them apart."""
-    return next(
-        (found for digits in range(3, 16) if len(set(found := [short(tick, digits) for tick in ticks])) == len(ticks)),
-        [str(tick) for tick in ticks],
-    )
-
-
-def short(value: float, digits: int = 3) -> str:
-    """A number as it stands on an axis."""
-    size = abs(value)
-    if size >= 1e5:
-        for power, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-            if power <= size < 1000 * power:
-                return f"{value / power:.{digits}g} {letter}"
-    if size and (size >= 1e5 or size < 1e-3):
-        mantissa, exponent = f"{value:.0e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:,.0f}" if size >= 1000 and digits == 3 else f"{value:.{digits}g}"
-
-
-def _even_ticks(low: float, high: float) -> list[float]:
-    step = 10 ** math.floor(math.log10((high - low) / TICKS))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= TICKS)
-    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten where there are two or more; else 1, 2 and 5 between them; else even ones."""
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = max(1, math.ceil(len(exponents) / (TICKS + 1)))
-    powers = [10.0**exponent for exponent in exponents if exponent % every == 0]
-    for candidates in (powers, [power * factor for power in powers for factor in (1, 2, 5)]):
-        inside = [value for value in candidates if low <= value <= high]
-        if 2 <= len(inside) <= TICKS + 2 and (candidates is not powers or len(inside) > 2):
-            return inside
-    return _even_ticks(low, high)
-
+from deconattn.pages.axis import Axis, labels
+from deconattn.pages.palette import COLOURS, INK, PLUGIN_COLOUR
 
 WIDTH, HEIGHT = 420, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 42
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4", "12 4", "6 2 1 2 1 2", "3 6", "1 2 5 2")
 MARKERS = ("circle", "diamond", "triangle", "square")
 POINTS_A_LINE = 80
+NO_VARIANT = ""
+"""Of a line that is no model's, such as chance."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A series: (x, y, what it says when pointed at); `look` tells lines of one colour apart."""
+    """A series: (x, y, what it says when pointed at); `look` tells lines of one colour apart.
+
+    Attributes:
+        variant: whose colour it has; `NO_VARIANT` for the ink's.
+        band: (x, low, high), shaded behind the line, such as an interval over seeds.
+        raw: (x, y), drawn faintly behind the line, such as what it smooths.
+        curve: (x, y), drawn in the place of lines from point to point, such as a fit.
+    """
 
     label: str
     variant: str
     look: int
     points: Sequence[tuple[float, float, str]]
     dots: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
+    raw: Sequence[tuple[float, float]] = ()
+    curve: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A value beside a name; `hollow` for one that is the paper's."""
+    """A value beside a name, with its interval; `hollow` for one that is the paper's."""
 
     value: float
     variant: str
     look: int
     says: str
     hollow: bool = False
+    interval: tuple[float, float] | None = None
 
 
 def colour(variant: str) -> str:
-    return COLOURS.get(variant, PLUGIN_COLOUR)
+    return INK if variant == NO_VARIANT else COLOURS.get(variant, PLUGIN_COLOUR)
 
 
 def line_chart(
@@ -121,17 +63,28 @@ def line_chart(
     x_log: bool = True,
     y_log: bool = False,
     x_ticks: Sequence[float] | None = None,
+    y_within: Sequence[float] = (),
 ) -> Markup:
-    """Lines over an axis; nothing where there is not one point."""
+    """Lines over an axis, which has room for `y_within` too; nothing where there is not one point."""
     usable = [_usable(line, x_log, y_log) for line in lines]
     points = [point for line in usable for point in line.points]
     if not points:
         return Markup()
     x = Axis.over([point[0] for point in points], LEFT, WIDTH - RIGHT, x_log)
-    y = Axis.over([point[1] for point in points], HEIGHT - BOTTOM, TOP, y_log)
+    edges = [edge for line in usable for _, *pair in line.band for edge in pair]
+    edges += [value for line in usable for _, value in line.raw]
+    y = Axis.over([*(point[1] for point in points), *edges, *y_within], HEIGHT - BOTTOM, TOP, y_log)
     parts = [_x_axis(x, TOP, HEIGHT - BOTTOM, x_title, x_ticks), _y_axis(y, y_title)]
     for line in usable:
-        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b, _ in line.points)
+        if line.band:
+            ring = [(a, low) for a, low, _ in line.band] + [(a, high) for a, _, high in reversed(line.band)]
+            corners = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in ring)
+            parts.append(f'<polygon points="{corners}" fill="{colour(line.variant)}" fill-opacity="0.13"/>')
+        if line.raw:
+            path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line.raw)
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour(line.variant)}" opacity="0.3"/>')
+    for line in usable:
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b, *_ in line.curve or line.points)
         dash = f' stroke-dasharray="{DASHES[line.look % len(DASHES)]}"' if line.look else ""
         drawn = f'<polyline points="{path}" fill="none" stroke="{colour(line.variant)}"{dash}/>'
         marks = [
@@ -163,6 +116,11 @@ def dot_chart(
         y = TOP + row_height * (number + 0.5)
         parts.append(f'<line class="row" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="name" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
+        for dot in dots:
+            if dot.interval:  # as much of it as there is room for: one of two seeds may be wider than the chart
+                low, high = (min(max(x(max(end, 1e-300) if log else end), left), WIDTH - RIGHT) for end in dot.interval)
+                stroke = f'stroke="{colour(dot.variant)}" stroke-width="1.6" stroke-opacity="0.55"'
+                parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}" {stroke}/>')
         parts += [
             _marker(x(dot.value), y, dot.look, INK if dot.hollow else colour(dot.variant), dot.says, True, dot.hollow)
             for dot in dots
@@ -199,7 +157,17 @@ def _usable(line: Series, x_log: bool, y_log: bool) -> Series:
         for x, y, says in line.points
         if math.isfinite(x) and math.isfinite(y) and (x > 0 or not x_log) and (y > 0 or not y_log)
     ]
-    return Series(line.label, line.variant, line.look, kept, line.dots)
+    band = [
+        (x, low, high)
+        for x, low, high in line.band
+        if math.isfinite(x + low + high) and (x > 0 or not x_log) and (low > 0 or not y_log)
+    ]
+    raw = [
+        (x, y)
+        for x, y in line.raw
+        if math.isfinite(x) and math.isfinite(y) and (x > 0 or not x_log) and (y > 0 or not y_log)
+    ]
+    return replace(line, points=kept, band=band, raw=raw)
 
 
 def _positive(value: float) -> bool:

@@ -1,0 +1,4 @@
+"""Probing: a grid of small models trained on synthetic tasks, and the page that shows what each can do.
+
+:mod:`.grid` says which models a request means, :mod:`.cell` trains one, :mod:`.results` is what is known of them.
+"""

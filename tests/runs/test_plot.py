@@ -131,7 +131,7 @@ def test_a_run_is_drawn_live_until_it_ends(
         reads += [1] * 5
         thread.join()
     text = capsys.readouterr().out
-    assert "no metrics yet" in text and "training loss" in text and len(reads) > 5
+    assert "no metrics yet" in text and text.count("training loss") >= 2
 
 
 def test_ctrl_c_ends_it(two: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

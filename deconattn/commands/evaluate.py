@@ -17,10 +17,11 @@ from deconattn.errors import UserError
 from deconattn.evaluation import harness
 from deconattn.evaluation.datasets import data_files
 from deconattn.evaluation.results import Row, as_numbers, row_of, write_results
-from deconattn.evaluation.tables import benchmark_cells, context_cells, markdown, show
+from deconattn.evaluation.tables import benchmark_cells, context_cells, show
 from deconattn.evaluation.tasks import BENCHMARKS, benchmarks
 from deconattn.extras import require
 from deconattn.program import command
+from deconattn.shown import markdown_table
 
 if TYPE_CHECKING:
     from deconattn.checkpoint.stored_model import StoredModel
@@ -172,7 +173,7 @@ def _write(arguments: Arguments, scored: _Scored, lengths: list[int], folder: Pa
         "chance": {row.label: as_numbers(row) for row in scored.chance},
     }
     write_results(folder / RESULTS, content)
-    (folder / TABLES).write_text("\n".join(markdown(*table) for table in tables), encoding="utf-8")
+    (folder / TABLES).write_text("\n".join(markdown_table(*table) for table in tables), encoding="utf-8")
     console = Console()
     for table in tables:
         show(console, *table)

@@ -8,7 +8,6 @@ from rich.table import Table
 
 from deconattn.evaluation.results import AVERAGE, Row, Score, average
 from deconattn.evaluation.tasks import COLUMNS
-from deconattn.shown import markdown_text
 
 NOTHING = "-"
 Cells = list[list[str]]
@@ -31,13 +30,6 @@ def context_cells(lengths: Sequence[int], perplexities: Sequence[tuple[str, Sequ
     """Table 4: WikiText word perplexity of each model at each context length, tokens."""
     heading = ["context", *(str(length) for length in lengths)]
     return [heading, *([label, *(_perplexity(value) for value in values)] for label, values in perplexities)]
-
-
-def markdown(title: str, cells: Cells) -> str:
-    """A heading and a table."""
-    lines = ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in cells]
-    lines.insert(1, "| --- |" + " ---: |" * (len(cells[0]) - 1))
-    return f"## {title}\n\n" + "\n".join(lines) + "\n"
 
 
 def show(console: Console, title: str, cells: Cells) -> None:

@@ -17,6 +17,7 @@ from deconattn.statistics import Interval, mean_interval
 EARLY, LATE = 50, 500
 """Tokens, counted from 1, whose losses the in-context-learning score compares (Olsson et al. 2022)."""
 BINS_AN_OCTAVE = 4
+"""Bins of positions in a doubling of the context."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class PositionLosses:
     def binned(self) -> list[tuple[int, int, Interval]]:
         """First and last token of each bin, quarter octaves of the context, and the loss of its tokens."""
         length = self.losses.shape[1] + 1
-        edges = sorted({min(round(2 * 2 ** (k / BINS_AN_OCTAVE)), length + 1) for k in range(64 * BINS_AN_OCTAVE)})
+        octaves = (2 * 2 ** (k / BINS_AN_OCTAVE) for k in range(32 * BINS_AN_OCTAVE))
+        # The last bin takes what would be a bin of a few tokens after it.
+        edges = [*sorted({round(edge) for edge in octaves if edge < 0.9 * length}), length + 1]
         return [
             (first, stop - 1, mean_interval(self.losses[:, first - 2 : stop - 2].mean(dim=1).tolist()))
             for first, stop in pairwise(edges)

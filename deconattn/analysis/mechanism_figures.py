@@ -107,7 +107,7 @@ def map_agreement(rows: Sequence[Row]) -> Figure:
         one, other = place[row["model"], row["layer"]], place[row["other model"], row["other layer"]]
         cells[one, other] = cells[other, one] = np.nan if row["cka"] is None else row["cka"]
     with mpl.rc_context(STYLE):
-        side = min(12.0, 2.8 + 0.16 * len(names))
+        side = min(12.0, 3.6 + 0.16 * len(names))
         figure, (axes,) = panel_grid(1, 1, (side, side))
         image = axes.imshow(cells, norm=Normalize(0, 1), cmap="cividis", interpolation="nearest")
         models = list(dict.fromkeys(model for model, _ in names))
@@ -120,7 +120,7 @@ def map_agreement(rows: Sequence[Row]) -> Figure:
         axes.set_xticks(middles, models, rotation=30, ha="right", fontsize=8)
         axes.set_yticks(middles, models, fontsize=8)
         figure.colorbar(image, ax=axes, label="CKA of maps", shrink=0.8)
-        axes.set_title("layers in order, first ones at the top left", fontsize=10)
+        axes.set_title("layers in order, from the top left", fontsize=10)
     return figure
 
 

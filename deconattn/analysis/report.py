@@ -117,7 +117,15 @@ def summary_tables(models: Sequence[ModelFindings]) -> list[tuple[str, Cells]]:
             cells.append([model.label, *values, f"{mixing} of {len(model.layers)}"])
         tables.append(("Attention indicators, mean over heads and layers", cells))
     if any(model.induction is not None for model in models):
-        cells = [["model", *(f"highest {score}" for score in SCORES), "equal weights", "second copy", "layers"]]
+        cells = [
+            [
+                "model",
+                *(f"highest {score}" for score in SCORES),
+                "equal weights",
+                "loss, second less first copy",
+                "layers",
+            ]
+        ]
         cells += [_induction_line(model) for model in models]
         tables.append(("Heads on random tokens that come twice (layer.head: score)", cells))
     if any(model.position is not None for model in models):

@@ -241,7 +241,7 @@ def _write(
     for one in changed:
         entries = [(entry["model"]["label"], entry["perturbed"][one.label]) for entry in scored.entries]
         of_models = [(label, _scores(entry["scores"]), _scores(entry["changes"])) for label, entry in entries]
-        tables.append((f"Perturbed: {one.label}; less the clean score{mark}", perturbed_cells(of_models)))
+        tables.append((f"Perturbed: {one.label} (change from the clean score){mark}", perturbed_cells(of_models)))
     if lengths:
         at_lengths = [
             (row.label, list(entry["context_perplexities"].values()))

@@ -228,7 +228,7 @@ def test_perturbed_scores_and_their_change_by_document(
             assert typos["changes"][title] == pytest.approx(value - entry["scores"][title])
     assert typos["scores"]["LAMBADA ppl"] != entry["scores"]["LAMBADA ppl"]
     text = (tmp_path / "out" / "results.md").read_text()
-    assert "## Perturbed: typos, 30 % of letters; less the clean score" in text
+    assert "## Perturbed: typos, 30 % of letters (change from the clean score)" in text
     assert results(*words)["models"][0]["perturbed"] == entry["perturbed"]  # the same again
 
 

@@ -58,7 +58,7 @@ def write_report(
     depth = max(len(model.layers) for model in shown)
     with staged_folder(out, check_free) as folder:
         _write_json(folder / SUMMARY, _summary(models, sample, scale))
-        tables = "\n".join(markdown_table(*table) for table in summary_tables(models))
+        tables = "\n".join(markdown_table(*table) for table in summary_tables(models, agreement))
         (folder / TABLES).write_text(tables, encoding="utf-8")
         if rows := findings.indicator_rows(models):
             _write_rows(rows, folder / "indicators")
@@ -105,7 +105,7 @@ def _mechanisms(
             yield name, rows, draw([row for row in rows if row["model"] in labels])
 
 
-def summary_tables(models: Sequence[ModelFindings]) -> list[tuple[str, Cells]]:
+def summary_tables(models: Sequence[ModelFindings], agreement: Agreement | None = None) -> list[tuple[str, Cells]]:
     """Title and cells of each table: indicators, means over heads and over the layers that mix, and mechanisms."""
     tables = []
     if any(layer.indicators is not None for model in models for layer in model.layers):
@@ -139,6 +139,8 @@ def summary_tables(models: Sequence[ModelFindings]) -> list[tuple[str, Cells]]:
         cells = [["model", "loss", *(f"most by {name}" for name in MIXER), "head, most by mean"]]
         cells += [_ablation_line(model) for model in models]
         tables.append(("Loss gained without a mixer (layer) or a head (layer.head), nats", cells))
+    if agreement is not None:
+        tables.append(("Agreement of maps (CKA), mean over pairs of layers", _agreement_cells(models, agreement)))
     return tables
 
 
@@ -179,6 +181,25 @@ def _ablation_line(model: ModelFindings) -> list[str]:
         named = f"{most[0] + 1}" if most[1] is None else f"{most[0] + 1}.{most[1] + 1}"
         cells.append(f"{named}: {_shown(found.difference(most))}")
     return [model.label, f"{float(found.whole.mean()):.4g}", *cells]
+
+
+def _agreement_cells(models: Sequence[ModelFindings], found: Agreement) -> Cells:
+    """Mean over pairs of layers that vary, of two models or of one, where a layer with itself does not count."""
+    labels = [model.label for model in newest(models)]
+    means = found.values.nanmean(dim=0)
+    cells = [["model", *labels]]
+    for one, label in enumerate(labels):
+        cells.append([label])
+        for other in range(len(labels)):
+            pairs = [
+                float(means[first, second])
+                for first, place in enumerate(found.maps)
+                for second, their_place in enumerate(found.maps)
+                if (place[0], their_place[0]) == (one, other) and place != their_place
+            ]
+            values = [value for value in pairs if value == value]
+            cells[-1].append(f"{sum(values) / len(values):.3g}" if values else "")
+    return cells
 
 
 def _shown(interval: Interval) -> str:

@@ -102,7 +102,7 @@ def analyze(arguments: Arguments) -> None:
     sequences, length = ids[0].shape
     sample = {"source": arguments.sample.source, "sequences": sequences, "seq_len": length}
     write_report(found, sample, arguments.out, agreement)
-    for title, cells in summary_tables(found):
+    for title, cells in summary_tables(found, agreement):
         show(printed(title, cells))
     print(f"{sequences} sequences of {length} tokens of {sample['source']}; written: {arguments.out}")
 

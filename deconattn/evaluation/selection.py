@@ -81,6 +81,7 @@ def select(words: str, include: Sequence[Path] = ()) -> Selection:
         if sys.stderr.isatty():
             print("reading the definitions of all tasks of the lm-evaluation-harness", file=sys.stderr)
         manager = _manager(tuple(folders), everything=True)
+    _check_own_names([Path(word) for word in wanted if word.endswith(SUFFIXES)], manager)
     found: list[str] = []
     for word in wanted:
         if any(sign in word for sign in "*?["):

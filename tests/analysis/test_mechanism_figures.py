@@ -110,12 +110,17 @@ def test_agreement_is_a_symmetric_matrix() -> None:
     values = torch.rand(SEQUENCES, 4, 4, dtype=torch.double)
     values = (values + values.transpose(1, 2)) / 2
     values[:, 3] = values[:, :, 3] = torch.nan
-    rows = mechanism_rows.agreement_rows(MODELS, Agreement(maps, values, [(0, 1), (1, 1)]))
+    agreement = Agreement(maps, values, [(0, 1), (1, 1)])
+    rows = mechanism_rows.agreement_rows(MODELS, agreement)
     figure = mechanism_figures.map_agreement(rows)
     cells, _ = heat(figure, "layers in order, from the top left")
     assert cells[:3, :3] == pytest.approx(values.mean(dim=0)[:3, :3].numpy())
     assert np.isnan(cells[3]).all() and np.isnan(cells[:, 3]).all()
     notes: list[Any] = [row["note"] for row in rows if row["note"]]
+    means = values.mean(dim=0)
+    (table,) = (cells for title, cells in summary_tables(MODELS, agreement) if title.startswith("Agreement"))
+    across = f"{float(means[:2, 2].mean()):.3g}"
+    assert table == [["model", "one", "other"], ["one", f"{float(means[0, 1]):.3g}", across], ["other", across, ""]]
     assert notes == ["a uniform map agrees with nothing"] * 4 + [mechanism_rows.NO_MAP] * 2
 
 

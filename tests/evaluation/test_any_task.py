@@ -155,6 +155,17 @@ def test_a_text_longer_than_the_context_is_not_asked_for(
     assert "the documents of" in refused(qwen, "--tasks", tmp_path / "long.yaml")
 
 
+def test_a_task_of_ones_own_does_not_take_the_name_of_the_nine(
+    qwen: Path, tasks: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    definition = yaml.safe_load((tasks / "colours.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(definition | {"task": "rte"}))
+    for words in (("--tasks", "rte", "--include-path", tmp_path), ("--tasks", tmp_path / "mine.yaml")):
+        assert "rte is one of the paper's nine tasks: give yours" in refused(qwen, *words)
+    (tmp_path / "mine.yaml").write_text("just a text")
+    assert "mine.yaml is no task file (" in refused(qwen, "--tasks", tmp_path / "mine.yaml")
+
+
 def test_shots_that_are_not_as_asked_for_are_told(tasks: Path, tmp_path: Path) -> None:
     definition = yaml.safe_load((tasks / "colours.yaml").read_text())
     del definition["training_split"]

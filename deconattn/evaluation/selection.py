@@ -102,6 +102,26 @@ def select(words: str, include: Sequence[Path] = ()) -> Selection:
     return Selection(tuple(dict.fromkeys([*first, *found])), manager)
 
 
+def _check_own_names(files: Sequence[Path], manager: Any) -> None:
+    """Raises UserError where a task of the user's has the name of one of the nine, whose columns it would get."""
+    from lm_eval.tasks._index import TaskIndex
+
+    ours = nine().task_index
+    for name in BENCHMARKS:
+        path = manager.task_index[name].yaml_path
+        if path != ours[name].yaml_path:
+            raise UserError(f"{path}: {name} is one of the paper's nine tasks: give yours another name")
+    for file in files:
+        try:
+            entry = TaskIndex.entry_from_path(file)
+        except Exception as error:  # whatever its YAML comes to
+            reason = one_line((str(error).strip().splitlines() or [type(error).__name__])[0])
+            raise UserError(f"--tasks: {file} is no task file ({reason}): correct it") from error
+        if entry is None or entry.name in BENCHMARKS:
+            what = "it names no task" if entry is None else f"{entry.name} is one of the paper's nine tasks"
+            raise UserError(f"--tasks: {file}: {what}: give yours a name of its own")
+
+
 def load(selection: Selection, files: Mapping[str, Path] | None, cache: Path, num_fewshot: int | None = None) -> Loaded:
     """Load the tasks with their documents.
 

@@ -135,7 +135,7 @@ def test_a_task_that_is_not_there(
 
     monkeypatch.setattr(selection, "_manager", manager)
     line = refused(qwen, "--tasks", "rte,colour", "--include-path", tasks)
-    assert "has no task, group or tag 'colour': did you mean colours" in line and asked == [False, True]
+    assert "has no task, group or tag 'colour': did you mean colours" in line and asked[:2] == [False, True]
     assert "no task of the lm-evaluation-harness matches 'xyz*'" in refused(qwen, "--tasks", "xyz*")
     assert set(select("our_tag").names) == {"our_tag"}
     assert select("arc_e*,boolq").names == ("arc_easy", "boolq")  # in the table's order

@@ -21,13 +21,13 @@ from deconattn.cli import handled, parse
 from deconattn.durable import disk_errors, hold_lock, lock_holder
 from deconattn.errors import UserError
 from deconattn.extras import require
-from deconattn.probing.grid import Device, Grid, Group, Request, costs, make_grid, spelt_out
+from deconattn.probing.request import Device, Request
 from deconattn.program import command
 from deconattn.reproduction.estimate import deal, read_shard
-from deconattn.reproduction.runner import Stop
 
 if TYPE_CHECKING:
     from deconattn.probing.folder import GridFolder
+    from deconattn.probing.grid import Grid, Group
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def main(words: Sequence[str]) -> int:
 def _probe(arguments: Arguments, again: str) -> int:
     from deconattn.mixers.plugins import load_plugins  # with PyTorch, as what follows
     from deconattn.probing.folder import GridFolder, merge_request, write_all
+    from deconattn.probing.grid import costs, make_grid, spelt_out
     from deconattn.probing.runner import devices
 
     require("plot", "the page")
@@ -91,8 +92,8 @@ def _probe(arguments: Arguments, again: str) -> int:
 def _work(
     folder: "GridFolder",
     request: Request,
-    grid: Grid,
-    groups: list[Group],
+    grid: "Grid",
+    groups: "list[Group]",
     on: list[str],
     again: str,
     retry_failed: bool,
@@ -100,6 +101,7 @@ def _work(
     from deconattn.probing.folder import Ledger, write_all
     from deconattn.probing.progress import ProgressView
     from deconattn.probing.runner import Runner, Setting
+    from deconattn.reproduction.runner import Stop
 
     ledger, stop = Ledger(folder, grid), Stop()
     if retry_failed:

@@ -52,8 +52,9 @@ class MultiQueryRecall(Task):
         values = generator.integers(1 + self.alphabet, self.vocab_size, self.pairs)
         told = 2 * self.pairs
         tokens[:told:2], tokens[1:told:2] = keys, values
-        places = (self.length - told) // 2
-        chances = np.arange(1, places + 1) ** (POWER - 1)
-        asked = told + 2 * generator.choice(places, self.pairs, replace=False, p=chances / chances.sum())
+        # Waiting times with rates 1 / gap^(1 - POWER): the first to arrive are drawn by the power law, none twice.
+        waits = generator.standard_exponential((self.length - told) // 2)
+        waits *= np.arange(1, len(waits) + 1) ** (1 - POWER)
+        asked = told + 2 * waits.argsort()[: self.pairs]
         tokens[asked], labels[asked] = keys, values
         return tokens, labels

@@ -5,6 +5,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -72,8 +73,7 @@ class Task(ABC):
 
         Philox counts, so that no sample depends on those before it.
         """
-        key = int.from_bytes(hashlib.sha256(f"{self}:{seed}".encode()).digest()[:16], "little")
-        return self.draw(np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, 0])))
+        return self.draw(np.random.Generator(np.random.Philox(key=_key(self, seed), counter=[0, 0, index, 0])))
 
     def batch(self, seed: int, indices: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return tokens and labels of several samples, int64 `[B, length]` each."""
@@ -84,6 +84,11 @@ class Task(ABC):
         """Return the words that :func:`parse_task` reads, defaults included: a task's identity."""
         fields = "&".join(f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
         return f"{task_name(type(self))}?{fields}"
+
+
+@lru_cache(maxsize=64)
+def _key(task: Task, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{task}:{seed}".encode()).digest()[:16], "little")
 
 
 Part = Literal["train", "check", "held-out"]

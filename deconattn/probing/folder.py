@@ -25,7 +25,8 @@ from deconattn.errors import UserError
 from deconattn.json_files import read_json
 from deconattn.mixers.plugins import code_digest
 from deconattn.probing.cell import Measure, Trained
-from deconattn.probing.grid import GROWS, Cell, Grid, Group, Request, make_grid
+from deconattn.probing.grid import Cell, Grid, Group, make_grid
+from deconattn.probing.request import GROWS, Request
 from deconattn.probing.results import Row, write_results
 
 FORMAT = 1

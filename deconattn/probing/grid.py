@@ -6,16 +6,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Literal
 
 from deconattn.config.pattern import STANDARD, layer_variants
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.probes import Task, parse_task, task_class
+from deconattn.probing.request import GROWS, UNIFORM, Request
 
-Device = Literal["auto", "cpu", "cuda"]
-UNIFORM = "uniform"
 HEAD_DIM = 32
 FEED_FORWARD = 2
 """Width of the feed-forward block, in widths of the model."""
@@ -23,36 +20,6 @@ FEED_FORWARD = 2
 INITIALIZER = 0.4
 """Standard deviation of the initial weights, times the square root of the width: the usual 0.02 at 400, and 0.05 at 64,
 where 0.02 would leave the first hundreds of steps to the weights' growth."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Flags of a grid. A folder's grid can grow by tasks, variants, patterns, sizes and seeds; the rest stays."""
-
-    tasks: tuple[str, ...] = ("mqar", "induction", "selective-copy", "memorise", "parity", "s5")
-    """Tasks, each NAME or NAME?field=value&field=value. Each is trained on all its difficulties at once; other ones
-    are given as mqar?pairs=4,8,16."""
-    variants: tuple[str, ...] = ()
-    """Variants; by default the paper's seven, and those of --plugin."""
-    patterns: tuple[str, ...] = (UNIFORM,)
-    """Patterns of the variants' layers, among layers of standard attention."""
-    sizes: tuple[str, ...] = ("64x2",)
-    """Sizes of model, WIDTHxLAYERS; heads are 32 wide."""
-    seeds: int = 3
-    """Seeds of each model, from 1: of the initial weights and of the samples, alike for all variants."""
-    lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    """Peak learning rates. Of several, each variant gets for each task, pattern and size the one that is best on the
-    first seed."""
-    steps: int = 1000
-    """Optimiser steps at most; a model that has solved all difficulties has done."""
-    batch_size: int = 32
-    """Samples in a step, all of one difficulty; the difficulties take turns."""
-    plugin: tuple[Path, ...] = ()
-    """Python files that register variants or tasks of your own."""
-
-
-GROWS = ("tasks", "variants", "patterns", "sizes")
-"""Flags by which a folder's grid can grow, beside --seeds."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from deconattn.json_files import reason
 from deconattn.mixers.plugins import load_plugins
 from deconattn.probing.cell import Stopped, train_cell
 from deconattn.probing.folder import Ledger, Outcome
-from deconattn.probing.grid import Cell, Device, Group, Request
+from deconattn.probing.grid import Cell, Group
+from deconattn.probing.request import Device, Request
 
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_END = 30.0

@@ -63,6 +63,7 @@ class Samples:
         self._kept: list[Questions] = []
         self._bytes = 0
         self._measured: dict[Task, list[Questions]] = {}
+        self._checks: dict[Task, Questions] = {}
 
     def step(self, step: int) -> Questions:
         """Return the samples of a step, from 0."""
@@ -84,7 +85,9 @@ class Samples:
 
     def check(self, task: Task) -> Questions:
         """Return the samples that tell whether training can end."""
-        return Questions.of(task, stream(self.seed, "check"), range(self.batch_size))
+        if task not in self._checks:
+            self._checks[task] = Questions.of(task, stream(self.seed, "check"), range(self.batch_size))
+        return self._checks[task]
 
     def fixed_ids(self, length: int) -> Tensor:
         """Return the text of the fixed stream, int64 [length]: the first tokens of the hardest samples."""

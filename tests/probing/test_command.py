@@ -12,6 +12,7 @@ import pytest
 
 from deconattn.commands.probe import main
 from deconattn.errors import UserError
+from deconattn.mixers.plugins import code_digest
 from deconattn.probing import runner
 from deconattn.probing.cell import Trained
 from deconattn.probing.results import PARQUET, RESULTS, read_results
@@ -179,7 +180,8 @@ def test_plugins_bring_mixers_and_tasks(tmp_path, capsys):
     }
     assert {row.chance for row in rows} == {None}
     assert "this mixer fails" in rows[-1].reason
-    file.write_text(PLUGIN + "\nchanged = True\n")
+    request = out / "request.json"
+    request.write_text(request.read_text().replace(code_digest(file), "of other code"))
     with pytest.raises(UserError, match=r"mine\.py, which has changed"):
         probe(out, *words)
 

@@ -6,7 +6,8 @@ import pytest
 
 from deconattn.errors import UserError
 from deconattn.model.flops import count_parameters
-from deconattn.probing.grid import Request, Size, costs, make_grid, parse_ladders, spelt_out
+from deconattn.probing.grid import Size, costs, make_grid, parse_ladders, spelt_out
+from deconattn.probing.request import Request
 
 SMALL = Request(tasks=("memorise?facts=4,2",), variants=("standard", "mlp"), seeds=3, lr=(1e-3, 1e-2))
 

@@ -19,7 +19,7 @@ CLIP = 1.0
 WARM_UP = 0.1
 """Share of the steps in which the rate rises; then it falls to zero along half a cosine."""
 CHECK_EVERY = 50
-"""Steps between looks at whether all is solved, or asked to stop, or lost."""
+"""Steps between looks at whether all is solved, or lost."""
 SOLVED = 0.995
 """Accuracy at which a difficulty counts as solved, and training ends once all are."""
 
@@ -60,7 +60,7 @@ def train_cell(
 
     Args:
         steps: at most.
-        stop: asked every now and then.
+        stop: asked before each step.
 
     Raises:
         Stopped: `stop` said so.
@@ -78,6 +78,8 @@ def train_cell(
     tokens, solved_at, taken = 0, None, 0
     total = torch.zeros((), device=device)
     while taken < steps and solved_at is None:
+        if stop():
+            raise Stopped
         for group in optimizer.param_groups:
             group["lr"] = cell.lr * rate_at(taken, steps)
         questions = samples.step(taken).to(device)
@@ -90,8 +92,6 @@ def train_cell(
         tokens += questions.tokens.numel()
         taken += 1
         if taken % CHECK_EVERY == 0 or taken == steps:
-            if stop():
-                raise Stopped
             if not math.isfinite(total.item()):
                 raise Diverged(f"the loss is not finite by step {taken}")
             if taken < steps and _is_solved(model, samples, device):

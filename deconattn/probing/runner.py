@@ -129,7 +129,7 @@ class Runner:
                     return
                 ready = wait([worker.pipe for worker in busy], SECONDS_BETWEEN_LOOKS)
                 for worker in busy:
-                    if worker.pipe in ready and not self.stop():
+                    if worker.pipe in ready:
                         self._collect(worker)
                 self.view.look()
         finally:
@@ -169,7 +169,12 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # forked ones would hold each other's pipes open
         self.pipe, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=_work, args=(theirs, self.setting, self.device))
-        self._process.start()
+        # A terminal sends these to every process, and the pipe says when to end: a worker is born deaf to them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
     def give(self, cell: Cell) -> None:
@@ -194,8 +199,6 @@ class _Worker:
 
 
 def _work(pipe: Connection, setting: Setting, device: str) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal sends to all: the pipe says when to end
-        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     load_plugins(setting.plugin)
     with suppress(EOFError, OSError):

@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from deconattn.pages.charts import NO_VARIANT, Series, line_chart
 from deconattn.pages.frame import Picture, drawn, legend_of
-from deconattn.probing.findings import BASELINE, UNIFORM, Cell, Findings, Kind, Problem, percent
+from deconattn.probing.findings import BASELINE, Cell, Findings, Kind, Problem, percent
+from deconattn.probing.request import UNIFORM
 
 LINES_A_CHART = 14
 LOG_FROM = 8

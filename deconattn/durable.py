@@ -198,16 +198,19 @@ def remove_folder(folder: Path) -> None:
         os.close(lock)
 
 
-def sweep_removed(parent: Path) -> list[str]:
-    """Remove what killed removals have left in a folder; return the names that it had."""
+def left_by_removals(parent: Path) -> list[Path]:
+    """Return what killed removals have left in a folder, hidden; each has inside what it removed."""
     pattern = re.compile(rf"\.(.+)\.{_REMOVED}-[a-z0-9_]{{8}}")
     names = dict.fromkeys(match[1] for path in parent.iterdir() if (match := pattern.fullmatch(path.name)))
-    swept = []
-    for name in names:
-        for left in _leftovers(parent / name, _REMOVED):
-            shutil.rmtree(left, ignore_errors=True)
-            swept.append(name)
-    return swept
+    return [left for name in names for left in _leftovers(parent / name, _REMOVED)]
+
+
+def sweep_removed(parent: Path) -> list[Path]:
+    """Remove what killed removals have left in a folder; return it."""
+    found = left_by_removals(parent)
+    for left in found:
+        shutil.rmtree(left, ignore_errors=True)
+    return found
 
 
 def exchange(one: Path, other: Path) -> bool:

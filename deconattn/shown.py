@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -23,6 +24,13 @@ def one_line(text: object) -> str:
 def markdown_text(text: object) -> str:
     """Return text that Markdown, in a table too, shows as it is: no HTML, no cell's end, no link."""
     return re.sub(r"([`\[\]|])", r"\\\1", html.escape(one_line(text), quote=False))
+
+
+def markdown_table(title: str, cells: Sequence[Sequence[str]]) -> str:
+    """Return a heading and a table of rows of text, the columns' names first."""
+    lines = ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in cells]
+    lines.insert(1, "| --- |" + " ---: |" * (len(cells[0]) - 1))
+    return f"## {title}\n\n" + "\n".join(lines) + "\n"
 
 
 def _escape(match: re.Match[str]) -> str:

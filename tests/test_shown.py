@@ -9,8 +9,7 @@ from rich.progress import Progress
 
 from deconattn.cli import run
 from deconattn.errors import UserError
-from deconattn.evaluation.tables import markdown
-from deconattn.shown import SafeStream, data_stream, markdown_text, one_line, visible
+from deconattn.shown import SafeStream, data_stream, markdown_table, markdown_text, one_line, visible
 
 EVIL = [
     "\x1b[2J\x1b[1;1H",  # clears the screen
@@ -77,7 +76,7 @@ def test_a_page_shows_names_as_they_are(name: str) -> None:
     from markdown_it import MarkdownIt
 
     cells = [["model", name], ["score", "1"]]
-    rendered = MarkdownIt("gfm-like", {"linkify": False}).render(markdown(markdown_text(name), cells))
+    rendered = MarkdownIt("gfm-like", {"linkify": False}).render(markdown_table(markdown_text(name), cells))
     assert "<script" not in rendered and "<a " not in rendered and "<code" not in rendered
     assert rendered.count("<tr>") == 2 and rendered.count("<th") - rendered.count("<thead") == 2
     assert rendered.count("<h1") == 0

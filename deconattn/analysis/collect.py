@@ -2,26 +2,18 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from deconattn.analysis import passes
 from deconattn.analysis.indicators import Indicators, IndicatorSums
 from deconattn.analysis.pre_softmax import ActivationSums, Distribution
 from deconattn.errors import UserError
-from deconattn.mixers import MapBlock, Mixer, MixerContext
+from deconattn.mixers import MapBlock, Mixer
 from deconattn.model.decoder import Decoder
 
 CELLS = 128
-
-
-MixerInputs = tuple[Tensor, Tensor | None, MixerContext]
-"""Arguments of :meth:`~deconattn.mixers.Mixer.forward`."""
-BATCH = 4
-"""Sequences that pass the model together."""
-BLOCK_ELEMENTS = 2**19
-"""Entries of a map that are held at a time, of all sequences and heads: 4 MiB in float64, near a CPU's cache."""
 
 
 class PooledMap:
@@ -83,22 +75,18 @@ class _LayerSums:
         self._indicators: list[Indicators] = []
         self._activations = ActivationSums()
 
-    def add(self, mixer: Mixer, inputs: MixerInputs, sequences: int) -> None:
+    def add(self, mixer: Mixer, inputs: passes.MixerInputs, sequences: int) -> None:
         """The maps of the first `sequences` rows of the mixer's inputs."""
-        hidden, static, context = _wanted_rows(mixer, inputs, sequences)
-        heads, length = mixer.config.num_attention_heads, hidden.shape[1]
-        size = max(1, BLOCK_ELEMENTS // (len(hidden) * heads * length))
         sums, draws = IndicatorSums(), self._pictured and not self._indicators
-        picture = PooledMap(length) if draws else None
+        picture = PooledMap(inputs[0].shape[1]) if draws else None
         blocks = 0
-        for block in mixer.map_blocks(hidden, static, context, size):
+        for block in passes.map_blocks(mixer, inputs, sequences):
             blocks += 1
-            weights, scores = block.weights[:sequences], block.scores
-            sums.add(block._replace(weights=weights))
-            if scores is not None:
-                self._activations.add(scores[:sequences])
+            sums.add(block)
+            if block.scores is not None:
+                self._activations.add(block.scores)
             if picture is not None:
-                picture.add(block._replace(weights=weights[0]))
+                picture.add(block._replace(weights=block.weights[0]))
         if blocks:
             self._indicators.append(sums.indicators().map(lambda tensor: tensor.cpu()))
             self._picture = picture or self._picture
@@ -140,17 +128,8 @@ def collect(
         UserError: a layer whose scores or maps are not numbers.
     """
     layers = [_LayerSums(index in pictured) for index in range(len(decoder.blocks))]
-    for batch in ids.split(BATCH):
-        hooks = [
-            block.self_attn.register_forward_pre_hook(partial(_look, sums, len(batch)))
-            for block, sums in zip(decoder.blocks, layers, strict=True)
-        ]
-        try:
-            with torch.inference_mode():
-                decoder(batch.to(decoder.embed_tokens.weight.device))
-        finally:
-            for hook in hooks:
-                hook.remove()
+    for batch in ids.split(passes.BATCH):
+        passes.observe(decoder, batch, lambda layer, *what: layers[layer].add(*what))
         for number, sums in enumerate(layers, start=1):
             if not sums.finite():
                 raise UserError(
@@ -158,15 +137,3 @@ def collect(
                 )
         advance(len(batch))
     return [sums.findings(variant) for sums, variant in zip(layers, decoder.model_config.layer_variants, strict=True)]
-
-
-def _look(sums: _LayerSums, sequences: int, mixer: Mixer, inputs: MixerInputs) -> None:
-    sums.add(mixer, inputs, sequences)
-
-
-def _wanted_rows(mixer: Mixer, inputs: MixerInputs, sequences: int) -> MixerInputs:
-    """Drop the fixed streams' rows where the layer does not read them: their maps are not asked for."""
-    hidden, static, context = inputs
-    if mixer.fixed_stream is not None:
-        return hidden, static, context
-    return hidden[:sequences], None if static is None else static[:sequences], context.rows(sequences)

@@ -40,13 +40,13 @@ def layer_radars(rows: Sequence[Row], layers: int, looks: dict[str, Look]) -> Fi
     """A radar chart for each of so many layers, a line for each model that mixes there."""
     columns = min(layers, 6)
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(layers, columns, (2.7, 2.9), {"projection": "polar"})
+        figure, panels = panel_grid(layers, columns, (2.7, 2.9), {"projection": "polar"})
         outer = _outer(rows)
         for number, axes in enumerate(panels, start=1):
             here = [row for row in rows if row["layer"] == number]
             _radar(axes, here, looks, outer, labels=SHORT, fontsize=7)
             axes.set_title(f"layer {number}" if here else f"layer {number}: no map", fontsize=10)
-        _legend(figure, looks)
+        legend(figure, looks)
     return figure
 
 
@@ -57,7 +57,7 @@ def model_radar(rows: Sequence[Row], looks: dict[str, Look]) -> Figure:
         axes = figure.subplots(subplot_kw={"projection": "polar"})
         _radar(axes, rows, looks, _outer(rows), labels=NAMES, fontsize=10)
         axes.set_title("mean over layers", fontsize=12, pad=20)
-        _legend(figure, looks)
+        legend(figure, looks)
     return figure
 
 
@@ -65,7 +65,7 @@ def activation_bands(rows: Sequence[Row], layers: int) -> Figure:
     """Plot the pre-softmax activations of each model's layers: extremes, percentiles 1 to 99, quartiles, median."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(len(models), min(len(models), 3), (1.8 + 0.14 * layers, 3.4), sharey=True)
+        figure, panels = panel_grid(len(models), min(len(models), 3), (1.8 + 0.14 * layers, 3.4), sharey=True)
         for model, axes in zip(models, panels, strict=True):
             axes.use_sticky_edges = False  # or the lowest bar would end where the axis does
             for row in (row for row in rows if row["model"] == model):
@@ -78,7 +78,7 @@ def activation_bands(rows: Sequence[Row], layers: int) -> Figure:
             axes.grid(axis="y", alpha=0.25, color=INK, linewidth=0.6)
         panels[0].set_ylabel("activation before the softmax")
         used = dict.fromkeys(row["variant"] for row in rows)
-        _legend(figure, {variant: {"color": colour_of([variant]), "linewidth": 6} for variant in used})
+        legend(figure, {variant: {"color": colour_of([variant]), "linewidth": 6} for variant in used})
     return figure
 
 
@@ -86,7 +86,7 @@ def entropy_over_steps(rows: Sequence[Row]) -> Figure:
     """Plot each run's entropy over steps, a line a layer, later layers more opaque, and their mean dashed."""
     runs = list(dict.fromkeys(row["run"] for row in rows))
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(len(runs), min(len(runs), 3), (4.6, 3.6), sharey=True)
+        figure, panels = panel_grid(len(runs), min(len(runs), 3), (4.6, 3.6), sharey=True)
         for run, axes in zip(runs, panels, strict=True):
             here = [row for row in rows if row["run"] == run]
             numbers = sorted({row["layer"] for row in here})
@@ -110,7 +110,7 @@ def entropy_over_steps(rows: Sequence[Row]) -> Figure:
         panels[0].set_ylabel("entropy of the map (nats)")
         used = dict.fromkeys(row["variant"] for row in rows)
         looks: dict[str, Look] = {variant: {"color": colour_of([variant])} for variant in used}
-        _legend(figure, looks | {"mean of the layers": {"color": INK, "linestyle": "--"}})
+        legend(figure, looks | {"mean of the layers": {"color": INK, "linestyle": "--"}})
     return figure
 
 
@@ -124,7 +124,7 @@ def heat_maps(rows: Sequence[Row], length: int) -> Figure:
         cells[row["head"] - 1, row["row"], row["column"]] = max(row["weight"], least)
     norm = LogNorm(least, 1)
     with mpl.rc_context(STYLE):
-        figure, panels = _panels(heads, min(heads, 4), (2.8, 2.9), sharex=True, sharey=True)
+        figure, panels = panel_grid(heads, min(heads, 4), (2.8, 2.9), sharex=True, sharey=True)
         for number, axes in enumerate(panels, start=1):
             extent = (0.5, length + 0.5, length + 0.5, 0.5)
             axes.imshow(cells[number - 1], norm=norm, cmap="cividis", extent=extent, interpolation="nearest")
@@ -136,7 +136,7 @@ def heat_maps(rows: Sequence[Row], length: int) -> Figure:
     return figure
 
 
-def _panels(
+def panel_grid(
     count: int,
     columns: int,
     size: tuple[float, float],
@@ -187,7 +187,8 @@ def _band(axes: Axes, row: Row) -> None:
     axes.hlines(row["median"], row["layer"] - 0.4, row["layer"] + 0.4, color=INK, linewidth=1.5, path_effects=seen)
 
 
-def _legend(figure: Figure, looks: dict[str, Look]) -> None:
+def legend(figure: Figure, looks: dict[str, Look]) -> None:
+    """Put a legend of lines below a figure."""
     lines = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     columns = min(len(lines), 3)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK, fontsize=9)

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from deconattn.analysis.ablation import Ablations
 from deconattn.analysis.collect import LayerFindings
 from deconattn.analysis.indicators import NAMES
+from deconattn.analysis.induction import InductionFindings
+from deconattn.analysis.losses import PositionLosses
 from deconattn.analysis.pre_softmax import Distribution
 
 NORMALISED = ("entropy", "concentration", "head diversity")
@@ -19,13 +22,20 @@ QUANTILES = {"q01": 0.01, "q25": 0.25, "median": 0.5, "q75": 0.75, "q99": 0.99}
 
 @dataclass(frozen=True)
 class ModelFindings:
-    """Findings of one model, layer by layer; its name, and its run and step where they are known."""
+    """Findings of one model, layer by layer; its name, and its run and step where they are known.
+
+    Attributes:
+        induction, position, ablations: None where they were not asked for.
+    """
 
     label: str
     path: str
     run: str | None
     step: int | None
     layers: list[LayerFindings]
+    induction: InductionFindings | None = None
+    position: PositionLosses | None = None
+    ablations: Ablations | None = None
 
     @property
     def variants(self) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -100,18 +101,23 @@ class StoredModel:
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def decoder(self) -> Decoder:
-        """Read the weights in fp32, whatever the model was trained in; return the decoder, on the GPU if any.
+        """Return the decoder of :meth:`decoder_and_head`."""
+        return self.decoder_and_head()[0]
+
+    def decoder_and_head(self) -> tuple[Decoder, nn.Module]:
+        """Read the weights in fp32, whatever the model was trained in; return decoder and head, on the GPU if any.
 
         Raises:
             UserError: weights that are not this configuration's, or layers that are not ours.
         """
         config, model = self.model_config, self.load("fp32")
+        head = model.get_output_embeddings()
         if isinstance(self.config, DeconAttnConfig):
-            return model.model
+            return model.model, head
         with torch.device("meta"):
             decoder = Decoder(config)  # of a stock model, whose tensors have the same names
         decoder.load_state_dict(model.model.state_dict(), assign=True)
-        return decoder.to(model.device).eval()
+        return decoder.to(model.device).eval(), head
 
     def without(self, skipped: Collection[int]) -> "StoredModel":
         """Return the model without the layers of these numbers, from 1 (:mod:`deconattn.checkpoint.without_layers`).

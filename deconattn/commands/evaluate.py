@@ -1,9 +1,10 @@
-"""Score trained models on the paper's nine benchmarks: evaluate MODEL..."""
+"""Score trained models on the paper's nine benchmarks, or on any of the harness's tasks: evaluate MODEL..."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,22 +17,35 @@ from deconattn.durable import check_replaceable, replaceable_folder
 from deconattn.errors import UserError
 from deconattn.evaluation import harness
 from deconattn.evaluation.datasets import data_files
-from deconattn.evaluation.results import Row, as_numbers, row_of, write_results
-from deconattn.evaluation.tables import benchmark_cells, context_cells, markdown, show
-from deconattn.evaluation.tasks import BENCHMARKS, benchmarks
+from deconattn.evaluation.perturbations import SEED, Perturbation, perturbations
+from deconattn.evaluation.results import AVERAGE, Row, Score, as_numbers, row_of, write_results
+from deconattn.evaluation.robustness import UNPERTURBED, changes
+from deconattn.evaluation.selection import Loaded, check_generation, load, select
+from deconattn.evaluation.tables import (
+    benchmark_cells,
+    context_cells,
+    other_cells,
+    perturbed_cells,
+    shots_title,
+    show,
+)
+from deconattn.evaluation.tasks import BENCHMARKS
 from deconattn.extras import require
 from deconattn.program import command
+from deconattn.shown import markdown_table
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from deconattn.checkpoint.stored_model import StoredModel
 
 RESULTS, TABLES = "results.json", "results.md"
-COMMAND = "evaluate"
+COMMAND, WIKITEXT = "evaluate", "wikitext"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Score trained models, zero-shot, with EleutherAI's lm-evaluation-harness.
+    """Score trained models with EleutherAI's lm-evaluation-harness.
 
     Writes results.json and results.md, and prints the table.
     """
@@ -39,9 +53,17 @@ class Arguments:
     models: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")]
     """Hugging Face folders, run folders (the newest good checkpoint) or step-N folders."""
     tasks: str = ""
-    """Comma-separated: arc_easy, boolq, copa, piqa, sciq, rte, hellaswag, wikitext, lambada_openai; by default all."""
+    """Comma-separated tasks, groups and tags of the harness, patterns such as arc_*, paths of task files (.yaml); by
+    default the nine: arc_easy, boolq, copa, piqa, sciq, rte, hellaswag, wikitext, lambada_openai."""
+    include_path: tuple[Path, ...] = ()
+    """Folders with task files of your own, whose names --tasks may give."""
+    num_fewshot: int | None = None
+    """Examples before each document; by default as many as the task's definition says, none for the nine."""
+    perturb: tuple[str, ...] = ()
+    """Score the texts before the answers perturbed, too: typos, word-shuffle, token-drop, each with =SHARE of the
+    letters, words or tokens (by default 0.1)."""
     datasets: Path | None = None
-    """Folder with the tasks' documents (docs/evaluation.md); the network is not used then. By default the hub's."""
+    """Folder with the nine's documents (docs/evaluation.md); the network is not used then. By default the hub's."""
     limit: int | None = None
     """Score only the first so many documents of a task: for trying things, the scores are not comparable."""
     batch_size: int | None = None
@@ -73,25 +95,41 @@ def main(words: Sequence[str]) -> None:
 
 def evaluate(arguments: Arguments) -> None:
     """Check everything, score model after model, and write what came of it."""
-    chosen = benchmarks(arguments.tasks)
     lengths = _context_lengths(arguments.context_lengths)
+    changed = perturbations(arguments.perturb)
     for flag, number in (("--limit", arguments.limit), ("--batch-size", arguments.batch_size)):
         if number is not None and number < 1:
             raise UserError(f"{flag} {number}: give 1 or more")
+    if arguments.num_fewshot is not None and arguments.num_fewshot < 0:
+        raise UserError(f"--num-fewshot {arguments.num_fewshot}: give 0 or more")
     out = _out(arguments)
     check_replaceable(out, COMMAND, arguments.overwrite)
     require("eval", "evaluation")
-    needed = list(chosen) if not lengths else [*chosen, BENCHMARKS["wikitext"]]
+    chosen = select(arguments.tasks, arguments.include_path)
+    needed = chosen if not lengths else chosen.also(WIKITEXT)
     files = None
     if arguments.datasets is not None:
-        files = data_files(arguments.datasets, needed)
+        if arguments.num_fewshot and needed.benchmarks:
+            raise UserError(
+                f"--num-fewshot {arguments.num_fewshot}: --datasets has no documents to show but those that are "
+                "scored: leave --datasets out, and shots come from the hub"
+            )
+        files = data_files(arguments.datasets, needed.benchmarks)
         harness.without_network()
     models = _open(arguments, lengths)
     with replaceable_folder(out, COMMAND, arguments.overwrite) as folder:
         with TemporaryDirectory(prefix="deconattn-evaluation-") as cache:
-            tasks = harness.load_tasks(list(dict.fromkeys(needed)), files, Path(cache))
-            scored = _score(arguments, models, tasks, [task.name for task in chosen], lengths)
-        _write(arguments, scored, lengths, folder)
+            loaded = load(needed, files, Path(cache), arguments.num_fewshot)
+            check_generation(loaded.tasks, models)
+            if changed and all(task.OUTPUT_TYPE == UNPERTURBED for task in loaded.tasks.values()):
+                raise UserError("--perturb: these tasks score whole texts, without a context before: leave it out")
+            for note in loaded.notes:
+                print(note, file=sys.stderr)
+            wikitext = {WIKITEXT: loaded.tasks[WIKITEXT]} if lengths else {}
+            if WIKITEXT not in chosen.names and WIKITEXT in wikitext:
+                del loaded.tasks[WIKITEXT]
+            scored = _score(arguments, models, loaded, wikitext, lengths, changed)
+        _write(arguments, scored, lengths, changed, loaded.notes, folder)
     print(f"written: {out / RESULTS}, {out / TABLES}", file=sys.stderr)
     if arguments.wandb_project:
         from deconattn.evaluation.results import log_to_wandb
@@ -110,23 +148,33 @@ class _Scored:
 
 
 def _score(
-    arguments: Arguments, models: "list[StoredModel]", tasks: harness.Tasks, chosen: list[str], lengths: list[int]
+    arguments: Arguments,
+    models: "list[StoredModel]",
+    loaded: Loaded,
+    wikitext: harness.Tasks,
+    lengths: list[int],
+    changed: list[Perturbation],
 ) -> _Scored:
     from deconattn.evaluation.chance import chance_rows
 
-    wanted = {name: tasks[name] for name in chosen}
     scored = _Scored([], [], [])
     for stored in models:
-        print(f"{stored.label}: {', '.join(wanted)}", file=sys.stderr)
+        print(f"{stored.label}: {', '.join(loaded.tasks)}", file=sys.stderr)
         model = stored.load(arguments.dtype)
         common: dict[str, Any] = {"batch_size": arguments.batch_size, "limit": arguments.limit}
-        found = harness.score(model, stored.tokenizer, wanted, **common)
+        found = harness.score(
+            model, stored.tokenizer, loaded.tasks, groups=loaded.groups, samples=bool(changed), **common
+        )
+        perturbed = {}
+        for one in changed:
+            print(f"{stored.label}: {one.label}", file=sys.stderr)
+            perturbed[one.label] = _perturbed(one, stored, model, loaded, found, common)
+        found.pop("samples", None)
         perplexities = {}
         for length in lengths:
             print(f"{stored.label}: WikiText, context of {length} tokens", file=sys.stderr)
-            wikitext = {"wikitext": tasks["wikitext"]}
             at_length = harness.score(model, stored.tokenizer, wikitext, max_length=length, **common)
-            perplexities[length] = float(at_length["results"]["wikitext"]["word_perplexity,none"])
+            perplexities[length] = float(at_length["results"][WIKITEXT]["word_perplexity,none"])
         scored.rows.append(row_of(stored.label, found))
         description = {
             "label": stored.label,
@@ -135,11 +183,34 @@ def _score(
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
         }
-        scored.entries.append({"model": description, "context_perplexities": perplexities, "harness": found})
-        if not scored.chance:
-            scored.chance = chance_rows(wanted, model, stored.tokenizer, arguments.limit)
+        entry = {"model": description, "context_perplexities": perplexities, "harness": found}
+        scored.entries.append(entry | ({"perturbed": perturbed} if changed else {}))
+        if not scored.chance and set(loaded.tasks) & set(BENCHMARKS):
+            scored.chance = chance_rows(loaded.tasks, model, stored.tokenizer, arguments.limit)
         del model
     return scored
+
+
+def _perturbed(
+    one: Perturbation,
+    stored: "StoredModel",
+    model: "PreTrainedModel",
+    loaded: Loaded,
+    clean: dict[str, Any],
+    common: dict[str, Any],
+) -> dict[str, Any]:
+    """Score the tasks that have a context with it perturbed; scores, and what they are less the clean ones."""
+    tasks = {name: task for name, task in loaded.tasks.items() if task.OUTPUT_TYPE != UNPERTURBED}
+    perturb = partial(one, tokenizer=stored.tokenizer)
+    found = harness.score(model, stored.tokenizer, tasks, perturb=perturb, samples=True, **common)
+    scores = row_of(stored.label, found).scores
+    return {
+        "kind": one.kind,
+        "share": one.share,
+        "seed": SEED,
+        "scores": as_numbers(Row("", scores)),
+        "changes": as_numbers(Row("", changes(clean, found, tasks))),
+    }
 
 
 def _origin(stored: "StoredModel") -> dict[str, Any]:
@@ -151,10 +222,26 @@ def _origin(stored: "StoredModel") -> dict[str, Any]:
     return origin
 
 
-def _write(arguments: Arguments, scored: _Scored, lengths: list[int], folder: Path) -> None:
-    rows = [*scored.rows, *scored.chance]
+def _write(
+    arguments: Arguments,
+    scored: _Scored,
+    lengths: list[int],
+    changed: list[Perturbation],
+    notes: list[str],
+    folder: Path,
+) -> None:
+    rows, first = [*scored.rows, *scored.chance], scored.entries[0]["harness"]
     mark = "" if arguments.limit is None else f" (first {arguments.limit} documents of a task: not comparable)"
-    tables = [(f"Zero-shot{mark}", benchmark_cells(rows))]
+    tables, tall = [], set[str]()
+    if set(first["results"]) & set(BENCHMARKS):
+        tables.append((f"{shots_title(first)}{mark}", benchmark_cells(rows)))
+    if set(first["results"]) - set(BENCHMARKS):
+        tall.add(f"Other tasks{mark}")
+        tables.append((f"Other tasks{mark}", other_cells(scored.rows, first)))
+    for one in changed:
+        entries = [(entry["model"]["label"], entry["perturbed"][one.label]) for entry in scored.entries]
+        of_models = [(label, _scores(entry["scores"]), _scores(entry["changes"])) for label, entry in entries]
+        tables.append((f"Perturbed: {one.label} (change from the clean score){mark}", perturbed_cells(of_models)))
     if lengths:
         at_lengths = [
             (row.label, list(entry["context_perplexities"].values()))
@@ -167,15 +254,25 @@ def _write(arguments: Arguments, scored: _Scored, lengths: list[int], folder: Pa
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "comparable": arguments.limit is None,
         "settings": {key: value for key, value in vars(arguments).items() if key != "models"},
+        "notes": notes,
         "versions": harness.versions(),
         "models": scored.entries,
         "chance": {row.label: as_numbers(row) for row in scored.chance},
     }
     write_results(folder / RESULTS, content)
-    (folder / TABLES).write_text("\n".join(markdown(*table) for table in tables), encoding="utf-8")
+    texts = [
+        markdown_table(title, list(zip(*cells, strict=True)) if title in tall else cells) for title, cells in tables
+    ]
+    (folder / TABLES).write_text("\n".join(texts), encoding="utf-8")
     console = Console()
     for table in tables:
         show(console, *table)
+
+
+def _scores(numbers: dict[str, float]) -> dict[str, Score]:
+    """Undo :func:`~deconattn.evaluation.results.as_numbers`, less the average."""
+    named = {title: Score(value, numbers.get(f"{title} stderr")) for title, value in numbers.items()}
+    return {title: score for title, score in named.items() if not title.endswith(" stderr") and title != AVERAGE}
 
 
 def _open(arguments: Arguments, lengths: list[int]) -> "list[StoredModel]":

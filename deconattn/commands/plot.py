@@ -130,6 +130,8 @@ def _live(arguments: Arguments) -> None:
             training = any(state_of(run).word == "training" for run in runs)
             if any(run.metrics for run in runs) or not training:
                 live.update(drawing(_panels(runs, arguments), console, screen=True), refresh=True)
+            else:
+                live.update("no metrics yet", refresh=True)
             if not training:
                 break
             time.sleep(arguments.every)

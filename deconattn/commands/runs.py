@@ -46,6 +46,8 @@ def main(words: Sequence[str]) -> int | None:
         show(listing_table(listed))
     else:
         print(f"{arguments.dir} holds no runs")
+    for left in durable.left_by_removals(arguments.dir):
+        print(f"note: a killed removal has left {left}, which the next --remove takes", file=sys.stderr)
     return None
 
 
@@ -70,6 +72,6 @@ def _remove(arguments: Arguments) -> int | None:
     for run, size in sizes.items():
         remove(run)
         print(f"removed: {run} ({size})")
-    for name in durable.sweep_removed(arguments.dir):
-        print(f"removed: what an earlier removal of {name} had left")
+    for left in durable.sweep_removed(arguments.dir):
+        print(f"removed: {left}, which a killed removal had left")
     return None

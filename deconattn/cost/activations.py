@@ -72,7 +72,8 @@ def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivati
     element = size * tokens * largest_part(config.intermediate_size, config.intermediate_size, job.tp)
     working = 2 * element + vector * tokens
     if job.gathers_again:  # by then gate, up and their product are gone
-        working = max(working, 2 * vector * tokens - element)
+        # Rows are reordered where there are several: what is gathered is there twice, and its gradient as a copy.
+        working = max(working, (2 if output_rows == 1 else 3) * vector * tokens - element)
     match job.recompute:
         case "mixer":
             kept_mixed = vector * inputs * local_in

@@ -44,6 +44,9 @@ class VirtualGpu(TorchFunctionMode):
                 return _HOST_VALUES[func](args[0])
             if func in _AS_ON_A_GPU:
                 return _AS_ON_A_GPU[func](*args, **kwargs)
+        if func is torch.zeros_like and kwargs.get("device") == "meta":
+            # DeepSpeed notes shapes this way: no memory is meant.
+            return torch.zeros((), dtype=args[0].dtype, device=META).expand(args[0].shape)
         args = tuple(map(_off_the_gpu, args))
         result = func(*args, **{name: _off_the_gpu(value) for name, value in kwargs.items()})
         if func is torch.tensor and result.is_meta and isinstance(args[0], (int, float)):

@@ -1,5 +1,6 @@
 """The harness's wrapper of Hugging Face models around a model of ours; imports the harness."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ class HarnessModel(HFLM):
         batch_size: sequences a batch; None: the largest that the GPU holds, or `TOKENS_A_BATCH` on a CPU.
         max_length: tokens of context; None: the configuration's.
         stop: asked between batches whether to leave off.
+        perturb: changes the contexts that answers follow, shots and prompt among them; what is scored stays, and so
+            does a text that is scored as a whole.
 
     Raises:
         UserError: when it runs, an answer that is longer than the context.
@@ -35,6 +38,7 @@ class HarnessModel(HFLM):
         batch_size: int | None = None,
         max_length: int | None = None,
         stop: Callable[[], bool] | None = None,
+        perturb: Callable[[str], str] | None = None,
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size or 1)
         if batch_size is None:
@@ -42,11 +46,35 @@ class HarnessModel(HFLM):
             self.batch_size_per_gpu = "auto" if on_gpu else max(1, TOKENS_A_BATCH // self.max_length)
         self._windows: tqdm | None = None
         self._stop = stop
+        self._perturb = perturb
 
     def _model_call(self, *arguments: Any, **more: Any) -> Any:
+        self._ask()
+        return super()._model_call(*arguments, **more)
+
+    def _model_generate(self, *arguments: Any, **more: Any) -> Any:
+        self._ask()
+        return super()._model_generate(*arguments, **more)
+
+    def _ask(self) -> None:
         if self._stop is not None and self._stop():
             raise Stopped
-        return super()._model_call(*arguments, **more)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return super().loglikelihood(self._perturbed(requests), disable_tqdm)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        return super().generate_until(self._perturbed(requests), disable_tqdm)
+
+    def _perturbed(self, requests: list[Any]) -> list[Any]:
+        if self._perturb is None:
+            return requests
+        changed = []
+        for request in requests:
+            context, *rest = request.args
+            changed.append(copy.copy(request))
+            changed[-1].arguments = (self._perturb(context), *rest)
+        return changed
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         with tqdm(desc="Running rolling windows", unit=" windows", disable=disable_tqdm) as self._windows:

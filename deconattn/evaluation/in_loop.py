@@ -9,6 +9,7 @@ from deconattn.config.flag_groups import EvaluationFlags
 from deconattn.evaluation import harness
 from deconattn.evaluation.datasets import data_files
 from deconattn.evaluation.results import Row, as_numbers, row_of
+from deconattn.evaluation.selection import Selection, load, nine
 from deconattn.evaluation.tasks import benchmarks
 from deconattn.extras import require
 
@@ -59,7 +60,8 @@ class InLoopEvaluation:
             if self._flags.eval_datasets is not None:
                 files = data_files(self._flags.eval_datasets, self._chosen)
                 harness.without_network()
-            self._tasks = harness.load_tasks(self._chosen, files, Path(self._cache.name))
+            selection = Selection(tuple(task.name for task in self._chosen), nine())
+            self._tasks = load(selection, files, Path(self._cache.name)).tasks
         os.environ["DISABLE_MULTIPROC"] = "1"  # the harness would fork a process that has threads and a GPU
         stored = open_model(checkpoint)
         model = stored.load()

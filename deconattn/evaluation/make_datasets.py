@@ -11,7 +11,7 @@ import tyro
 from deconattn.cli import parse, run
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
-from deconattn.evaluation.harness import definition_of
+from deconattn.evaluation.selection import definition_of
 from deconattn.evaluation.tasks import benchmarks
 from deconattn.extras import require
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deconattn.evaluation.tasks import COLUMNS
+from deconattn.evaluation.tasks import BENCHMARKS, COLUMNS
 
 AVERAGE = "Avg"
 
@@ -28,16 +28,48 @@ class Row:
     scores: dict[str, Score]
 
 
-def row_of(label: str, found: dict[str, Any]) -> Row:
-    """The columns that the harness's result has figures for."""
-    scores = {}
+@dataclass(frozen=True)
+class Figure:
+    """A figure that the harness gives: a column of table 1, or any metric of any other task or group.
+
+    Attributes:
+        title: the column's, or task and metric, with the filter where it has a name.
+        filter: what picks an answer out of what the model wrote; `none` as a rule.
+    """
+
+    title: str
+    task: str
+    metric: str
+    filter: str
+    score: Score
+
+
+def figures_of(found: dict[str, Any]) -> list[Figure]:
+    """The figures of table 1, in its order, then every metric of the other tasks and groups."""
+    figures = []
     for column in COLUMNS:
         metrics = found["results"].get(column.task, {})
         if f"{column.metric},none" in metrics:
-            error = metrics.get(f"{column.metric}_stderr,none")
-            value = float(metrics[f"{column.metric},none"])
-            scores[column.title] = Score(value, float(error) if isinstance(error, int | float) else None)
-    return Row(label, scores)
+            figures.append(Figure(column.title, column.task, column.metric, "none", _score(metrics, column.metric)))
+    for task, metrics in found["results"].items():
+        if task in BENCHMARKS:
+            continue
+        for key, value in metrics.items():
+            metric, comma, picked = key.partition(",")
+            if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+                title = f"{task} {metric}" + ("" if picked == "none" else f", {picked}")
+                figures.append(Figure(title, task, metric, picked, _score(metrics, metric, picked)))
+    return figures
+
+
+def _score(metrics: dict[str, Any], metric: str, picked: str = "none") -> Score:
+    error = metrics.get(f"{metric}_stderr,{picked}")
+    return Score(float(metrics[f"{metric},{picked}"]), float(error) if isinstance(error, int | float) else None)
+
+
+def row_of(label: str, found: dict[str, Any]) -> Row:
+    """Every figure of the harness's result."""
+    return Row(label, {figure.title: figure.score for figure in figures_of(found)})
 
 
 def average(row: Row) -> Score | None:

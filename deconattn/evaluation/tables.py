@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from deconattn.evaluation.results import AVERAGE, Row, Score, average
-from deconattn.evaluation.tasks import COLUMNS
-from deconattn.shown import markdown_text
+from deconattn.evaluation.results import AVERAGE, Row, Score, average, figures_of
+from deconattn.evaluation.tasks import BENCHMARKS, COLUMNS
 
 NOTHING = "-"
 Cells = list[list[str]]
@@ -27,17 +27,66 @@ def benchmark_cells(rows: Sequence[Row]) -> Cells:
     return cells
 
 
+def other_cells(rows: Sequence[Row], found: dict[str, Any]) -> Cells:
+    """Every metric of every other task, as the harness gives it, with shots, the task's version and documents.
+
+    Args:
+        found: the harness's result of one of the models.
+    """
+    figures = [figure for figure in figures_of(found) if figure.task not in BENCHMARKS]
+    facts: list[list[str]] = [["", *(figure.title for figure in figures)]]
+    for name, values in (("shots", found["n-shot"]), ("version", found["versions"])):
+        facts.append([name, *(str(values.get(figure.task, NOTHING)) for figure in figures)])
+    counts = {task: str(count["effective"]) for task, count in found["n-samples"].items()}
+    facts.append(["documents", *(counts.get(figure.task, NOTHING) for figure in figures)])
+    return facts + [
+        [row.label, *(plain(row.scores.get(figure.title)) for figure in figures)] for row in rows
+    ]  # fmt: skip
+
+
+def perturbed_cells(rows: Sequence[tuple[str, dict[str, Score], dict[str, Score]]]) -> Cells:
+    """Scores on perturbed texts and, in brackets, what they are less the clean ones, with its standard error.
+
+    Args:
+        rows: label, scores and changes of each model, by title; all have the same titles.
+    """
+    percent = {column.title for column in COLUMNS if column.percent}
+    titles = list(rows[0][1])
+    cells = [["", *titles]]
+    for label, scores, changes in rows:
+        line = [label]
+        for title in titles:
+            value, change = (
+                _shown(score, True) if title in percent else plain(score)
+                for score in (Score(scores[title].value), changes[title])
+            )
+            line.append(f"{value} ({'+' if changes[title].value > 0 else ''}{change})")
+        cells.append(line)
+    return cells
+
+
+def plain(score: Score | None) -> str:
+    """A figure as it is, to four digits, with its standard error."""
+    if score is None:
+        return NOTHING
+    return f"{score.value:.4g}" + ("" if score.error is None else f" ± {score.error:.2g}")
+
+
+def shots_title(found: dict[str, Any]) -> str:
+    """Say how many shots the nine had: Zero-shot, 5-shot, or each one's number."""
+    shots = {task: number for task, number in found["n-shot"].items() if task in BENCHMARKS}
+    numbers = set(shots.values())
+    if numbers <= {0}:
+        return "Zero-shot"
+    if len(numbers) == 1:
+        return f"{numbers.pop()}-shot"
+    return "Shots: " + ", ".join(f"{task} {number}" for task, number in shots.items())
+
+
 def context_cells(lengths: Sequence[int], perplexities: Sequence[tuple[str, Sequence[float]]]) -> Cells:
     """Table 4: WikiText word perplexity of each model at each context length, tokens."""
     heading = ["context", *(str(length) for length in lengths)]
     return [heading, *([label, *(_perplexity(value) for value in values)] for label, values in perplexities)]
-
-
-def markdown(title: str, cells: Cells) -> str:
-    """A heading and a table."""
-    lines = ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in cells]
-    lines.insert(1, "| --- |" + " ---: |" * (len(cells[0]) - 1))
-    return f"## {title}\n\n" + "\n".join(lines) + "\n"
 
 
 def show(console: Console, title: str, cells: Cells) -> None:

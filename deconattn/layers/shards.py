@@ -118,8 +118,13 @@ class Partition:
 
     @property
     def stop(self) -> int:
-        """Return the number after the last element's; not beyond `start` where all is padding."""
-        return max(self.start, min(self.start + self.memory.numel(), self.shape.numel()))
+        """Return the number after the last element's: `start` where all is padding."""
+        return min(self.start + self.memory.numel(), self.shape.numel())
+
+
+def partition_bounds(elements: int, size: int, rank: int) -> tuple[int, int]:
+    """Return the run of a tensor that is in a rank's ZeRO-3 partition of `size`; the last ones are padded."""
+    return min(size * rank, elements), min(size * (rank + 1), elements)
 
 
 def mark_partition(parameter: nn.Parameter, partition: Partition) -> None:

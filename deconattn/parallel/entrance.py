@@ -178,6 +178,7 @@ class _Linears(torch.autograd.Function):
             exchange.gather(kept)
         gradient = input_gradient(grads, weights) if needs_input else None
         exchange.add(None if gradient is None else gradient.view(ctx.shape), ctx.which)
+        del gradient  # what is reduced may be a copy, and the whole input comes now
         if gathers:
             kept = exchange.whole() if ctx.which is None else exchange.whole()[ctx.which]
         return None, None, None, None, None, None, *parameter_gradients(grads, kept, needed, ctx.has_bias)

@@ -12,7 +12,7 @@ from deepspeed import zero
 from deepspeed.utils import groups
 from torch import nn
 
-from deconattn.layers.shards import Partition, mark_partition
+from deconattn.layers.shards import Partition, mark_partition, partition_bounds
 from deconattn.parallel.topology import Topology
 
 
@@ -40,6 +40,8 @@ class Partitions:
         parameter.partition()  # type: ignore[attr-defined]
         parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]  # of hpZ: as after a step, when it is stale
         memory = parameter.ds_tensor  # type: ignore[attr-defined]
-        partition = Partition(memory, memory.numel() * dist.get_rank(parameter.ds_process_group), shape)  # type: ignore[attr-defined]
+        rank = dist.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
+        start, _ = partition_bounds(shape.numel(), memory.numel(), rank)
+        partition = Partition(memory, start, shape)
         memory[partition.stop - partition.start :].zero_()
         mark_partition(parameter, partition)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from deconattn.probing.findings import BASELINE, SOLVED, UNIFORM, Findings, Kind, Problem, percent
+from deconattn.probing.findings import BASELINE, SOLVED, Findings, Kind, Problem, percent
+from deconattn.probing.request import UNIFORM
 
 Outcome = Literal["agrees", "disagrees", "undecided", "not measured"]
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from deconattn.config.pattern import STANDARD
 from deconattn.errors import UserError
+from deconattn.probing.request import UNIFORM
 from deconattn.probing.results import Row
 from deconattn.statistics import LEVEL, Interval, family_level, mean_interval, paired_difference, values_needed
 
@@ -16,7 +17,6 @@ SOLVED = 0.9
 """A model solves a difficulty where the whole interval of its accuracy is above this."""
 MARGIN = 0.05
 """Accuracies nearer than this are as good as one another, and one so near to chance is not clearly better than it."""
-UNIFORM = "uniform"
 
 
 class Problem(NamedTuple):

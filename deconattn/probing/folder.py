@@ -187,7 +187,8 @@ def merge_request(folder: GridFolder, given: Request) -> Request:
     """Write what the folder is asked for with `given`, and return it: all that it was asked for before, too.
 
     Raises:
-        UserError: the folder was begun with other steps, rates or code, or by a later version.
+        UserError: the folder was begun with other steps, rates or code, or by a later version, or what was asked for
+            before and what is asked for now make no grid together.
     """
     code = {file.name: code_digest(file) for file in given.plugin}
     with durable.hold_lock(folder.common_lock, wait=True):
@@ -207,6 +208,7 @@ def merge_request(folder: GridFolder, given: Request) -> Request:
                 name: tuple(dict.fromkeys((*getattr(before, name), *getattr(given, name)))) for name in GROWS
             }
             merged = dataclasses.replace(given, **grown | {"seeds": max(before.seeds, given.seeds)})
+        make_grid(merged)
         content = {"format": FORMAT, "request": _json(merged), "code": code}
         durable.write_json(folder.request, content)
     return merged

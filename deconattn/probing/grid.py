@@ -201,8 +201,15 @@ def make_grid(request: Request) -> Grid:
         UserError: a flag that makes no sense, and the remedy.
     """
     groups: dict[Group, None] = {}
+    ladders: dict[Task, Ladder] = {}
     for words in request.tasks:
         for ladder in parse_ladders(words):
+            for task in ladder.tasks:
+                # Their models differ, and a row of results does not say of which it is.
+                if (other := ladders.setdefault(task, ladder)) != ladder:
+                    raise UserError(
+                        f"--tasks {other.words} and {ladder.words} share {task}: give each an --out of its own"
+                    )
             for size in map(Size.parse, request.sizes):
                 for pattern in request.patterns:
                     for variant in request.variants:

@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from deconattn.pages.charts import NO_VARIANT, Series, line_chart
 from deconattn.pages.frame import Picture, drawn, legend_of
-from deconattn.probing.findings import BASELINE, UNIFORM, Cell, Findings, Kind, Problem, percent
+from deconattn.probing.findings import BASELINE, Cell, Findings, Kind, Problem, percent
+from deconattn.probing.request import UNIFORM
 
 LINES_A_CHART = 14
 LOG_FROM = 8
@@ -82,7 +83,8 @@ def _rates(findings: Findings, problem: Problem, size: str, kinds: Sequence[Kind
                 edges.append(f"{kind.label}{where}")
         taken.append(Series(kind.label, kind.variant, look, marks, dots=True))
     label = f"{_title(findings, problem, size, kinds)}: accuracy over all difficulties by learning rate"
-    caption = f"{label}, on the seed of the sweep; a mark stands at the rate that was taken."
+    caption = f"{label}, on the seed of the sweep; a mark stands at the rate that was taken, "
+    caption += "the best of that seed, which flatters it a little."
     if edges:
         caption += f" Best at the edge of what was tried, so that another rate might do better: {', '.join(edges)}."
     ticks = sorted({x for line in lines for x, _, _ in line.points})

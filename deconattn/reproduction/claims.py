@@ -275,6 +275,8 @@ def _contexts(table: dict[str, Any] | None) -> Iterator[Claim]:
 
 def _judged(finding: str, margins: list[Margin], numbers: str, word: str = "") -> Claim:
     """Give the verdict; `word` is what a model is called for which its margin is above zero."""
+    if not all(margin.values for margin in margins):
+        return _open(finding, "Not measured with the same seed yet.")
     below = [margin.of for margin in margins if margin.mean <= 0]
     if word and below:
         numbers += f" Not {word}: {', '.join(below)}."

@@ -12,12 +12,13 @@ from statistics import fmean
 from typing import Any
 
 from deconattn.errors import UserError
+from deconattn.metric_rows import METRICS, MetricRow, valid_lines
 from deconattn.program import process
 from deconattn.reproduction.folder import ReproductionFolder, Stored
 from deconattn.reproduction.plans import PlannedJob, Run, first_corpus, training_flags
 
 TRAIN, EVALUATE, ANALYZE = process("train"), process("evaluate"), process("analyze")
-CONFIG, METRICS, CHECKPOINTS, MANIFEST = "config.json", "metrics.jsonl", "checkpoints", "checkpoint.json"
+CONFIG, CHECKPOINTS, MANIFEST = "config.json", "checkpoints", "checkpoint.json"
 
 SCORES_FILE = "results.json"
 TITLES = ("ARC-E", "BoolQ", "COPA", "PIQA", "SciQ", "RTE", "HellaSwag", "Avg", "Wiki ppl", "LAMBADA ppl", "LAMBADA acc")
@@ -27,7 +28,6 @@ STDERR = " stderr"
 INDICATORS = ("entropy", "concentration", "head diversity", "sink", *(f"local focus {n}" for n in range(4)))
 ANALYSIS_FILE, INDICATORS_FILE = "analysis.json", "indicators.json"
 
-MetricRow = dict[str, Any]
 LayerMeans = dict[str, Any]
 
 
@@ -46,20 +46,12 @@ def run_config(run: Path) -> dict[str, Any]:
 
 
 def metric_rows(run: Path) -> list[MetricRow]:
-    """Parse the complete rows of metrics.jsonl."""
+    """Read the rows of metrics.jsonl that count; what is not finite is a word, as in the file."""
     try:
-        lines = (run / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
+        text = (run / METRICS).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    found = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # being written, or cut short by a kill
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            found.append(row)
-    return found
+    return [row for _, row in valid_lines(text)]
 
 
 def training_progress(run: Path) -> str:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from deepspeed.utils import groups
 from torch import Tensor, nn
 
-from deconattn.layers.shards import Shard, shard_of
+from deconattn.layers.shards import Shard, partition_bounds, shard_of
 from deconattn.model.causal_lm import CausalLM
 from deconattn.parallel.topology import Topology
 
@@ -174,14 +174,9 @@ def tensor_copies(shard: Shard | None, topology: Topology) -> tuple[int, int]:
     return shard.copies, shard.rank - shard.bounds.index(shard.bounds[shard.rank])
 
 
-def zero_3_bounds(elements: int, size: int, rank: int) -> tuple[int, int]:
-    """Return the run of a tensor that is in a rank's ZeRO-3 partition of `size`; the last ones are padded."""
-    return min(size * rank, elements), min(size * (rank + 1), elements)
-
-
 def _zero_3_views(wrapped: Any, parameter: Any, moments: Sequence[str]) -> tuple[int, dict[str, Tensor]]:
     rank = dist.get_rank(parameter.ds_process_group)
-    first, last = zero_3_bounds(parameter.ds_numel, parameter.ds_tensor.ds_numel, rank)
+    first, last = partition_bounds(parameter.ds_numel, parameter.ds_tensor.ds_numel, rank)
     if first == last:
         return 0, {}
     keys = {"weights": None, **{name: name for name in moments}}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from deconattn.analysis import collect as collecting
+from deconattn.analysis import passes
 from deconattn.analysis.collect import CELLS, collect
 from deconattn.analysis.indicators import Indicators, define
 from deconattn.errors import UserError
@@ -42,8 +42,8 @@ def captured(decoder: Decoder, ids: Tensor) -> tuple[list[Tensor | None], list[T
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches, the last a small one, and blocks of a few rows."""
-    monkeypatch.setattr(collecting, "BATCH", 2)
-    monkeypatch.setattr(collecting, "BLOCK_ELEMENTS", 2 * 4 * 70 * 9)
+    monkeypatch.setattr(passes, "BATCH", 2)
+    monkeypatch.setattr(passes, "BLOCK_ELEMENTS", 2 * 4 * 70 * 9)
 
 
 def test_every_variant_is_here():

@@ -26,7 +26,7 @@ from tests.generation.conftest import write_run
 from tests.hf.models import LONGEST, exported, load_plugin, small_config, tokens, trained
 
 VARIANTS = ("fixedseq", "mlp", "nonapproximate")
-PICTURES = ("radar-layers", "radar", "activations")
+PICTURES = ("radar-layers", "radar", "activations", "induction", "position")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,8 @@ def test_models_become_pictures_and_numbers(run: Path, stock: Path, call: Call, 
     maps = ["map-run-layer-1", "map-stock-layer-1", "map-stock-layer-2"]
     stems = {path.name.rpartition(".")[0] for path in out.iterdir()}
     assert stems == {"analysis", "indicators", *PICTURES, *maps}
+    tables = (out / "analysis.md").read_text()
+    assert "| run | " in tables and "2 of 3" in tables and "80 less 8" in tables
     for name in (*PICTURES, *maps):
         assert_drawn(out / name)
         assert read(out, name)
@@ -83,6 +85,11 @@ def test_models_become_pictures_and_numbers(run: Path, stock: Path, call: Call, 
     told = json.loads((out / "analysis.json").read_text())
     assert told["sample"] == {"source": "the bundled demo corpus", "sequences": 5, "seq_len": LONGEST}
     assert [model["layers"] for model in told["models"]] == [list(VARIANTS), ["standard"] * 2]
+    assert [model["in_context_learning"]["tokens"] for model in told["models"]] == [[8, LONGEST]] * 2
+    assert [model["repeated_tokens"]["period"] for model in told["models"]] == [LONGEST // 2] * 2
+    without = [row for row in read(out, "induction") if row["value"] is None]
+    assert {(row["model"], row["layer"], row["variant"]) for row in without} == {("run", 2, "mlp")}
+    assert all("no map" in row["note"] for row in without)
 
     rows = read(out, "indicators")
     for subject in open_models([run / "checkpoints" / "step-12", stock]):
@@ -102,10 +109,32 @@ def test_models_become_pictures_and_numbers(run: Path, stock: Path, call: Call, 
     assert all(f"{value:.4g}" in line for value in means.values())
 
 
+def test_what_each_mixer_and_head_is_worth_and_how_maps_agree(run: Path, stock: Path, call: Call, tmp_path: Path):
+    out = tmp_path / "out"
+    words = ("--sequences", 2, "--seq-len", 12, "--measure", "ablation", "heads", "agreement")
+    code, printed, err = call(run, stock, "--out", out, *words)
+    assert (code, err) == (0, "")
+    assert "Loss gained without a mixer" in printed and "indicators" not in printed.partition("Loss")[0]
+    pictures = ("ablation", "head-ablation", "agreement")
+    assert {path.name.rpartition(".")[0] for path in out.iterdir()} == {"analysis", *pictures}
+    for name in pictures:
+        assert_drawn(out / name)
+    ablated = read(out, "ablation")
+    assert len(ablated) == 5 * 3 and {row["sequences"] for row in ablated} == {2}
+    heads = read(out, "head-ablation")
+    assert [(row["model"], row["layer"]) for row in heads if row["note"]] == [("run", 2)]
+    assert len(heads) == 4 * 4 * 2 + 1
+    agreed = read(out, "agreement")
+    assert len(agreed) == 4 * 5 // 2 + 1
+    own = [row["cka"] for row in agreed if (row["model"], row["layer"]) == (row["other model"], row["other layer"])]
+    assert own == pytest.approx([1] * 4)
+
+
 def test_all_steps_and_steps_by_name(run: Path, call: Call, tmp_path: Path):
     steps = [run / "checkpoints" / f"step-{n}" for n in (12, 7)]
     for number, words in enumerate(([run, "--all-steps"], steps)):
         out = tmp_path / str(number)
+        words = (*words, "--measure", "indicators")
         assert call(*words, "--out", out, "--sequences", 1, "--seq-len", 20)[::2] == (0, "")
         rows = read(out, "entropy-over-steps")
         assert_drawn(out / "entropy-over-steps")
@@ -180,6 +209,7 @@ def test_what_was_packed_with_another_tokenizer(run: Path, corpus: Path, refused
         ("--seq-len 3", "--seq-len 3: give 4 or more, which local focus needs"),
         (f"--seq-len {LONGEST + 1}", f"beyond the fixed stream of RUN, {LONGEST} tokens: give less"),
         ("--maps 0", "--maps 0: there are layers 1 to 3"),
+        ("--maps 1 --measure induction", "--maps are drawn along with the indicators: add indicators to --measure"),
         ("--maps 1 4", "--maps 4: there are layers 1 to 3"),
         ("--data a --text b", "--data and --text are both given"),
         ("--data /nowhere", "/nowhere: no such folder"),

@@ -10,8 +10,8 @@ import pytest
 
 from deconattn.errors import UserError
 from deconattn.evaluation.datasets import data_files
-from deconattn.evaluation.harness import load_tasks
 from deconattn.evaluation.make_datasets import make_datasets
+from deconattn.evaluation.selection import load, select
 from deconattn.evaluation.tasks import BENCHMARKS, benchmarks
 from tests.evaluation.documents import DOCUMENTS
 
@@ -38,8 +38,8 @@ def test_a_folder_made_from_the_hub_is_one_that_is_read(documents: Path, tmp_pat
     make_datasets(made, load=hub)
     every = benchmarks("")
     assert sorted(path.name for path in made.iterdir()) == sorted(f"{task.file}.jsonl" for task in every)
-    ours = load_tasks(every, data_files(made, every), tmp_path / "a")
-    theirs = load_tasks(every, data_files(documents, every), tmp_path / "b")  # HellaSwag compressed
+    ours = load(select(""), data_files(made, every), tmp_path / "a").tasks
+    theirs = load(select(""), data_files(documents, every), tmp_path / "b").tasks  # HellaSwag compressed
     assert list(ours) == list(BENCHMARKS)
     for name, task in ours.items():
         assert list(task.eval_docs) == list(theirs[name].eval_docs)

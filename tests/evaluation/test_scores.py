@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from deconattn.checkpoint.stored_model import open_model
 from deconattn.evaluation import harness
 from deconattn.evaluation.datasets import data_files
-from deconattn.evaluation.harness import definition_of
+from deconattn.evaluation.selection import definition_of
 from deconattn.evaluation.tasks import BENCHMARKS, COLUMNS, benchmarks
 from tests.evaluation.conftest import CONTEXT, RESAMPLES
 from tests.evaluation.independent import Scorer

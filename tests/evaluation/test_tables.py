@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from deconattn.evaluation.results import Row, Score, write_results
-from deconattn.evaluation.tables import benchmark_cells, context_cells, markdown
+from deconattn.evaluation.tables import benchmark_cells, context_cells
+from deconattn.shown import markdown_table
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_accuracies_and_what_is_missing() -> None:
 
 
 def test_a_bar_in_a_name_breaks_no_table() -> None:
-    assert markdown("T", [["", "x"], ["a|b", "1"]]) == "## T\n\n|  | x |\n| --- | ---: |\n| a\\|b | 1 |\n"
+    assert markdown_table("T", [["", "x"], ["a|b", "1"]]) == "## T\n\n|  | x |\n| --- | ---: |\n| a\\|b | 1 |\n"
 
 
 def test_what_json_has_not(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Cuts of whole tensors: every element held, none lost, heads never torn."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
-from deconattn.layers.shards import Shard
+from deconattn.layers.shards import Shard, partition_bounds
 
 
 def parts(whole: torch.Tensor, dim: int, pieces: int, ranks: int) -> tuple[list[Shard], list[torch.Tensor]]:
@@ -35,3 +37,11 @@ def test_fewer_pieces_than_ranks_are_held_by_neighbours() -> None:
     assert shards[0].bounds == ((0, 4), (0, 4), (4, 8), (4, 8))
     assert [shard.copies for shard in shards] == [2, 2, 2, 2]
     assert [shard.is_first_copy for shard in shards] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(("elements", "ranks"), [(32, 5), (32, 3), (6, 2), (2, 5), (1, 3)])
+def test_partitions_are_the_tensor_and_nothing_of_the_padding(elements: int, ranks: int) -> None:
+    size = -(-elements // ranks)
+    bounds = [partition_bounds(elements, size, rank) for rank in range(ranks)]
+    assert bounds[0][0] == 0 and bounds[-1][1] == elements
+    assert all(one[1] == other[0] for one, other in pairwise(bounds))

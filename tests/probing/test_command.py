@@ -126,6 +126,13 @@ def test_another_way_of_training_is_refused(whole):
         assert "\n" not in str(error.value)
 
 
+def test_what_makes_no_grid_with_what_is_there_is_refused(whole):
+    before = (whole / "request.json").read_bytes()
+    with pytest.raises(UserError, match="share memorise"):
+        probe(whole, "--tasks", "memorise?facts=4,8&context=4")
+    assert (whole / "request.json").read_bytes() == before
+
+
 def test_a_stop_leaves_what_is_done(whole, tmp_path, monkeypatch, capsys):
     """A signal in the middle of the third model."""
     real, seen = runner.train_cell, []

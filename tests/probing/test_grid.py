@@ -54,6 +54,12 @@ def test_names_of_files_tell_cells_apart():
     assert len({cell.file for cell in cells}) == len(cells)
 
 
+def test_tasks_that_share_a_difficulty_are_refused():
+    with pytest.raises(UserError, match=r"facts=2,4 and .*facts=4,8 share memorise.*facts=4.*: give each an --out"):
+        grid_of(tasks=("memorise?facts=2,4", "memorise?facts=4,8"))
+    assert len(grid_of(tasks=("memorise?facts=2,4", "memorise?facts=8")).groups) == 4
+
+
 def test_shards_are_dealt_by_cost():
     small, large = costs(grid_of(variants=("mlp",), sizes=("32x1", "64x2")))
     assert large == 4 * small

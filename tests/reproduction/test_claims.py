@@ -26,7 +26,7 @@ def row(
     found = {"Wiki ppl": ppl, "Avg": avg} if ppl is not None else {}
     ours = {}
     for title, values in found.items():
-        seeds = dict(enumerate([values] if isinstance(values, float) else values, start=1))  # type: ignore[arg-type]
+        seeds = dict(enumerate([values] if isinstance(values, float) else values, start=1))
         stderr = error if title == "Avg" else None
         ours[title] = cell_of(title, {seed: {"value": value, "stderr": stderr} for seed, value in seeds.items()})
     return {
@@ -161,3 +161,5 @@ def test_contexts(standard: float, mlp: float, expected: list[str]) -> None:
 def test_half_the_seeds_still_to_come_are_judged_by_those_that_both_have() -> None:
     rows = [row("standard", ppl=[40.0, 41.0]), row("mlp", ppl=[900.0])]
     assert verdicts(*rows)[0][0] == "seen"
+    rows[1]["ours"]["Wiki ppl"]["seeds"] = {3: 900.0}
+    assert [verdict for verdict, _ in verdicts(*rows, row("rndemb"))] == ["open", "open"]

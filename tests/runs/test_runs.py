@@ -145,6 +145,8 @@ def test_a_killed_removal_is_finished_by_the_next(
         main([str(folder), "--remove", "trained", "--yes"])
     monkeypatch.setattr(shutil, "rmtree", remove_tree)
     assert not (folder / "trained").exists() and list(folder.glob(".trained.removed-*"))
+    main([str(folder)])
+    assert "note: a killed removal has left" in capsys.readouterr().err
     main([str(folder), "--remove", "new", "--yes"])
-    assert "what an earlier removal of trained had left" in capsys.readouterr().out
+    assert "which a killed removal had left" in capsys.readouterr().out
     assert not list(folder.glob(".*removed*"))

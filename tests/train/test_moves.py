@@ -111,7 +111,7 @@ def test_through_checkpoints_of_every_kind(small: list[str], tmp_path: Path, ran
     assert open_checkpoint(before).step == 6
 
 
-@pytest.mark.slow  # how a tensor is cut among five: tests/train/test_zero_state.py
+@pytest.mark.slow  # how a tensor is cut among five: tests/layers/test_shards.py
 @pytest.mark.parametrize(
     ("world_size", "precision"),
     [(3, "fp32"), (3, "bf16"), (5, "fp32")],

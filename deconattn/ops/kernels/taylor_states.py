@@ -42,15 +42,13 @@ from deconattn.ops.blockwise import taylor_states as blockwise
 from deconattn.ops.blockwise.tiles import Visibility
 from deconattn.ops.kernels.fallback import Door
 from deconattn.ops.kernels.gpu import SPACIOUS, Gpu, gpu_of, launch_options
-from deconattn.ops.kernels.taylor_states_programs import (
-    columns_program,
+from deconattn.ops.kernels.taylor_read_programs import (
     grad_keys_program,
     grad_queries_program,
     grad_values_program,
     output_program,
-    states_program,
-    upstream_program,
 )
+from deconattn.ops.kernels.taylor_states_programs import columns_program, states_program, upstream_program
 from deconattn.ops.kernels.tensor_layout import padded_width, token_major, unit_stride
 
 

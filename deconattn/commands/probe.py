@@ -62,7 +62,7 @@ def main(words: Sequence[str]) -> int:
 
 def _probe(arguments: Arguments, again: str) -> int:
     from deconattn.mixers.plugins import load_plugins  # with PyTorch, as what follows
-    from deconattn.probing.folder import GridFolder, merge_request, write_all
+    from deconattn.probing.folder import GridFolder, merge_request, stored_request, write_all
     from deconattn.probing.grid import costs, make_grid, spelt_out
     from deconattn.probing.runner import devices
 
@@ -72,6 +72,7 @@ def _probe(arguments: Arguments, again: str) -> int:
     load_plugins(given.plugin)
     folder = GridFolder(arguments.out.resolve())
     if arguments.render:
+        stored_request(folder)  # before a lock is made in a folder that is none of ours
         print(f"page: {write_all(folder)}", file=sys.stderr)
         return 0
     request = spelt_out(given)

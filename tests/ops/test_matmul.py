@@ -13,6 +13,7 @@ from deconattn.ops.matmul import linear, matmul
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """oneDNN for products of any size, or never."""
     monkeypatch.setattr(products, "WORTHWHILE", 0 if request.param == "onednn" else 2**62)
+    monkeypatch.setattr(products, "NARROW", 0)
     return request.param
 
 
@@ -72,3 +73,13 @@ def test_linear_of_frozen_weights(path: str):
     weight.requires_grad_()
     (gradient,) = torch.autograd.grad(linear(inputs.detach(), weight).sum(), weight)
     assert_near(gradient, inputs.detach().double().sum(dim=0).expand(5, 4))
+
+
+@pytest.mark.parametrize(("width", "taken"), [(products.NARROW, False), (products.NARROW + 1, True)])
+def test_narrow_weights_are_left_to_pytorch(width: int, taken: bool, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    real = products._onednn
+    monkeypatch.setattr(products, "_onednn", lambda *operands: calls.append(operands) or real(*operands))
+    monkeypatch.setattr(products, "WORTHWHILE", 0)
+    linear(drawn(4, 200), drawn(width, 200))
+    assert bool(calls) == (taken and products.ignores_out(drawn(1)))

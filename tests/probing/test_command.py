@@ -117,6 +117,7 @@ def test_rendering_makes_the_results_again(whole, tmp_path):
     assert told(whole) == before
     with pytest.raises(UserError, match="holds no grid"):
         probe(tmp_path, "--render")
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_way_of_training_is_refused(whole):

@@ -178,7 +178,7 @@ def compared(table: Data) -> str:
     return (
         "Differences from standard attention, paired by seed: points of accuracy, nats, and ratios of perplexities. "
         f"Intervals are at {100 * level:.4g} %, so that all {count} of a column hold together with {100 * LEVEL:g} %; "
-        "in bold, those that exclude no difference."
+        "bold where the interval is all on one side of none."
     )
 
 

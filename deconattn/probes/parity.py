@@ -1,7 +1,7 @@
 """Parity of all bits so far: the smallest task of state tracking.
 
-Hahn 2020 shows that attention of a fixed depth cannot compute it at every length; Merrill et al. 2024 ("The Illusion
-of State in State-Space Models") that state-space models with diagonal transitions cannot either.
+Hahn 2020 shows that attention of a fixed depth cannot compute it at every length, Grazzi et al. 2025 ("Unlocking
+State-Tracking in Linear RNNs Through Negative Eigenvalues") that linear recurrences without such cannot either.
 """
 
 from dataclasses import dataclass

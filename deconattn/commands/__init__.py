@@ -25,7 +25,7 @@ COMMANDS = {
     "evaluate": "Score trained models on the paper's nine benchmarks.",
     "analyze": "Look inside trained models: indicators, activations, maps.",
     "check-variant": "Try a variant of your own on what a variant promises.",
-    "probe": "Train small models on synthetic tasks, and show what each can do.",
+    "probe": "Train small models on synthetic tasks, and compare them.",
     "reproduce": "Make the paper's tables and figures.",
 }
 """Commands by name, each with its description.

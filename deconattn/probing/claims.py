@@ -109,7 +109,7 @@ def _solved(findings: Findings, problem: Problem, size: str) -> list[int]:
 
 
 def _mute(findings: Findings, problem: Problem) -> Evidence:
-    words = "standard attention solves no difficulty itself, so that it says nothing"
+    words = "standard attention itself clearly solves no difficulty, so that it says nothing"
     return Evidence(None, f"{findings.label(problem)}: {words}", mute=True)
 
 

@@ -114,10 +114,13 @@ def rates_taken(cell: Cell) -> dict[float, list[int]]:
 
 
 def at_edge(by_rate: dict[float, float], rate: float) -> bool:
-    """Tell whether a rate is the first or the last that was tried, and clearly better than the one beside it."""
+    """Tell whether a rate is the first or the last that was tried, and another one beyond it might do better.
+
+    It might where this one is clearly better than the one beside it, and is not nearly perfect.
+    """
     tried = list(by_rate)
     beside = {tried[0]: tried[1], tried[-1]: tried[-2]}.get(rate) if len(tried) > 1 else None
-    return beside is not None and by_rate[rate] > by_rate[beside] + CLOSE
+    return beside is not None and by_rate[beside] + CLOSE < by_rate[rate] < 1 - CLOSE
 
 
 def _title(findings: Findings, problem: Problem, size: str, kinds: Sequence[Kind]) -> str:

@@ -229,7 +229,7 @@ def command_of(job: PlannedJob, folder: ReproductionFolder, stored: Stored, fres
     out = ["--out", str(folder.output(job))]
     if job.kind == "analyze":
         corpus = first_corpus(request)
-        return [*ANALYZE, run, *([] if corpus is None else ["--data", corpus]), *out]
+        return [*ANALYZE, run, "--measure", "indicators", *([] if corpus is None else ["--data", corpus]), *out]
     command = [*EVALUATE, run, *out]
     if request.datasets is not None:
         command += ["--datasets", str(request.datasets)]

@@ -92,6 +92,9 @@ def compare(runs: Sequence[Run]) -> Comparison:
         if any(paired):
             cells = [_interval(one, digits, signed=True) for one in paired]
             differences.append(Column(title, [Cell("first group"), *cells]))
+    for group in groups[1:]:
+        if not group.runs.keys() & groups[0].runs.keys():
+            notes.append(f"{group.label} has no seed of {groups[0].label}: there is no paired difference.")
     foreign = [f"{run.name} ({', '.join(run.foreign_variants)})" for run in runs if run.foreign_variants]
     if foreign:
         notes.append(f"Parameters and FLOPs are not known where layers are a plugin's: {'; '.join(foreign)}.")

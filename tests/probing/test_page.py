@@ -266,7 +266,10 @@ def test_a_task_that_standard_attention_does_not_solve_says_nothing_to_a_claim()
         for row in rows_of(means(**of), models(*of), task=task, settings="")
     ]
     judged = CLAIM["one-score"].judge(Findings(rows), "64x2")
-    assert judged.outcome == "agrees" and "needle: standard attention solves no difficulty itself" in judged.numbers
+    assert (
+        judged.outcome == "agrees"
+        and "needle: standard attention itself clearly solves no difficulty" in judged.numbers
+    )
 
 
 def grid() -> list[Row]:
@@ -325,6 +328,8 @@ def test_rates_are_shown_and_an_edge_is_told() -> None:
     assert "standard: 90.0 % [" in accuracies.chart and "chance: 2.0 % at pairs = 4" in accuracies.chart
     assert "standard: 89.6 % at rate 0.01, taken" in rates.chart and "standard: 44.8 % at rate 0.001<" in rates.chart
     assert "Best at the edge of what was tried, so that another rate might do better: standard." in rates.caption
+    perfect = Findings(rows_of(means(standard=1.0), [STANDARD], rates=(1e-2, 1e-3)))
+    assert "edge" not in problem_pictures(perfect, MQAR)[1].caption
     inner = Findings(rows_of(means(standard=0.9), [STANDARD], rates=(3e-3, 1e-3, 1e-2)))
     assert "edge" not in problem_pictures(inner, MQAR)[1].caption
     assert len(problem_pictures(Findings(rows_of(means(standard=0.9), [STANDARD])), MQAR)) == 1

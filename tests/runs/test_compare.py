@@ -73,6 +73,12 @@ def test_a_run_that_is_behind_is_in_no_mean(folders: list[Path], made: Maker) ->
     assert len(found.runs) == 4 and [cell.sort for cell in found.facts[0].cells] == [3]
 
 
+def test_no_seed_in_common_is_told(folders: list[Path]) -> None:
+    found = compare(read_runs([folders[0], folders[4]]))
+    assert found.notes == ["standard has no seed of mlp, uniform: there is no paired difference."]
+    assert found.differences == []
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -24,7 +24,7 @@ class SelectiveCopy(Task):
     """Tokens among which the symbols lie."""
     symbols: int = 4
     """Symbols to copy."""
-    alphabet: int = 16
+    alphabet: int = 8
     """Different symbols."""
 
     def __post_init__(self) -> None:

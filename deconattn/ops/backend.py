@@ -8,6 +8,8 @@ forces one for every operation that has it.
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
@@ -54,6 +56,19 @@ def choose(values: Tensor) -> Choice:
         UserError: `DECONATTN_BACKEND` names no backend, or one that cannot run here.
     """
     return _choice(values.device.type, values.dtype, values.shape[-1])
+
+
+@contextmanager
+def preferring(backend: Backend) -> Iterator[None]:
+    """Have operations take a backend while it is entered, where `DECONATTN_BACKEND` names none."""
+    if os.environ.get(VARIABLE):
+        yield
+        return
+    os.environ[VARIABLE] = backend
+    try:
+        yield
+    finally:
+        del os.environ[VARIABLE]
 
 
 def backend_for(values: Tensor) -> str:

@@ -37,6 +37,56 @@ def pytest_configure(config: pytest.Config) -> None:
     load_plugins([Path(file) for file in config.getoption("--plugin")])
 
 
+LONG_CASES = (
+    "cost/test_generation.py::test_caches_hold_what_the_formulas_say[thirdparty,standard,thirdparty-gqa-bf16]",
+    "cost/test_generation.py::test_caches_hold_what_the_formulas_say[thirdparty,standard,thirdparty-mha-bf16]",
+    "cost/test_generation.py::test_caches_hold_what_the_formulas_say[staticemb,mlp,thirdparty,fixedseq,standard-mha-bf16]",
+    "mixers/test_decoding.py::test_steps_from_any_prefill_are_the_whole_pass[thirdparty,thirdparty,thirdparty-static]",
+    "data/packing/test_pack_resume.py::test_killed_at_any_moment[chosen]",
+    "data/packing/test_pack_resume.py::test_killed_at_any_moment[val]",
+    "ops/kernels/test_prefix_attention.py::test_operators[True]",
+    "ops/kernels/test_prefix_attention.py::test_extreme_scores[False-True]",
+    "ops/kernels/test_prefix_attention.py::test_float32[1-1-1-567-10-True-True]",
+    "ops/kernels/test_prefix_attention.py::test_float32[2-4-2-91-24-True-True]",
+    "ops/kernels/test_prefix_attention.py::test_half_precision[dtype0-True-True]",
+    "ops/kernels/test_prefix_attention.py::test_any_strides[True]",
+    "ops/kernels/test_taylor_tiles.py::test_half_precision[dtype1-4-2-543-64-True]",
+    "ops/kernels/test_taylor_tiles.py::test_half_precision[dtype2-2-2-321-128-True]",
+    "ops/kernels/test_taylor_tiles.py::test_float32[1-4-2-199-24-True]",
+    "ops/kernels/test_taylor_tiles.py::test_float32[2-1-1-261-64-True]",
+    "ops/kernels/test_taylor_tiles.py::test_operators[True]",
+    "ops/kernels/test_fixed_map.py::test_operators[1]",
+    "ops/kernels/test_fixed_map.py::test_operators[2]",
+    "ops/kernels/test_fixed_map.py::test_half_precision[5-dtype6]",
+    "ops/kernels/test_fixed_map.py::test_half_precision[1-dtype2]",
+    "ops/kernels/test_fixed_map.py::test_half_precision[2-dtype3]",
+    "ops/kernels/test_fixed_map.py::test_half_precision[3-dtype4]",
+    "ops/kernels/test_fixed_map.py::test_half_precision[4-dtype5]",
+    "ops/kernels/test_fixed_map.py::test_float32[5-2-1-129-32]",
+    "launch/test_faults.py::test_a_folder_that_is_not_shared_is_refused",
+    "launch/test_place.py::test_two_processes_are_one_run[srun python -m]",
+    "mixers/test_decoding.py::test_steps_from_any_prefill_are_the_whole_pass[thirdparty,thirdparty,thirdparty-growing]",
+    "ops/kernels/test_taylor_states.py::test_grouped_heads_and_documents",
+    "parallel/test_parity.py::test_bf16_of_all_variants_in_two_models[TP2-rndemb, staticemb, fixedseq, nonapproximate; "
+    "tied, QK norm, document masks]",
+    "parallel/test_parity.py::test_bf16_of_all_variants_in_two_models[TP2-approximate, mlp, standard, staticemb; "
+    "tied, QK norm, document masks]",
+    "train/test_nonfinite.py::test_a_model_that_looks_ahead_is_refused_before_its_first_step",
+    "train/test_resume.py::test_a_stop_in_the_middle_changes_nothing[3---tie-embeddings]",
+    "train/test_resume.py::test_a_stop_in_the_middle_changes_nothing[3-]",
+    "train/test_saving.py::test_each_rank_reads_and_writes_its_share[1]",
+    "train/test_unwaited.py::test_numbers_are_those_of_deepspeeds_own_norms[--precision bf16]",
+)
+"""Cases of four seconds and more that shorter or other cases stand in for in the quick tests. Below tests/."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in LONG_CASES:
+            item.add_marker(pytest.mark.slow)
+
+
 TOOLS = ROOT / "tools"
 DEMO = ROOT / "deconattn" / "data" / "demo" / "shakespeare.jsonl"
 

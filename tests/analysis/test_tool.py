@@ -130,6 +130,7 @@ def test_what_each_mixer_and_head_is_worth_and_how_maps_agree(run: Path, stock: 
     assert own == pytest.approx([1] * 4)
 
 
+@pytest.mark.slow
 def test_all_steps_and_steps_by_name(run: Path, call: Call, tmp_path: Path):
     steps = [run / "checkpoints" / f"step-{n}" for n in (12, 7)]
     for number, words in enumerate(([run, "--all-steps"], steps)):

@@ -151,6 +151,7 @@ def cases_of(folder: Path, precision: str = "fp32") -> dict[tuple[str, int, int]
     return {(case["kind"], case["batch"], case["length"]): case for case in result["cases"]}
 
 
+@pytest.mark.slow
 def test_everything_is_measured(run: Run, uncompiled: None, capsys: pytest.CaptureFixture[str]):
     """All kinds of cases, by all contestants, into the file, with times and bytes; and nothing is left beside it."""
     code, folder = run(*"--batches 1 2 --lengths 20 8 --static mlp --variants mlp standard fixedseq".split())

@@ -121,6 +121,7 @@ def test_scores_that_a_stop_skipped_are_made_up_once(step: int, flags: list[str]
     assert scored(run) == scored(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_one_ranks_wish_ends_the_scores_of_rank_0(
     flags: list[str], ranks: Callable[[int], Ranks], tmp_path: Path
 ) -> None:

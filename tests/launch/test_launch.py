@@ -118,6 +118,7 @@ def losses_so_far(run: Path) -> list[str]:
     return (run / "metrics.jsonl").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_kill_9_while_a_checkpoint_is_written(long_flags: list[str], undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [*long_flags, "--save", str(run)]

@@ -67,6 +67,7 @@ def test_ten_kills_change_nothing(undisturbed: Path, tmp_path: Path) -> None:
     assert sum(trainings(tmp_path).values()) <= len(trainings(tmp_path)) + KILLS
 
 
+@pytest.mark.slow
 def test_a_stop_leaves_a_checkpoint_and_says_how_to_go_on(undisturbed: Path, tmp_path: Path) -> None:
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = start(tmp_path)
@@ -92,6 +93,7 @@ def test_two_processes_share_the_work(undisturbed: Path, tmp_path: Path) -> None
     assert tables_of(tmp_path) == tables_of(undisturbed)
 
 
+@pytest.mark.slow
 def test_shards_do_each_their_runs(undisturbed: Path, tmp_path: Path) -> None:
     assert reproduce(tmp_path, "--shard", "2/3")[0] == 0
     first = set(trainings(tmp_path))

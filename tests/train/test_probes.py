@@ -70,6 +70,7 @@ def test_right_answers_have_no_loss(words: str) -> None:
     assert loss(answers.roll(1, dims=1)) > 10
 
 
+@pytest.mark.slow
 def test_ranks_that_share_layers_train_alike(single: Path, tmp_path: Path, ranks: Callable[[int], Ranks]) -> None:
     for name, flags in (("tp", ["--tp", "2"]), ("dp", [])):
         assert ranks(2)(train, arguments=[*FLAGS, *flags, "--save", str(tmp_path / name)]) is None

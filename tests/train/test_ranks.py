@@ -67,6 +67,7 @@ def test_document_masks_keep_the_loss_independent_of_micro_batches(small: list[s
     assert_same_run(tmp_path / "1", tmp_path / "4", 1e-5)
 
 
+@pytest.mark.slow
 def test_accumulated_bf16_gradients_keep_every_micro_batch(small: list[str], single: Path, tmp_path: Path) -> None:
     for zero in ("1", "2", "3"):
         run = tmp_path / zero

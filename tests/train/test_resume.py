@@ -56,6 +56,7 @@ def test_offloaded_states_resume(small: list[str], tmp_path: Path, name: str) ->
     assert same_state(tmp_path / "whole/checkpoints/step-6", tmp_path / "cut/checkpoints/step-6")
 
 
+@pytest.mark.slow
 def test_bf16_resumes_from_its_fp32_masters(small: list[str], tmp_path: Path) -> None:
     flags = [*small, "--precision", "bf16", "--variant", "fixedseq", "--pattern", "1:1"]
     run_job([*flags, "--save", str(tmp_path / "whole")])

@@ -131,6 +131,8 @@ def trace(words: list[str], counts: Counts) -> Found:
             engines[-1].destroy()
         finally:
             engines.clear()
+    if not observed.found:
+        raise RuntimeError(f"the training ended before its step {TRACED} was counted: {' '.join(words)}")
     return Found(
         peak_gib=(torch.cuda.max_memory_allocated() - before) / 2**30,
         breaks=dict(counters["graph_break"]),

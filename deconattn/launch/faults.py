@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TextIO, TypeVar, cast
 
 import psutil
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from deconattn.errors import UserError
 from deconattn.launch.peers import Peer
 from deconattn.launch.roll import Roll
-from deconattn.shown import one_line
+from deconattn.shown import SafeStream, one_line
 
 LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
@@ -99,7 +99,7 @@ class Watch:
         self._over.set()
         alone = len(self.peers) == 1
         if alone or self._ask(lambda: self._roll.is_first(once), otherwise=True):
-            print(text, file=sys.stderr, flush=True)
+            speak(text)
         if not alone:
             self._answer("failed", reason)
             time.sleep(LINGER_SECONDS)
@@ -140,7 +140,7 @@ class Watch:
         if blame and self._is_speaker():
             because = f" ({reason})" if reason else ""
             line = f"error: {blame}; rank {self._me.rank} ends{because}{self.situation()}"
-            print(line, file=sys.stderr, flush=True)
+            speak(line)
         if not self._over.wait(LINGER_SECONDS * (1 + failed)):
             end_process(1)
 
@@ -178,7 +178,7 @@ class Watch:
         self._stopped_looks = self._stopped_looks + 1 if stopped else 0
         if self._stopped_looks == 5 and self._is_speaker():
             names = ", ".join(map(str, stopped))
-            print(f"warning: stopped by a signal, with all ranks waiting: {names}", file=sys.stderr, flush=True)
+            speak(f"warning: stopped by a signal, with all ranks waiting: {names}")
 
     def _answer(self, state: str, reason: str) -> None:
         word = json.dumps([self._me.rank, state, reason])
@@ -232,6 +232,13 @@ def first_sentence(error: Exception) -> str:
     """Strip the C++ file before a message and the advice after it."""
     line = next(iter(str(error).splitlines()), "")
     return re.sub(r"^\[\S*\]\s*", "", line).partition(". This is typically")[0]
+
+
+def speak(text: str) -> None:
+    """Print on the process's own standard error, in one piece: what the main thread redirects just now is not ours."""
+    with suppress(OSError, AttributeError):  # closed, or there is none
+        SafeStream(cast(TextIO, sys.__stderr__)).write(text + "\n")
+        cast(TextIO, sys.__stderr__).flush()
 
 
 def end_process(code: int) -> NoReturn:

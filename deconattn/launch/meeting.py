@@ -11,7 +11,6 @@ waits for.
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -25,7 +24,15 @@ import torch.distributed as dist
 
 from deconattn.errors import UserError
 from deconattn.launch import ranks
-from deconattn.launch.faults import ANSWER_SECONDS, LINGER_SECONDS, LOOK_SECONDS, end_process, first_sentence, state_of
+from deconattn.launch.faults import (
+    ANSWER_SECONDS,
+    LINGER_SECONDS,
+    LOOK_SECONDS,
+    end_process,
+    first_sentence,
+    speak,
+    state_of,
+)
 from deconattn.launch.peers import this_machine
 from deconattn.launch.siblings import siblings
 from deconattn.parallel.process_group import is_torchrun, open_store
@@ -77,7 +84,7 @@ class Meeting:
             if now - begun > seconds:
                 raise RuntimeError(f"timed out after {seconds:.0f} s: {self._absent(present)}")
             if now - said > WAITING_SECONDS and (self._rank == 0 or (not present and self._leads())):
-                print(f"note: {self._me} waits: {self._absent(present)}", file=sys.stderr, flush=True)
+                speak(f"note: {self._me} waits: {self._absent(present)}")
                 said = now
             try:
                 if not present and self._opened.wait(pause):
@@ -114,7 +121,7 @@ class Meeting:
                     first = store.add(f"said {reason}", 1) == 1
                     self._tell(store, reason, code)
             if first:
-                print(text, file=sys.stderr, flush=True)
+                speak(text)
             self._linger(store)
             end_process(code)
 
@@ -216,7 +223,7 @@ class Meeting:
         time.sleep(LINGER_SECONDS)
 
     def _say(self, reason: str) -> None:
-        print(f"error: {reason} before all ranks had met; rank {self._rank} ends", file=sys.stderr, flush=True)
+        speak(f"error: {reason} before all ranks had met; rank {self._rank} ends")
 
     def _in_place_of_rank_0(self) -> Any:
         """A store for ranks that still wait for rank 0's, to tell them that it is dead.

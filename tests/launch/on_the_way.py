@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import time
+from contextlib import redirect_stderr
+from io import StringIO
 
 from deconattn.launch import peers, worker
 
@@ -28,6 +30,16 @@ def fail() -> None:
 
     def event() -> None:
         raise ImportError("no such library")
+
+    _in_place_of_check(event)
+
+
+def hush() -> None:
+    """Catch what goes to standard error, as the reading of flags does, for as long as another needs to die."""
+
+    def event() -> None:
+        with redirect_stderr(StringIO()):
+            time.sleep(6)
 
     _in_place_of_check(event)
 

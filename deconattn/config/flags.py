@@ -193,7 +193,7 @@ def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embe
     Raises:
         UserError: unknown variant or pattern, impossible dimensions, a vocabulary smaller than the tokenizer's.
     """
-    from deconattn.mixers import variant_names
+    from deconattn.mixers import known_names
 
     vocab_size = flags.vocab_size or math.ceil(tokenizer_vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if flags.vocab_size and flags.vocab_size < tokenizer_vocab_size:
@@ -215,7 +215,7 @@ def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embe
         num_key_value_heads=flags.num_key_value_heads or flags.num_attention_heads,
         head_dim=flags.head_dim or flags.hidden_size // max(1, flags.num_attention_heads),
         max_position_embeddings=max_position_embeddings,
-        layer_variants=layer_variants(flags.pattern, flags.variant, flags.num_hidden_layers, variant_names()),
+        layer_variants=layer_variants(flags.pattern, flags.variant, flags.num_hidden_layers, known_names()),
         attention_bias=flags.attention_bias,
         qk_norm=flags.qk_norm,
         tie_word_embeddings=flags.tie_embeddings,

@@ -1,4 +1,4 @@
-"""Token mixers, one file a variant; importing this package registers the seven of the paper."""
+"""Token mixers, one file a variant; importing this package registers the seven of the paper, others on demand."""
 
 from deconattn.mixers.approximate import Approximate
 from deconattn.mixers.base import Mixer
@@ -10,14 +10,16 @@ from deconattn.mixers.fixedseq import FixedSeq
 from deconattn.mixers.map_blocks import MapBlock
 from deconattn.mixers.mlp import MLP
 from deconattn.mixers.nonapproximate import NonApproximate
+from deconattn.mixers.principles import PRINCIPLES, Principles
 from deconattn.mixers.projected import ProjectedMixer
-from deconattn.mixers.registry import mixer_class, register, variant_names
+from deconattn.mixers.registry import known_names, mixer_class, register, variant_names, zoo_names
 from deconattn.mixers.rndemb import RndEmb
 from deconattn.mixers.standard import Standard
 from deconattn.mixers.staticemb import StaticEmb
 
 __all__ = [
     "MLP",
+    "PRINCIPLES",
     "Approximate",
     "Decoding",
     "FixedSeq",
@@ -27,6 +29,7 @@ __all__ = [
     "Mixer",
     "MixerContext",
     "NonApproximate",
+    "Principles",
     "ProjectedMixer",
     "RndEmb",
     "Standard",
@@ -34,7 +37,9 @@ __all__ = [
     "Step",
     "SumCache",
     "Workload",
+    "known_names",
     "mixer_class",
     "register",
     "variant_names",
+    "zoo_names",
 ]

@@ -11,6 +11,7 @@ from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.map_blocks import MapBlock, taylor_blocks
+from deconattn.mixers.principles import Principles
 from deconattn.mixers.projected import ProjectedMixer
 from deconattn.mixers.registry import register
 from deconattn.ops import cached_attention, taylor_state
@@ -130,6 +131,7 @@ def _sum_flops(config: ModelConfig, heads: int) -> int:
 class Approximate(ProjectedMixer):
     """A_ij = w_ij / sum_{m<=i} w_im with w = 1 + s + s^2/2 and s = q.k / sqrt(head_dim)."""
 
+    principles = Principles(softmax_form=False)
     decoding = TaylorDecoding()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:

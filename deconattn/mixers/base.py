@@ -20,6 +20,7 @@ from deconattn.mixers.context import FixedStream, MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.map_blocks import MapBlock, cut
+from deconattn.mixers.principles import Principles
 
 
 class Mixer(nn.Module, ABC):
@@ -37,6 +38,8 @@ class Mixer(nn.Module, ABC):
 
     A parameter or buffer that belongs to some heads, such as a slope a head, is named too.
     """
+    principles: ClassVar[Principles | None] = None
+    """What it keeps of standard attention, by which tables are grouped; None: nobody has said."""
     decoding: ClassVar[Decoding[Any]] = Decoding()
     """Decoding that continues a sequence as :meth:`forward` would: by default the whole is mixed again."""
 
@@ -68,7 +71,8 @@ class Mixer(nn.Module, ABC):
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor | None:
         """Return the map A that `forward` applies, [R, heads, L, L]; None if nothing is mixed.
 
-        A class gives this or :meth:`map_blocks`; each follows from the other.
+        A class gives this or :meth:`map_blocks`; each follows from the other. A map is causal, no weight of it is
+        negative, and its rows sum to one: what mixes by another rule has none to show.
         """
         blocks = [*self.map_blocks(hidden, static, context, hidden.shape[1])]
         return blocks[0].weights if blocks else None
@@ -81,6 +85,10 @@ class Mixer(nn.Module, ABC):
         whole = self.attention_map(hidden, static, context)
         if whole is not None:
             yield from cut(whole, size)
+
+    def reference(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        """Compute :meth:`forward` of all rows by its formula, plainly and slowly: what tests compare it with."""
+        raise NotImplementedError(f"{type(self).__qualname__} has no reference")
 
     @classmethod
     @abstractmethod

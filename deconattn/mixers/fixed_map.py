@@ -13,6 +13,7 @@ from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.map_blocks import MapBlock, softmax_blocks
+from deconattn.mixers.principles import Principles
 from deconattn.mixers.projected import ProjectedMixer
 from deconattn.ops import cached_attention
 from deconattn.ops.fixed_map import fixed_map_attention
@@ -63,6 +64,7 @@ class FixedMap(ProjectedMixer, ABC):
     With document masks a document of n tokens gets the top-left n x n block, what it would get alone.
     """
 
+    principles = Principles(sequence_dependent=False)
     decoding = ValueDecoding()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:

@@ -15,6 +15,7 @@ from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload, attention_parameters
 from deconattn.mixers.decoding import Decoding
+from deconattn.mixers.principles import Principles
 from deconattn.mixers.registry import register
 from deconattn.ops.swiglu import swiglu
 
@@ -36,6 +37,7 @@ class TokenDecoding(Decoding["MLP"]):
 class MLP(Mixer):
     """O = Down(SiLU(Gate(H)) * Up(H)), no biases."""
 
+    principles = Principles(mixes_tokens=False, position_dependent=False)
     decoding = TokenDecoding()
     splits: ClassVar[Mapping[str, Split] | None] = {"gate_proj": column(), "up_proj": column(), "down_proj": row()}
 

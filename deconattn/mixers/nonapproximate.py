@@ -12,6 +12,7 @@ from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.map_blocks import MapBlock, prefix_blocks
+from deconattn.mixers.principles import Principles
 from deconattn.mixers.projected import ProjectedMixer
 from deconattn.mixers.registry import register
 from deconattn.ops import prefix_state, reference
@@ -61,6 +62,7 @@ class NonApproximate(ProjectedMixer):
     q and k meet at the same position, where rotary embeddings cancel: none are applied.
     """
 
+    principles = Principles(softmax_form=False, position_dependent=False)
     decoding = SumDecoding()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:

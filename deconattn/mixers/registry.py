@@ -1,8 +1,11 @@
 """Variants by name, and the check of a class when it is registered."""
 
+import importlib
 import sys
 from collections.abc import Callable
+from functools import cache
 from inspect import signature
+from pathlib import Path
 from typing import TypeVar
 
 from deconattn.mixers.base import Mixer
@@ -10,6 +13,9 @@ from deconattn.mixers.decoding import Decoding
 
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])
 _REGISTRY: dict[str, type[Mixer]] = {}
+_ZOO = "deconattn.mixers.zoo"
+_SHIPPED: dict[str, type[Mixer]] = {}
+"""Those of the zoo that have been asked for, apart: what a plugin's file registers must not depend on them."""
 
 
 def register(name: str) -> Callable[[MixerClass], MixerClass]:
@@ -27,6 +33,12 @@ def register(name: str) -> Callable[[MixerClass], MixerClass]:
         faults = contract_faults(mixer)
         if faults:
             raise TypeError(f"variant {name!r} ({mixer.__qualname__}): {'; and '.join(faults)}")
+        if mixer.__module__ == _zoo_module(name):
+            _SHIPPED[name] = mixer
+            return mixer
+        if name in zoo_names():
+            mixer_class(name)
+            raise ValueError(_taken(name, _SHIPPED[name], mixer))
         return known_as(name)(mixer)
 
     return add
@@ -38,14 +50,18 @@ def known_as(name: str) -> Callable[[MixerClass], MixerClass]:
     def add(mixer: MixerClass) -> MixerClass:
         known = _REGISTRY.get(name)
         if known is not None and _place(known) != _place(mixer):
-            raise ValueError(
-                f"variant {name!r} is already registered by {_place(known)}, and {_place(mixer)} is another: give it "
-                "another name, or use the two in processes of their own"
-            )
+            raise ValueError(_taken(name, known, mixer))
         _REGISTRY[name] = mixer
         return mixer
 
     return add
+
+
+def _taken(name: str, known: type[Mixer], mixer: type[Mixer]) -> str:
+    return (
+        f"variant {name!r} is already registered by {_place(known)}, and {_place(mixer)} is another: give it another "
+        "name, or use the two in processes of their own"
+    )
 
 
 def _place(mixer: type[Mixer]) -> str:
@@ -55,13 +71,37 @@ def _place(mixer: type[Mixer]) -> str:
 
 
 def mixer_class(name: str) -> type[Mixer]:
-    """Return the mixer registered as `name` (KeyError if there is none)."""
+    """Return the mixer that `name` is, importing it where it is the zoo's (KeyError if there is none)."""
+    if name in _REGISTRY or name not in zoo_names():
+        return registered_class(name)
+    importlib.import_module(_zoo_module(name))
+    return _SHIPPED[name]
+
+
+def registered_class(name: str) -> type[Mixer]:
+    """Return the mixer registered as `name`; an export, which has no zoo, has this in the place of the above."""
     return _REGISTRY[name]
 
 
+def known_names() -> tuple[str, ...]:
+    """Return all names that a layer may have: those registered and then the zoo's."""
+    return variant_names() + zoo_names()
+
+
 def variant_names() -> tuple[str, ...]:
-    """Return all registered names, in order of registration."""
+    """Return the names registered, in order of registration: the paper's variants and plugins'."""
     return tuple(_REGISTRY)
+
+
+@cache
+def zoo_names() -> tuple[str, ...]:
+    """Return the names of the mixers in the zoo, none of which needs to have been imported."""
+    files = sorted((Path(__file__).parent / "zoo").glob("[!_]*.py"))
+    return tuple(file.stem.replace("_", "-") for file in files)
+
+
+def _zoo_module(name: str) -> str:
+    return f"{_ZOO}.{name.replace('-', '_')}"
 
 
 def contract_faults(mixer: type[Mixer]) -> list[str]:

@@ -10,6 +10,7 @@ from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.map_blocks import MapBlock, softmax_blocks
+from deconattn.mixers.principles import Principles
 from deconattn.mixers.projected import ProjectedMixer
 from deconattn.mixers.registry import register
 from deconattn.ops import cached_attention
@@ -39,6 +40,7 @@ class KeyValueDecoding(Decoding["Standard"]):
 class Standard(ProjectedMixer):
     """A = softmax(Q K^T / sqrt(head_dim)), Q and K from H."""
 
+    principles = Principles()
     decoding = KeyValueDecoding()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers.costs import Workload
+from deconattn.mixers.principles import Principles
 from deconattn.mixers.registry import register
 from deconattn.mixers.standard import Standard
 
@@ -12,6 +13,7 @@ from deconattn.mixers.standard import Standard
 class StaticEmb(Standard):
     """A = softmax(Q K^T / sqrt(head_dim)), Q and K from e = Emb(t) through the layer's input norm."""
 
+    principles = Principles(current_queries_and_keys=False)
     needs_static_embeddings = True
 
     def source(self, hidden: Tensor, static: Tensor | None) -> Tensor:

@@ -122,7 +122,7 @@ class Group:
         Raises:
             UserError: an unknown variant or pattern.
         """
-        from deconattn.mixers import variant_names  # with PyTorch
+        from deconattn.mixers import known_names  # with PyTorch
 
         heads = max(1, self.size.width // HEAD_DIM)
         return ModelConfig(
@@ -134,7 +134,7 @@ class Group:
             num_key_value_heads=heads,
             head_dim=self.size.width // heads,
             max_position_embeddings=self.ladder.longest,
-            layer_variants=layer_variants(self.pattern, self.variant, self.size.layers, variant_names()),
+            layer_variants=layer_variants(self.pattern, self.variant, self.size.layers, known_names()),
             initializer_range=INITIALIZER / self.size.width**0.5,
         )
 

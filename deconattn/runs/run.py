@@ -96,10 +96,10 @@ class Run:
     @cached_property
     def foreign_variants(self) -> list[str]:
         """Variants of its layers whose code is a plugin's, which is not run to look at a run."""
-        from deconattn.mixers import variant_names
+        from deconattn.mixers import known_names
 
         assert self.config is not None
-        known = set(variant_names()) - set(self.config.plugin_code)
+        known = set(known_names()) - set(self.config.plugin_code)
         return sorted(set(self.config.model.layer_variants) - known)
 
     @cached_property

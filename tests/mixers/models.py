@@ -2,23 +2,31 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import MixerContext, ProjectedMixer, Workload, variant_names
+from deconattn.mixers import MixerContext, ProjectedMixer, Workload, variant_names, zoo_names
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
 from deconattn.ops import reference
 
 OURS = ("standard", "mlp", "approximate", "nonapproximate", "rndemb", "fixedseq", "staticemb")
 VARIANTS = (*variant_names(), "thirdparty")
+ZOO = zoo_names()
+EVERY = (*VARIANTS, *(pytest.param(variant, marks=pytest.mark.slow) for variant in ZOO))
+"""Of the zoo each run of the contract is slow; tests/mixers/test_zoo.py has the quick part."""
 MIXED = (
     ("rndemb", "standard", "fixedseq", "nonapproximate"),
     ("staticemb", "fixedseq", "mlp", "standard", "approximate"),
     ("standard", "thirdparty", "staticemb", "fixedseq", "mlp", "rndemb"),
 )
-PATTERNS = (*((variant,) * 3 for variant in VARIANTS), *MIXED)
+PATTERNS = (
+    *((variant,) * 3 for variant in VARIANTS),
+    *MIXED,
+    *(pytest.param((variant, "fixedseq", variant), marks=pytest.mark.slow) for variant in ZOO),
+)
 HEADS = {
     "mha": {"num_key_value_heads": 4},
     "gqa": {"num_key_value_heads": 2},

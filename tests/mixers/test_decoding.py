@@ -15,7 +15,7 @@ from deconattn.model.causal_lm import CausalLM
 from deconattn.model.decoding_cache import BLOCK, DecodingCache
 from deconattn.model.padding import Padding
 from deconattn.ops import cached_attention, taylor_state
-from tests.mixers.models import HEADS, OURS, PATTERNS, VARIANTS, build_model, random_tokens
+from tests.mixers.models import EVERY, HEADS, MIXED, OURS, PATTERNS, build_model, random_tokens
 
 LENGTH = 150
 WHOLE = [LENGTH]
@@ -73,7 +73,7 @@ def test_steps_from_any_prefill_are_the_whole_pass(variants: tuple[str, ...], st
 
 
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EVERY)
 def test_steps_in_fp32_are_the_whole_pass_in_fp32(variant: str, heads: str):
     model, tokens = build_model((variant,) * 2, **HEADS[heads]).float(), random_tokens(2, LENGTH)
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_maps_that_contradict_each_other_are_refused(monkeypatch: pytest.MonkeyP
     register("whole")(Whole)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EVERY)
 def test_steps_in_bf16_are_as_exact_as_the_whole_pass(variant: str):
     model, tokens = build_model((variant,) * 2).bfloat16(), random_tokens(2, LENGTH)
     exact = build_model((variant,) * 2)
@@ -183,7 +183,7 @@ def test_keys_and_values_become_sums_where_those_are_smaller(prefill: int, padde
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
-@pytest.mark.parametrize("variants", PATTERNS[-3:], ids=",".join)
+@pytest.mark.parametrize("variants", MIXED, ids=",".join)
 def test_rows_are_reordered_repeated_and_dropped(variants: tuple[str, ...], static: bool):
     model, columns = build_model(variants), random_tokens(6, 40)
     mask = torch.ones(3, 12, dtype=torch.bool)

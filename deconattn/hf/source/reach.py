@@ -25,6 +25,8 @@ STAND_INS = {
     "deconattn.layers.linear.project": "deconattn.ops.plain.project",
     "deconattn.layers.linear.rows": "operator.getitem",
     "deconattn.layers.norm.residual_norm": "deconattn.layers.norm.plain_residual_norm",
+    "deconattn.mixers.registry.known_names": "deconattn.mixers.registry.variant_names",
+    "deconattn.mixers.registry.mixer_class": "deconattn.mixers.registry.registered_class",
     "deconattn.mixers.registry.register": "deconattn.mixers.registry.known_as",
     "deconattn.ops.fixed_map.fixed_map_attention": "deconattn.ops.plain.fixed_map_attention",
     "deconattn.ops.prefix_average.prefix_attention": "deconattn.ops.plain.prefix_attention",

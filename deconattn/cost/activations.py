@@ -117,6 +117,12 @@ def held_stream_bytes(job: Job) -> int:
     return 0 if job.gpu_bytes and held > LARGEST_SHARE * job.gpu_bytes else held
 
 
+def stored_stream_bytes(job: Job, span: range) -> int:
+    """Bytes of the random stream's embeddings, a buffer of the first stage's model; a text is looked up."""
+    stored = span.start == 0 and "random" in Streams.of(job.model.layer_variants).fixed
+    return stored * job.model.max_position_embeddings * job.model.hidden_size * job.bytes_per_element
+
+
 def p2p_bytes(job: Job, layer: int) -> int:
     """P2P bytes per micro-batch to the stage from `layer` on: hidden states, and static embeddings if needed."""
     config = job.model

@@ -27,6 +27,7 @@ from deconattn.cost.activations import (
     p2p_bytes,
     received_bytes,
     static_bytes,
+    stored_stream_bytes,
 )
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import RankParameters, rank_parameters
@@ -60,8 +61,9 @@ def stage_snapshots(job: Job, stage: int) -> Iterator[MemorySnapshot]:
     zero = zero_memory(job, parameters.total, parameters.largest)
     if job.optimizer == "muon":
         zero = with_muon(zero, job, parameters)
-    yield MemorySnapshot(stage, "start-up", zero.startup)
-    in_flight, hops = job.in_flight(stage), Memory(buffers=_hop_buffers(job, stage))
+    stored = Memory(weights=stored_stream_bytes(job, span))
+    yield MemorySnapshot(stage, "start-up", zero.startup + stored)
+    in_flight, hops = job.in_flight(stage), stored + Memory(buffers=_hop_buffers(job, stage))
     for snapshot in _micro_batch(job, span, parameters, zero, in_flight, first=True):
         yield MemorySnapshot(stage, snapshot[0], zero.always + hops + snapshot[1])
     if job.accumulation > 1:

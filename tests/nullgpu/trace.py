@@ -181,6 +181,9 @@ def main(answer: Path, trainings: Path) -> None:
     torch.Tensor.__repr__ = lambda self, **_: "tensor"  # DeepSpeed prints some, which counts the finite values in them
     # A Hopper's and a Blackwell's attention would be cuDNN's, which the null GPU does not stand in for.
     torch.backends.cuda.enable_cudnn_sdp(False)
+    from deconattn.ops import softmax_attention
+
+    softmax_attention._HOPPER.remove(torch.nn.attention.SDPBackend.CUDNN_ATTENTION)
     from deconattn.parallel.process_group import start_distributed
     from tests.nullgpu import objects
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.plots.data import OPERATIONS, Bar, Curve, Decoding, Operations, Throughput
-from deconattn.pages.palette import COLOURS, INK, PLUGIN_COLOUR, STYLE
+from deconattn.pages.palette import COLOURS, INK, STYLE, variant_colour
 
 DASH = 4
 """Length of a dash, in widths of the line."""
@@ -128,7 +128,7 @@ def _look(curve: Curve) -> dict[str, Any]:
     """Colour by variant; the peer is dashed, and drawn over what it may hide."""
     if curve.variant is None:
         return {"color": INK, "linestyle": (0, (2, 2)), "marker": "x", "markersize": 5, "zorder": 3}
-    return {"color": COLOURS.get(curve.variant, PLUGIN_COLOUR), "marker": "o", "markersize": 4}
+    return {"color": variant_colour(curve.variant), "marker": "o", "markersize": 4}
 
 
 def _legend(figure: Figure, decoding: Decoding) -> None:
@@ -158,7 +158,7 @@ def _draw_ratios(axes: Axes, operations: Operations, kind: str) -> None:
 
 def _draw_bar(axes: Axes, place: int, bar: Bar) -> None:
     ours = bar.variant is not None
-    colour = COLOURS.get(bar.variant or "", PLUGIN_COLOUR) if ours else INK
+    colour = variant_colour(bar.variant or "") if ours else INK
     axes.barh(
         place,
         bar.tokens_per_second,

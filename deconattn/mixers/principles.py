@@ -36,7 +36,7 @@ class Principles:
     @property
     def group(self) -> str:
         """What is relaxed, as the heading of a group of mixers."""
-        return " and ".join(self.relaxed) or "none"
+        return " and ".join(self.relaxed) or "nothing"
 
 
 PRINCIPLES = tuple(field.name for field in fields(Principles))

@@ -78,6 +78,14 @@ def mixer_class(name: str) -> type[Mixer]:
     return _SHIPPED[name]
 
 
+def relaxed_by(name: str) -> str:
+    """Return which of the paper's principles a variant relaxes, in words; empty where nobody has said."""
+    if name not in known_names():
+        return ""
+    principles = mixer_class(name).principles
+    return principles.group if principles else ""
+
+
 def registered_class(name: str) -> type[Mixer]:
     """Return the mixer registered as `name`; an export, which has no zoo, has this in the place of the above."""
     return _REGISTRY[name]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup, escape
 
 from deconattn.pages.axis import Axis, labels
-from deconattn.pages.palette import COLOURS, INK, PLUGIN_COLOUR
+from deconattn.pages.palette import INK, variant_colour
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 42
@@ -52,7 +52,7 @@ class Dot:
 
 
 def colour(variant: str) -> str:
-    return INK if variant == NO_VARIANT else COLOURS.get(variant, PLUGIN_COLOUR)
+    return INK if variant == NO_VARIANT else variant_colour(variant)
 
 
 def line_chart(

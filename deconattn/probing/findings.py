@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from deconattn.config.pattern import STANDARD
 from deconattn.errors import UserError
+from deconattn.mixers import relaxed_by
 from deconattn.probing.request import UNIFORM
 from deconattn.probing.results import Row
 from deconattn.statistics import LEVEL, Interval, family_level, mean_interval, paired_difference, values_needed
@@ -141,6 +142,8 @@ class Findings:
     Attributes:
         difficulties: of each problem, from easy to hard as the axis has them.
         axes: the name of each problem's axis.
+        kinds: standard attention, then kinds that relax the same principles beside each other.
+        relaxed: which principles each kind's variant relaxes.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
@@ -165,7 +168,9 @@ class Findings:
         self.difficulties = {problem: sorted(found) for problem, found in levels.items()}
         self.axes = {Problem(row.task, row.settings): row.axis for row in self.rows}
         self.kinds = list(dict.fromkeys(kind for _, kind, _ in self.cells))
-        self.kinds.sort(key=lambda kind: kind != BASELINE)
+        self.relaxed = {kind: relaxed_by(kind.variant) for kind in self.kinds}
+        groups = list(dict.fromkeys(self.relaxed.values()))
+        self.kinds.sort(key=lambda kind: (kind != BASELINE, groups.index(self.relaxed[kind])))
         parameters: dict[str, int] = {}
         for row in self.rows:
             parameters[row.size] = max(row.parameters, parameters.get(row.size, 0))

@@ -83,11 +83,11 @@ def summary(findings: Findings) -> str:
     """Return the maps and the words in Markdown."""
     parts = [f"# {TITLE}", markdown_text(lede(findings))]
     for size in findings.sizes:
-        heading = ["model", *(findings.label(problem) for problem in _problems_of(findings, size))]
+        heading = ["model", "relaxes", *(findings.label(problem) for problem in _problems_of(findings, size))]
         rows = []
         for kind, cells in heat_map(findings, size):
             told = [" ".join(filter(None, (cell.accuracy, cell.error, cell.flags))) for cell in cells]
-            rows.append([kind.label, *told])
+            rows.append([kind.label, findings.relaxed[kind] or NOTHING, *told])
         parts += [f"## Accuracy, mean over difficulties, per cent: {markdown_text(size)}", _table(heading, rows)]
     parts += ["## What this shows", markdown_text(method(findings))]
     for verdict in verdicts(findings):

@@ -23,17 +23,25 @@ def problem_pictures(findings: Findings, problem: Problem) -> list[Picture]:
     found = []
     for size in findings.sizes:
         kinds = [kind for kind in findings.kinds if (problem, kind, size) in findings.cells]
-        for group in _groups(kinds) if kinds else ():
+        for group in _groups(findings, kinds) if kinds else ():
             found += [_difficulties(findings, problem, size, group), _rates(findings, problem, size, group)]
     return drawn(found)
 
 
-def _groups(kinds: Sequence[Kind]) -> list[list[Kind]]:
-    """All kinds in one chart, or a chart a pattern, standard attention in each, where they would crowd one."""
+def _groups(findings: Findings, kinds: Sequence[Kind]) -> list[list[Kind]]:
+    """All kinds in one chart; where they would crowd it, one a pattern; where those would, one a relaxed principle.
+
+    Standard attention is in each.
+    """
     if len(kinds) <= LINES_A_CHART:
         return [list(kinds)]
-    patterns = dict.fromkeys(kind.pattern for kind in kinds)
-    return [[kind for kind in kinds if kind.pattern == pattern or kind == BASELINE] for pattern in patterns]
+    found = []
+    for pattern in dict.fromkeys(kind.pattern for kind in kinds):
+        alike = [kind for kind in kinds if kind.pattern == pattern or kind == BASELINE]
+        whole = len(alike) <= LINES_A_CHART
+        for group in [""] if whole else dict.fromkeys(findings.relaxed[kind] for kind in alike if kind != BASELINE):
+            found.append([k for k in alike if whole or k == BASELINE or findings.relaxed[k] == group])
+    return found
 
 
 def _difficulties(findings: Findings, problem: Problem, size: str, kinds: Sequence[Kind]) -> Picture:
@@ -124,10 +132,16 @@ def at_edge(by_rate: dict[float, float], rate: float) -> bool:
 
 
 def _title(findings: Findings, problem: Problem, size: str, kinds: Sequence[Kind]) -> str:
-    """Name of a chart; its pattern where it is one of several."""
-    patterns = list(dict.fromkeys(kind.pattern for kind in kinds if kind != BASELINE)) or [UNIFORM]
-    several = len({kind.pattern for kind in findings.kinds}) > len(patterns)
-    return ", ".join((findings.label(problem), size, *(patterns if several else ())))
+    """Name of a chart; its pattern, and what its variants relax, where it is one of several."""
+    parts = [findings.label(problem), size]
+    others = [kind for kind in kinds if kind != BASELINE]
+    patterns = list(dict.fromkeys(kind.pattern for kind in others)) or [UNIFORM]
+    if len({kind.pattern for kind in findings.kinds}) > len(patterns):
+        parts += patterns
+    relaxed = {findings.relaxed[kind] for kind in others}
+    if len(relaxed) == 1 and len(findings.kinds) > LINES_A_CHART:
+        parts.append(f"relaxing {relaxed.pop() or 'what nobody has said'}")
+    return ", ".join(parts)
 
 
 def _look(findings: Findings, kind: Kind) -> int:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deconattn.pages.axis import Axis, labels
-from deconattn.pages.palette import COLOURS, INK, PLUGIN_COLOUR
+from deconattn.pages.palette import COLOURS, INK, variant_colour
 from deconattn.runs.curves import Panel
 from deconattn.shown import one_line
 
@@ -145,7 +145,7 @@ def _styles(names: Sequence[Name]) -> dict[Name, str]:
     taken: set[str] = set()
     styles = {}
     for name in names:
-        own = COLOURS.get(name[1], PLUGIN_COLOUR if name[1] else INK)
+        own = variant_colour(name[1]) if name[1] else INK
         if own in taken:
             own = next((colour for colour in COLOURS.values() if colour not in taken), own)
         taken.add(own)

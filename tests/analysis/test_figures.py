@@ -14,7 +14,7 @@ from deconattn.analysis.collect import LayerFindings
 from deconattn.analysis.findings import ModelFindings, Scale, by_run, newest
 from deconattn.analysis.indicators import NAMES, define
 from deconattn.analysis.pre_softmax import ActivationSums
-from deconattn.pages.palette import COLOURS, PLUGIN_COLOUR
+from deconattn.pages.palette import COLOURS, PLUGIN_COLOUR, variant_colour
 
 LENGTH = 12
 
@@ -60,7 +60,11 @@ def test_one_colour_a_variant_and_a_dash_for_each_that_shares_it():
     colours = {label: look["color"] for label, look in LOOKS.items()}
     assert colours == {"plain": COLOURS["standard"], "hybrid": PLUGIN_COLOUR, "other": COLOURS["rndemb"]}
     looks = figures.looks_of({"a": ["rndemb", "standard"], "b": ["rndemb"], "c": ["of a plugin"]})
-    assert [look["color"] for look in looks.values()] == [COLOURS["rndemb"], COLOURS["rndemb"], PLUGIN_COLOUR]
+    assert [look["color"] for look in looks.values()] == [
+        COLOURS["rndemb"],
+        COLOURS["rndemb"],
+        variant_colour("of a plugin"),
+    ]
     assert looks["a"]["linestyle"] != looks["b"]["linestyle"]
 
 

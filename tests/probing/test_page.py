@@ -308,7 +308,7 @@ def test_numbers_on_the_page_are_those_of_the_rows(tmp_path: Path) -> None:
     assert "29.6 1 seed" in cells and "\N{EN DASH} 3 failed" in cells
     assert all(f"{name}" in cells for name in ("standard", "rndemb even", "nonapproximate"))
     text = (tmp_path / SUMMARY).read_text()
-    assert f"| standard | {standard[0].accuracy} {standard[0].error} |" in text
+    assert f"| standard | nothing | {standard[0].accuracy} {standard[0].error} |" in text
     assert "the loss is not a number at step 17" in text
 
 
@@ -387,3 +387,25 @@ def test_the_words_say_what_they_mean() -> None:
     assert "may not" not in summary(Findings(rows_of(means(standard=0.9), [STANDARD], seeds=[0])))
     swept = [dataclasses.replace(row, chosen=False) for row in rows_of(means(standard=0.9), [STANDARD], seeds=[0])]
     assert "under way" in summary(Findings(swept))
+
+
+def test_variants_that_relax_the_same_stand_together() -> None:
+    names = ["rndemb", "mlp", "staticemb", "approximate", "fixedseq", "standard", "nonapproximate", "of a plugin"]
+    findings = Findings(rows_of(means(**dict.fromkeys(names, 0.5)), [(name, "uniform") for name in names]))
+    order = [kind.variant for kind in findings.kinds]
+    assert order[0] == "standard" and set(order) == set(names)
+    assert abs(order.index("rndemb") - order.index("fixedseq")) == 1
+    assert abs(order.index("approximate") - order.index("nonapproximate")) == 1
+    told = [line.split(" | ")[:2] for line in summary(findings).splitlines() if line.startswith("| ")]
+    assert ["| rndemb", "sequence dependency"] in told and ["| of a plugin", "\N{EN DASH}"] in told
+    assert ["| standard", "nothing"] in told and ["| mlp", "token mixing"] in told
+
+
+def test_charts_are_by_what_is_relaxed_where_one_would_be_crowded() -> None:
+    names = [*(f"mine {number}" for number in range(12)), "mlp", "rndemb", "fixedseq", "standard"]
+    findings = Findings(rows_of(means(**dict.fromkeys(names, 0.5)), [(name, "uniform") for name in names]))
+    captions = [picture.caption for picture in problem_pictures(findings, findings.problems[0])]
+    by_difficulty = [caption for caption in captions if "accuracy by pairs" in caption]
+    assert len(by_difficulty) == 3
+    assert any("relaxing sequence dependency" in caption for caption in by_difficulty)
+    assert any("relaxing what nobody has said" in caption for caption in by_difficulty)

@@ -47,7 +47,7 @@ from benchmarks.training.worker import synchronize
 from deconattn.cli import parse, run
 from deconattn.config.presets import size_defaults
 from deconattn.errors import UserError
-from deconattn.mixers import variant_names
+from deconattn.mixers import known_names, variant_names
 
 Made = TypeVar("Made")
 SMALLEST = "tiny"
@@ -103,8 +103,8 @@ class Arguments:
 
     def __post_init__(self) -> None:
         for flag in ("variants", "static"):
-            if unknown := sorted(set(getattr(self, flag)) - set(variant_names())):
-                raise UserError(f"--{flag} {' '.join(unknown)}: choose from {', '.join(variant_names())}")
+            if unknown := sorted(set(getattr(self, flag)) - set(known_names())):
+                raise UserError(f"--{flag} {' '.join(unknown)}: choose from {', '.join(known_names())}")
         if size_defaults(self.size).model.qk_norm:
             raise UserError(f"--size {self.size} has query/key norms, which Qwen2 has not: choose another size")
         for flag in ("patterns", "batches", "lengths", "precision"):

@@ -30,7 +30,7 @@ from benchmarks.training.cpu_contestant import PEER, Spec
 from deconattn.cli import parse, run
 from deconattn.config.flags import model_config
 from deconattn.errors import UserError
-from deconattn.mixers import variant_names
+from deconattn.mixers import known_names, variant_names
 from deconattn.model.flops import count_parameters
 
 BYTES_A_PARAMETER = 36
@@ -66,9 +66,9 @@ class Arguments:
     """Folder of the JSON."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.variants) - set(variant_names()))
+        unknown = sorted(set(self.variants) - set(known_names()))
         if unknown:
-            raise UserError(f"--variants {' '.join(unknown)}: choose from {', '.join(variant_names())}")
+            raise UserError(f"--variants {' '.join(unknown)}: choose from {', '.join(known_names())}")
         if self.repeats < 1:
             raise UserError(f"--repeats {self.repeats}: it must be at least 1")
 

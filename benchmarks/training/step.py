@@ -29,7 +29,7 @@ from benchmarks.training.summary import device_slug, markdown, summarize
 from deconattn.cli import parse, run
 from deconattn.config.presets import SIZES
 from deconattn.errors import UserError
-from deconattn.mixers import variant_names
+from deconattn.mixers import known_names, variant_names
 from deconattn.ops import backend
 
 REFERENCE = Contestant("transformers")
@@ -76,7 +76,7 @@ class Arguments:
     """Folder of train_step-DEVICE.json and train_step-DEVICE.md."""
 
     def __post_init__(self) -> None:
-        for flag, given, known in (("sizes", self.sizes, SIZES), ("variants", self.variants, variant_names())):
+        for flag, given, known in (("sizes", self.sizes, SIZES), ("variants", self.variants, known_names())):
             if unknown := sorted(set(given) - set(known)):
                 raise UserError(f"--{flag} {' '.join(unknown)}: choose from {', '.join(known)}")
         for name in ("warmup_steps", "samples", "steps_a_sample"):

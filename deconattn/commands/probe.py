@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deconattn.cli import handled, parse
-from deconattn.durable import disk_errors, hold_lock, lock_holder
+from deconattn.durable import disk_errors
 from deconattn.errors import UserError
 from deconattn.extras import require
+from deconattn.locks import hold_lock, lock_holder
 from deconattn.probing.request import Device, Request
 from deconattn.program import command
 from deconattn.reproduction.estimate import deal, read_shard

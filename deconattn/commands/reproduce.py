@@ -20,9 +20,10 @@ import psutil
 from rich.table import Table
 
 from deconattn.cli import handled, parse, show
-from deconattn.durable import disk_errors, hold_lock
+from deconattn.durable import disk_errors
 from deconattn.errors import UserError
 from deconattn.extras import require
+from deconattn.locks import hold_lock
 from deconattn.program import command
 from deconattn.reproduction import estimate
 from deconattn.reproduction.estimate import read_shard

@@ -25,10 +25,10 @@ import psutil
 from deconattn.cli import handled, run
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.run_config import RUN_CONFIG
-from deconattn.durable import check_unused
 from deconattn.errors import UserError
 from deconattn.launch.ranks import is_rank
 from deconattn.launch.worker import OUR_LAUNCHER
+from deconattn.locks import check_unused
 
 USER_ERROR = 2
 MEETING_SECONDS = 10.0

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from deconattn import durable
+from deconattn import durable, locks
 from deconattn.errors import UserError
 from deconattn.json_files import read_json
 from deconattn.mixers.plugins import code_digest
@@ -191,7 +191,7 @@ def merge_request(folder: GridFolder, given: Request) -> Request:
             before and what is asked for now make no grid together.
     """
     code = {file.name: code_digest(file) for file in given.plugin}
-    with durable.hold_lock(folder.common_lock, wait=True):
+    with locks.hold_lock(folder.common_lock, wait=True):
         stored = _stored(folder)
         merged = given
         if stored is not None:
@@ -262,7 +262,7 @@ def write_all(folder: GridFolder) -> Path:
     """Write the results of all that the folder was asked for, and their page, which is returned."""
     from deconattn.probing.page import write_page
 
-    with durable.hold_lock(folder.common_lock, wait=True):
+    with locks.hold_lock(folder.common_lock, wait=True):
         request = stored_request(folder)
         rows = Ledger(folder, make_grid(request)).rows()
         write_results(folder.out, _json(request), rows)

@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from deconattn import durable
+from deconattn import durable, locks
 from deconattn.errors import UserError
 from deconattn.reproduction.estimate import Estimate
 from deconattn.reproduction.plans import PlannedJob, ReproductionPlan, Request, Run, make_plan
@@ -137,7 +137,7 @@ def save_plan(folder: ReproductionFolder, stored: Stored) -> None:
     request = TypeAdapter(Request).dump_python(stored.request, mode="json")
     estimates = {name: dataclasses.asdict(estimate) for name, estimate in stored.estimates.items()}
     try:
-        with durable.hold_lock(folder.common_lock, wait=True):
+        with locks.hold_lock(folder.common_lock, wait=True):
             if (there := load_plan(folder)) is not None:  # perhaps another process has just begun it
                 check_same(folder, there.request, stored.request)
             _write(folder.plan, {"format": FORMAT, "request": request, "estimates": estimates})

@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 import psutil
 
-from deconattn.durable import hold_lock, lock_holder
 from deconattn.errors import UserError
 from deconattn.launch.ranks import without_rank
+from deconattn.locks import hold_lock, lock_holder
 from deconattn.reproduction.folder import ReproductionFolder, Stored
 from deconattn.reproduction.jobs import choose_rate, command_of, outcome_of
 from deconattn.reproduction.plans import PlannedJob

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from deconattn import durable
+from deconattn import durable, locks
 from deconattn.checkpoint.in_use import Claim
 from deconattn.checkpoint.manifest import MANIFEST
 from deconattn.errors import UserError
@@ -52,7 +52,7 @@ def _held(run: Path) -> ExitStack:
     """
     stack = ExitStack()
     try:
-        stack.callback(durable.FolderLock(run, "removal").release)
+        stack.callback(locks.FolderLock(run, "removal").release)
         for manifest in sorted(run.glob(f"*/*/{MANIFEST}")) + sorted(run.glob(f"*/{MANIFEST}")):
             try:
                 stack.enter_context(Claim(manifest.parent))

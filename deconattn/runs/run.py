@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deconattn import durable
+from deconattn import locks
 from deconattn.checkpoint.format import steps_in
 from deconattn.checkpoint.manifest import MANIFEST, is_whole, step_of
 from deconattn.config.run_config import RUN_CONFIG, RunConfig, read_run_config
@@ -218,7 +218,7 @@ def state_of(run: Run) -> State:
     reached = run.steps[-1]["step"] if run.steps else 0
     of = f" of {total}" if total else ""
     try:
-        durable.check_unused(run.folder)
+        locks.check_unused(run.folder)
     except UserError:
         return State("training", f"training, step {reached}{of}")
     try:

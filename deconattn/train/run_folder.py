@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from deconattn import durable
+from deconattn import durable, locks
 from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, newest_good, read_checkpoint, steps_in
 from deconattn.checkpoint.manifest import is_step_name, step_of
 from deconattn.config.command_line import to_json
@@ -61,19 +61,19 @@ def check_run_folder(flags: TrainingFlags) -> None:
         raise UserError(f"--save {save} already holds a run ({found[0].name}): add --resume, or give another")
 
 
-def claim_run_folder(flags: TrainingFlags) -> tuple[Path, durable.FolderLock | None]:
+def claim_run_folder(flags: TrainingFlags) -> tuple[Path, locks.FolderLock | None]:
     """Make the run folder; a collective call that gives every rank the same path, and rank 0 its lock.
 
     Raises:
         UserError: it cannot be made, another process trains in it, or another machine does not see it.
     """
-    locks: list[durable.FolderLock] = []
+    taken: list[locks.FolderLock] = []
 
     def claim() -> tuple[Path, str]:
         """Return the folder and the name of a file in it."""
         run, token = make_run_folder(flags), f".seen-{secrets.token_hex(4)}"
         try:
-            locks.append(durable.FolderLock(run, "training"))
+            taken.append(locks.FolderLock(run, "training"))
             check_run_folder(flags)  # again: until now it may have been another's
             _remove_leftovers(run)
             (run / token).touch()
@@ -86,13 +86,13 @@ def claim_run_folder(flags: TrainingFlags) -> tuple[Path, durable.FolderLock | N
         run, token = from_rank_0(claim)  # no collective: what is removed may be large
         _check_shared(run, token)
     except BaseException:
-        for lock in locks:
+        for lock in taken:
             lock.release()
         raise
     finally:
         if token and torch.distributed.get_rank() == 0:
             (run / token).unlink(missing_ok=True)
-    return run, next(iter(locks), None)
+    return run, next(iter(taken), None)
 
 
 def choose_checkpoint(flags: TrainingFlags, run: Path, damaged: Mapping[str, str] | None = None) -> Checkpoint | None:

@@ -15,8 +15,8 @@ import pytest
 from deconattn.checkpoint.format import newest_good, read_checkpoint, steps_in
 from deconattn.checkpoint.manifest import MANIFEST, is_whole
 from deconattn.config.command_line import parse_training_flags
-from deconattn.durable import FolderLock, check_unused, lock_holder
 from deconattn.errors import UserError
+from deconattn.locks import FolderLock, check_unused, lock_holder
 from deconattn.train.metrics import METRICS
 from deconattn.train.run_folder import check_run_folder
 from deconattn.train.saving import outdated
@@ -147,7 +147,7 @@ def test_a_run_folder_has_one_owner(run: Path) -> None:
     with pytest.raises(UserError, match="is in use"):
         run_job(["--save", str(run), "--resume"])
     script = (
-        "import sys; from pathlib import Path; from deconattn.durable import FolderLock; "
+        "import sys; from pathlib import Path; from deconattn.locks import FolderLock; "
         "FolderLock(Path(sys.argv[1]), 'training')"
     )
     done = subprocess.run([sys.executable, "-c", script, run], capture_output=True, text=True, check=False)

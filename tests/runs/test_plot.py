@@ -8,8 +8,8 @@ import pytest
 
 from deconattn.cli import run
 from deconattn.commands.plot import main
-from deconattn.durable import FolderLock
 from deconattn.errors import UserError
+from deconattn.locks import FolderLock
 from tests.commands.test_commands import BLOCKED, python
 from tests.runs.conftest import Maker, step_row, write_rows
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deconattn.durable import FolderLock
 from deconattn.errors import UserError
+from deconattn.locks import FolderLock
 from deconattn.model.flops import count_parameters, training_flops
 from deconattn.runs.run import NoRunError, read_run, read_runs, state_of
 from tests.runs.conftest import TOKENS_A_STEP, Maker, step_row

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deconattn import durable
+from deconattn import locks
 from deconattn.checkpoint.in_use import Hold
 from deconattn.commands.runs import main
 from deconattn.errors import UserError
@@ -110,7 +110,7 @@ def test_what_is_not_removed(words: list[str], says: str, folder: Path, monkeypa
 
 def test_a_run_in_use_stays(folder: Path) -> None:
     run = folder / "trained"
-    lock = durable.FolderLock(run, "training")
+    lock = locks.FolderLock(run, "training")
     with pytest.raises(UserError, match="trained is in use by pid"):
         main([str(folder), "--remove", "new", "trained", "--yes"])
     lock.release()

@@ -9,9 +9,9 @@ import torch
 
 from deconattn.checkpoint.format import newest_good, open_checkpoint, read_checkpoint, steps_in
 from deconattn.config.command_line import parse_training_flags
-from deconattn.durable import check_unused
 from deconattn.errors import UserError
 from deconattn.launch.preflight import checked_flags
+from deconattn.locks import check_unused
 from deconattn.train import saving
 from deconattn.train.run_folder import check_run_folder
 from deconattn.train.trainer import Trainer

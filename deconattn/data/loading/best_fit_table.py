@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deconattn import durable
+from deconattn import durable, locks
 from deconattn.data.corpus import TokenCorpus
 from deconattn.data.loading.best_fit_build import HEADER_BYTES, Counts, digest, write_arrays
 from deconattn.data.manifest import TABLES_NAME
@@ -197,10 +197,10 @@ def _one_maker(lock: Path, corpus: TokenCorpus, say: bool) -> Iterator[None]:
     """Wait until no other process makes the same table; where there are no locks two may, which harms neither."""
     with ExitStack() as stack:
         try:
-            if stack.enter_context(durable.hold_lock(lock)) is None:
+            if stack.enter_context(locks.hold_lock(lock)) is None:
                 if say:
-                    _say(f"{corpus.folder}: {durable.lock_holder(lock)} makes the best-fit table; waiting for it")
-                stack.enter_context(durable.hold_lock(lock, wait=True))
+                    _say(f"{corpus.folder}: {locks.lock_holder(lock)} makes the best-fit table; waiting for it")
+                stack.enter_context(locks.hold_lock(lock, wait=True))
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

@@ -23,6 +23,12 @@ from deconattn.ops.documents import Documents
 from deconattn.ops.precision import at_least_fp32
 from deconattn.ops.recompute import recomputed
 
+UNGATED_SPLITS = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), column("num_attention_heads")),
+    "o_proj": row("num_attention_heads"),
+}
+"""Splits of a mixer that is not `gated`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Span:
@@ -101,10 +107,7 @@ class RecurrentMixer(Mixer):
     scales_queries_keys: ClassVar[bool] = True
     """Whether queries and keys have norms where the configuration asks for them; else the mixer has its own."""
     decoding: ClassVar[Decoding] = StateDecoding()
-    splits: ClassVar[Mapping[str, Split] | None] = {
-        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "g_proj"), column("num_attention_heads")),
-        "o_proj": row("num_attention_heads"),
-    }
+    splits: ClassVar[Mapping[str, Split] | None] = UNGATED_SPLITS | {"g_proj": column("num_attention_heads")}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

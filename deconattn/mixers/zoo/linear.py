@@ -16,7 +16,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.map_blocks import MapBlock, product_blocks
 from deconattn.mixers.principles import Principles
-from deconattn.mixers.recurrent import RecurrentMixer, Span
+from deconattn.mixers.recurrent import UNGATED_SPLITS, RecurrentMixer, Span
 from deconattn.mixers.registry import register
 from deconattn.ops import reference
 from deconattn.ops.gated_linear import gated_linear
@@ -28,6 +28,7 @@ class LinearAttention(RecurrentMixer):
 
     principles = Principles(softmax_form=False, position_dependent=False)
     gated = False
+    splits = UNGATED_SPLITS
 
     def mix(self, span: Span, *operands: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         queries, keys, values, *norms = operands

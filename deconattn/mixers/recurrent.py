@@ -1,6 +1,6 @@
 """Mixers whose memory of earlier tokens is a state of fixed size: what linear attention and the delta rule share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -22,6 +22,7 @@ from deconattn.mixers.matching import matched_widths
 from deconattn.ops.documents import Documents
 from deconattn.ops.precision import at_least_fp32
 from deconattn.ops.recompute import recomputed
+from deconattn.ops.short_convolution import last_inputs, short_convolution
 
 UNGATED_SPLITS = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), column("num_attention_heads")),
@@ -104,6 +105,8 @@ class RecurrentMixer(Mixer):
     """Width of a head's values divided by that of its keys, as nearly as parameters are to match."""
     even_keys: ClassVar[bool] = False
     """Whether queries and keys are rotated."""
+    shared_keys: ClassVar[bool] = False
+    """Whether all heads have one query and key."""
     scales_queries_keys: ClassVar[bool] = True
     """Whether queries and keys have norms where the configuration asks for them; else the mixer has its own."""
     decoding: ClassVar[Decoding] = StateDecoding()
@@ -112,7 +115,8 @@ class RecurrentMixer(Mixer):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.key_width, self.value_width = self.widths(config)
-        keys, values = (config.num_attention_heads * width for width in (self.key_width, self.value_width))
+        keys = self.key_heads(config) * self.key_width
+        values = config.num_attention_heads * self.value_width
         self.q_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
         self.k_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
         self.v_proj = Linear(config.hidden_size, values, bias=config.attention_bias)
@@ -156,6 +160,24 @@ class RecurrentMixer(Mixer):
             both = *both[1:], rms_norm(one, norm.shape, at_least_fp32(norm), self.config.rms_norm_eps)
         return both[0], both[1]
 
+    def convolved(
+        self, span: Span, inputs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Return the SiLU of short convolutions of projections, and what the first parts of the state become.
+
+        Args:
+            inputs: [R, L, n] each; the states of the tokens before are the first in `span.state`.
+            weights: [n, K] each.
+            biases: [n] each, or None for none.
+        """
+        results, state = [], []
+        for number, (one, weight) in enumerate(zip(map(at_least_fp32, inputs), weights, strict=True)):
+            before = span.state[number] if span.state else one.new_zeros(len(one), weight.shape[1] - 1, one.shape[2])
+            mixed = short_convolution(one, at_least_fp32(weight), span.position_ids, before)
+            results.append(silu(mixed if biases is None else mixed + at_least_fp32(biases[number])))
+            state.append(last_inputs(one, before, span.real))
+        return results, tuple(state)
+
     def heads(self, projected: Tensor, width: int) -> Tensor:
         """Cut [R, L, heads * width] into heads [R, heads, L, width], at least fp32."""
         return at_least_fp32(projected).unflatten(-1, (-1, width)).transpose(1, 2)
@@ -167,6 +189,11 @@ class RecurrentMixer(Mixer):
             return mixed.flatten(-2)
         normed = rms_norm(mixed, norm.shape, at_least_fp32(norm), self.config.rms_norm_eps).flatten(-2)
         return normed * silu(at_least_fp32(gate))
+
+    @classmethod
+    def key_heads(cls, config: ModelConfig) -> int:
+        """Return the number of heads of queries and keys."""
+        return 1 if cls.shared_keys else config.num_attention_heads
 
     @classmethod
     def widths(cls, config: ModelConfig) -> tuple[int, int]:
@@ -181,14 +208,15 @@ class RecurrentMixer(Mixer):
     @classmethod
     def count(cls, config: ModelConfig, keys: int, values: int) -> int:
         """Return the number of parameters for widths a head of keys and of values."""
-        widths = config.num_attention_heads * (2 * keys + values)
+        widths = cls.key_heads(config) * 2 * keys + config.num_attention_heads * values
         norms = cls.has_query_key_norms(config) * 2 * keys + cls.gated * values
         return cls.projection_weights(config, keys, values) + config.attention_bias * widths + norms
 
     @classmethod
     def projection_weights(cls, config: ModelConfig, keys: int, values: int) -> int:
         """Return the number of weights that each token is multiplied with."""
-        return config.hidden_size * config.num_attention_heads * (2 * keys + (2 + cls.gated) * values)
+        widths = cls.key_heads(config) * 2 * keys + config.num_attention_heads * (2 + cls.gated) * values
+        return config.hidden_size * widths
 
     @classmethod
     def state_size(cls, config: ModelConfig, keys: int, values: int) -> int:
@@ -198,7 +226,8 @@ class RecurrentMixer(Mixer):
     @classmethod
     def kept(cls, config: ModelConfig, keys: int, values: int) -> tuple[int, int]:
         """Return what is saved of a token for the backward pass beside its input: elements a head, and of all heads."""
-        return 2 * keys + (2 + cls.gated) * values, 0
+        others = (2 + cls.gated) * values
+        return (others, 2 * keys) if cls.shared_keys else (others + 2 * keys, 0)
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, keys: int, values: int) -> int:

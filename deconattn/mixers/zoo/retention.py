@@ -33,6 +33,7 @@ class Retention(RecurrentMixer):
     principles = Principles(softmax_form=False)
     value_ratio = 2.0
     even_keys = True
+    exponents: Tensor
     splits: ClassVar[Mapping[str, Split] | None] = {
         **(RecurrentMixer.splits or {}),
         "exponents": column("num_attention_heads"),

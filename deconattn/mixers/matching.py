@@ -4,6 +4,17 @@ from deconattn.layers.config import ModelConfig
 from deconattn.mixers.costs import attention_parameters
 
 
+def matched_width(config: ModelConfig, uses: int, a_channel: int = 0, extra: int = 0) -> int:
+    """Return the width between projections, of channels that form no heads, that matches standard attention best.
+
+    Args:
+        uses: projections between the hidden states and the channels, the output projection among them.
+        a_channel: other parameters of each channel, such as a bias.
+        extra: other parameters of the mixer.
+    """
+    return max(1, round((attention_parameters(config) - extra) / (uses * config.hidden_size + a_channel)))
+
+
 def matched_dims(
     config: ModelConfig, key_uses: int, value_uses: int, extra: int = 0, even_keys: bool = False
 ) -> tuple[int, int]:

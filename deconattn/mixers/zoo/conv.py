@@ -2,7 +2,7 @@
 
     o_i = W_o (W_g h_i * sum_{m < 4} c_m * W_v h_{i-m})
 
-`*` is by channel. The long filter of the paper is replaced by four taps, as what stands beside attention in hybrids has.
+`*` is by channel. The long filter of the paper is replaced by four taps, as in what stands beside attention in hybrids.
 The gate scales what a token has mixed; how tokens are mixed is the same in every sequence. The width between the
 projections is what matches standard attention's parameters.
 """

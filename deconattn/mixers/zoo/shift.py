@@ -2,8 +2,8 @@
 
     o_i = W_o W_v h_{i-1},  o_1 = 0
 
-In RWKV the shifted token is mixed with the token itself; here it stands alone. What attention spends on queries and keys
-is spent on a width between the two projections, so that parameters are as many.
+In RWKV the shifted token is mixed with the token itself; here it stands alone. What attention spends on queries and
+keys is spent on a width between the two projections, so that parameters are as many.
 """
 
 from collections.abc import Mapping

@@ -42,7 +42,7 @@ def long_convolution(inputs: Tensor, taps: Tensor, document_ids: Tensor | None =
     ).view_as(inputs)
     half = SPAN
     while half < length:
-        first, second = inputs.unflatten(1, (-1, 2, half)).unbind(2)
+        first = inputs.unflatten(1, (-1, 2, half))[:, :, 0]
         ids_first, ids_second = document_ids.unflatten(1, (-1, 2, half)).unbind(2)
         middle = ids_second[:, :, :1]
         given = _convolution(first * (ids_first == middle)[..., None], taps[: 2 * half], 2 * half)[:, :, half:]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from deconattn.layers.config import ModelConfig
@@ -27,7 +27,7 @@ from deconattn.mixers.matching import matched_width
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.registry import register
 from deconattn.ops.precision import at_least_fp32
-from deconattn.ops.short_convolution import last_inputs, short_convolution
+from deconattn.ops.short_convolution import last_inputs, new_taps, short_convolution
 
 TAPS = 4
 
@@ -82,7 +82,7 @@ class Conv(Mixer):
         width = _width(config)
         self.g_proj = Linear(config.hidden_size, width, bias=config.attention_bias)
         self.v_proj = Linear(config.hidden_size, width, bias=config.attention_bias)
-        self.conv_weight = nn.Parameter(torch.empty(width, TAPS).uniform_(-(TAPS**-0.5), TAPS**-0.5))
+        self.conv_weight = new_taps(width, TAPS)
         self.o_proj = Linear(width, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:

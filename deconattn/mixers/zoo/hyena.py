@@ -31,14 +31,14 @@ from deconattn.mixers.principles import Principles
 from deconattn.mixers.registry import register
 from deconattn.ops.long_convolution import long_convolution
 from deconattn.ops.precision import at_least_fp32
-from deconattn.ops.short_convolution import last_inputs, short_convolution
+from deconattn.ops.short_convolution import last_inputs, new_taps, short_convolution
 
 TAPS = 3
 WAVES = 8
 FEATURES = 2 + 2 * WAVES
 FREQUENCY = 10.0
-DECAYS = (math.log(100) / 1.5, math.log(100) / 0.3)
-"""Of the slowest and the fastest channel: to a hundredth after 1.5 and 0.3 of T."""
+SLOWEST, FASTEST = math.log(100) / 1.5, math.log(100) / 0.3
+"""Decays of the slowest and the fastest channel: to a hundredth after 1.5 and 0.3 of T."""
 
 
 class LongConvolutionDecoding(Decoding["Hyena"]):
@@ -133,6 +133,7 @@ class Hyena(Mixer):
 
     principles = Principles(softmax_form=False)
     decoding = LongConvolutionDecoding()
+    decay: Tensor
     splits: ClassVar[Mapping[str, Split] | None] = {
         **dict.fromkeys(("v_proj", "x1_proj", "x2_proj", "v_conv", "x1_conv", "x2_conv"), column()),
         **dict.fromkeys(("filter_out", "skip", "decay"), column()),
@@ -142,15 +143,17 @@ class Hyena(Mixer):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         width, inner = _width(config), _filter_width(config)
-        for name in ("v", "x1", "x2"):
-            setattr(self, f"{name}_proj", Linear(config.hidden_size, width, bias=config.attention_bias))
-            setattr(self, f"{name}_conv", nn.Parameter(torch.empty(width, TAPS).uniform_(-(TAPS**-0.5), TAPS**-0.5)))
+        self.v_proj = Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.x1_proj = Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.x2_proj = Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.v_conv, self.x1_conv, self.x2_conv = new_taps(width, TAPS), new_taps(width, TAPS), new_taps(width, TAPS)
         self.o_proj = Linear(width, config.hidden_size, bias=False)
         self.filter_in = nn.Parameter(torch.randn(inner, FEATURES) * FEATURES**-0.5)
         self.filter_in_bias = nn.Parameter(torch.zeros(inner))
         self.filter_mid = nn.Parameter(torch.randn(inner, inner) * inner**-0.5)
         self.filter_mid_bias = nn.Parameter(torch.zeros(inner))
-        decay = torch.linspace(*DECAYS, width)
+        # Not by linspace: transformers makes a tensor on the CPU of it while a model has no memory yet.
+        decay = SLOWEST + (FASTEST - SLOWEST) / width * torch.arange(1, width + 1)
         scale = (4 * decay / (inner * config.max_position_embeddings)).sqrt()
         self.filter_out = nn.Parameter(torch.randn(width, inner) * scale[:, None])
         self.skip = nn.Parameter(torch.ones(width))

@@ -52,6 +52,14 @@ def taylor_blocks(queries: Tensor, keys: Tensor, documents: Tensor | None, size:
         yield MapBlock(weights / weights.sum(dim=-1, keepdim=True), scores)
 
 
+def product_blocks(queries: Tensor, keys: Tensor, documents: Tensor | None, size: int) -> Iterator[MapBlock]:
+    """Yield blocks of the map that is q_i.k_j divided by its sum; nonnegative features [R, heads, L, x]."""
+    for start, stop in _spans(queries.shape[-2], size):
+        products = queries[..., start:stop, :] @ keys[..., :stop, :].transpose(-1, -2)
+        weights = products.masked_fill(_hidden(start, stop, documents, queries.device), 0)
+        yield MapBlock(weights / weights.sum(dim=-1, keepdim=True), None)
+
+
 def prefix_blocks(token_scores: Tensor, documents: Tensor | None, size: int) -> Iterator[MapBlock]:
     """Yield blocks of :func:`deconattn.ops.reference.prefix_map` and their token scores, given [R, heads, L]."""
     for start, stop in _spans(token_scores.shape[-1], size):

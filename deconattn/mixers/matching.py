@@ -1,5 +1,7 @@
 """Widths by which a mixer with other projections than attention's has as many parameters as standard attention."""
 
+from collections.abc import Callable
+
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers.costs import attention_parameters
 
@@ -41,5 +43,28 @@ def matched_dims(
         missed = abs(left - values * value_uses * a_channel)
         shape = max(values, keys) / min(values, keys) if keys else 1.0
         found.append((0.0 if missed <= allowed else missed, shape, keys, values))
+    _, _, keys, values = min(found)
+    return keys, values
+
+
+def matched_widths(
+    config: ModelConfig, count: Callable[[int, int], int], value_ratio: float = 1.0, even_keys: bool = False
+) -> tuple[int, int]:
+    """Return widths a head of keys and of values, as :func:`matched_dims` does, of a mixer that says what it has.
+
+    Args:
+        count: parameters for widths of keys and of values; as many more for each channel of the values.
+        value_ratio: the width of the values divided by that of the keys, as it should be.
+    """
+    target = attention_parameters(config)
+    allowed = (target + 3 * config.hidden_size * config.intermediate_size) / 1000
+    found: list[tuple[float, float, int, int]] = []
+    step = 2 if even_keys else 1
+    for keys in range(step, 4 * config.head_dim + 1, step):
+        without, a_channel = count(keys, 0), count(keys, 1) - count(keys, 0)
+        values = max(1, round((target - without) / a_channel))
+        missed = abs(target - without - values * a_channel)
+        ratio = values / keys / value_ratio
+        found.append((0.0 if missed <= allowed else missed, max(ratio, 1 / ratio), keys, values))
     _, _, keys, values = min(found)
     return keys, values

@@ -108,3 +108,25 @@ def per_query_head(shared: Tensor, heads: int) -> Tensor:
 
 def _per_head(document_ids: Tensor | None) -> Tensor | None:
     return None if document_ids is None else document_ids[:, None]
+
+
+def gated_linear(
+    queries: Tensor, keys: Tensor, values: Tensor, log_decay: Tensor | None = None, document_ids: Tensor | None = None
+) -> Tensor:
+    """S_t = diag(exp(a_t)) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, token by token; a document's first finds S = 0.
+
+    Args:
+        queries, keys: [R, heads or 1, L, x].
+        values: [R, heads, L, y].
+        log_decay: [R, heads, L, x or 1], or None for none.
+    """
+    state = values.new_zeros(*values.shape[:2], keys.shape[-1], values.shape[-1])
+    mixed = []
+    for t in range(values.shape[2]):
+        if document_ids is not None and t:
+            state = state * (document_ids[:, t] == document_ids[:, t - 1])[:, None, None, None]
+        if log_decay is not None:
+            state = state * log_decay[:, :, t, :, None].exp()
+        state = state + keys[:, :, t, :, None] * values[:, :, t, None, :]
+        mixed.append((queries[:, :, t, :, None] * state).sum(dim=-2))
+    return torch.stack(mixed, dim=2)

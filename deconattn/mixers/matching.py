@@ -58,13 +58,15 @@ def matched_widths(
     """
     target = attention_parameters(config)
     allowed = (target + 3 * config.hidden_size * config.intermediate_size) / 1000
-    found: list[tuple[float, float, int, int]] = []
+    found: list[tuple[bool, float, float, int, int]] = []
     step = 2 if even_keys else 1
     for keys in range(step, 4 * config.head_dim + 1, step):
         without, a_channel = count(keys, 0), count(keys, 1) - count(keys, 0)
         values = max(1, round((target - without) / a_channel))
         missed = abs(target - without - values * a_channel)
         ratio = values / keys / value_ratio
-        found.append((0.0 if missed <= allowed else missed, max(ratio, 1 / ratio), keys, values))
-    _, _, keys, values = min(found)
+        shape = max(ratio, 1 / ratio)
+        # A head with a single key channel is none, however well its parameters match.
+        found.append((shape > 2, 0.0 if missed <= allowed else missed, shape, keys, values))
+    *_, keys, values = min(found)
     return keys, values

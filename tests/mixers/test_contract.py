@@ -276,10 +276,12 @@ def test_low_precision_is_close_to_float64(variant: str, dtype: torch.dtype, mas
     # Softmax does not see a constant added to all keys: the key bias has no gradient of its own to be close to
     # where queries and keys are not rotated, and a small one where they are.
     scale = max(theirs.norm() / theirs.numel() ** 0.5 for theirs in wanted[2:])
+    # A norm of each head divides by what may nearly cancel in its few channels here, and rounding with it.
+    roundings = 16 if hasattr(mixer, "o_norm") else 8
     for name, ours, theirs in zip(names, got, wanted, strict=True):
         floor = scale * theirs.numel() ** 0.5 if name.startswith(("q_proj", "k_proj")) else 0.0
         error = (ours.double() - theirs).norm()
-        assert error <= 8 * unit * max(theirs.norm(), floor), name
+        assert error <= roundings * unit * max(theirs.norm(), floor), name
 
 
 @pytest.mark.parametrize("variants", PATTERNS, ids=",".join)

@@ -8,14 +8,17 @@ from torch.testing import assert_close
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
+from deconattn.mixers import mixer_class
 from tests.mixers.models import BASE
 from tests.mixers.test_contract import build_inputs, build_mixer
 from tests.mixers.test_zoo import plain_context
 
 
 @pytest.mark.parametrize("length", [1, 70, 150])
-def test_mamba2_is_that_of_transformers(length: int):
+def test_mamba2_is_that_of_transformers(length: int, monkeypatch: pytest.MonkeyPatch):
     """Whose B and C are given to each head's group, which makes its norm one of each head, too."""
+    widths = staticmethod(lambda config: (16, config.hidden_size // 4))  # a whole number for `expand`
+    monkeypatch.setattr(mixer_class("mamba2"), "widths", widths)
     ours = build_mixer("mamba2", attention_bias=False).float()
     heads, keys, values = BASE.num_attention_heads, ours.key_width, ours.value_width
     theirs = Mamba2Mixer(
@@ -24,7 +27,7 @@ def test_mamba2_is_that_of_transformers(length: int):
             head_dim=values,
             hidden_size=BASE.hidden_size,
             state_size=keys,
-            expand=heads * values / BASE.hidden_size,
+            expand=1,
             conv_kernel=4,
             n_groups=heads,
             use_bias=False,

@@ -1,11 +1,12 @@
 """Mixers with the delta rule: short convolutions, keys and queries of length one, and a norm of what is read."""
 
 from collections.abc import Mapping
+from math import log
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import rms_norm, silu, softplus
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear
@@ -21,6 +22,8 @@ from deconattn.ops.short_convolution import new_taps
 TAPS = 4
 EPSILON = 1e-6
 """What is added to the square of the length of queries and keys."""
+DECAY_RATES, STEP_SIZES = (1.0, 16.0), (0.001, 0.1)
+"""Ranges from which exp(A_log) and softplus(bias) are drawn, the second on a logarithmic scale, as in Mamba-2."""
 DELTA_SPLITS = UNGATED_SPLITS | dict.fromkeys(("b_proj", "q_conv", "k_conv", "v_conv"), column("num_attention_heads"))
 
 
@@ -131,6 +134,32 @@ class DeltaMixer(RecurrentMixer):
         # The state answers the key, is written and read; and the convolutions.
         taps = 2 * TAPS * cls.channels(config, keys, values)
         return 6 * config.num_attention_heads * keys * values + taps
+
+
+def new_rates(heads: int) -> nn.Parameter:
+    """Return the logarithms of decay rates, [heads]."""
+    return nn.Parameter(torch.empty(heads).uniform_(*DECAY_RATES).log())
+
+
+def new_step_biases(channels: int) -> nn.Parameter:
+    """Return biases of the sizes of steps before the softplus, [channels]."""
+    steps = torch.empty(channels).uniform_(*map(log, STEP_SIZES)).exp()
+    return nn.Parameter(steps + torch.log(-torch.expm1(-steps)))
+
+
+def decays(steps: Tensor, biases: Tensor, rates: Tensor) -> Tensor:
+    """Return log decays -exp(A_log) softplus(steps + biases), at least fp32.
+
+    Args:
+        steps: [R, L, heads * n].
+        biases: [heads * n].
+        rates: [heads], A_log.
+
+    Returns:
+        [R, heads, L, n].
+    """
+    sizes = softplus(at_least_fp32(steps) + at_least_fp32(biases)).unflatten(-1, (len(rates), -1)).transpose(1, 2)
+    return -at_least_fp32(rates).exp()[:, None, None] * sizes
 
 
 def _unit(vectors: Tensor) -> Tensor:

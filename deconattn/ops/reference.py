@@ -140,7 +140,9 @@ def delta_rule(
     log_decay: Tensor | None = None,
     document_ids: Tensor | None = None,
 ) -> Tensor:
-    """S_t = (I - b_t k_t k_t^T) diag(exp(a_t)) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t; a document's first finds S = 0.
+    """S_t = (I - b_t k_t k_t^T) diag(exp(a_t)) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t, token by token.
+
+    A document's first token finds S = 0.
 
     Args:
         queries, keys: [R, heads, L, x].

@@ -6,6 +6,17 @@ from deconattn.layers.config import ModelConfig
 from deconattn.mixers.costs import attention_parameters
 
 
+def matched_width(config: ModelConfig, uses: int, a_channel: int = 0, extra: int = 0) -> int:
+    """Return the width between projections, of channels that form no heads, that matches standard attention best.
+
+    Args:
+        uses: projections between the hidden states and the channels, the output projection among them.
+        a_channel: other parameters of each channel, such as a bias.
+        extra: other parameters of the mixer.
+    """
+    return max(1, round((attention_parameters(config) - extra) / (uses * config.hidden_size + a_channel)))
+
+
 def matched_dims(
     config: ModelConfig, key_uses: int, value_uses: int, extra: int = 0, even_keys: bool = False
 ) -> tuple[int, int]:
@@ -47,13 +58,15 @@ def matched_widths(
     """
     target = attention_parameters(config)
     allowed = (target + 3 * config.hidden_size * config.intermediate_size) / 1000
-    found: list[tuple[float, float, int, int]] = []
+    found: list[tuple[bool, float, float, int, int]] = []
     step = 2 if even_keys else 1
     for keys in range(step, 4 * config.head_dim + 1, step):
         without, a_channel = count(keys, 0), count(keys, 1) - count(keys, 0)
         values = max(1, round((target - without) / a_channel))
         missed = abs(target - without - values * a_channel)
         ratio = values / keys / value_ratio
-        found.append((0.0 if missed <= allowed else missed, max(ratio, 1 / ratio), keys, values))
-    _, _, keys, values = min(found)
+        shape = max(ratio, 1 / ratio)
+        # A head with a single key channel is none, however well its parameters match.
+        found.append((shape > 2, 0.0 if missed <= allowed else missed, shape, keys, values))
+    *_, keys, values = min(found)
     return keys, values

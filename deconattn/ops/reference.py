@@ -130,3 +130,34 @@ def gated_linear(
         state = state + keys[:, :, t, :, None] * values[:, :, t, None, :]
         mixed.append((queries[:, :, t, :, None] * state).sum(dim=-2))
     return torch.stack(mixed, dim=2)
+
+
+def delta_rule(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    strengths: Tensor,
+    log_decay: Tensor | None = None,
+    document_ids: Tensor | None = None,
+) -> Tensor:
+    """S_t = (I - b_t k_t k_t^T) diag(exp(a_t)) S_{t-1} + b_t k_t v_t^T, o_t = S_t^T q_t, token by token.
+
+    A document's first token finds S = 0.
+
+    Args:
+        queries, keys: [R, heads, L, x].
+        values: [R, heads, L, y].
+        strengths: [R, heads, L], b.
+        log_decay: [R, heads, L, x or 1], a, or None for none.
+    """
+    state = values.new_zeros(*values.shape[:2], keys.shape[-1], values.shape[-1])
+    mixed = []
+    for t in range(values.shape[2]):
+        if document_ids is not None and t:
+            state = state * (document_ids[:, t] == document_ids[:, t - 1])[:, None, None, None]
+        if log_decay is not None:
+            state = state * log_decay[:, :, t, :, None].exp()
+        k, v, b = keys[:, :, t, :, None], values[:, :, t, None, :], strengths[:, :, t, None, None]
+        state = state + b * k * (v - (k * state).sum(dim=-2, keepdim=True))
+        mixed.append((queries[:, :, t, :, None] * state).sum(dim=-2))
+    return torch.stack(mixed, dim=2)

@@ -1,8 +1,13 @@
 """A short causal convolution of each channel by itself, within documents, and what it needs of the tokens before."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
+
+
+def new_taps(channels: int, taps: int) -> nn.Parameter:
+    """Return the weights of a short convolution, drawn as PyTorch draws those of its own: [channels, taps]."""
+    return nn.Parameter(torch.empty(channels, taps).uniform_(-(taps**-0.5), taps**-0.5))
 
 
 def short_convolution(

@@ -1,5 +1,6 @@
 """Decoding caches: tokens one by one, in chunks, padded or reordered, give what the whole sequence gives."""
 
+import copy
 from collections.abc import Iterable
 from itertools import accumulate
 
@@ -75,12 +76,20 @@ def test_steps_from_any_prefill_are_the_whole_pass(variants: tuple[str, ...], st
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("variant", EVERY)
 def test_steps_in_fp32_are_the_whole_pass_in_fp32(variant: str, heads: str):
-    model, tokens = build_model((variant,) * 2, **HEADS[heads]).float(), random_tokens(2, LENGTH)
+    model, tokens = build_model((variant,) * 2, **HEADS[heads]), random_tokens(2, LENGTH)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        expected = model.logits(tokens)
+        # Some mixers magnify rounding, as the exact pass tells whose weights are moved by as much as one changes them.
+        exact = model.logits(tokens)
+        moved = copy.deepcopy(model)
+        for weight in moved.parameters():
+            noise = torch.randn(weight.shape, generator=generator, dtype=torch.double)
+            weight.mul_(1 + torch.finfo(torch.float32).eps * noise)
+        change = (moved.logits(tokens) - exact).abs().max().item()
+        expected = model.float().logits(tokens)
     for cuts in CUTS.values():
         got = decoded(model, tokens, cuts, DecodingCache(model.model))
-        assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        assert_close(got, expected, rtol=0, atol=max(1e-5 * expected.abs().max().item(), 4 * change))
 
 
 @pytest.mark.parametrize("parent", [*OURS, "thirdparty"])

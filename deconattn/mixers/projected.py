@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear, project
+from deconattn.layers.rotary import Rotary
 from deconattn.layers.shards import largest_part
 from deconattn.layers.splits import Split, column, row
 from deconattn.mixers.base import Mixer
@@ -21,6 +22,8 @@ class ProjectedMixer(Mixer):
     subclass computes must not depend on how many heads it sees.
     """
 
+    rotates: ClassVar[bool] = True
+    """Whether :meth:`placed` rotates queries and keys by their positions."""
     splits: ClassVar[Mapping[str, Split] | None] = {
         "q_proj": column("num_attention_heads"),
         "k_proj": column("num_key_value_heads"),
@@ -74,6 +77,10 @@ class ProjectedMixer(Mixer):
         if self.config.qk_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         return queries.transpose(1, 2), keys.transpose(1, 2)
+
+    def placed(self, rotary: Rotary, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Give queries and keys, each [R, heads, L, head_dim], their positions."""
+        return rotary(queries, keys) if self.rotates else (queries, keys)
 
     def output(self, mixed: Tensor) -> Tensor:
         """Join heads and project: [R, heads, L, head_dim] -> [R, L, d]."""

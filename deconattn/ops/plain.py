@@ -63,6 +63,52 @@ def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
 
 
 @outside_autocast("queries", "keys", "values")
+def scored_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    document_ids: Tensor | None = None,
+    levels: Tensor | None = None,
+    offsets: Tensor | None = None,
+    sigmoid: bool = False,
+    window: int = 0,
+    sinks: int = 0,
+) -> Tensor:
+    """sum_j w_ij v_j, w of the scores s_ij = q_i.k_j / sqrt(head_dim) + levels_j - levels_i + offsets_i.
+
+    Args:
+        queries: [R, heads, L, head_dim].
+        keys, values: [R, key_value_heads, L, head_dim].
+        document_ids: int64 [R, L] or None; mixing stays within a document.
+        levels: [R or 1, heads, L] or None.
+        offsets: [R or 1, L] or None.
+        sigmoid: w = sigmoid(s), not softmax(s).
+        window: how many tokens a query sees, itself the last; 0: all.
+        sinks: first tokens of a document that its queries see beside the window.
+
+    Returns:
+        [R, heads, L, head_dim].
+    """
+
+    def rows(start: int, stop: int) -> Tensor:
+        visible = _visible(start, stop, queries.device, document_ids)
+        slots = torch.arange(start, stop, device=queries.device)[None]
+        if window:
+            starts = torch.zeros_like(slots)
+            if document_ids is not None:
+                starts = torch.searchsorted(document_ids.contiguous(), document_ids[:, start:stop].contiguous())
+            visible = visible & cached_attention.within_window(slots, starts, stop, window, sinks)
+        of_keys = None if levels is None else levels[..., :stop]
+        of_queries = None if offsets is None else offsets[:, start:stop]
+        bias = cached_attention.pair_bias(slots, visible, of_keys, of_queries)
+        return cached_attention.biased_attention(
+            queries[:, :, start:stop], keys[:, :, :stop], values[:, :, :stop], bias, sigmoid
+        )
+
+    return _some_rows_at_a_time(rows, queries.shape[2])
+
+
+@outside_autocast("queries", "keys", "values")
 def fixed_map_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(head_dim)) V, the map shared by all rows of the batch.
 

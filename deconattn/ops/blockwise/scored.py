@@ -18,6 +18,9 @@ from deconattn.ops.compiling import outside_graphs
 from deconattn.ops.matmul import matmul, scaled_matmul
 from deconattn.ops.precision import at_least_fp32
 
+STRIP = 32
+"""Queries of a tile that levels are taken relative to one of."""
+
 
 class Rule(NamedTuple):
     """How scores become weights, and what is hidden beside the future and other documents.
@@ -171,11 +174,15 @@ class _Tile:
         scores = at_least_fp32(products)
         tile = self.heads(scores)
         if levels is not None:
-            # Relative to one near by, for what is far on need not be exact.
             some = levels if len(levels) == 1 else levels[self.rows]
-            some = some[:, self.heads_here, : self.here.stop]
-            relative = some[..., self.seen.keys] - some[..., self.here.stop - 1 :]
-            tile.add_(relative.to(tile.dtype)[:, :, None].div_(math.log(2)))
+            some = some[:, self.heads_here]
+            seen = some[..., self.seen.keys]
+            for start in range(0, tile.shape[2], STRIP):
+                stop = min(start + STRIP, tile.shape[2])
+                # Relative to a query's near by: what is far, and so not exact in fp32, hardly counts for softmax.
+                last = self.here.start + stop - 1
+                relative = (seen - some[..., last : last + 1]).to(tile.dtype).div_(math.log(2))
+                tile[:, :, start:stop].add_(relative[:, :, None])
         if offsets is not None:
             some = offsets if len(offsets) == 1 else offsets[self.rows]
             tile.add_(some[:, None, self.here, None].to(tile.dtype) / math.log(2))

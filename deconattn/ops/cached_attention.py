@@ -25,9 +25,10 @@ def softmax_attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Te
     """softmax(Q K^T / sqrt(head_dim)) V (standard, staticemb)."""
     grouped = by_key_head(queries, keys.shape[1])
     mask = _for_groups(visible, grouped.shape[2])
+    shape = *queries.shape[:3], values.shape[3]
     if grouped.shape[2] <= FEW and _beyond_fused(keys):
-        return _mix(_softmax(_scores(grouped, keys), mask), values).reshape(queries.shape)
-    return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(queries.shape)
+        return _mix(_softmax(_scores(grouped, keys), mask), values).reshape(shape)
+    return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(shape)
 
 
 @outside_autocast("queries", "keys", "values")
@@ -54,7 +55,7 @@ def biased_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor
     group = queries.shape[1] // keys.shape[1]
     per_key_head = bias.repeat(1, 1, group, 1) if bias.shape[1] == 1 else by_key_head(bias, keys.shape[1])
     s = s + per_key_head.to(s.dtype)
-    return _mix(s.sigmoid() if sigmoid else s.softmax(dim=-1), values).reshape(queries.shape[:-1] + values.shape[-1:])
+    return _mix(s.sigmoid() if sigmoid else s.softmax(dim=-1), values).reshape(*queries.shape[:3], values.shape[3])
 
 
 def pair_bias(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import pad, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
 from deconattn.ops import cached_attention, reference
@@ -26,17 +26,28 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
 
     Args:
         queries: [R, heads, L, head_dim].
-        keys, values: [R, key_value_heads, L, head_dim]; each serves heads / key_value_heads query heads.
+        keys: [R, key_value_heads, L, head_dim]; each serves heads / key_value_heads query heads.
+        values: [R, key_value_heads, L, x].
 
     Returns:
-        [R, heads, L, head_dim].
+        [R, heads, L, x].
     """
+    if values.shape[3] != queries.shape[3]:
+        return causal_attention(*of_one_width(queries, keys, values), documents)[..., : values.shape[3]]
     group = queries.shape[1] // keys.shape[1]
     if documents is None:
         return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=group > 1)
     if group > 1:  # fused kernels take a mask or groups, not both
         keys, values = (reference.per_query_head(shared, queries.shape[1]) for shared in (keys, values))
     return scaled_dot_product_attention(queries, keys, values, attn_mask=documents.causal_mask)
+
+
+def of_one_width(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Widen what is narrower by channels of zeros to a multiple of 8, and queries for attention's scale to stay."""
+    width = max(queries.shape[3], values.shape[3]) + 7 & ~7
+    queries = queries * (width / queries.shape[3]) ** 0.5
+    wide_queries, wide_keys, wide_values = (pad(one, (0, width - one.shape[3])) for one in (queries, keys, values))
+    return wide_queries, wide_keys, wide_values
 
 
 @outside_autocast("queries", "keys", "values")

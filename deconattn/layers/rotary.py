@@ -35,6 +35,15 @@ class Rotary:
         """Rotate queries and keys, [R, heads, L, head_dim] each."""
         return rotate(queries, keys, self.cos, self.sin)
 
+    def narrowed(self, width: int) -> "Rotary":
+        """Return those of narrower heads: of so many channels, whose frequencies are spread over all."""
+        half = self.cos.shape[-1] // 2
+        if width == 2 * half:
+            return self
+        which = torch.arange(width // 2, device=self.cos.device) * half // (width // 2)
+        which = torch.cat([which, which + half])
+        return Rotary(self.cos[..., which], self.sin[..., which])
+
     def to(self, device: torch.device) -> "Rotary":
         """Return those on a device."""
         return Rotary(self.cos.to(device), self.sin.to(device))

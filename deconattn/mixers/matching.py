@@ -18,13 +18,14 @@ def matched_width(config: ModelConfig, uses: int, a_channel: int = 0, extra: int
 
 
 def matched_dims(
-    config: ModelConfig, key_uses: int, value_uses: int, extra: int = 0, even_keys: bool = False
+    config: ModelConfig, key_uses: float, value_uses: float, extra: int = 0, even_keys: bool = False
 ) -> tuple[int, int]:
     """Return widths a head of keys and of values, as near to `head_dim` as the parameters of standard attention allow.
 
     Args:
         key_uses: projections between the hidden states and all heads' keys (queries are as wide): `hidden_size *
-            num_attention_heads` parameters for each of a head's channels. 0: there are none, and the first width is 0.
+            num_attention_heads` parameters for each of a head's channels, of fewer heads a fraction. 0: there are none,
+            and the first width is 0.
         value_uses: such projections of values, the output projection among them.
         extra: other parameters of the mixer.
         even_keys: queries and keys are to be rotated, so that their width must be even.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear, project
+from deconattn.layers.rotary import Rotary
 from deconattn.layers.shards import largest_part
 from deconattn.layers.splits import Split, column, row
 from deconattn.mixers.base import Mixer
@@ -21,6 +22,10 @@ class ProjectedMixer(Mixer):
     subclass computes must not depend on how many heads it sees.
     """
 
+    rotates: ClassVar[bool] = True
+    """Whether :meth:`placed` rotates queries and keys by their positions."""
+    maps: ClassVar[int] = 1
+    """Maps of a head, each with queries and keys of its own."""
     splits: ClassVar[Mapping[str, Split] | None] = {
         "q_proj": column("num_attention_heads"),
         "k_proj": column("num_key_value_heads"),
@@ -30,13 +35,20 @@ class ProjectedMixer(Mixer):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.q_proj = Linear(config.hidden_size, config.query_size, bias=config.attention_bias)
-        self.k_proj = Linear(config.hidden_size, config.key_value_size, bias=config.attention_bias)
-        self.v_proj = Linear(config.hidden_size, config.key_value_size, bias=config.attention_bias)
-        self.o_proj = Linear(config.query_size, config.hidden_size, bias=False)
+        self.key_width, self.value_width = self.widths(config)
+        heads, served, width = config.num_attention_heads, config.num_key_value_heads, self.maps * self.key_width
+        self.q_proj = Linear(config.hidden_size, heads * width, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, served * width, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, served * self.value_width, bias=config.attention_bias)
+        self.o_proj = Linear(heads * self.value_width, config.hidden_size, bias=False)
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+            self.q_norm = nn.RMSNorm(self.key_width, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(self.key_width, eps=config.rms_norm_eps)
+
+    @classmethod
+    def widths(cls, config: ModelConfig) -> tuple[int, int]:
+        """Return the widths of a map's queries and keys, and of a head's values."""
+        return config.head_dim, config.head_dim
 
     def queries_keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Map [R, L, d] to queries [R, heads, L, head_dim] and keys [R, key_value_heads, L, head_dim], not rotated."""
@@ -44,7 +56,7 @@ class ProjectedMixer(Mixer):
 
     def values(self, hidden: Tensor) -> Tensor:
         """Project to values: [R, L, d] -> [R, key_value_heads, L, head_dim]."""
-        return self._heads(self.v_proj(hidden)).transpose(1, 2)
+        return _heads(self.v_proj(hidden), self.value_width).transpose(1, 2)
 
     def queries_keys_values(self, hidden: Tensor, rotated: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Compute :meth:`queries_keys` and :meth:`values` of one input.
@@ -60,20 +72,21 @@ class ProjectedMixer(Mixer):
         else:
             groups = self._groups(self.q_proj, self.k_proj, self.v_proj)
         queries, keys, values = project(hidden, *groups)
-        return *self._queries_keys(queries, keys), self._heads(values).transpose(1, 2)
+        return *self._queries_keys(queries, keys), _heads(values, self.value_width).transpose(1, 2)
 
     def _groups(self, *layers: Linear) -> tuple[tuple[Linear, ...], ...]:
         """Return layers as one group, or each as its own before a norm, which would copy a part of a tensor."""
         return tuple((layer,) for layer in layers) if self.config.qk_norm else (layers,)
 
-    def _heads(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (-1, self.config.head_dim))
-
     def _queries_keys(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        queries, keys = self._heads(queries), self._heads(keys)
+        queries, keys = _heads(queries, self.key_width), _heads(keys, self.key_width)
         if self.config.qk_norm:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         return queries.transpose(1, 2), keys.transpose(1, 2)
+
+    def placed(self, rotary: Rotary, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Give queries and keys, each [R, heads, L, head_dim], their positions."""
+        return rotary.narrowed(self.key_width)(queries, keys) if self.rotates else (queries, keys)
 
     def output(self, mixed: Tensor) -> Tensor:
         """Join heads and project: [R, heads, L, head_dim] -> [R, L, d]."""
@@ -116,3 +129,7 @@ class ProjectedMixer(Mixer):
             return 0
         vectors = work.tokens * sum(cls.rank_widths(config, work.tp_size)) // config.head_dim
         return rms_norm_bytes(vectors, config.head_dim, work.bytes_per_element, work.fused_norms)
+
+
+def _heads(projected: Tensor, width: int) -> Tensor:
+    return projected.unflatten(-1, (-1, width))

@@ -21,7 +21,7 @@ class KeyValueDecoding(Decoding["Standard"]):
     """Decoding that caches every token's keys and values."""
 
     def extend(self, mixer: "Standard", hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache) -> Tensor:
-        queries, keys = step.rotary(*mixer.queries_keys(mixer.source(hidden, static)))
+        queries, keys = mixer.placed(step.rotary, *mixer.queries_keys(mixer.source(hidden, static)))
         values = mixer.values(hidden)
         held_keys, held_values = cache.append("keys", keys, step), cache.append("values", values, step)
         if step.first:
@@ -46,14 +46,14 @@ class Standard(ProjectedMixer):
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         source = self.source(hidden, static)
         if source is hidden:
-            queries, keys, values = self.queries_keys_values(hidden)
+            queries, keys, values = self.queries_keys_values(hidden, self.rotates)
         else:
             queries, keys, values = *self.queries_keys(source), self.values(hidden)
-        queries, keys = context.rotary(queries, keys)
+        queries, keys = self.placed(context.rotary, queries, keys)
         return self.output(causal_attention(queries, keys, values, context.documents))
 
     def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
-        queries, keys = context.rotary(*self.queries_keys(self.source(hidden, static)))
+        queries, keys = self.placed(context.rotary, *self.queries_keys(self.source(hidden, static)))
         documents = None if context.documents is None else context.documents.ids[:, None]
         return softmax_blocks(queries, self.per_query_head(keys), documents, size)
 

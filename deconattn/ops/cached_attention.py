@@ -25,9 +25,10 @@ def softmax_attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Te
     """softmax(Q K^T / sqrt(head_dim)) V (standard, staticemb)."""
     grouped = by_key_head(queries, keys.shape[1])
     mask = _for_groups(visible, grouped.shape[2])
+    shape = *queries.shape[:3], values.shape[3]
     if grouped.shape[2] <= FEW and _beyond_fused(keys):
-        return _mix(_softmax(_scores(grouped, keys), mask), values).reshape(queries.shape)
-    return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(queries.shape)
+        return _mix(_softmax(_scores(grouped, keys), mask), values).reshape(shape)
+    return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(shape)
 
 
 @outside_autocast("queries", "keys", "values")
@@ -40,6 +41,56 @@ def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Ten
     if mask is not None:
         weights *= mask
     return _mix(weights / weights.sum(dim=-1, keepdim=True), values).reshape(queries.shape)
+
+
+@outside_autocast("queries", "keys", "values")
+def biased_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, sigmoid: bool = False) -> Tensor:
+    """softmax(Q K^T / sqrt(head_dim) + bias) V, or with a sigmoid in its place.
+
+    Args:
+        bias: [R or 1, heads or 1, T, N], -inf where a slot is hidden (:func:`pair_bias`).
+    """
+    grouped = by_key_head(queries, keys.shape[1])
+    s = _scores(grouped, keys)
+    group = queries.shape[1] // keys.shape[1]
+    per_key_head = bias.repeat(1, 1, group, 1) if bias.shape[1] == 1 else by_key_head(bias, keys.shape[1])
+    s = s + per_key_head.to(s.dtype)
+    return _mix(s.sigmoid() if sigmoid else s.softmax(dim=-1), values).reshape(*queries.shape[:3], values.shape[3])
+
+
+def pair_bias(
+    slots: Tensor,
+    visible: Tensor,
+    levels: Tensor | None = None,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """levels_j - levels_i + offsets_i, -inf where hidden: [R or 1, heads or 1, T, N], in fp32, or what they are.
+
+    Args:
+        slots: int64 [R or 1, T], where the new tokens i lie.
+        visible: bool [R or 1, T, N].
+        levels: [R or 1, heads, N] or None.
+        offsets: [R or 1, T] or None.
+    """
+    bias = torch.zeros(1, 1, 1, 1, device=slots.device)
+    if levels is not None:
+        rows = max(len(levels), len(slots))
+        here = slots[:, None].expand(rows, levels.shape[1], -1)
+        bias = levels[:, :, None] - levels.expand(rows, -1, -1).gather(2, here)[..., None]
+    if offsets is not None:
+        bias = bias + offsets[:, None, :, None]
+    return bias.masked_fill(~visible[:, None], -math.inf)
+
+
+def within_window(slots: Tensor, starts: Tensor, length: int, window: int, sinks: int) -> Tensor:
+    """Whether a token is one of the `window` last or the first `sinks` of its document: bool [R or 1, T, N].
+
+    Args:
+        slots: int64 [R or 1, T], where the queries lie.
+        starts: int64 [R or 1, T], where their documents begin.
+    """
+    keys = torch.arange(length, device=slots.device)
+    return (keys > slots[..., None] - window) | (keys < starts[..., None] + sinks)
 
 
 @outside_autocast("queries", "keys", "values")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import pad, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
 from deconattn.ops import cached_attention, reference
@@ -26,17 +26,28 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
 
     Args:
         queries: [R, heads, L, head_dim].
-        keys, values: [R, key_value_heads, L, head_dim]; each serves heads / key_value_heads query heads.
+        keys: [R, key_value_heads, L, head_dim]; each serves heads / key_value_heads query heads.
+        values: [R, key_value_heads, L, x].
 
     Returns:
-        [R, heads, L, head_dim].
+        [R, heads, L, x].
     """
+    if values.shape[3] != queries.shape[3]:
+        return causal_attention(*of_one_width(queries, keys, values), documents)[..., : values.shape[3]]
     group = queries.shape[1] // keys.shape[1]
     if documents is None:
         return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=group > 1)
     if group > 1:  # fused kernels take a mask or groups, not both
         keys, values = (reference.per_query_head(shared, queries.shape[1]) for shared in (keys, values))
     return scaled_dot_product_attention(queries, keys, values, attn_mask=documents.causal_mask)
+
+
+def of_one_width(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Widen what is narrower by channels of zeros to a multiple of 8, and queries for attention's scale to stay."""
+    width = max(queries.shape[3], values.shape[3]) + 7 & ~7
+    queries = queries * (width / queries.shape[3]) ** 0.5
+    wide_queries, wide_keys, wide_values = (pad(one, (0, width - one.shape[3])) for one in (queries, keys, values))
+    return wide_queries, wide_keys, wide_values
 
 
 @outside_autocast("queries", "keys", "values")
@@ -57,6 +68,52 @@ def taylor_attention(queries: Tensor, keys: Tensor, values: Tensor, document_ids
         visible = _visible(start, stop, queries.device, document_ids)
         return cached_attention.taylor_attention(
             queries[:, :, start:stop], keys[:, :, :stop], values[:, :, :stop], visible
+        )
+
+    return _some_rows_at_a_time(rows, queries.shape[2])
+
+
+@outside_autocast("queries", "keys", "values")
+def scored_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    document_ids: Tensor | None = None,
+    levels: Tensor | None = None,
+    offsets: Tensor | None = None,
+    sigmoid: bool = False,
+    window: int = 0,
+    sinks: int = 0,
+) -> Tensor:
+    """sum_j w_ij v_j, w of the scores s_ij = q_i.k_j / sqrt(head_dim) + levels_j - levels_i + offsets_i.
+
+    Args:
+        queries: [R, heads, L, head_dim].
+        keys, values: [R, key_value_heads, L, head_dim].
+        document_ids: int64 [R, L] or None; mixing stays within a document.
+        levels: [R or 1, heads, L] or None.
+        offsets: [R or 1, L] or None.
+        sigmoid: w = sigmoid(s), not softmax(s).
+        window: how many tokens a query sees, itself the last; 0: all.
+        sinks: first tokens of a document that its queries see beside the window.
+
+    Returns:
+        [R, heads, L, head_dim].
+    """
+
+    def rows(start: int, stop: int) -> Tensor:
+        visible = _visible(start, stop, queries.device, document_ids)
+        slots = torch.arange(start, stop, device=queries.device)[None]
+        if window:
+            starts = torch.zeros_like(slots)
+            if document_ids is not None:
+                starts = torch.searchsorted(document_ids.contiguous(), document_ids[:, start:stop].contiguous())
+            visible = visible & cached_attention.within_window(slots, starts, stop, window, sinks)
+        of_keys = None if levels is None else levels[..., :stop]
+        of_queries = None if offsets is None else offsets[:, start:stop]
+        bias = cached_attention.pair_bias(slots, visible, of_keys, of_queries)
+        return cached_attention.biased_attention(
+            queries[:, :, start:stop], keys[:, :, :stop], values[:, :, :stop], bias, sigmoid
         )
 
     return _some_rows_at_a_time(rows, queries.shape[2])

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from deconattn.ops import flash, reference
+from deconattn.ops import flash, plain, reference
 from deconattn.ops.backend import backend_for
 from deconattn.ops.blockwise import attention as blockwise
 from deconattn.ops.documents import Documents
@@ -24,14 +24,21 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, documents: D
 
     Args:
         queries: [R, heads, L, head_dim].
-        keys, values: [R, key_value_heads, L, head_dim]; each serves heads / key_value_heads query heads.
+        keys: [R, key_value_heads, L, head_dim]; each serves heads / key_value_heads query heads.
+        values: [R, key_value_heads, L, x].
 
     Returns:
-        [R, heads, L, head_dim]. No map is held, but for document masks in fp32 on a GPU: there a boolean
+        [R, heads, L, x]. No map is held, but for document masks in fp32 on a GPU: there a boolean
         [R, 1, L, L] is, one for all heads, and for all layers that are not compiled.
     """
     if backend_for(values) == "reference":
         return reference.softmax_attention(queries, keys, values, None if documents is None else documents.ids)
+    if values.shape[3] != queries.shape[3]:
+        if not queries.is_cuda and queries.requires_grad and not torch.compiler.is_compiling():
+            return blockwise.softmax_attention(queries, keys, values, None if documents is None else documents.ids)
+        # Fused kernels, which hold no map, want one width.
+        mixed = causal_attention(*plain.of_one_width(queries, keys, values), documents)
+        return mixed[..., : values.shape[3]]
     package = flash.package(queries)
     if documents is not None:
         return _within_documents(queries, keys, values, documents, package)

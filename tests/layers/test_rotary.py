@@ -37,3 +37,14 @@ def test_angles_are_precise_in_half_precision(tiny_config):
     rotary = Rotary.of(tiny_config("standard"), torch.tensor([[2047]]), torch.bfloat16)
     assert rotary.cos.dtype == torch.bfloat16
     assert abs(rotary.cos[0, 0, 0, 0].item() - torch.tensor(2047.0, dtype=torch.double).cos().item()) < 2**-8
+
+
+def test_narrower_heads_have_frequencies_of_all(tiny_config):
+    """Half of the width is what a model of such heads would have."""
+    positions = torch.tensor([[0, 3, 200]])
+    whole = Rotary.of(tiny_config("standard", head_dim=16), positions, torch.double)
+    half = Rotary.of(tiny_config("standard", head_dim=8), positions, torch.double)
+    assert_close(whole.narrowed(8).cos, half.cos, rtol=1e-12, atol=1e-12)
+    assert_close(whole.narrowed(8).sin, half.sin, rtol=1e-12, atol=1e-12)
+    assert whole.narrowed(16) is whole
+    assert torch.equal(whole.narrowed(6).cos, whole.cos[..., [0, 2, 5, 8, 10, 13]])

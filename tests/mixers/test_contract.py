@@ -209,7 +209,7 @@ def test_tensor_parallel_parts_sum_to_the_whole(variant: str, heads: str, ranks:
             with torch.no_grad():
                 for layer, name, shard in cut_tensors(part, mixer.config, rank, ranks):
                     path = next(path for path, module in part.named_modules() if module is layer)
-                    getattr(layer, name).copy_(shard.take(whole[f"{path}.{name}".lstrip(".")]))
+                    getattr(layer, name).copy_(shard.take(whole[f"{path}.{name}".removeprefix(".")]))
                 total += part(hidden, static, context)
         assert_close(total, mixer(hidden, static, context), rtol=1e-10, atol=1e-10)
 

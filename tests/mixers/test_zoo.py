@@ -109,7 +109,8 @@ def test_it_is_a_file_of_the_zoo(variant: str):
     held = [mixer.decoding.cache_bytes(mixer, BASE, one) for one in work]
     assert held == sorted(held)
     whole = [Mixer.decoding.cache_bytes(mixer, BASE, one) for one in work]
-    assert held[-1] <= whole[-1] * 2, "it keeps no more than keys and values"
+    a_number_a_head = work[-1].tokens * BASE.num_attention_heads * 4
+    assert held[-1] <= whole[-1] * 2 + a_number_a_head, "it keeps no more than keys, values and a gate"
 
 
 @pytest.mark.parametrize("variant", ZOO)

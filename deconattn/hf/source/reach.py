@@ -32,6 +32,7 @@ STAND_INS = {
     "deconattn.ops.prefix_average.prefix_attention": "deconattn.ops.plain.prefix_attention",
     "deconattn.ops.prefix_average.prefix_average": "deconattn.ops.plain.prefix_average",
     "deconattn.ops.rotation.rotate": "deconattn.ops.plain.rotate",
+    "deconattn.ops.scored_attention.scored_attention": "deconattn.ops.plain.scored_attention",
     "deconattn.ops.softmax_attention.causal_attention": "deconattn.ops.plain.causal_attention",
     "deconattn.ops.swiglu.swiglu": "deconattn.ops.plain.swiglu",
     "deconattn.ops.taylor_attention.taylor_attention": "deconattn.ops.plain.taylor_attention",

@@ -27,7 +27,7 @@ from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.data import Batch
 from deconattn.durable import write_text
-from deconattn.mixers import variant_names
+from deconattn.mixers import variant_names, zoo_names
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
 from tests.ranks import Ranks
@@ -263,6 +263,8 @@ def cases() -> Iterator[tuple[str, str]]:
     for variant in sorted(variant_names(), key=lambda name: name != "standard"):
         for pattern in ("uniform", "1:1") if variant != "standard" else ("uniform",):
             yield f"{variant}, {pattern}", f"--variant {variant} --pattern {pattern}"
+    for variant in zoo_names():
+        yield f"{variant}, uniform", f"--variant {variant} --pattern uniform"
     yield from MIXED.items()
 
 

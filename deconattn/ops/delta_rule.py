@@ -62,8 +62,9 @@ def delta_rule(
         scores = scores.masked_fill(borders.apart, 0)
         added_keys, asking = added_keys * borders.passes_on, asking * borders.inherits
         kept = kept * borders.continues[..., 0]
-    right = torch.cat([v * b, asking[1]], dim=-1)
-    solved = solve_triangular(scores[1], right, upper=False, unitriangular=True)
+    (scores, overlaps), (reading, answering) = scores.unbind(), asking.unbind()
+    right = torch.cat([v * b, answering], dim=-1)
+    solved = solve_triangular(overlaps, right, upper=False, unitriangular=True)
     added, removed = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
     both = added_keys.transpose(-1, -2) @ solved
     offsets, transitions = both.split([v.shape[-1], k.shape[-1]], dim=-1)
@@ -75,5 +76,5 @@ def delta_rule(
         entering.append(state)
         state = offset + transition @ state
     inherited = torch.stack(entering, dim=2)
-    mixed = scores[0] @ (added - removed @ inherited) + asking[0] @ inherited
+    mixed = scores @ (added - removed @ inherited) + reading @ inherited
     return mixed.flatten(2, 3)[:, :, :length], state

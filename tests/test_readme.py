@@ -9,7 +9,7 @@ import pytest
 
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flag_table import with_table
-from deconattn.mixers import mixer_class, variant_names
+from deconattn.mixers import mixer_class, variant_names, zoo_names
 from deconattn.mixers.plugins import load_plugins
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +30,17 @@ def test_the_table_of_flags_is_up_to_date() -> None:
 def test_the_table_of_variants_is_complete() -> None:
     named = re.findall(r"^\| `(\w+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(named) >= {name for name in variant_names() if mixer_class(name).__module__.startswith("deconattn.")}
+
+
+def test_the_readme_names_the_zoo() -> None:
+    text = re.search(r"\*\*Beyond the paper\*\*.*?\n\n", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert text is not None
+    assert set(re.findall(r"`([a-z0-9-]+)`", text[0])) == set(zoo_names())
+
+
+def test_the_mixer_that_the_docs_show_is_the_one_that_runs() -> None:
+    shown = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8").split("```python\n")[2].split("```")[0]
+    assert shown in (ROOT / "deconattn" / "mixers" / "zoo" / "sigmoid.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -21,6 +21,9 @@ from deconattn.ops.precision import at_least_fp32
 STRIP = 32
 """Queries of a tile that levels are taken relative to one of."""
 
+NOTHING = 2.0**-64
+"""A weight, of one for a row's largest, that counts for none."""
+
 
 class Rule(NamedTuple):
     """How scores become weights, and what is hidden beside the future and other documents.
@@ -73,7 +76,7 @@ class _Scored(torch.autograd.Function):
                 weights = _sigmoid_(scores)
             else:
                 top = scores.amax(dim=-1, keepdim=True)
-                weights = scores.sub_(top).exp2_()
+                weights = _exp2_(scores.sub_(top), levels)
                 total = weights.sum(dim=-1, keepdim=True)
                 weights.div_(total)
                 tile.of_queries(lse).copy_(tile.heads(top.add_(total.log2_()).squeeze(-1)))
@@ -96,7 +99,7 @@ class _Scored(torch.autograd.Function):
         grad_levels = levels.new_zeros(queries.shape[:-1]) if wanted else None
         for tile in _tiles(q, k, document_ids, ctx.rule):
             scores = tile.scores(q, k, levels, offsets)
-            weights = _sigmoid_(scores) if lse is None else scores.sub_(tile.rows_of(lse)[..., None]).exp2_()
+            weights = _sigmoid_(scores) if lse is None else _exp2_(scores.sub_(tile.rows_of(lse)[..., None]), levels)
             if wanted:
                 weights.div_(weights.sum(dim=-1, keepdim=True))  # lse is rounded
             upstream = tile.rows_of(grad)
@@ -252,6 +255,12 @@ def _tiles(queries: Tensor, keys: Tensor, document_ids: Tensor | None, rule: Rul
 def _sigmoid_(scores: Tensor) -> Tensor:
     """Sigmoid of scores in base 2, in their place."""
     return scores.mul_(math.log(2)).sigmoid_()
+
+
+def _exp2_(scores: Tensor, levels: Tensor | None) -> Tensor:
+    """2^score, in their place; where levels make many all but vanish, 0: a CPU takes long over denormal numbers."""
+    weights = scores.exp2_()
+    return weights if levels is None else torch.nn.functional.threshold_(weights, NOTHING, 0.0)
 
 
 def _factor(queries: Tensor) -> float:

@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear, project
@@ -27,6 +26,7 @@ from deconattn.mixers.matching import matched_width
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.registry import register
 from deconattn.ops.precision import at_least_fp32
+from deconattn.ops.recompute import recomputed
 from deconattn.ops.short_convolution import last_inputs, new_taps, short_convolution
 
 TAPS = 4
@@ -88,8 +88,7 @@ class Conv(Mixer):
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         gates, values = self.gates_values(hidden)
         positions = None if context.documents is None else context.documents.position_ids
-        inputs = gates, values, self.conv_weight, positions
-        return self.o_proj(checkpoint(_gated, *inputs, use_reentrant=False, preserve_rng_state=False))
+        return self.o_proj(recomputed(_gated, gates, values, self.conv_weight, positions))
 
     def gates_values(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Project to gates and values: [R, L, d] -> [R, L, width] each."""

@@ -10,12 +10,12 @@ one, whatever T. The width between the projections is what matches standard atte
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear, project
@@ -30,7 +30,8 @@ from deconattn.mixers.matching import matched_width
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.registry import register
 from deconattn.ops.long_convolution import long_convolution
-from deconattn.ops.precision import at_least_fp32
+from deconattn.ops.precision import at_least_fp32, outside_autocast
+from deconattn.ops.recompute import recomputed
 from deconattn.ops.short_convolution import last_inputs, new_taps, short_convolution
 
 TAPS = 3
@@ -55,7 +56,8 @@ class LongConvolutionDecoding(Decoding["Hyena"]):
         gates, inputs = _gates_inputs(projected, mixer.short_weights(), None, before)
         cache.keep("projected", last_inputs(projected, before, step.real), step)
         held = cache.append("inputs", inputs[:, None], step)[:, 0]
-        taps = _taps(step.window, mixer.config.max_position_embeddings, *mixer.filter_parameters())
+        longest = mixer.config.max_position_embeddings
+        taps = _taps(*mixer.filter_parameters(), length=step.window, longest=longest)
         if hidden.shape[1] > 1:
             mixed = new_tokens_of(long_convolution(held, taps), step, hidden.shape[1])
         else:
@@ -102,9 +104,10 @@ def _gates_inputs(
     return outer, inner * values
 
 
+@outside_autocast()
 def _taps(
-    length: int, longest: int, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, last: Tensor,
-    skip: Tensor, decay: Tensor,
+    first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, last: Tensor,
+    skip: Tensor, decay: Tensor, length: int, longest: int,
 ) -> Tensor:  # fmt: skip
     """Return f(0) + b, f(1), .., [length, width], at least fp32."""
     weights = first, first_bias, second, second_bias, last, skip, decay
@@ -119,11 +122,11 @@ def _taps(
 
 
 def _mixed(
-    length: int, longest: int, values: Tensor, inner: Tensor, outer: Tensor, weights: Tensor,
+    longest: int, values: Tensor, inner: Tensor, outer: Tensor, weights: Tensor,
     document_ids: Tensor | None, position_ids: Tensor | None, *filter_parameters: Tensor,
 ) -> Tensor:  # fmt: skip
     gates, inputs = _gates_inputs(torch.cat([values, inner, outer], dim=2), weights, position_ids)
-    mixed = long_convolution(inputs, _taps(length, longest, *filter_parameters), document_ids)
+    mixed = long_convolution(inputs, _taps(*filter_parameters, length=values.shape[1], longest=longest), document_ids)
     return (gates * mixed).to(values.dtype)
 
 
@@ -162,15 +165,13 @@ class Hyena(Mixer):
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         documents = context.documents
         inputs = (
-            hidden.shape[1],
-            self.config.max_position_embeddings,
             *self.projections(hidden),
             self.short_weights(),
             None if documents is None else documents.ids,
             None if documents is None else documents.position_ids,
             *self.filter_parameters(),
         )
-        return self.o_proj(checkpoint(_mixed, *inputs, use_reentrant=False, preserve_rng_state=False))
+        return self.o_proj(recomputed(partial(_mixed, self.config.max_position_embeddings), *inputs))
 
     def projections(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Project to v, x1 and x2, before their short convolutions: [R, L, d] -> [R, L, width] each."""

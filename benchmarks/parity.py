@@ -89,6 +89,9 @@ MIXED = {
     ),
 }
 """All variants in two models, with whatever else crosses ranks."""
+ZOO = {f"{variant}, uniform": f"--variant {variant} --pattern uniform" for variant in zoo_names()}
+ALONE = Topology("one process", 1)
+"""No topology: what fp32 alone does. A norm of small numbers, which a mixer of the field may have, magnifies it."""
 HEAD = f"""# Parity
 
 Made by `python benchmarks/parity.py` (see its docstring): {STEPS} training steps of a 4-layer model with 4 query
@@ -263,8 +266,7 @@ def cases() -> Iterator[tuple[str, str]]:
     for variant in sorted(variant_names(), key=lambda name: name != "standard"):
         for pattern in ("uniform", "1:1") if variant != "standard" else ("uniform",):
             yield f"{variant}, {pattern}", f"--variant {variant} --pattern {pattern}"
-    for variant in zoo_names():
-        yield f"{variant}, uniform", f"--variant {variant} --pattern uniform"
+    yield from ZOO.items()
     yield from MIXED.items()
 
 

@@ -260,7 +260,7 @@ def _sigmoid_(scores: Tensor) -> Tensor:
 def _exp2_(scores: Tensor, levels: Tensor | None) -> Tensor:
     """2^score, in their place; where levels make many all but vanish, 0: a CPU takes long over denormal numbers."""
     weights = scores.exp2_()
-    return weights if levels is None else torch.nn.functional.threshold_(weights, NOTHING, 0.0)
+    return weights if levels is None else torch.threshold_(weights, NOTHING, 0.0)
 
 
 def _factor(queries: Tensor) -> float:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -114,14 +115,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory, models: dict[str, CausalLM]
             models[f"{name}/model"] = trained(small_config("runningmean", "standard"))
             (folder / name).mkdir()
             exported(models[f"{name}/model"], folder / name / "model", plugins=[file])
+    run_isolated(folder, list(models), SAVED_AGAIN)
+    return folder
+
+
+def run_isolated(folder: Path, names: Sequence[str], saved_again: Sequence[str] = ()) -> None:
+    """Read exports of these names where there is no DeconAttn, and write what they compute under `out`."""
     exported(trained(small_config("standard")), folder / "stock")
     (folder / "inputs.json").write_text(json.dumps({name: value.tolist() for name, value in inputs().items()}))
     home = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | home
-    command = [sys.executable, "-I", "-c", PROGRAM, str(folder), " ".join(models), " ".join(SAVED_AGAIN)]
+    command = [sys.executable, "-I", "-c", PROGRAM, str(folder), " ".join(names), " ".join(saved_again)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder
 
 
 NAMES = [*VARIANTS, "mixed", "plugin/model", "ablation/model"]
@@ -129,7 +135,12 @@ NAMES = [*VARIANTS, "mixed", "plugin/model", "ablation/model"]
 
 @pytest.mark.parametrize("name", [*NAMES, *(f"{name}-again" for name in SAVED_AGAIN)])
 def test_loss_and_gradients_and_generation(name: str, folder: Path, models: dict[str, CausalLM]) -> None:
-    found, trained_model, given = load_file(folder / "out" / name), models[name.removesuffix("-again")], inputs()
+    compare(folder / "out" / name, models[name.removesuffix("-again")])
+
+
+def compare(outcome: Path, trained_model: CausalLM) -> None:
+    """What an export computed against what the package does with the weights that it was made of."""
+    found, given = load_file(outcome), inputs()
     with pytest.MonkeyPatch.context() as patch:  # the classes that this very model was trained with
         classes = zip(trained_model.config.layer_variants, trained_model.model.layers, strict=True)
         patch.setattr(registry, "_REGISTRY", {variant: type(layer.self_attn) for variant, layer in classes})

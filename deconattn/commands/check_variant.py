@@ -54,13 +54,17 @@ def check(arguments: Arguments) -> None:
     from deconattn.layers.config import ModelConfig
     from deconattn.mixers import mixer_class, variant_names
     from deconattn.mixers.plugins import code_digest, load_plugins, mixer_digest, plugin_files
+    from deconattn.mixers.registry import zoo_name
     from deconattn.parallel.trial import Trial
 
     if not arguments.file.is_file():
         raise UserError(f"no such file: {arguments.file}")
-    load_plugins([arguments.file])
-    digest = code_digest(arguments.file)
-    found = [variant for variant in plugin_files(variant_names()) if mixer_digest(variant) == digest]
+    if shipped := zoo_name(arguments.file):
+        found = [shipped]
+    else:
+        load_plugins([arguments.file])
+        digest = code_digest(arguments.file)
+        found = [variant for variant in plugin_files(variant_names()) if mixer_digest(variant) == digest]
     if not found:
         raise UserError(f"{arguments.file} registers no variant: decorate a Mixer with deconattn.mixers.register")
     for variant in found:

@@ -37,8 +37,9 @@ def register(name: str) -> Callable[[MixerClass], MixerClass]:
             _SHIPPED[name] = mixer
             return mixer
         if name in zoo_names():
-            mixer_class(name)
-            raise ValueError(_taken(name, _SHIPPED[name], mixer))
+            if _place(mixer_class(name)) == _place(mixer):
+                raise ValueError(f"variant {name!r} is found by its name, without its file")
+            raise ValueError(_taken(name, mixer_class(name), mixer))
         return known_as(name)(mixer)
 
     return add
@@ -106,6 +107,12 @@ def zoo_names() -> tuple[str, ...]:
     """Return the names of the mixers in the zoo, none of which needs to have been imported."""
     files = sorted((Path(__file__).parent / "zoo").glob("[!_]*.py"))
     return tuple(file.stem.replace("_", "-") for file in files)
+
+
+def zoo_name(file: Path) -> str | None:
+    """Return the name of a mixer in the zoo by its file; None for other files."""
+    name = file.stem.replace("_", "-")
+    return name if file.resolve().parent == Path(__file__).parent / "zoo" and name in zoo_names() else None
 
 
 def _zoo_module(name: str) -> str:

@@ -10,7 +10,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention, threshold
 
 from deconattn.ops.precision import at_least_fp32, outside_autocast
 
@@ -18,6 +18,9 @@ CHUNK = 64
 """New tokens whose rows of a fixed map are held at once."""
 FEW = 8
 """Queries of a key head up to which the fused kernels of a CPU gain nothing from having several."""
+
+NOTHING = 2.0**-64
+"""A weight that counts for none."""
 
 
 @outside_autocast("queries", "keys", "values")
@@ -55,7 +58,9 @@ def biased_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor
     group = queries.shape[1] // keys.shape[1]
     per_key_head = bias.repeat(1, 1, group, 1) if bias.shape[1] == 1 else by_key_head(bias, keys.shape[1])
     s = s + per_key_head.to(s.dtype)
-    return _mix(s.sigmoid() if sigmoid else s.softmax(dim=-1), values).reshape(*queries.shape[:3], values.shape[3])
+    # A bias may leave next to nothing of many weights: a CPU takes long over denormal numbers.
+    weights = s.sigmoid() if sigmoid else threshold(s.softmax(dim=-1), NOTHING, 0.0)
+    return _mix(weights, values).reshape(*queries.shape[:3], values.shape[3])
 
 
 def pair_bias(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from deconattn.ops import reference
+from deconattn.ops import plain, reference
 from deconattn.ops.blockwise.prefix_average import CHUNK
 from deconattn.ops.blockwise.tiles import TILE
 from deconattn.ops.documents import Documents
@@ -91,6 +91,20 @@ def test_causal_attention(groups: int, masked: bool, short: int, monkeypatch: py
         weights = reference.softmax_map(queries, keys.repeat_interleave(groups, 1), ids[:, None] if masked else None)
         expected = weights @ values.repeat_interleave(groups, 1)
         assert_same(causal_attention(queries, keys, values, documents), expected, [queries, keys, values])
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
+@pytest.mark.parametrize("width", [3, 10])
+def test_values_of_another_width(width: int, masked: bool):
+    ids = document_ids(2, 300)
+    documents = Documents(ids, torch.zeros_like(ids)) if masked else None
+    queries, keys, values = drawn(2, 4, 300, 6), drawn(2, 2, 300, 6, seed=1), drawn(2, 2, 300, width)
+    for way in (causal_attention, plain.causal_attention):
+        weights = reference.softmax_map(queries, keys.repeat_interleave(2, 1), ids[:, None] if masked else None)
+        expected = weights @ values.repeat_interleave(2, 1)
+        with torch.no_grad():
+            assert_close(way(queries, keys, values, documents), expected, rtol=1e-10, atol=1e-11)
+        assert_same(way(queries, keys, values, documents), expected, [queries, keys, values])
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])

@@ -11,18 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import threshold
 
 from deconattn.ops.blockwise.heads import BF16_HEADS, empty_heads, inner_products, one_at_a_time, row_groups
 from deconattn.ops.blockwise.tiles import Visibility, scaled, tiles
+from deconattn.ops.cached_attention import NOTHING
 from deconattn.ops.compiling import outside_graphs
 from deconattn.ops.matmul import matmul, scaled_matmul
 from deconattn.ops.precision import at_least_fp32
 
 STRIP = 32
 """Queries of a tile that levels are taken relative to one of."""
-
-NOTHING = 2.0**-64
-"""A weight, of one for a row's largest, that counts for none."""
 
 
 class Rule(NamedTuple):
@@ -260,7 +259,7 @@ def _sigmoid_(scores: Tensor) -> Tensor:
 def _exp2_(scores: Tensor, levels: Tensor | None) -> Tensor:
     """2^score, in their place; where levels make many all but vanish, 0: a CPU takes long over denormal numbers."""
     weights = scores.exp2_()
-    return weights if levels is None else torch.threshold_(weights, NOTHING, 0.0)
+    return weights if levels is None else threshold(weights, NOTHING, 0.0, inplace=True)
 
 
 def _factor(queries: Tensor) -> float:

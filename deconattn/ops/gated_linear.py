@@ -75,8 +75,11 @@ def chunk_size(length: int) -> int:
 
 def in_chunks(tokens: Tensor) -> Tensor:
     """Cut tokens into chunks, at least fp32, the last filled with zeros: [R, n, L, x] -> [R, n, chunks, size, x]."""
-    size = chunk_size(tokens.shape[2])
-    return pad(at_least_fp32(tokens), (0, 0, 0, -tokens.shape[2] % size)).unflatten(2, (-1, size))
+    size, length = chunk_size(tokens.shape[2]), tokens.shape[2]
+    tokens = at_least_fp32(tokens)
+    # In one piece, which each product would make of it again.
+    tokens = pad(tokens, (0, 0, 0, -length % size)) if length % size else tokens.contiguous()
+    return tokens.unflatten(2, (-1, size))
 
 
 class Borders:

@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import Mamba2Config
+from transformers import Mamba2Config, MiniMaxConfig
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 
 from deconattn.mixers import mixer_class
+from deconattn.ops.gated_linear import gated_linear
 from tests.mixers.models import BASE
 from tests.mixers.test_contract import build_inputs, build_mixer
 from tests.mixers.test_zoo import plain_context
@@ -40,7 +43,7 @@ def test_mamba2_is_that_of_transformers(length: int, monkeypatch: pytest.MonkeyP
     ).eval()
     given = dict(ours.named_parameters())
 
-    def repeated(name: str) -> torch.Tensor:
+    def repeated(name: str) -> Tensor:
         return given[name].repeat(heads, *[1] * (given[name].ndim - 1))
 
     with torch.no_grad():
@@ -59,3 +62,20 @@ def test_mamba2_is_that_of_transformers(length: int, monkeypatch: pytest.MonkeyP
     context = plain_context(replace(BASE, attention_bias=False), length)
     with torch.no_grad():
         assert_close(ours(hidden, None, context), theirs(hidden), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 70, 300])
+def test_a_fixed_decay_is_that_of_lightning_attention(length: int):
+    """What retention has before its norm; transformers' MiniMax has the same with other decays."""
+    size, heads, width = BASE.hidden_size, BASE.num_attention_heads, BASE.head_dim
+    config = MiniMaxConfig(hidden_size=size, num_attention_heads=heads, head_dim=width, num_hidden_layers=4)
+    theirs = MiniMaxLightningAttention(config, layer_idx=1)
+    theirs.norm, theirs.out_proj = nn.Identity(), nn.Identity()
+    with torch.no_grad():
+        theirs.output_gate.weight.zero_()  # a gate of one half
+        hidden = build_inputs(2, length, torch.float)[0]
+        projected = nn.functional.silu(theirs.qkv_proj(hidden)).unflatten(-1, (heads, 3 * width)).transpose(1, 2)
+        decay = -theirs.get_slope_rate().expand(2, heads, length, 1)[..., 0]
+        expected = 2 * theirs(hidden, (hidden, hidden), None)[0]
+        mixed = gated_linear(*projected.chunk(3, dim=-1), decay)[0]
+        assert_close(mixed.transpose(1, 2).flatten(-2), expected, rtol=1e-5, atol=1e-5)

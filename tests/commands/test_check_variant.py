@@ -8,7 +8,10 @@ import pytest
 from deconattn.commands import main
 from deconattn.errors import UserError
 from deconattn.mixers import registry
+from deconattn.mixers.plugins import load_plugins
 from tests.train.test_own_state import BIASED
+
+ZOO = Path(registry.__file__).parent / "zoo"
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +77,13 @@ def test_without_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_broken_promise(old: str, new: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         main(["check-variant", str(written(tmp_path, old, new))])
+
+
+def test_a_mixer_of_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check-variant", str(ZOO / "sliding_window.py")])
+    assert capsys.readouterr().out.startswith("sliding-window, 4 heads")
+
+
+def test_a_mixer_of_the_zoo_is_no_plugin() -> None:
+    with pytest.raises(UserError, match="variant 'shift' is found by its name, without its file"):
+        load_plugins([ZOO / "shift.py"])

@@ -12,6 +12,7 @@ import torch
 
 from deconattn.errors import UserError
 from deconattn.hf.source import AUTO_MAP, modeling_source
+from deconattn.hf.source.layout import laid_out
 from deconattn.mixers import registry, variant_names
 from deconattn.mixers.plugins import load_plugins
 from tests.hf.models import load_plugin, small_config, tokens, trained
@@ -285,3 +286,10 @@ def test_a_variant_without_its_file_is_refused(tmp_path: Path, no_new_variants: 
     assert "runningmean" in variant_names()
     with pytest.raises(UserError, match=f"{plugin.name}: give that file"):
         modeling_source(["runningmean"])
+
+
+@pytest.mark.parametrize("brackets", ["sum()", "()", "[]", "dict()"])
+def test_a_long_comprehension_is_laid_out_as_code(brackets: str) -> None:
+    names = "a_name_that_has_become_much_longer_than_it_was_before_the_module_went_before_it"
+    text = f"{brackets[:-1]}{names} * {names} for {names} in numbers if {names}{brackets[-1]}"
+    assert ast.dump(ast.parse(laid_out(f"x = {text}\n"))) == ast.dump(ast.parse(f"x = {text}"))

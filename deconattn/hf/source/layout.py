@@ -83,8 +83,13 @@ def _fitted(lines: list[str], is_definition: bool) -> list[str]:
     inside = f"{margin}    {joined[start + 1 : stop].strip()}"
     if len(inside) <= WIDTH:
         return [f"{joined[: start + 1]}\n", f"{inside}\n", f"{margin}{joined[stop:]}\n"]
-    parts = [f"{margin}    {part},\n" for part in _parts(joined[start + 1 : stop])]
-    return [f"{joined[: start + 1]}\n", *parts, f"{margin}{joined[stop:]}\n"]
+    parts = _parts(joined[start + 1 : stop])
+    comma = "," if len(parts) > 1 else ""  # a comprehension is one part, and has none after it
+    return [
+        f"{joined[: start + 1]}\n",
+        *(f"{margin}    {part}{comma}\n" for part in parts),
+        f"{margin}{joined[stop:]}\n",
+    ]
 
 
 def _joined(lines: list[str]) -> str | None:

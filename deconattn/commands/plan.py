@@ -272,7 +272,7 @@ def compare_costs(flags: Arguments) -> None:
 
 
 def variants() -> list[str]:
-    """Registered variants, the standard one first."""
-    from deconattn.mixers import variant_names
+    """All variants, the standard one first and then the paper's others."""
+    from deconattn.mixers import known_names
 
-    return sorted(variant_names(), key=lambda variant: variant != STANDARD)
+    return sorted(known_names(), key=lambda variant: variant != STANDARD)

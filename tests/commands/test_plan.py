@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deconattn.commands.plan import main
+from deconattn.mixers import known_names
 from deconattn.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -29,10 +30,10 @@ def rows_of(output: str) -> dict[str, list[str]]:
 def test_every_variant_has_its_row() -> None:
     done = plan("--size", "500m")
     assert done.returncode == 0, done.stderr
-    rows = dict(re.findall(r"│ (\w+) +│ +([\d,]+) +│ +[\d,]+ │", done.stdout))
+    rows = dict(re.findall(r"│ ([\w-]+) +│ +([\d,]+) +│ +[\d,]+ │", done.stdout))
     assert rows["standard"] == rows["nonapproximate"] == "481,109,888"
     assert rows["mlp"] == "481,389,440"
-    assert len(rows) == 7
+    assert set(rows) == set(known_names())
     assert "+279,552 (+0.0581%)" in done.stdout
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from deconattn.commands.plan import main
-from deconattn.mixers import known_names
 from deconattn.errors import UserError
+from deconattn.mixers import known_names
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class ScoredDecoding(Decoding["ScoredMixer"]):
     def extend(
         self, mixer: "ScoredMixer", hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache
     ) -> Tensor:
+        assert not mixer.window, "a mixer with a window has a decoding that knows it"
         queries, keys = mixer.placed(step.rotary, *mixer.queries_keys(hidden))
         values, gates = mixer.values(hidden), mixer.gates(hidden)
         held_keys, held_values = cache.append("keys", keys, step), cache.append("values", values, step)
@@ -37,9 +38,6 @@ class ScoredDecoding(Decoding["ScoredMixer"]):
             slots = torch.arange(step.past, step.past + tokens, device=hidden.device)[None]
         held = torch.arange(step.window, device=hidden.device)
         visible = held <= slots[..., None]
-        if mixer.window:
-            begin = torch.zeros_like(slots)
-            visible &= cached_attention.within_window(slots, begin, step.window, mixer.window, mixer.sinks)
         bias = cached_attention.pair_bias(slots, visible, mixer.levels(held_gates, held), mixer.offsets(slots))
         return mixer.output(
             cached_attention.biased_attention(queries, held_keys, held_values, bias, sigmoid=mixer.sigmoid)
@@ -61,10 +59,10 @@ class ScoredMixer(ProjectedMixer):
     sigmoid: ClassVar[bool] = False
     """Whether weights are the scores' sigmoids, not their softmax: such a mixer has no map to show."""
     window = 0
-    """Tokens that a query sees, itself the last; 0: all."""
+    """Tokens that a query sees, itself the last; 0: all. With a window goes a decoding of its own."""
     sinks = 0
     """First tokens of a document that are seen beside the window."""
-    decoding = ScoredDecoding()
+    decoding: ClassVar[Decoding[Any]] = ScoredDecoding()
 
     def gates(self, hidden: Tensor) -> Tensor | None:
         """Return one number a token and head, [R, heads, L], that the levels are made of; None: they need none."""

@@ -22,7 +22,8 @@ from tests.mixers.test_contract import build_context, build_inputs, build_mixer,
 
 ZOO = zoo_names()
 DECLARED = (*variant_names(), *ZOO)
-LENGTHS = (1, 2, 63, 64, 65, 200, 300)
+LENGTHS = {"mha": (1, 2, 63, 64, 65, 200, 300), "gqa": (2, 64, 130), "gqa_qk_norm": (1, 65, 150)}
+"""Tokens by layout of heads; chunks are of 64 or 32, and tiles of more."""
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
@@ -32,7 +33,7 @@ LENGTHS = (1, 2, 63, 64, 65, 200, 300)
 @pytest.mark.parametrize("variant", ZOO)
 def test_forward_and_gradients_are_the_formulas(variant: str, heads: str, masked: bool):
     mixer = build_mixer(variant, **HEADS[heads])
-    for length in LENGTHS:
+    for length in LENGTHS[heads]:
         context = build_context(mixer.config, 2, length, masked, torch.double)
         hidden, static, upstream = build_inputs(4, length)
         output, expected = mixer(hidden, static, context), mixer.reference(hidden, static, context)

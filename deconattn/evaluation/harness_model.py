@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,6 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from deconattn.errors import UserError
 from deconattn.evaluation.harness import TOKENS_A_BATCH, Stopped
 
 Request = tuple[Any, list[int], list[int]]
@@ -19,6 +19,9 @@ Request = tuple[Any, list[int], list[int]]
 class HarnessModel(HFLM):
     """`lm_eval.models.huggingface.HFLM`, with one progress bar for all windows of a rolling likelihood.
 
+    An answer that is longer than the context, which the harness stops at, is scored in parts of half a context, each
+    after as many of the tokens before it as fit.
+
     Args:
         batch_size: sequences a batch; None: the largest that the GPU holds, or `TOKENS_A_BATCH` on a CPU.
         max_length: tokens of context; None: the configuration's.
@@ -27,7 +30,6 @@ class HarnessModel(HFLM):
             does a text that is scored as a whole.
 
     Raises:
-        UserError: when it runs, an answer that is longer than the context.
         Stopped: when it runs, `stop` said so.
     """
 
@@ -45,6 +47,7 @@ class HarnessModel(HFLM):
             on_gpu = self.device.type == "cuda"
             self.batch_size_per_gpu = "auto" if on_gpu else max(1, TOKENS_A_BATCH // self.max_length)
         self._windows: tqdm | None = None
+        self._told = False
         self._stop = stop
         self._perturb = perturb
 
@@ -83,17 +86,30 @@ class HarnessModel(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        longest = max((len(answer) for *_, answer in requests), default=0)
-        if longest > self.max_length:
-            raise UserError(
-                f"an answer has {longest} tokens, more than the model's context of {self.max_length}: leave its task "
-                "out with --tasks, or train with a longer --seq-len"
-            )
         rolling = override_bs is not None and self._windows is not None
-        found = super()._loglikelihood_tokens(requests, disable_tqdm or rolling, override_bs)
+        parts = [self._parts(request) for request in requests]
+        flat = [part for some in parts for part in some]
+        scored = iter(super()._loglikelihood_tokens(flat, disable_tqdm or rolling, override_bs))
         if rolling and self._windows is not None:
             self._windows.update(len(requests))
-        return found
+        found = [[next(scored) for _ in some] for some in parts]
+        return [(sum(nats for nats, _ in some), all(greedy for _, greedy in some)) for some in found]
+
+    def _parts(self, request: Request) -> list[Request]:
+        """Cut an answer that is longer than the context."""
+        _, context, answer = request
+        if len(answer) <= self.max_length:
+            return [request]
+        size = max(1, self.max_length // 2)
+        if not self._told:
+            print(
+                f"note: an answer of {len(answer)} tokens is more than the model's context of {self.max_length}: such "
+                f"answers are scored in parts of {size} tokens, each after those before it",
+                file=sys.stderr,
+            )
+            self._told = True
+        starts = range(0, len(answer), size)
+        return [(None, context + answer[:start], answer[start : start + size]) for start in starts]
 
 
 class UniformModel(HarnessModel):

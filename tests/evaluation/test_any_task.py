@@ -299,3 +299,27 @@ def test_answers_are_never_perturbed(hybrid: Path, documents: Path, tmp_path: Pa
     whole = lm_eval.api.instance.Instance("loglikelihood_rolling", {}, ("abc def",), 0)
     assert wrapped.loglikelihood_rolling([whole], True) == plain.loglikelihood_rolling([whole], True)
     assert perturbations(["typos", "token-drop=0.5"]) == [Perturbation("typos", 0.1), Perturbation("token-drop", 0.5)]
+
+
+@torch.no_grad()
+def test_an_answer_longer_than_the_context_is_scored_in_parts(hybrid: Path) -> None:
+    """By hand: every token after as many as the model may see, in parts of half a context."""
+    from deconattn.evaluation.harness_model import HarnessModel
+
+    stored = open_model(hybrid)
+    model = stored.load()
+    tokens = torch.randint(1, 60, (24,), generator=torch.Generator().manual_seed(0)).tolist()
+    context, answer = tokens[:3], tokens[3:]
+    wrapped = HarnessModel(model, stored.tokenizer, batch_size=2, max_length=8)
+    long, short = wrapped._loglikelihood_tokens([("a", context, answer), ("b", context, answer[:5])], True)
+    expected = 0.0
+    for start in range(0, len(answer), 4):
+        part = answer[start : start + 4]
+        seen = (context + answer[:start] + part)[-9:]
+        nats = model(torch.tensor([seen[:-1]])).logits[0].log_softmax(-1)
+        expected += sum(float(nats[place - len(part), token]) for place, token in enumerate(part))
+    assert long[0] == pytest.approx(expected, rel=1e-5)
+    [alone] = HarnessModel(model, stored.tokenizer, batch_size=2)._loglikelihood_tokens(
+        [("b", context, answer[:5])], True
+    )
+    assert short == pytest.approx(alone)

@@ -132,9 +132,9 @@ def test_an_answer_beyond_the_context(byte_level: Path, documents: Path, evaluat
         trained(small_config("standard", max_position_embeddings=8)), tmp_path / "short", tokenizer_folder=byte_level
     )
     code, _, err = evaluate(short, *QUICK, "--datasets", documents, "--out", tmp_path / "out")
-    assert code == 2
-    assert "tokens, more than the model's context of 8: leave its task out" in err
-    assert not (tmp_path / "out").exists()
+    assert code in (None, 0)
+    assert err.count("tokens is more than the model's context of 8: such answers are scored in parts of 4 tokens") == 1
+    assert (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

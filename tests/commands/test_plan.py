@@ -10,7 +10,7 @@ import pytest
 
 from deconattn.commands.plan import main
 from deconattn.errors import UserError
-from deconattn.mixers import known_names
+from deconattn.mixers import zoo_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,16 @@ def test_every_variant_has_its_row() -> None:
     rows = dict(re.findall(r"│ ([\w-]+) +│ +([\d,]+) +│ +[\d,]+ │", done.stdout))
     assert rows["standard"] == rows["nonapproximate"] == "481,109,888"
     assert rows["mlp"] == "481,389,440"
-    assert set(rows) == set(known_names())
+    assert set(rows) == {
+        "standard",
+        "mlp",
+        "approximate",
+        "nonapproximate",
+        "rndemb",
+        "fixedseq",
+        "staticemb",
+        *zoo_names(),
+    }
     assert "+279,552 (+0.0581%)" in done.stdout
 
 

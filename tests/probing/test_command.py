@@ -195,7 +195,7 @@ def test_plugins_bring_mixers_and_tasks(tmp_path, capsys):
 
 
 def test_one_process_a_shard(whole, tmp_path):
-    from deconattn.durable import hold_lock
+    from deconattn.locks import hold_lock
 
     with hold_lock(whole / "locks" / "shard-1-of-1"), pytest.raises(UserError, match="being trained by pid"):
         probe(whole)

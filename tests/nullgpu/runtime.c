@@ -31,8 +31,8 @@ static void init_arena(void){ pthread_mutex_lock(&mu); if(!arena){
   parena=mmap((void*)0x5f0000000000ULL,PARENA,PROT_READ|PROT_WRITE,MAP_PRIVATE|MAP_ANONYMOUS|MAP_NORESERVE,-1,0);}
   pthread_mutex_unlock(&mu);}
 /* What the host reads of the device: what is there, or zeros for a flag, a norm (4 bytes) and a step's sums (five
-   float64, and three more for each of up to four ranks that tell their times), so that no garbage decides anything: one of the sums
-   asks for a stop. What ZeRO-3 compares between ranks, int64, is real. */
+   float64, and three more for each of up to four ranks that tell their times), so that no garbage decides anything:
+   one of the sums asks for a stop. What ZeRO-3 compares between ranks, int64, is real. */
 static int decides(size_t n){ return n<=4||(n>=40&&n<=40+24*4&&(n-40)%24==0); }
 int nullgpu_real(const void*); static int zeros=0; void nullgpu_zeros(int on){zeros=on;}
 static int isdev(const void*p){ return arena && (char*)p>=arena && (char*)p<arena+ARENA; }

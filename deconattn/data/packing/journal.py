@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from deconattn import durable
 from deconattn.data.reading.input_files import Input
@@ -50,6 +50,10 @@ class Journal:
             raise self.damaged(self._lines) from None
         os.truncate(self._lines, len(whole))
         return dict(plan) if self.entries else None
+
+    def has_lines(self) -> bool:
+        """Whether there is a journal with something in it, read or not."""
+        return self._lines.exists() and self._lines.stat().st_size > 0
 
     def damaged(self, path: Path) -> UserError:
         """The error for a file that is not as the journal says."""
@@ -145,39 +149,56 @@ def open_journal(out: Path, keep: bool) -> Iterator[Journal]:
     """
     folder = out.with_name(f".{out.name}.{durable.STAGING}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
     journal = Journal(folder)
+    lock = _Lock(folder)
     try:
+        lock.take()
         yield journal
         shutil.rmtree(folder, ignore_errors=True)
     except BaseException:
         journal.close()
-        if not (keep and journal.entries):
-            shutil.rmtree(folder, ignore_errors=True)
+        # An interrupt may have come between any two lines of taking the lock, or before the entries were read: what
+        # lies on the disk says whether the folder is this pack's and of use.
+        with suppress(UserError):
+            if folder.exists():
+                lock.take()
+                if not (keep and journal.has_lines()):
+                    shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
         journal.close()
-        os.close(lock)
+        lock.release()
 
 
-def _lock(folder: Path) -> int:
-    path = folder / "lock"
-    while True:
-        folder.mkdir(exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the pack that held it has just finished and removes the folder
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UserError(f"{folder}: another pack is at work on this output; wait for it or give another") from None
-        except FileNotFoundError:
-            pass  # likewise
-        os.close(descriptor)
+class _Lock:
+    """The lock of one pack's folder. An interrupted :meth:`take` is taken again, or released, as any other."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+
+    def take(self) -> None:
+        """Make the folder and lock it; once it is held, nothing more. Raises UserError if another pack holds it."""
+        path = self._folder / "lock"
+        while True:
+            self._folder.mkdir(exist_ok=True)
+            try:
+                self._file = self._file or path.open("ab")
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
+                    return
+            except BlockingIOError:
+                self.release()
+                remedy = "wait for it or give another"
+                raise UserError(f"{self._folder}: another pack is at work on this output; {remedy}") from None
+            except FileNotFoundError:  # the pack that held it has just finished and removes the folder
+                pass
+            self.release()
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def make_plan(flags: Mapping[str, Any], inputs: Sequence[Input]) -> dict[str, Any]:

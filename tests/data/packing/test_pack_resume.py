@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from deconattn.data import PackConfig, verify_checksums
-from deconattn.data.packing.journal import Journal
+from deconattn.data.packing.journal import Journal, open_journal
 from deconattn.data.packing.pack import pack
 from deconattn.errors import UserError
 
@@ -224,3 +225,46 @@ def test_an_interrupt_is_one_line(tmp_path: Path, sp_model: Path, demo_texts: li
     assert process.returncode == 128 + number
     assert errors == "interrupted; the same command goes on from the last shard that was finished\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["new", "unfinished"])
+def test_an_interrupt_at_any_line_before_the_work(tmp_path: Path, earlier: bool) -> None:
+    folder = tmp_path / ".out.partial"
+    if earlier:
+        folder.mkdir()
+        (folder / "plan.json").write_text("{}")
+        (folder / "journal.jsonl").write_text("{}\n")
+    stopped = [_interrupted_at(line, tmp_path / "out") for line in range(60)]
+    lines = stopped.index("at work")
+    assert lines > 8 and set(stopped[:lines]) == {"before"} and set(stopped[lines:]) == {"at work"}
+    assert folder.exists() == earlier
+    if earlier:
+        assert (folder / "journal.jsonl").read_text() == "{}\n"
+        with open_journal(tmp_path / "out", keep=True):  # no lock was left behind
+            pass
+
+
+def _interrupted_at(line: int, out: Path) -> str:
+    """Interrupt :func:`open_journal` at the `line`-th line that is run in its file, or in its block."""
+    seen = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal seen
+        if not frame.f_code.co_filename.endswith("packing/journal.py"):
+            return None
+        seen += event == "line"
+        if event == "line" and seen > line:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    where = "before"
+    try:
+        with open_journal(out, keep=True):
+            where = "at work"
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        return where
+    finally:
+        sys.settrace(before)

@@ -9,6 +9,7 @@ else than a product make ptxas serialise all products (its note C7515). benchmar
 
 import triton
 import triton.language as tl
+from triton.language.target_info import cuda_capability_geq
 
 from deconattn.ops.kernels.products import dot
 from deconattn.ops.kernels.taylor_states_programs import half_of, load_tile, part_of, product, store_tile, tile_of
@@ -27,14 +28,17 @@ def scaled_products(
     `left` must come of loads made for this alone, and of constants: Triton then gives it the layout of the product's
     operand once, before the loop, and not through shared memory for each a.
 
-    The condition, true of every a, has each product end before the next one's operand is made in the same registers:
-    ptxas, which may not let them meet, would otherwise make all products of the program wait (its note C7513).
+    The condition, true of every a, has each wgmma end before the next one's operand is made in the same registers:
+    ptxas, which may not let them meet, would otherwise make all products of the program wait (its note C7513). For
+    sm_100, whose sums have a memory of their own, Triton 3.6 to 3.8 do not compile it.
     """
+    WGMMA: tl.constexpr = cuda_capability_geq(9) and not cuda_capability_geq(10)
     for a in tl.range(begin, end, num_stages=STAGES):
         column = tl.load(columns + tl.cast(a, tl.int64) * stride_column, mask=inside, other=0.0)
         slab = tl.load(slabs + a * (WIDTH * WIDTH))
         total = dot(product(left, column[:, None]), slab, total)
-        total = tl.where(a < WIDTH, total, 0.0)
+        if WGMMA:
+            total = tl.where(a < WIDTH, total, 0.0)
     return total
 
 

@@ -343,7 +343,7 @@ def _states(
     sums = columns.new_empty(lines, chunks, 2, width, dtype=torch.float32)
     if chunks > 1:
         tile = launch.states
-        states_program[(lines * (triton.cdiv(head_dim, tile.dims) + 1),)](
+        states_program[(lines * (triton.cdiv(head_dim, tile.dims) + 2),)](
             x,
             columns,
             y,

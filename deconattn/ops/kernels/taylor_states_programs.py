@@ -202,19 +202,20 @@ def second_order(
 
 
 @triton.jit
-def lower_orders(
+def lower_order(
         x, y, weight, moments, sums, starts, x_strides, y_strides, group, length, chunks, HEAD_DIM: tl.constexpr,
         WIDTH: tl.constexpr, CHUNK: tl.constexpr, DTYPE: tl.constexpr, TILE: tl.constexpr,
-        STAGES: tl.constexpr, REVERSE: tl.constexpr
+        STAGES: tl.constexpr, REVERSE: tl.constexpr, OF_KEYS: tl.constexpr
 ):
-    """moments and sums of every chunk."""
+    """The moments x^T y and sums of y of every chunk or, `OF_KEYS`, x^T (p x) and those of p x.
+
+    One at a time: for sm_100 Triton takes three sums of each fp32 product, and both would exceed their memory.
+    """
     d = tl.arange(0, WIDTH)
-    moment, gram = tl.zeros([WIDTH, WIDTH], tl.float32), tl.zeros([WIDTH, WIDTH], tl.float32)
-    y_sum, x_sum = tl.zeros([TILE, WIDTH], tl.float32), tl.zeros([TILE, WIDTH], tl.float32)
-    scale = 1 / tl.sqrt(HEAD_DIM * 1.0)
+    moment, total = tl.zeros([WIDTH, WIDTH], tl.float32), tl.zeros([TILE, WIDTH], tl.float32)
     for step in range(1, chunks):
         first, begin, stop, keep = chunk_visited(step, chunks, length, starts, CHUNK, REVERSE)
-        moment, gram, y_sum, x_sum = moment * keep, gram * keep, y_sum * keep, x_sum * keep
+        moment, total = moment * keep, total * keep
         for visit in tl.range(0, group * (CHUNK // TILE), num_stages=STAGES):
             member, tile = visit // (CHUNK // TILE), first + visit % (CHUNK // TILE) * TILE
             tokens = tile + tl.arange(0, TILE)
@@ -222,27 +223,25 @@ def lower_orders(
             x_tile = load_tile(
                 x + tl.cast(member, tl.int64) * x_strides[1], tile, x_strides[2], stop, DTYPE, HEAD_DIM, TILE, WIDTH
             )
-            y_tile = load_tile(
-                y + tl.cast(member, tl.int64) * y_strides[1], tile, y_strides[2], stop, DTYPE, HEAD_DIM, TILE, WIDTH
-            )
-            y_tile = tl.where(inside[:, None], y_tile, 0.0).to(DTYPE)
-            if REVERSE:
-                line = weight + tl.cast(member, tl.int64) * length
-                share = -tl.load(line + tokens, mask=inside, other=0.0)
+            if OF_KEYS:
+                if REVERSE:
+                    line = weight + tl.cast(member, tl.int64) * length
+                    share = -tl.load(line + tokens, mask=inside, other=0.0)
+                else:
+                    share = tl.where(inside, 1.0, 0.0)
+                other = x_tile.to(tl.float32) * share[:, None]
             else:
-                share = tl.where(inside, 1.0, 0.0)
-            weighted = x_tile.to(tl.float32) * share[:, None]
-            y_sum += y_tile.to(tl.float32)
-            x_sum += weighted
-            transposed = tl.trans(x_tile)
-            moment = dot(transposed, y_tile, moment)
-            gram = dot(transposed, weighted.to(DTYPE), gram)
+                y_tile = load_tile(
+                    y + tl.cast(member, tl.int64) * y_strides[1], tile, y_strides[2], stop, DTYPE, HEAD_DIM, TILE, WIDTH
+                )
+                other = tl.where(inside[:, None], y_tile, 0.0).to(tl.float32)
+            total += other
+            moment = dot(tl.trans(x_tile), other.to(DTYPE), moment)
         later = tl.cast(chunks - 1 - step if REVERSE else step, tl.int64)
+        scale = 1 / tl.sqrt(HEAD_DIM * 1.0)
         matrix = moments + later * (2 * WIDTH * WIDTH) + (d[:, None] * WIDTH + d[None, :])
-        tl.store(matrix, (moment * scale).to(DTYPE))
-        tl.store(matrix + WIDTH * WIDTH, (gram * (1.0 / HEAD_DIM)).to(DTYPE))
-        tl.store(sums + later * (2 * WIDTH) + d, tl.sum(y_sum, axis=0))
-        tl.store(sums + later * (2 * WIDTH) + WIDTH + d, tl.sum(x_sum, axis=0) * scale)
+        tl.store(matrix, (moment * (1.0 / HEAD_DIM if OF_KEYS else scale)).to(DTYPE))
+        tl.store(sums + later * (2 * WIDTH) + d, tl.sum(total, axis=0) * (scale if OF_KEYS else 1.0))
 
 
 @triton.jit
@@ -253,11 +252,11 @@ def states_program(
 ):
     """The running state of one key head, written before each chunk (in reverse, after it).
 
-    Of DIMS dimensions a, or of the lower orders. `group` heads of x and y follow each other.
+    Of DIMS dimensions a, or of one of the lower orders. `group` heads of x and y follow each other.
     """
     HALF: tl.constexpr = half_of(WIDTH)
     DTYPE: tl.constexpr = states.dtype.element_ty
-    parts = tl.cdiv(HEAD_DIM, DIMS) + 1
+    parts = tl.cdiv(HEAD_DIM, DIMS) + 2
     line, part = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts
     row, head = line // heads, line % heads * group
     x += row * x_strides[0] + head * x_strides[1]
@@ -269,11 +268,16 @@ def states_program(
     if starts is not None:
         starts += row * length
     if part == parts - 1:
+        lower_order(
+            x, y, weight, moments, sums, starts, x_strides, y_strides, group, length, chunks, HEAD_DIM, WIDTH, CHUNK,
+            DTYPE, TILE, STAGES, REVERSE, False
+        )
+    elif part == parts - 2:
         if REVERSE:
             weight += line * group * length
-        lower_orders(
-            x, y, weight, moments, sums, starts, x_strides, y_strides, group, length, chunks, HEAD_DIM, WIDTH, CHUNK,
-            DTYPE, TILE, STAGES, REVERSE
+        lower_order(
+            x, y, weight, moments + WIDTH * WIDTH, sums + WIDTH, starts, x_strides, y_strides, group, length, chunks,
+            HEAD_DIM, WIDTH, CHUNK, DTYPE, TILE, STAGES, REVERSE, True
         )
     elif part * DIMS < HALF:
         second_order(

@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flag_table import with_table
@@ -72,3 +74,18 @@ def test_the_contract_suite_runs_on_the_example_plugin(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None and int(passed[1]) > 30, done.stdout[-2000:]
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
+@pytest.mark.parametrize(
+    "page", sorted({*PAGES, *ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md"}), ids=lambda page: page.name
+)
+def test_links_within_the_repository_resolve(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not link.startswith(("http", "mailto:", "#")):
+            assert (page.parent / link.partition("#")[0]).exists(), link

@@ -123,6 +123,10 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
     torch.distributed.destroy_process_group()
     if trainer.launcher_lost:
         sys.exit(1)
+    if ranks.rank() == 0 and trainer.progress.step == flags.total_steps:
+        from deconattn.launch.farewell import bid_farewell
+
+        bid_farewell(flags, trainer.run_folder)
 
 
 def _flags(given: Sequence[str]) -> "TrainingFlags":

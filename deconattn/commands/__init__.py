@@ -12,6 +12,7 @@ from deconattn.errors import UserError
 from deconattn.program import program
 
 COMMANDS = {
+    "demo": "See what mixers do, in minutes, on one page.",
     "pack": "Pack text into Arrow shards.",
     "shards": "Look after packed corpora: info, verify, decode, merge, more.",
     "plan": "Count parameters, and plan what a job costs on how many GPUs.",

@@ -19,7 +19,7 @@ def plot_page(runs: Sequence[Run], panels: Sequence[Panel], smooth: float) -> st
     lede = "As measured."
     if smooth:
         lede = f"Smoothed by an exponential moving average of weight {smooth:g}; what was measured is behind, faint."
-    return render(*_TEMPLATE, title=title, lede=lede, pictures=_pictures(panels), compared=None)
+    return render(*_TEMPLATE, title=title, lede=lede, pictures=pictures_of(panels), compared=None)
 
 
 def comparison_page(comparison: Comparison, panels: Sequence[Panel], prompt: str | None) -> str:
@@ -32,14 +32,14 @@ def comparison_page(comparison: Comparison, panels: Sequence[Panel], prompt: str
         if len(groups) <= 3
         else f"{len(groups)} models compared",
         lede=lede if len(groups) > 1 else f"{len(runs)} runs that differ by nothing but their seeds.",
-        pictures=_pictures(panels),
+        pictures=pictures_of(panels),
         compared=comparison,
         rows=rows_of_runs(comparison),
         prompt=prompt,
     )
 
 
-def _pictures(panels: Sequence[Panel]) -> list[Picture]:
+def pictures_of(panels: Sequence[Panel]) -> list[Picture]:
     """Return the charts of panels, those that have points."""
     pictures = []
     for panel in panels:

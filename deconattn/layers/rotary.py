@@ -1,11 +1,13 @@
 """Rotary position embeddings, in Hugging Face's half-rotated layout."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.rope_scaling import RopeScaling
 from deconattn.ops.rotation import rotate
 
 
@@ -27,9 +29,15 @@ class Rotary:
         """Compute for int64 positions [R or 1, L]; angles in fp32 (fp64 for fp64), the result in `dtype`."""
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         exponents = torch.arange(0, config.head_dim, 2, dtype=precise, device=position_ids.device) / config.head_dim
-        angles = position_ids[..., None].to(precise) / config.rope_theta**exponents
+        periods, scaling = config.rope_theta**exponents, config.rope_scaling
+        if scaling is not None:
+            periods = scaled(periods, scaling, config.rope_theta)
+        angles = position_ids[..., None].to(precise) / periods
         angles = torch.cat([angles, angles], dim=-1)[:, None]
-        return cls(angles.cos().to(dtype), angles.sin().to(dtype))
+        cos, sin = angles.cos(), angles.sin()
+        if scaling is not None and scaling.attention_factor != 1:
+            cos, sin = cos * scaling.attention_factor, sin * scaling.attention_factor
+        return cls(cos.to(dtype), sin.to(dtype))
 
     def __call__(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys, [R, heads, L, head_dim] each."""
@@ -56,3 +64,32 @@ class Rotary:
     def rows(self, count: int) -> "Rotary":
         """Return those of the first `count` rows."""
         return self if len(self.cos) == 1 else Rotary(self.cos[:count], self.sin[:count])
+
+
+def scaled(periods: Tensor, scaling: RopeScaling, rope_theta: float) -> Tensor:
+    """Scale wavelengths / 2 pi, [head_dim / 2], the shortest first, of base `rope_theta`."""
+    if scaling.rope_type == "linear":
+        return periods * scaling.factor
+    if scaling.rope_type == "yarn":
+        scaled_part = _yarn_ramp(scaling, len(periods), rope_theta).to(periods)
+    else:
+        turns = scaling.original_max_position_embeddings / (2 * math.pi * periods)
+        width = scaling.high_freq_factor - scaling.low_freq_factor
+        scaled_part = 1 - ((turns - scaling.low_freq_factor) / width).clamp(0, 1)
+    return periods / (scaled_part / scaling.factor + (1 - scaled_part))
+
+
+def _yarn_ramp(scaling: RopeScaling, pairs: int, rope_theta: float) -> Tensor:
+    """Return how much of each frequency is divided by the factor, [pairs]: a line from 0 to 1 between two channels.
+
+    The channels are those that turn `beta_fast` and `beta_slow` times within the original length, rounded outwards.
+    """
+
+    def channel(turns: float) -> float:
+        longest = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+        return pairs * math.log(longest) / math.log(rope_theta)
+
+    first = max(math.floor(channel(scaling.beta_fast)), 0)
+    last = min(math.ceil(channel(scaling.beta_slow)), 2 * pairs - 1)
+    line = (torch.arange(pairs, dtype=torch.float64) - first) / (last - first or 0.001)
+    return line.clamp(0, 1)

@@ -48,7 +48,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     Raises:
         UserError: `out` is in use; the model, the flags or the data will not do.
     """
-    _check_free(out)
+    check_free(out)
     origin = read_model_config(source)
     kept = origin_of(source)
     weights = HFWeights(source)
@@ -63,7 +63,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     initialize(model, flags.optimization.seed, data.fixed_ids() if "text" in model.model.streams else None)
     given_text = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
     origins = graft(model, weights, keep=given_text)
-    with durable.staged_folder(out, _check_free) as folder:
+    with durable.staged_folder(out, check_free) as folder:
         _fill(folder, model, flags, data, kept)
     lines = [
         summary(origins, config.layer_variants, str(source), flags.optimization.seed),
@@ -100,9 +100,10 @@ def _outlook(flags: TrainingFlags, origin: ModelConfig) -> str:
     return line
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Raise UserError where `out` is anything but an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder: choose another for the run")
+        raise UserError(f"{out} exists and is not an empty folder: choose another place")
 
 
 def check_vocabulary(corpus_tokenizer: Path, corpus_size: int, model: Path, model_size: int) -> str | None:

@@ -29,10 +29,11 @@ class Rotary:
         """Compute for int64 positions [R or 1, L]; angles in fp32 (fp64 for fp64), the result in `dtype`."""
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         exponents = torch.arange(0, config.head_dim, 2, dtype=precise, device=position_ids.device) / config.head_dim
-        periods, scaling = config.rope_theta**exponents, config.rope_scaling
+        # Transformers' own operations: at position 1,000 another rounding shows in the fourth decimal of logits.
+        frequencies, scaling = 1.0 / config.rope_theta**exponents, config.rope_scaling
         if scaling is not None:
-            periods = scaled(periods, scaling, config.rope_theta)
-        angles = position_ids[..., None].to(precise) / periods
+            frequencies = scaled(frequencies, scaling, config.rope_theta)
+        angles = position_ids[..., None].to(precise) * frequencies
         angles = torch.cat([angles, angles], dim=-1)[:, None]
         cos, sin = angles.cos(), angles.sin()
         if scaling is not None and scaling.attention_factor != 1:
@@ -66,17 +67,18 @@ class Rotary:
         return self if len(self.cos) == 1 else Rotary(self.cos[:count], self.sin[:count])
 
 
-def scaled(periods: Tensor, scaling: RopeScaling, rope_theta: float) -> Tensor:
-    """Scale wavelengths / 2 pi, [head_dim / 2], the shortest first, of base `rope_theta`."""
+def scaled(frequencies: Tensor, scaling: RopeScaling, rope_theta: float) -> Tensor:
+    """Scale frequencies in radians a token, [head_dim / 2], the highest first, of base `rope_theta`."""
+    lowered = frequencies / scaling.factor
     if scaling.rope_type == "linear":
-        return periods * scaling.factor
+        return lowered
     if scaling.rope_type == "yarn":
-        scaled_part = _yarn_ramp(scaling, len(periods), rope_theta).to(periods)
+        kept = 1 - _yarn_ramp(scaling, len(frequencies), rope_theta).to(frequencies)
     else:
-        turns = scaling.original_max_position_embeddings / (2 * math.pi * periods)
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
         width = scaling.high_freq_factor - scaling.low_freq_factor
-        scaled_part = 1 - ((turns - scaling.low_freq_factor) / width).clamp(0, 1)
-    return periods / (scaled_part / scaling.factor + (1 - scaled_part))
+        kept = ((turns - scaling.low_freq_factor) / width).clamp(0, 1)
+    return lowered * (1 - kept) + frequencies * kept
 
 
 def _yarn_ramp(scaling: RopeScaling, pairs: int, rope_theta: float) -> Tensor:

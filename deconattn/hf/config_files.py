@@ -101,15 +101,16 @@ def config_json(
 def _own_fields(stock: str, config: ModelConfig) -> dict[str, Any]:
     """Return the fields of config.json that not every stock architecture has."""
     unbiased = {"attention_bias": False, "mlp_bias": False}
-    no_window = {"sliding_window": None, "use_sliding_window": False}
+    no_window: dict[str, Any] = {"sliding_window": None, "use_sliding_window": False}
     of_qwen = no_window | {"max_window_layers": config.num_hidden_layers}
     rotated = [int(variant == "standard") for variant in config.layer_variants]
-    return {
+    fields: dict[str, dict[str, Any]] = {
         "qwen2": of_qwen,
         "qwen3": of_qwen | {"head_dim": config.head_dim, "attention_bias": False},
         "llama": unbiased | {"head_dim": config.head_dim, "pretraining_tp": 1},
         "smollm3": unbiased | no_window | {"no_rope_layers": rotated},
-    }[stock]
+    }
+    return fields[stock]
 
 
 def code_fields(variants: Sequence[str]) -> dict[str, Any]:

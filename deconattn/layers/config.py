@@ -31,7 +31,7 @@ class ModelConfig:
     layer_variants: tuple[str, ...]
     """The variant of each layer, first layer first."""
     attention_bias: bool = True
-    """Bias on Q, K and V (Qwen2); none elsewhere."""
+    """Bias on Q, K and V (Qwen2); Llama and Qwen3 have none."""
     qk_norm: bool = False
     """RMSNorm over each head's query and key (Qwen3)."""
     tie_word_embeddings: bool = False

@@ -94,7 +94,9 @@ class RopeScaling:
         # What is left out, or null, has the default.
         given = {_NAMES[name]: parameters.get(_NAMES[name]) for name in _SETTINGS[rope_type]}
         if rope_type == "yarn" and given["attention_factor"] is None:
-            given["attention_factor"] = _sharpness(factor, parameters.get("mscale"), parameters.get("mscale_all_dim"))
+            given["attention_factor"] = yarn_attention_factor(
+                factor, parameters.get("mscale"), parameters.get("mscale_all_dim")
+            )
         return cls(rope_type, factor, **{name: value for name, value in given.items() if value is not None})
 
     def parameters(self, rope_theta: float) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def parse(text: str, longest: int, name: str = "--rope-scaling") -> RopeScaling 
     if kind != "linear":
         values["original_max_position_embeddings"] = int(settings.get("original", longest / factor))
     if kind == "yarn":
-        values.setdefault("attention_factor", _sharpness(factor))
+        values.setdefault("attention_factor", yarn_attention_factor(factor))
     try:
         return RopeScaling(kind, factor, **values)  # type: ignore[arg-type]
     except UserError as error:
@@ -185,8 +187,8 @@ def _number(text: str, name: str) -> float:
         raise UserError(f"{name} is {text!r}: give a number") from None
 
 
-def _sharpness(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
-    """Return YaRN's attention factor (section 3.4), in DeepSeek's form where both scales are given."""
+def yarn_attention_factor(factor: float, mscale: float | None = None, mscale_all_dim: float | None = None) -> float:
+    """Return YaRN's own attention factor (section 3.4), in DeepSeek's form where both scales are given."""
 
     def sharper(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, open_checkpoint
-from deconattn.checkpoint.hf_config import MODEL_TYPES, read_model_config
+from deconattn.checkpoint.hf_config import MODEL_TYPES, STOCK_TYPES, read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.kinds import HF_CONFIG, kind_of, read_config
 from deconattn.checkpoint.manifest import is_step_name
@@ -77,7 +77,7 @@ class StoredModel:
             return read_model_config(self.path)
         raise UserError(
             f"{self.path} is a {self.config.model_type}, whose layers are not ours to look into: give a run, a "
-            "checkpoint, an export, or a Qwen2 or Qwen3 model"
+            f"checkpoint, an export, or a model of {', '.join(STOCK_TYPES)}"
         )
 
     @property

@@ -48,7 +48,7 @@ class Arguments:
     """
 
     model: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")]
-    """Run folders (their newest good checkpoint), step-N folders, exports, Qwen2 or Qwen3 models."""
+    """Run folders (their newest good checkpoint), step-N folders, exports, models of Llama's kind."""
     out: Path
     """The folder to write. It appears when everything is in it."""
     sample: Sample = field(default_factory=Sample)

@@ -1,4 +1,4 @@
-"""Convert: RUN_OR_CHECKPOINT OUT.safetensors, or HF_FOLDER OUT_RUN --data PACKED FLAGS."""
+"""Convert: RUN_OR_CHECKPOINT OUT.safetensors, MODEL OUT_RUN --data PACKED FLAGS, or MODEL.gguf OUT."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,21 @@ from deconattn.program import command, plugin_flag, quoted
 
 @dataclass(frozen=True)
 class Arguments:
-    """Convert a checkpoint into one safetensors file, or a Hugging Face model into a run.
+    """Convert a checkpoint into one safetensors file, a Hugging Face model or a GGUF file into a run.
 
     `convert RUN_OR_CHECKPOINT OUT.safetensors` writes the canonical state dict: fp32, Hugging Face names.
 
-    `convert HF_FOLDER OUT_RUN --data PACKED [any flag of a training]` begins a run with the weights of a Qwen2 or
-    Qwen3 model, or of an export of ours. Dimensions are the model's; --variant and --pattern choose the layers, which
-    take the tensors that they share with it. Then train with --save OUT_RUN --resume.
+    `convert MODEL OUT_RUN --data PACKED [any flag of a training]` begins a run with the weights of a model of Llama's
+    kind (Llama, Mistral, SmolLM, Qwen2, Qwen3), or of an export of ours. Dimensions are the model's; --variant and
+    --pattern choose the layers, which take the tensors that they share with it. Train with --save OUT_RUN --resume.
+
+    `convert MODEL.gguf OUT` writes a GGUF file as a Hugging Face folder, in fp32.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A run folder (its newest good checkpoint), one of its step-N folders, or a Hugging Face folder."""
+    """A run folder (its newest good checkpoint), one of its step-N folders, a Hugging Face folder or a GGUF file."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The file or the run folder to write."""
+    """The file, run folder or Hugging Face folder to write."""
     optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Add a checkpoint's moments and optimiser step, as optimizer.exp_avg.NAME and so on. (With a name, such as
     --optimizer muon, it is the flag of a training.)"""
@@ -45,8 +47,12 @@ def main(words: Sequence[str]) -> None:
             Arguments, prog=completed_name(command("convert"), words), args=words, return_unknown_args=True
         )
     others += training
+    from deconattn.checkpoint.gguf_source import is_gguf
     from deconattn.checkpoint.kinds import kind_of
 
+    if is_gguf(arguments.source):
+        _convert_gguf(arguments, others)
+        return
     if kind_of(arguments.source) == "checkpoint":
         from deconattn.checkpoint.format import open_checkpoint
         from deconattn.convert.state_dict import write_state_dict
@@ -61,8 +67,27 @@ def main(words: Sequence[str]) -> None:
 
     if arguments.optimizer:
         raise UserError("--optimizer: a Hugging Face folder holds no moments; leave it out")
-    plugins = ["--plugin", *map(str, arguments.plugin)] if arguments.plugin else []
-    print(write_run(arguments.source, arguments.out, [*others, *plugins]))
+    print(write_run(arguments.source, arguments.out, [*others, *_plugins(arguments)]))
+    _say_how_to_train(arguments)
+
+
+def _convert_gguf(arguments: Arguments, others: Sequence[str]) -> None:
+    from deconattn.convert.gguf import write_hf, write_run
+
+    if arguments.optimizer:
+        raise UserError("--optimizer: a GGUF file holds no moments; leave it out")
+    if not others and not arguments.plugin:
+        print(write_hf(arguments.source, arguments.out))
+        return
+    print(write_run(arguments.source, arguments.out, [*others, *_plugins(arguments)]))
+    _say_how_to_train(arguments)
+
+
+def _plugins(arguments: Arguments) -> list[str]:
+    return ["--plugin", *map(str, arguments.plugin)] if arguments.plugin else []
+
+
+def _say_how_to_train(arguments: Arguments) -> None:
     print(f"train: {command('train')} --save {quoted(arguments.out)} --resume{plugin_flag(arguments.plugin)}")
 
 

@@ -55,6 +55,9 @@ class ModelFlags:
     """Use the embedding as the head."""
     rope_theta: float = 1_000_000.0
     """Base of the rotary embedding's wavelengths."""
+    rope_scaling: str = "none"
+    """Longer rotary wavelengths for longer sequences: none, linear:FACTOR, ntk:FACTOR, yarn:FACTOR or llama3:FACTOR,
+    with settings such as yarn:8,original=2048 (docs/convert.md)."""
     rms_norm_eps: float = 1e-6
     """Epsilon added to the mean square in RMSNorm."""
     initializer_range: float = 0.02

@@ -20,6 +20,8 @@ from deconattn.config.probe_source import check_probe
 from deconattn.config.steps import StepPlan, Stretch
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.rope_scaling import ntk_theta
+from deconattn.layers.rope_scaling import parse as parse_rope_scaling
 
 VOCABULARY_MULTIPLE = 128
 """A vocabulary is rounded up to this multiple: head and embedding then have sizes that hardware likes."""
@@ -206,6 +208,7 @@ def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embe
             f"--hidden-size {flags.hidden_size} is not a multiple of --num-attention-heads "
             f"{flags.num_attention_heads}: change one, or give --head-dim"
         )
+    head_dim = flags.head_dim or flags.hidden_size // max(1, flags.num_attention_heads)
     return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=flags.hidden_size,
@@ -213,13 +216,14 @@ def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embe
         num_hidden_layers=flags.num_hidden_layers,
         num_attention_heads=flags.num_attention_heads,
         num_key_value_heads=flags.num_key_value_heads or flags.num_attention_heads,
-        head_dim=flags.head_dim or flags.hidden_size // max(1, flags.num_attention_heads),
+        head_dim=head_dim,
         max_position_embeddings=max_position_embeddings,
         layer_variants=layer_variants(flags.pattern, flags.variant, flags.num_hidden_layers, known_names()),
         attention_bias=flags.attention_bias,
         qk_norm=flags.qk_norm,
         tie_word_embeddings=flags.tie_embeddings,
         rms_norm_eps=flags.rms_norm_eps,
-        rope_theta=flags.rope_theta,
+        rope_theta=ntk_theta(flags.rope_scaling, flags.rope_theta, head_dim),
+        rope_scaling=parse_rope_scaling(flags.rope_scaling, max_position_embeddings),
         initializer_range=flags.initializer_range,
     )

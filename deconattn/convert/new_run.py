@@ -26,6 +26,7 @@ from deconattn.convert.run_flags import run_flags
 from deconattn.data.manifest import TOKENIZER_NAMES
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.rope_scaling import NONE
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import FIXED_TEXT, initialize
 from deconattn.parallel.build import build_model
@@ -38,7 +39,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     """Write the run folder `out`, whole or not at all.
 
     Args:
-        source: folder of a Qwen2 or Qwen3 model, or of an export of ours.
+        source: folder of a model that :mod:`deconattn.checkpoint.hf_config` reads.
         arguments: a training's flags.
 
     Returns:
@@ -47,7 +48,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     Raises:
         UserError: `out` is in use; the model, the flags or the data will not do.
     """
-    _check_free(out)
+    check_free(out)
     origin = read_model_config(source)
     kept = origin_of(source)
     weights = HFWeights(source)
@@ -62,7 +63,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     initialize(model, flags.optimization.seed, data.fixed_ids() if "text" in model.model.streams else None)
     given_text = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
     origins = graft(model, weights, keep=given_text)
-    with durable.staged_folder(out, _check_free) as folder:
+    with durable.staged_folder(out, check_free) as folder:
         _fill(folder, model, flags, data, kept)
     lines = [
         summary(origins, config.layer_variants, str(source), flags.optimization.seed),
@@ -91,14 +92,18 @@ def _outlook(flags: TrainingFlags, origin: ModelConfig) -> str:
         f"training, as of --size {flags.model.size} where no flag was given: {flags.total_steps} steps of "
         f"{optimization.global_batch_size} x {length} tokens, lr {optimization.lr:g}, {flags.engine.precision}"
     )
-    if length > origin.max_position_embeddings:
+    own_scaling = NONE if origin.rope_scaling is None else str(origin.rope_scaling)
+    if flags.model.rope_scaling != own_scaling:
+        line += f"\nrotary scaling: {flags.model.rope_scaling} in the place of the model's {own_scaling}"
+    elif length > origin.max_position_embeddings:
         line += f"\nnote: --seq-len {length} is beyond the {origin.max_position_embeddings} positions of the model"
     return line
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Raise UserError where `out` is anything but an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder: choose another for the run")
+        raise UserError(f"{out} exists and is not an empty folder: choose another place")
 
 
 def check_vocabulary(corpus_tokenizer: Path, corpus_size: int, model: Path, model_size: int) -> str | None:

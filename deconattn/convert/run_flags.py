@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from deconattn.config.presets import SIZES, Size
 from deconattn.config.probe_source import is_probe
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.rope_scaling import NONE, with_original
 
 NAMES = {"tie_embeddings": "tie_word_embeddings"}
 """Flag fields whose names differ from those of :class:`ModelConfig`."""
@@ -53,7 +54,8 @@ def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> Tr
     """Parse a training's flags as of a run whose model has the dimensions of `config`, the model in `folder`.
 
     Training defaults are those of the size that comes nearest. Without `--variant` and `--pattern` the layers are
-    the model's own.
+    the model's own. So is the rotary scaling, unless `--rope-scaling` gives another in its place, which counts from the
+    length that the model had before any.
 
     Raises:
         UserError: what a training would complain about, a flag that contradicts the model, or no `--data`.
@@ -71,6 +73,8 @@ def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> Tr
         ours += ["--size", nearest_size(config)]
     if given.variant is None and given.pattern is None:
         ours += ["--pattern", ",".join(config.layer_variants)]
+    own_scaling = NONE if config.rope_scaling is None else str(config.rope_scaling)
+    ours += ["--rope-scaling", own_scaling]
     flags = parse_training_flags([*ours, *arguments])  # of a flag given twice the last counts
     for name, value in values.items():
         if getattr(flags.model, name) != value:
@@ -79,6 +83,10 @@ def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> Tr
                 f"{flag} {getattr(flags.model, name)} contradicts {folder / HF_CONFIG}, which has {value}: "
                 f"leave {flag} out"
             )
+    if flags.model.rope_scaling != own_scaling:
+        before = config.rope_scaling.original_max_position_embeddings if config.rope_scaling else 0
+        scaling = with_original(flags.model.rope_scaling, before or config.max_position_embeddings)
+        flags = replace(flags, model=replace(flags.model, rope_scaling=scaling))
     if not flags.data.data:
         raise UserError("--data is missing: name the packed corpora that the run trains on")
     if is_probe(flags.data.data):

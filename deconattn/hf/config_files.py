@@ -1,4 +1,4 @@
-"""`config.json` and `generation_config.json` of an export: Qwen's for an all-standard model, else our own."""
+"""`config.json` and `generation_config.json` of an export: a stock architecture's where it is exactly the model."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -28,16 +28,30 @@ _SHARED = (
     "rms_norm_eps",
     "tie_word_embeddings",
 )
+_CLASSES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
 
 
 def stock_model_type(config: ModelConfig) -> str | None:
-    """Return `qwen2` or `qwen3` if that architecture is exactly this model, else None."""
-    if set(config.layer_variants) != {"standard"}:
+    """Return the name of the stock architecture that is exactly this model, else None.
+
+    That is `qwen2` (bias), `qwen3` (query/key norm), `llama` (neither) or `smollm3` (llama, some layers not rotated).
+    """
+    variants, plain = set(config.layer_variants), not config.attention_bias and not config.qk_norm
+    if variants == {"standard", "nope"} and plain and config.query_size == config.hidden_size:
+        return "smollm3"
+    if variants != {"standard"}:
         return None
     if config.attention_bias and not config.qk_norm and config.query_size == config.hidden_size:
         return "qwen2"
     if config.qk_norm and not config.attention_bias:
         return "qwen3"
+    if plain and config.hidden_size % config.num_attention_heads == 0:  # transformers' class insists on that
+        return "llama"
     return None
 
 
@@ -60,27 +74,43 @@ def config_json(
             "architectures": ["DeconAttnForCausalLM"],
             "model_type": "deconattn",
             **code_fields(config.layer_variants),
-            **dataclasses.asdict(config),
+            **{name: value for name, value in dataclasses.asdict(config).items() if name != "rope_scaling"},
+            "rope_parameters": config.rope_parameters,
             **common,
         }
     values = {name: getattr(config, name) for name in _SHARED}
-    if stock == "qwen3":
-        values |= {"head_dim": config.head_dim, "attention_bias": False}
+    # Transformers 4 reads `rope_theta`, `rope_scaling` and `torch_dtype`.
+    rope = config.rope_parameters
+    if config.rope_scaling is not None:
+        values["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
     return {
-        "architectures": [{"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[stock]],
+        "architectures": [_CLASSES[stock]],
         "model_type": stock,
         **values,
+        **_own_fields(stock, config),
         "attention_dropout": 0.0,
         "hidden_act": "silu",
-        "max_window_layers": config.num_hidden_layers,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "rope_theta": config.rope_theta,  # transformers 4 reads this one, and `torch_dtype`
-        "sliding_window": None,
+        "rope_parameters": rope,
+        "rope_theta": config.rope_theta,
         "use_cache": True,
-        "use_sliding_window": False,
         **common,
         "torch_dtype": dtype_name,
     }
+
+
+def _own_fields(stock: str, config: ModelConfig) -> dict[str, Any]:
+    """Return the fields of config.json that not every stock architecture has."""
+    unbiased = {"attention_bias": False, "mlp_bias": False}
+    no_window: dict[str, Any] = {"sliding_window": None, "use_sliding_window": False}
+    of_qwen = no_window | {"max_window_layers": config.num_hidden_layers}
+    rotated = [int(variant == "standard") for variant in config.layer_variants]
+    fields: dict[str, dict[str, Any]] = {
+        "qwen2": of_qwen,
+        "qwen3": of_qwen | {"head_dim": config.head_dim, "attention_bias": False},
+        "llama": unbiased | {"head_dim": config.head_dim, "pretraining_tp": 1},
+        "smollm3": unbiased | no_window | {"no_rope_layers": rotated},
+    }
+    return fields[stock]
 
 
 def code_fields(variants: Sequence[str]) -> dict[str, Any]:

@@ -1,17 +1,20 @@
 """Configuration class for Hugging Face."""
 
 import dataclasses
+from typing import Any
 
 from transformers import PreTrainedConfig
 
+from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.rope_scaling import RopeScaling
 
 
 class DeconAttnConfig(PreTrainedConfig):
     """Configuration with the fields of :class:`ModelConfig`; `layer_variants` names one variant a layer.
 
     Raises:
-        UserError: from :meth:`to_model_config`, a dimension that cannot be.
+        UserError: from :meth:`to_model_config`, a dimension or a rotary scaling that cannot be.
     """
 
     model_type = "deconattn"
@@ -31,6 +34,8 @@ class DeconAttnConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
+    rope_parameters: dict[str, Any] | None = None
+    """The scaling of the rotary embedding, and its base once more; None is no scaling."""
     initializer_range: float = 0.02
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -45,9 +50,19 @@ class DeconAttnConfig(PreTrainedConfig):
     def of(cls, config: ModelConfig, **kwargs: object) -> "DeconAttnConfig":
         """Convert a model's configuration; `kwargs` are Hugging Face's further fields (`eos_token_id`, `dtype`)."""
         fields = dataclasses.asdict(config) | {"layer_variants": list(config.layer_variants)}
-        return cls(**fields, **kwargs)
+        del fields["rope_scaling"]
+        return cls(**fields, rope_parameters=config.rope_parameters, **kwargs)
 
     def to_model_config(self) -> ModelConfig:
         """Convert to the model's own configuration."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelConfig)}
-        return ModelConfig(**fields | {"layer_variants": tuple(fields["layer_variants"])})
+        rope = self.rope_parameters or {}
+        if rope.get("rope_theta", self.rope_theta) != self.rope_theta:
+            raise UserError(
+                f"rope_theta is {self.rope_theta:g} but {rope['rope_theta']:g} in rope_parameters: give one of them"
+            )
+        if rope.get("partial_rotary_factor", 1) != 1:
+            raise UserError("our model has no partial rotary embedding (partial_rotary_factor): give a model without")
+        return ModelConfig(
+            **fields | {"layer_variants": tuple(fields["layer_variants"]), "rope_scaling": RopeScaling.of(rope)}
+        )

@@ -4,7 +4,7 @@
         config.json  generation_config.json  README.md
         model.safetensors               (or model-00001-of-N.safetensors and model.safetensors.index.json)
         tokenizer.json  tokenizer_config.json
-        modeling_deconattn.py           the model's own code, unless stock Qwen2 or Qwen3 is what was trained
+        modeling_deconattn.py           the model's own code, unless a stock architecture is what was trained
         model.gguf                      for llama.cpp, where asked for
 
 The same weights give the same bytes.

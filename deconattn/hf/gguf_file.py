@@ -34,7 +34,13 @@ def gguf_vocabulary(config: ModelConfig, tokenizer_folder: Path | None) -> Vocab
     if stock_model_type(config) is None:
         raise UserError(
             "--gguf: llama.cpp would have to know this as Qwen2 (attention_bias without qk_norm, and heads as wide as "
-            "hidden_size together) or as Qwen3 (qk_norm without attention_bias), but it is neither: leave out --gguf"
+            "hidden_size together), as Qwen3 (qk_norm without attention_bias) or as Llama (neither), but it is none "
+            "of them: leave out --gguf"
+        )
+    if config.rope_scaling is not None:
+        raise UserError(
+            f"--gguf: rope scaling ({config.rope_scaling.rope_type}) is not written to the file: leave out --gguf, and "
+            "let llama.cpp's own converter read the export"
         )
     if tokenizer_folder is None:
         raise UserError("--gguf: the file has to hold the tokenizer: export with it, or leave out --gguf")
@@ -72,10 +78,17 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor in tensors.values():  # one after the other, so that no second copy of the model is in memory
-            writer.write_tensor_data(_stored(tensor, dtype))
+        for name, tensor in tensors.items():  # one after the other, so that no second copy of the model is in memory
+            writer.write_tensor_data(_stored(_interleaved(name, tensor, config), dtype))
     finally:
         writer.close()
+
+
+def _interleaved(name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """Order a Llama's query and key channels as llama.cpp rotates them: neighbours together, not the halves."""
+    if stock_model_type(config) != "llama" or not name.endswith((".q_proj.weight", ".k_proj.weight")):
+        return tensor
+    return tensor.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _add_dimensions(writer: Any, config: ModelConfig) -> None:

@@ -1,8 +1,10 @@
 """Model configuration: dimensions and the variant of each layer, under Hugging Face's names."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from deconattn.errors import UserError
+from deconattn.layers.rope_scaling import RopeScaling
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,13 @@ class ModelConfig:
     layer_variants: tuple[str, ...]
     """The variant of each layer, first layer first."""
     attention_bias: bool = True
-    """Bias on Q, K and V (Qwen2); none elsewhere."""
+    """Bias on Q, K and V (Qwen2); Llama and Qwen3 have none."""
     qk_norm: bool = False
     """RMSNorm over each head's query and key (Qwen3)."""
     tie_word_embeddings: bool = False
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
+    rope_scaling: RopeScaling | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
@@ -57,6 +60,8 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"head_dim {self.head_dim} is odd: rotary embeddings need an even one")
+        if self.rope_scaling is not None and self.rope_scaling.rope_type == "yarn" and self.rope_theta <= 1:
+            raise UserError(f"rope_theta is {self.rope_theta:g}: YaRN needs a base above 1")
         if len(self.layer_variants) != self.num_hidden_layers:
             raise UserError(
                 f"layer_variants names {len(self.layer_variants)} layers but num_hidden_layers is "
@@ -72,3 +77,10 @@ class ModelConfig:
     def key_value_size(self) -> int:
         """Width of all key (or value) heads side by side."""
         return self.num_key_value_heads * self.head_dim
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """Base and scaling of the rotary embedding as Hugging Face writes them."""
+        if self.rope_scaling is None:
+            return {"rope_theta": self.rope_theta, "rope_type": "default"}
+        return self.rope_scaling.parameters(self.rope_theta)

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from deconattn.errors import UserError
+from deconattn.layers.rope_scaling import yarn_attention_factor
 from deconattn.mixers import mixer_class
 from deconattn.mixers.mlp import matched_width
 
@@ -53,8 +54,8 @@ def check(vllm_config: Any) -> None:
         vllm_config: vLLM's `VllmConfig` of an engine for one of our exports.
 
     Raises:
-        UserError: a variant without its state in vLLM, quantisation, or a context or a topology that the fixed stream
-            does not have.
+        UserError: a variant without its state in vLLM, quantisation, a rotary scaling that vLLM would compute
+            otherwise, or a context or a topology that the fixed stream does not have.
     """
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     config = model.hf_config.to_model_config()
@@ -66,6 +67,16 @@ def check(vllm_config: Any) -> None:
             )
     if vllm_config.quant_config is not None:
         raise UserError(f"--quantization {model.quantization} is not supported for this model: serve it without")
+    scaling = config.rope_scaling
+    if (
+        scaling is not None
+        and scaling.rope_type == "yarn"
+        and scaling.attention_factor != yarn_attention_factor(scaling.factor)
+    ):
+        raise UserError(
+            f"rope scaling yarn has an attention_factor of {scaling.attention_factor:g}, which vLLM does not read: "
+            "use transformers' generate"
+        )
     fixed = [variant for variant in config.layer_variants if mixer_class(variant).fixed_stream is not None]
     if not fixed:
         return

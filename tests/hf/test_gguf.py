@@ -26,6 +26,7 @@ from deconattn.hf.gguf_file import gguf_vocabulary
 from deconattn.hf.gguf_tokenizer import read_vocabulary
 from deconattn.hf.tokenizer_files import _SAMPLES
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.rope_scaling import RopeScaling
 from tests.hf.models import exported, small_config, tokens, trained
 
 gguf = pytest.importorskip("gguf")
@@ -38,6 +39,8 @@ CONFIGS = {
     "qwen2": small_config("standard", "standard", vocab_size=VOCAB, num_key_value_heads=2, rms_norm_eps=1e-5),
     "qwen2 tied": small_config("standard", vocab_size=VOCAB, tie_word_embeddings=True),
     "qwen3": small_config("standard", "standard", vocab_size=VOCAB, num_key_value_heads=1, head_dim=12, **QWEN3),
+    "llama": small_config("standard", "standard", vocab_size=VOCAB, num_key_value_heads=2, attention_bias=False),
+    "llama wide heads": small_config("standard", vocab_size=VOCAB, head_dim=12, attention_bias=False),
     "qwen3 tied": small_config("standard", vocab_size=VOCAB, tie_word_embeddings=True, rope_theta=1e6, **QWEN3),
 }
 NAMES = {
@@ -145,6 +148,10 @@ def test_every_tensor_is_there(name: str, dtype: torch.dtype, ours: Path, tmp_pa
         assert (expected.pop("output.weight") == expected["token_embd.weight"]).all()
     assert stored.keys() == expected.keys()
     for tensor_name, tensor in expected.items():
+        if name.startswith("llama") and ("attn_q" in tensor_name or "attn_k" in tensor_name):
+            heads = tensor.unflatten(0, (-1, model.config.head_dim))
+            halves = heads.split(model.config.head_dim // 2, dim=1)
+            tensor = torch.stack(halves, dim=2).flatten(0, 2)  # channel 0, channel half, channel 1, ...
         is_bfloat16 = dtype == torch.bfloat16 and tensor.dim() == 2
         assert stored[tensor_name].tensor_type.name == ("BF16" if is_bfloat16 else "F32")
         data = torch.tensor(stored[tensor_name].data)
@@ -320,9 +327,10 @@ def test_a_sentencepiece_tokenizer_is_refused(documents: list[str], tmp_path: Pa
     ("config", "named"),
     [
         (small_config("standard", "rndemb"), "rndemb"),
-        (small_config("standard", qk_norm=True), "neither"),
-        (small_config("standard", attention_bias=False), "neither"),
-        (small_config("standard", head_dim=12), "neither"),
+        (small_config("standard", "nope", attention_bias=False), "nope"),
+        (small_config("standard", qk_norm=True), "none of them"),
+        (small_config("standard", head_dim=12), "none of them"),
+        (small_config("standard", rope_scaling=RopeScaling("linear", 2.0)), "rope scaling (linear)"),
     ],
 )
 def test_models_that_llama_cpp_cannot_run_are_refused(config: ModelConfig, named: str, ours: Path) -> None:

@@ -330,3 +330,12 @@ class EvaluationFlags:
     """Folder with their documents (docs/evaluation.md); by default the hub's."""
     eval_limit: int | None = None
     """Score only this many documents of a task, from the first."""
+
+
+@dataclass(frozen=True)
+class HealingFlags:
+    """A start from a trained model, and what is learnt from one (docs/healing.md)."""
+
+    init_from: Path | None = None
+    """Begin with the weights of a run, a checkpoint or a Hugging Face folder: dimensions, and without --variant and
+    --pattern the layers, are its by default; what it does not have begins as by --seed."""

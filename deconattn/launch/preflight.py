@@ -11,6 +11,8 @@ from deconattn.config.command_line import parse_training_flags
 from deconattn.config.deepspeed import deepspeed_config
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import read_run_config
+from deconattn.convert.run_flags import model_defaults
+from deconattn.convert.warm_start import check_start
 from deconattn.data import Manifest
 from deconattn.errors import UserError, of_the_disk
 from deconattn.extras import require
@@ -24,7 +26,7 @@ from deconattn.train.schedule import check_length, check_steps
 
 def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> TrainingFlags:
     """Parse a training command line and check it, see :func:`parse_training_flags` and :func:`check_flags`."""
-    flags = parse_training_flags(arguments)
+    flags = parse_training_flags(arguments, model_defaults)
     check_flags(flags, world_size)
     return flags
 
@@ -102,7 +104,14 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
         model = model_config(flags.model, data.vocab_size, flags.plan.longest)
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()
+        if flags.healing.init_from is not None and not (flags.run.resume and _has_checkpoint(flags)):
+            notes += check_start(flags, model, data)
     return Checked(notes, manifests)
+
+
+def _has_checkpoint(flags: TrainingFlags) -> bool:
+    """Whether there is a checkpoint to resume from; without one a run begins anew."""
+    return flags.run.save is not None and any(is_whole(folder) for folder in steps_in(flags.run.save))
 
 
 def _check_quantizer() -> None:

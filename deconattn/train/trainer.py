@@ -39,6 +39,7 @@ from deconattn.train.run_folder import (
 from deconattn.train.saving import GivenUp, Saver
 from deconattn.train.schedule import Schedule, check_length, check_steps, schedule_change
 from deconattn.train.throughput import Clock
+from deconattn.train.warm_start import WarmStart
 
 Scorer = Callable[[Path, Callable[[], bool]], dict[str, float] | None]
 """Function from a step-N folder to benchmark scores by name; its second argument asks whether to stop, and None is
@@ -97,15 +98,19 @@ class Trainer:
         checkpoint = self._checkpoint_to_resume()
         seed_generators(flags.optimization.seed, "start")
         self.topology = Topology.create(flags.engine.tp, flags.engine.pp)
-        model = self._build_model(checkpoint)
+        start = WarmStart(flags, self.model_config) if flags.healing.init_from and checkpoint is None else None
+        model = self._build_model(checkpoint, start)
         self.engine = Engine(model, flags, self.topology)
         self.progress = Progress()
         if checkpoint is not None:
             load_checkpoint(self.engine, checkpoint)
             self.progress = checkpoint.progress
+        elif start is not None:
+            start.fill_parameters(self.engine)
+        self._start_report = start.report() if start else []
         self.engine.check_causality(flags.data.seq_len, self.data.vocab_size)
         self.engine.try_streams(flags.data.seq_len, self.data.vocab_size)
-        origin = {} if checkpoint is None else checkpoint.origin
+        origin = checkpoint.origin if checkpoint else start.origin if start else {}
         identities, of_phases = self.data.identities, self.data.phase_identities
         self.config = resolved_config(flags, self.model_config, identities, origin, of_phases)
         self.metrics: Metrics | None = None
@@ -160,7 +165,7 @@ class Trainer:
         topology, pin = self.topology, self.engine.device.type == "cuda"
         try:
             reports = self.data.packing_report(), self.data.validation_report(), self.engine.streams.report()
-            for line in [self._arithmetic(), *chain(*reports)]:
+            for line in [self._arithmetic(), *self._start_report, *chain(*reports)]:
                 self._say(line)
             if plan := self.profiler.plan(self.progress.step):
                 self._say(plan)
@@ -341,11 +346,13 @@ class Trainer:
             check_phase_identities(checkpoint.config.phase_data, self.data.phase_identities, checkpoint.step)
         return checkpoint  # None: the run was killed before its first checkpoint and starts over
 
-    def _build_model(self, checkpoint: Checkpoint | None) -> CausalLM:
+    def _build_model(self, checkpoint: Checkpoint | None, start: WarmStart | None) -> CausalLM:
         model = empty_model(self.model_config, self.flags, self.topology)
         if checkpoint is None:
             needs_text = "text" in Streams.of(self.model_config.layer_variants).fixed
             initialize(model, self.flags.optimization.seed, self.data.fixed_ids() if needs_text else None)
+            if start is not None:
+                start.fill_buffers(model)
         else:
             load_buffers(model, checkpoint)
             if FIXED_TEXT in (buffers := dict(model.named_buffers())):

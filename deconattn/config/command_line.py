@@ -221,7 +221,7 @@ def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tupl
         (saved.data, given.data, ["seq_len", "doc_mask", "packing"]),
         (saved.optimization, given.optimization, ["global_batch_size", "seed", "optimizer"]),
         (saved.engine, given.engine, ["precision"]),
-        (saved.healing, given.healing, ["init_from"]),
+        (saved.healing, given.healing, ["init_from", "freeze", "distill", "distill_temperature"]),
     ]
     for before, now, names in pairs:
         for name in names:
@@ -246,7 +246,11 @@ def _absolute(flags: TrainingFlags) -> TrainingFlags:
         evaluation=dataclasses.replace(
             evaluation, eval_datasets=evaluation.eval_datasets and evaluation.eval_datasets.resolve()
         ),
-        healing=dataclasses.replace(healing, init_from=healing.init_from and healing.init_from.resolve()),
+        healing=dataclasses.replace(
+            healing,
+            init_from=healing.init_from and healing.init_from.resolve(),
+            teacher=healing.teacher and healing.teacher.resolve(),
+        ),
     )
 
 

@@ -9,10 +9,11 @@ from deconattn.checkpoint.format import steps_in
 from deconattn.checkpoint.manifest import is_whole, step_of
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.deepspeed import deepspeed_config
+from deconattn.config.flag_groups import HealingFlags
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import read_run_config
 from deconattn.convert.run_flags import model_defaults
-from deconattn.convert.warm_start import check_start
+from deconattn.convert.warm_start import check_trained_models
 from deconattn.data import Manifest
 from deconattn.errors import UserError, of_the_disk
 from deconattn.extras import require
@@ -104,14 +105,17 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
         model = model_config(flags.model, data.vocab_size, flags.plan.longest)
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()
-        if flags.healing.init_from is not None and not (flags.run.resume and _has_checkpoint(flags)):
-            notes += check_start(flags, model, data)
+        if flags.healing != HealingFlags():
+            notes += check_trained_models(flags, model, data, _taken_before(flags))
     return Checked(notes, manifests)
 
 
-def _has_checkpoint(flags: TrainingFlags) -> bool:
-    """Whether there is a checkpoint to resume from; without one a run begins anew."""
-    return flags.run.save is not None and any(is_whole(folder) for folder in steps_in(flags.run.save))
+def _taken_before(flags: TrainingFlags) -> tuple[str, ...] | None:
+    """Return what the run to resume took of a trained model; None where there is no checkpoint: it begins anew."""
+    if not flags.run.resume or flags.run.save is None:
+        return None
+    newest = next((folder for folder in steps_in(flags.run.save) if is_whole(folder)), None)
+    return None if newest is None else read_run_config(newest, "restore it").taken
 
 
 def _check_quantizer() -> None:

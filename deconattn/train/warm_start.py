@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from deconattn.checkpoint.origins import Origins, summary
+from deconattn.checkpoint.origins import summary
+from deconattn.checkpoint.slice_file import part_of_shard
 from deconattn.config.flags import TrainingFlags
 from deconattn.healing.source import Source, open_source, reopen_source, shared_tensors
 from deconattn.layers.config import ModelConfig
@@ -19,7 +20,6 @@ from deconattn.model.init import FIXED_TEXT
 from deconattn.parallel.agreement import everywhere
 from deconattn.parallel.process_group import from_rank_0
 from deconattn.train.engine import Engine
-from deconattn.train.resuming import part_of_shard
 
 
 class WarmStart:
@@ -33,7 +33,10 @@ class WarmStart:
     """
 
     def __init__(self, flags: TrainingFlags, config: ModelConfig) -> None:
-        self._source, self.origins = open_shared(flags, config)
+        assert flags.healing.init_from is not None
+        self._source = open_everywhere(flags.healing.init_from, flags)
+        keep = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
+        self.origins = shared_tensors(config, self._source, keep)
         self._variants, self._seed = config.layer_variants, flags.optimization.seed
 
     @property
@@ -65,16 +68,16 @@ class WarmStart:
         return summary(self.origins, self._variants, str(self._source.folder), self._seed).splitlines()
 
 
-def open_shared(flags: TrainingFlags, config: ModelConfig) -> tuple[Source, Origins]:
-    """Open `--init-from` on every rank, the same checkpoint of a run on all; a collective call."""
-    path = flags.healing.init_from
-    assert path is not None
-    given_text = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
+def open_everywhere(path: Path, flags: TrainingFlags) -> Source:
+    """Open trained weights on every rank, of a run the same checkpoint on all; a collective call.
+
+    Raises:
+        UserError: on every rank.
+    """
     opened: list[Source] = []
 
     def find() -> Path:
         opened.append(open_source(path, flags.model.plugin))
-        shared_tensors(config, opened[0], given_text)
         return opened[0].folder
 
     folder = from_rank_0(find)
@@ -84,7 +87,7 @@ def open_shared(flags: TrainingFlags, config: ModelConfig) -> tuple[Source, Orig
             opened.append(reopen_source(folder, flags.model.plugin))
 
     everywhere(follow)
-    return opened[0], shared_tensors(config, opened[0], given_text)
+    return opened[0]
 
 
 def load_weights(engine: Engine, source: Source, taken: Collection[str]) -> None:

@@ -123,9 +123,7 @@ def train(folder: Path, flags: Mapping[str, object], steps: int) -> float:
     return found.val_loss
 
 
-def heal(
-    arguments: Arguments, teacher: Path, way: str, extra: Mapping[str, object], start: Mapping[str, object]
-) -> Healed:
+def heal(arguments: Arguments, way: str, extra: Mapping[str, object], start: Mapping[str, object]) -> Healed:
     """Heal by one way: every learning rate on the first seed, the best of them on all."""
 
     def loss(lr: float, seed: int) -> float:

@@ -341,7 +341,7 @@ class HealingFlags:
     --pattern the layers, are its by default; what it does not have begins as by --seed."""
     freeze: tuple[str, ...] = ()
     """Parameters that keep their values: patterns of names such as model.layers.*.mlp.*, or shared, all that
-    --init-from gave; PATTERN@STEP lets them go after so many steps."""
+    --init-from gave but mixers of another variant; PATTERN@STEP lets them go after so many steps."""
     teacher: Path | None = None
     """Run, checkpoint or Hugging Face folder to learn from by --distill."""
     distill: str | None = None

@@ -66,9 +66,10 @@ def lessons(flags: "TrainingFlags") -> tuple[Lesson, ...]:
     parts, names = text.split(","), get_args(ObjectiveName)
     found, step, tokens = [], 0, 0
     for number, part in enumerate(parts):
-        name, colon, length = part.strip().partition(":")
-        if name not in names:
-            raise UserError(f"--distill {text}: {name!r} is none of {', '.join(names)}")
+        word, colon, length = part.strip().partition(":")
+        name: ObjectiveName | None = next((name for name in names if name == word), None)
+        if name is None:
+            raise UserError(f"--distill {text}: {word!r} is none of {', '.join(names)}")
         found.append(Lesson(name, step))
         if number == len(parts) - 1:
             if colon:
@@ -119,10 +120,10 @@ def check_healing(flags: "TrainingFlags") -> None:
             raise UserError("--teacher needs --data: name packed corpora whose tokens it knows")
     if not 0 < healing.distill_temperature < math.inf:
         raise UserError(f"--distill-temperature is {healing.distill_temperature}: it must be a number above zero")
-    for flag, given in (("--freeze", bool(frozen)), ("--distill", bool(taught))):
-        if given and flags.engine.pp > 1:
+    for flag, there in (("--freeze", bool(frozen)), ("--distill", bool(taught))):
+        if there and flags.engine.pp > 1:
             raise UserError(f"{flag} does not go with --pp {flags.engine.pp}: use --tp, or ZeRO to share memory out")
-        if given and flags.optimization.optimizer == "muon":
+        if there and flags.optimization.optimizer == "muon":
             raise UserError(f"{flag} does not go with --optimizer muon, which updates all matrices: use adamw")
 
 

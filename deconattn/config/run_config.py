@@ -35,6 +35,7 @@ class RunConfig:
         base_model: what the weights were converted from, if they were.
         kept: what an export has of that model (:mod:`deconattn.checkpoint.origin`).
         taken: tensors that the run began with, of a trained model; the others began as by `--seed`.
+        taken_layers: variants of that model's layers.
         plugin_code: digest of the code of each variant that a plugin registers.
         environment: versions and machine.
         phase_data: the corpora of phases that have their own, by the step that each begins at.
@@ -46,6 +47,7 @@ class RunConfig:
     base_model: str | None = None
     kept: dict[str, Any] = field(default_factory=dict)
     taken: tuple[str, ...] = ()
+    taken_layers: tuple[str, ...] = ()
     total_steps: int | None = None
     warmup_steps: int | None = None
     plugin_code: dict[str, str] = field(default_factory=dict)

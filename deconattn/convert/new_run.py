@@ -64,7 +64,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     given_text = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
     origins = graft(model, weights, keep=given_text)
     with durable.staged_folder(out, _check_free) as folder:
-        _fill(folder, model, flags, data, kept | {"taken": origins.taken})
+        _fill(folder, model, flags, data, kept | {"taken": origins.taken, "taken_layers": origin.layer_variants})
     lines = [
         summary(origins, config.layer_variants, str(source), flags.optimization.seed),
         _outlook(flags, origin),

@@ -1,17 +1,32 @@
 """Which parameters are frozen, and until which step."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.healing import NEVER, SHARED, lessons, parse_freeze
 from deconattn.errors import UserError
+from deconattn.layers.config import ModelConfig
 
 LAYER_TRAINS = "model.layers.*.self_attn.*"
 """What the objective `layer` trains: the mixers."""
 
 
-def frozen_until(flags: TrainingFlags, names: Sequence[str], taken: Collection[str]) -> dict[str, int]:
+def shared_parameters(config: ModelConfig, origin: Mapping[str, Any]) -> list[str]:
+    """Return what a model has in common with the one that its weights began with: what `--freeze shared` means.
+
+    A mixer of another variant is new, also where it began with the weights of the one in its place.
+
+    Args:
+        origin: `taken` and `taken_layers` of the run's configuration; empty where it began with none.
+    """
+    pairs = enumerate(zip(config.layer_variants, origin.get("taken_layers", ()), strict=False))
+    new = tuple(f"model.layers.{layer}.self_attn." for layer, (ours, theirs) in pairs if ours != theirs)
+    return [name for name in origin.get("taken", ()) if not name.startswith(new)]
+
+
+def frozen_until(flags: TrainingFlags, names: Sequence[str], shared: Collection[str]) -> dict[str, int]:
     """Return the step until which parameters are frozen, by name, of those that are.
 
     While `--distill layer` lasts all but the mixers are: it has no gradient for them, and decay alone would be left.
@@ -19,7 +34,7 @@ def frozen_until(flags: TrainingFlags, names: Sequence[str], taken: Collection[s
 
     Args:
         names: canonical names of the parameters.
-        taken: those that the run began with, of a trained model.
+        shared: :func:`shared_parameters`.
 
     Raises:
         UserError: a pattern that is no parameter's, or nothing is left to train.
@@ -31,7 +46,7 @@ def frozen_until(flags: TrainingFlags, names: Sequence[str], taken: Collection[s
 
     for rule in parse_freeze(flags.healing.freeze):
         if rule.pattern == SHARED:
-            found = [name for name in names if name in taken]
+            found = [name for name in names if name in shared]
         else:
             found = [name for name in names if fnmatchcase(name, rule.pattern)]
         if not found:

@@ -69,7 +69,7 @@ class OfCheckpoint(Source):
         self.folder, self.config = checkpoint.folder, checkpoint.model_config
         entries = checkpoint.reader.tensors.items()
         self.shapes = {name: tuple(entry.shape) for name, entry in entries if "weights" in entry.kinds}
-        self.origin = {name: value for name, value in checkpoint.origin.items() if name != "taken"}
+        self.origin = {name: value for name, value in checkpoint.origin.items() if not name.startswith("taken")}
 
     def read(self, name: str, part: Part | None, first: int, last: int) -> Tensor:
         return self._checkpoint.reader.read("weights", name, part, first, last)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -110,12 +111,15 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
     return Checked(notes, manifests)
 
 
-def _taken_before(flags: TrainingFlags) -> tuple[str, ...] | None:
+def _taken_before(flags: TrainingFlags) -> dict[str, Any] | None:
     """Return what the run to resume took of a trained model; None where there is no checkpoint: it begins anew."""
     if not flags.run.resume or flags.run.save is None:
         return None
     newest = next((folder for folder in steps_in(flags.run.save) if is_whole(folder)), None)
-    return None if newest is None else read_run_config(newest, "restore it").taken
+    if newest is None:
+        return None
+    config = read_run_config(newest, "restore it")
+    return {"taken": config.taken, "taken_layers": config.taken_layers}
 
 
 def _check_quantizer() -> None:

@@ -35,10 +35,13 @@ class Healing:
         self._flags, self._config = flags, config
         begins = flags.healing.init_from is not None and checkpoint is None
         self._start = WarmStart(flags, config) if begins else None
-        self._origin = checkpoint.origin if checkpoint else self._start.origin if self._start else {}
+        self._origin: dict[str, Any] = self._start.origin if self._start else {}
+        if checkpoint:
+            self._origin = checkpoint.origin
         parameters, _ = expected_headers(config)
         self._sizes = {name: math.prod(shape) for name, (_, shape) in parameters.items()}
-        self.frozen = freezing.frozen_until(flags, [*parameters], self._origin.get("taken", ()))
+        shared = freezing.shared_parameters(config, self._origin)
+        self.frozen = freezing.frozen_until(flags, [*parameters], shared)
         self._distillation: Distillation | None = None
         self._begun = False
 

@@ -6,6 +6,7 @@ nothing of them.
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,9 +41,9 @@ class WarmStart:
         self._variants, self._seed = config.layer_variants, flags.optimization.seed
 
     @property
-    def origin(self) -> dict[str, object]:
+    def origin(self) -> dict[str, Any]:
         """Fields of the run's configuration."""
-        return self._source.origin | {"taken": self.origins.taken}
+        return self._source.origin | {"taken": self.origins.taken, "taken_layers": self._source.config.layer_variants}
 
     def fill_buffers(self, model: CausalLM) -> None:
         """Fill those buffers of this rank's part of a model that are taken; a collective call."""

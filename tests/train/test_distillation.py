@@ -138,6 +138,16 @@ def test_adamw_counts_from_when_parameters_are_let_go(small: list[str], tmp_path
     trainer.engine.destroy()
 
 
+def test_a_mixer_of_another_variant_is_new_with_its_old_weights(teacher: Path, corpus: Path, tmp_path: Path) -> None:
+    words = ["--init-from", str(teacher), "--pattern", "fixedseq,approximate", "--freeze", "shared@2"]
+    words = [*SMALL, "--data", str(corpus), *words, "--save-every", "1", "--keep", "9", "--save", str(tmp_path / "run")]
+    run_job(["stop=1", *words]).engine.destroy()
+    run_job(["--save", str(tmp_path / "run"), "--resume"]).engine.destroy()
+    moved = changed(open_checkpoint(teacher), step(tmp_path / "run", 2))
+    assert moved and all(name.startswith("model.layers.1.self_attn.") for name in moved)
+    assert "lm_head.weight" in changed(step(tmp_path / "run", 2), step(tmp_path / "run", 3))
+
+
 def test_refusals(teacher: Path, corpus: Path, tmp_path: Path) -> None:
     def refused(words: str, pattern: str) -> None:
         given = [*SMALL, "--data", str(corpus), "--save", str(tmp_path / "run"), *words.split()]

@@ -54,10 +54,10 @@ def open_source(config: PackConfig, inputs: list[Input], journal: Journal, spec:
     last = journal.entries[-1] if journal.entries else {}
     with closing(read_blocks(inputs, config.text_field, tuple(last.get("block", (0, 0))))) as blocks:
         if config.chat:
-            tokenizer = load_tokenizer(spec, config.eos, config.special_tokens)
-            if tokenizer.special_tokens != "token":
+            exact = load_tokenizer(spec, config.eos, config.special_tokens)
+            if exact.special_tokens != "token":
                 raise UserError(f"--chat: {spec} reads no special token from a text: give a tokenizer.json")
-            yield Source(blocks, tokenizer, False, load_template(spec))
+            yield Source(blocks, exact, False, load_template(spec))
             return
         if last.get("phase") == _MERGING or not last.get("fast", True):
             yield Source(blocks, load_tokenizer(spec, config.eos, config.special_tokens), fast=False)

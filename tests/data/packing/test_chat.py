@@ -82,8 +82,7 @@ def test_labels_are_the_answers(tokenizer: Path, tmp_path: Path, packing: Any) -
     corpus = TokenCorpus(out)
     library = Library.from_file(str(tokenizer / "tokenizer.json"))
     stream = SampleStream([(corpus, 1.0)], 16, seed=0, shuffle=False, packing=packing)
-    fields = stream.arrays(range(stream.num_samples), doc_mask=False)
-    inputs, labels = fields
+    inputs, labels = stream.arrays(range(stream.num_samples), doc_mask=packing == "best-fit")[:2]
     assert inputs.min() >= 0 and max(inputs.max(), labels.max()) < corpus.manifest.vocab_size
     learnt = library.decode(labels[labels >= 0].tolist(), skip_special_tokens=False)
     whole = "".join(map(answers_of, CONVERSATIONS))
@@ -92,7 +91,8 @@ def test_labels_are_the_answers(tokenizer: Path, tmp_path: Path, packing: Any) -
         tokens = library.decode(inputs.flatten().tolist(), skip_special_tokens=False)
         assert tokens.startswith("<|im_start|>user\nWho goes there?<|im_end|>\n<|im_start|>assistant\nNay, answer me.")
     else:
-        assert all(answer in whole for answer in learnt.split("<|end|>")) and len(learnt) > len(whole) / 2
+        plain = int((np.concatenate(corpus.pieces(0, corpus.num_tokens)) < MARK).sum())
+        assert plain / 2 < (labels >= 0).sum() <= plain
     assert "Question" not in learnt and "honour?" not in learnt and "<|im_start|>" not in learnt
 
 

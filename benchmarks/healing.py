@@ -163,7 +163,8 @@ def table(found: Mapping[str, Healed], starts: Mapping[int, float], teacher: flo
 def main() -> None:
     """The teacher, the start of each seed, every way, then the table."""
     arguments = parse(Arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    for folder in (arguments.out, arguments.results):
+        folder.mkdir(parents=True, exist_ok=True)
     teacher = arguments.out / "teacher"
     its_flags = {"size": arguments.size, **arguments.flags(arguments.teacher_steps, arguments.teacher_lr, 1234)}
     its_loss = train(teacher, its_flags, arguments.teacher_steps)

@@ -5,9 +5,10 @@ for one. The characters are noncharacters of Unicode, which stand in no text.
 """
 
 import json
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from deconattn.data.manifest import SETTINGS_NAME
 from deconattn.errors import UserError
@@ -40,9 +41,7 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> Any:
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
-        return _compile_jinja_template(self.source)
+        return _environment().from_string(self.source)
 
     def text(self, record: Any) -> str:
         """Return a conversation's text, each answer of the assistant between :data:`BEGIN` and :data:`END`.
@@ -77,6 +76,34 @@ class ChatTemplate:
         except Exception as error:  # whatever a template comes up with
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BadConversation(f"the chat template refuses it: {said}") from None
+
+
+def _environment() -> Any:
+    """Return what transformers has templates run in, a sandbox; `{% generation %}` blocks are what is in them."""
+    from jinja2 import nodes
+    from jinja2.exceptions import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def as_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **others: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **others)
+
+    extensions = [Generation, loopcontrols]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = as_json
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda shape: datetime.now().strftime(shape)}
+    return environment
 
 
 def load_template(tokenizer: str) -> ChatTemplate:

@@ -16,6 +16,7 @@ from deconattn.data.corpus_tools.rewrite import merge, recut
 from deconattn.data.corpus_tools.verify import verify
 from deconattn.data.manifest import read_manifest
 from deconattn.data.packing.pack import pack
+from deconattn.data.reading.chat import ChatTemplate
 from deconattn.data.shards import open_shard
 from deconattn.data.tokenizing.training import Training, train_tokenizer
 from deconattn.errors import UserError
@@ -158,6 +159,25 @@ def test_a_template_that_rewrites_what_was_said_is_refused(tokenizer: Path, tmp_
     (folder / "chat_template.jinja").write_text("{% for %}")
     with pytest.raises(UserError, match="is none"):
         packed(folder, tmp_path)
+
+
+def test_templates_are_written_as_transformers_writes_them(tokenizer: Path) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    sources = [
+        TEMPLATE,
+        "{{ bos_token }}{% for m in messages %}\n  {% if m.role == 'assistant' %}\n{% generation %}A: {{ m.content }}"
+        "{% endgeneration %}\n{% else %}U: {{ m | tojson }}{% endif %}{% if loop.index > 9 %}{% break %}{% endif %}"
+        "{% endfor %}{{ eos_token }}",
+    ]
+    for source in sources:
+        template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
+        for conversation in CONVERSATIONS[:3]:
+            messages = conversation["messages"]
+            theirs, _ = render_jinja_template(
+                [messages], chat_template=source, bos_token="<s>", eos_token="</s>", add_generation_prompt=False
+            )
+            assert template._render(messages, False) == theirs[0]
 
 
 def test_flags_that_do_not_go_together(tokenizer: Path, sp_model: Path, tmp_path: Path) -> None:

@@ -112,9 +112,11 @@ class Checkpoint:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The configuration's fields about the model that the run was converted from; empty if it was not."""
+        """The configuration's fields about the model that the run began with; empty if it began with none."""
         config = self.config
-        return {} if config.base_model is None else {"base_model": config.base_model, "kept": config.kept}
+        named = {} if config.base_model is None else {"base_model": config.base_model, "kept": config.kept}
+        taken = {"taken": list(config.taken), "taken_layers": list(config.taken_layers)}
+        return named | (taken if config.taken else {})
 
     def with_plugins(self, plugins: Sequence[Path], trusted: bool = False) -> "Checkpoint":
         """Return the checkpoint with these files, which are run, in the place of the plugins it was trained with.

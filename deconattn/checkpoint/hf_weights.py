@@ -1,7 +1,7 @@
 """Weights of a Hugging Face folder: safetensors, in one file or several."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -83,6 +83,11 @@ class HFWeights:
         for name, dtype in self._dtypes.items():
             if dtype not in FLOATS and name != "model.fixed_ids":
                 raise UserError(f"{self.folder}: {name} is quantized ({dtype}): give the original model")
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the tensors, by name."""
+        return self._shapes
 
     def __len__(self) -> int:
         return len(self._shapes)

@@ -30,11 +30,14 @@ class Progress:
         step: optimiser steps begun, skipped ones included; the schedule's clock.
         optimizer_steps: steps that changed the weights.
         skipped_steps: steps whose loss or gradient was not finite.
+        frozen_steps: of `optimizer_steps`, those in which parameters that are frozen until a step were so, by that
+            step: AdamW's own count of theirs began after them.
     """
 
     step: int = 0
     optimizer_steps: int = 0
     skipped_steps: int = 0
+    frozen_steps: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} was changed after it was written: {remedy}")
     number = _STEP.fullmatch(folder.resolve().name)
     counted = progress.optimizer_steps + progress.skipped_steps
-    if min(vars(progress).values()) < 0 or counted > progress.step or (number and int(number[1]) != progress.step):
+    counts = progress.step, progress.optimizer_steps, progress.skipped_steps, *progress.frozen_steps.values()
+    if min(counts) < 0 or max(counted, *counts) > progress.step or (number and int(number[1]) != progress.step):
         raise UserError(f"{path} says step {progress.step}: {remedy}")
     missing = [name for name in (RUN_CONFIG,) if name not in manifest.files]
     if missing or not (manifest.tensors or any(name.startswith("weights-") for name in manifest.files)):

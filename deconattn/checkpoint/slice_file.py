@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from deconattn.json_files import open_regular, parse_json
+from deconattn.layers.shards import Shard
 
 BLOCK = 2**16
 """Elements of a block, 256 KiB in fp32."""
@@ -57,6 +58,11 @@ class Part:
         if not 0 <= self.dim < len(shape) or not 0 <= self.start < self.stop <= shape[self.dim]:
             raise ValueError("no part of the tensor")
         return (*shape[: self.dim], self.stop - self.start, *shape[self.dim + 1 :])
+
+
+def part_of_shard(shard: Shard | None) -> Part | None:
+    """Return a tensor-parallel rank's part as slices describe it; None is the whole."""
+    return None if shard is None else Part(shard.dim, *shard.bounds[shard.rank])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Parser from a command line to :class:`~deconattn.config.flags.TrainingFlags`, fresh or of a run to resume."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import tyro
 from deconattn.cli import asks_for_completion, complaints_in_one_line, parse
 from deconattn.config.flag_file import ConfigFile, read_config_file
 from deconattn.config.flags import TrainingFlags, model_config
+from deconattn.config.healing import check_folder
 from deconattn.config.presets import size_defaults
 from deconattn.config.probe_source import is_probe, named_task
 from deconattn.config.renamed import renamed_words
@@ -32,12 +33,21 @@ class _Decisive:
     steps: int | None = None
     tokens: int | None = None
     seq_len: int | None = None
+    init_from: Path | None = None
+    variant: str | None = None
+    pattern: str | None = None
 
 
-def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
+def parse_training_flags(
+    arguments: Sequence[str], of_model: Callable[[Path], Mapping[str, Any]] | None = None
+) -> TrainingFlags:
     """Parse and check: the command line comes before the file of `--config`, and that before the defaults of the size.
 
     With `--resume` the run's flags stand in the defaults' place.
+
+    Args:
+        of_model: returns the fields of `ModelFlags` that describe the model of `--init-from`, defaults then; among
+            them the size that comes nearest, and its layers as a pattern. Without it that flag decides nothing.
 
     Raises:
         UserError: anything wrong with the flags that can be known before a process starts, a run that cannot be
@@ -53,7 +63,7 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
     saved = saved_flags(_save(first, file)) if resumes else None
     # The plugins of a run are its owner's word, not the user's: what is given stands alone.
     unasked = saved.model.plugin if saved else ()
-    defaults = _with(saved, "model", plugin=()) if saved else size_defaults(_size(first, file))
+    defaults = _with(saved, "model", plugin=()) if saved else _defaults(first, file, of_model)
     owner = _save(first, file)
     if file and file.of_a_run and file.values.get("plugin"):
         unasked, owner = tuple(Path(str(plugin)) for plugin in file.values["plugin"]), file.path
@@ -75,6 +85,23 @@ def parse_training_flags(arguments: Sequence[str]) -> TrainingFlags:
         raise UserError(f"no such file: {text}")
     flags.check()
     return flags
+
+
+def _defaults(
+    first: _Decisive, file: ConfigFile | None, of_model: Callable[[Path], Mapping[str, Any]] | None
+) -> TrainingFlags:
+    """Return the size's defaults, or with `--init-from` those of its model."""
+    in_file = file.values if file else {}
+    start = first.init_from or (Path(str(in_file["init_from"])) if in_file.get("init_from") else None)
+    if start is None or of_model is None:
+        return size_defaults(_size(first, file))
+    check_folder("--init-from", start)
+    values = dict(of_model(start))
+    if first.variant or first.pattern or in_file.get("variant") or in_file.get("pattern"):
+        values.pop("pattern")
+    nearest = values.pop("size")
+    named = first.size or in_file.get("size")
+    return _with(size_defaults(_size(first, file) if named else nearest), "model", **values)
 
 
 def _size(first: _Decisive, file: ConfigFile | None) -> str:
@@ -194,6 +221,7 @@ def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tupl
         (saved.data, given.data, ["seq_len", "doc_mask", "packing"]),
         (saved.optimization, given.optimization, ["global_batch_size", "seed", "optimizer"]),
         (saved.engine, given.engine, ["precision"]),
+        (saved.healing, given.healing, ["init_from", "freeze", "distill", "distill_temperature"]),
     ]
     for before, now, names in pairs:
         for name in names:
@@ -202,7 +230,7 @@ def _contradictions(saved: TrainingFlags, given: TrainingFlags) -> Iterator[tupl
 
 
 def _absolute(flags: TrainingFlags) -> TrainingFlags:
-    model, data, engine, evaluation = flags.model, flags.data, flags.engine, flags.evaluation
+    model, data, engine, evaluation, healing = flags.model, flags.data, flags.engine, flags.evaluation, flags.healing
     return dataclasses.replace(
         flags,
         model=dataclasses.replace(model, plugin=tuple(path.resolve() for path in model.plugin)),
@@ -217,6 +245,11 @@ def _absolute(flags: TrainingFlags) -> TrainingFlags:
         ),
         evaluation=dataclasses.replace(
             evaluation, eval_datasets=evaluation.eval_datasets and evaluation.eval_datasets.resolve()
+        ),
+        healing=dataclasses.replace(
+            healing,
+            init_from=healing.init_from and healing.init_from.resolve(),
+            teacher=healing.teacher and healing.teacher.resolve(),
         ),
     )
 

@@ -333,3 +333,23 @@ class EvaluationFlags:
     """Folder with their documents (docs/evaluation.md); by default the hub's."""
     eval_limit: int | None = None
     """Score only this many documents of a task, from the first."""
+
+
+@dataclass(frozen=True)
+class HealingFlags:
+    """A start from a trained model, and what is learnt from one (docs/healing.md)."""
+
+    init_from: Path | None = None
+    """Begin with the weights of a run, a checkpoint or a Hugging Face folder: dimensions, and without --variant and
+    --pattern the layers, are its by default; what it does not have begins as by --seed."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that keep their values: patterns of names such as model.layers.*.mlp.*, or shared, all that
+    --init-from gave but mixers of another variant; PATTERN@STEP lets them go after so many steps."""
+    teacher: Path | None = None
+    """Run, checkpoint or Hugging Face folder to learn from by --distill."""
+    distill: str | None = None
+    """Objectives in their order, each NAME:STEPS, or NAME:TOKENSt, the last without a length: layer (each mixer's
+    output is to be the teacher's, of the teacher's input), logits (KL to the teacher's predictions), lm (the usual
+    loss), such as layer:200,logits:800,lm."""
+    distill_temperature: float = 1.0
+    """Temperature at which --distill logits compares predictions."""

@@ -11,10 +11,12 @@ from deconattn.config.flag_groups import (
     DataFlags,
     EngineFlags,
     EvaluationFlags,
+    HealingFlags,
     ModelFlags,
     OptimizationFlags,
     RunFlags,
 )
+from deconattn.config.healing import check_healing
 from deconattn.config.pattern import layer_variants
 from deconattn.config.probe_source import check_probe
 from deconattn.config.steps import StepPlan, Stretch
@@ -37,6 +39,7 @@ class TrainingFlags:
     engine: EngineFlags = field(default_factory=EngineFlags)
     run: RunFlags = field(default_factory=RunFlags)
     evaluation: EvaluationFlags = field(default_factory=EvaluationFlags)
+    healing: HealingFlags = field(default_factory=HealingFlags)
 
     @cached_property
     def plan(self) -> StepPlan:
@@ -136,6 +139,7 @@ class TrainingFlags:
 
             load_plugins(self.model.plugin)
         check_probe(self)
+        check_healing(self)
         model = model_config(self.model, 1, self.plan.longest)  # the tokenizer is not known yet
         for length in dict.fromkeys(stretch.seq_len for stretch in self.plan.stretches):
             self.engine.check(model, length)

@@ -33,7 +33,9 @@ class RunConfig:
     Attributes:
         model: its variants by their names in the run's own plugins.
         base_model: what the weights were converted from, if they were.
-        kept: what an export has of that model (:mod:`deconattn.convert.origin`).
+        kept: what an export has of that model (:mod:`deconattn.checkpoint.origin`).
+        taken: tensors that the run began with, of a trained model; the others began as by `--seed`.
+        taken_layers: variants of that model's layers.
         plugin_code: digest of the code of each variant that a plugin registers.
         environment: versions and machine.
         phase_data: the corpora of phases that have their own, by the step that each begins at.
@@ -44,6 +46,8 @@ class RunConfig:
     data: tuple[CorpusIdentity, ...] = ()
     base_model: str | None = None
     kept: dict[str, Any] = field(default_factory=dict)
+    taken: tuple[str, ...] = ()
+    taken_layers: tuple[str, ...] = ()
     total_steps: int | None = None
     warmup_steps: int | None = None
     plugin_code: dict[str, str] = field(default_factory=dict)

@@ -18,10 +18,11 @@ from deconattn.checkpoint.hf_config import read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.manifest import Progress
 from deconattn.checkpoint.moments import moments_of
+from deconattn.checkpoint.origin import origin_of
+from deconattn.checkpoint.origins import summary
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
-from deconattn.convert.graft import graft, summary
-from deconattn.convert.origin import origin_of
+from deconattn.convert.graft import graft
 from deconattn.convert.run_flags import run_flags
 from deconattn.data.manifest import TOKENIZER_NAMES
 from deconattn.errors import UserError
@@ -64,7 +65,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     given_text = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
     origins = graft(model, weights, keep=given_text)
     with durable.staged_folder(out, check_free) as folder:
-        _fill(folder, model, flags, data, kept)
+        _fill(folder, model, flags, data, kept | {"taken": origins.taken, "taken_layers": origin.layer_variants})
     lines = [
         summary(origins, config.layer_variants, str(source), flags.optimization.seed),
         _outlook(flags, origin),

@@ -8,13 +8,16 @@ from typing import Any
 
 import tyro
 
-from deconattn.checkpoint.kinds import HF_CONFIG
+from deconattn.checkpoint.hf_config import read_model_config
+from deconattn.checkpoint.kinds import HF_CONFIG, kind_of
 from deconattn.cli import complaints_in_one_line
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.presets import SIZES, Size
 from deconattn.config.probe_source import is_probe
+from deconattn.config.run_config import RUN_CONFIG, read_run_config
 from deconattn.errors import UserError
+from deconattn.json_files import reason
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.rope_scaling import NONE, with_original
 
@@ -93,6 +96,26 @@ def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> Tr
         raise UserError(f"--data {flags.data.data[0]} has no text, which the model was trained on: name packed corpora")
     flags.accumulation_steps(1)  # raises where no number of ranks would do
     return flags
+
+
+def model_defaults(folder: Path) -> dict[str, Any]:
+    """Return the fields of ModelFlags that describe a run's, a checkpoint's or a Hugging Face folder's model.
+
+    Among them `size`, the one that comes nearest, and `pattern`, the layers one by one. A run's are read of its
+    configuration alone.
+
+    Raises:
+        UserError: it is none of these, or cannot be converted.
+    """
+    if kind_of(folder) == "checkpoint":
+        try:
+            config = read_run_config(folder, "restore it").model
+        except OSError as error:
+            raise UserError(f"{folder / RUN_CONFIG} cannot be read ({reason(error)}): restore it") from error
+    else:
+        config = read_model_config(folder)
+    values: dict[str, Any] = {name: getattr(config, NAMES.get(name, name)) for name in DIMENSIONS}
+    return values | {"size": nearest_size(config), "pattern": ",".join(config.layer_variants)}
 
 
 def nearest_size(config: ModelConfig) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconattn.data.answers import plain
 from deconattn.data.manifest import TOKENIZER_NAMES, Manifest, ShardEntry, check_sizes, read_manifest
 from deconattn.data.mapped import fetch
 from deconattn.data.shards import MappedShard, check_shard, open_shard
@@ -69,12 +70,14 @@ class TokenCorpus:
         """
         pieces = self.pieces(start, length)
         tokens = np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, dtype=np.int64)
+        if self.manifest.answers:
+            tokens = plain(tokens)
         if int(tokens.max(initial=0)) >= self.manifest.vocab_size:
             self.report_foreign_id(start, tokens)
         return tokens
 
     def pieces(self, start: int, length: int) -> list[npt.NDArray[Any]]:
-        """Views of the tokens :meth:`read` copies, uint16 or uint32, with unchecked ids; mostly one piece.
+        """Views of the tokens :meth:`read` copies, uint16 or uint32, with unchecked ids and marks; mostly one piece.
 
         Raises IndexError outside the corpus, :class:`UserError` for a shard that is no longer there.
         """
@@ -183,6 +186,8 @@ def read_batches(
 ) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.int32]]]:
     """The documents of one split, in order, many at a time: the first one's number, values, and bounds in the values.
 
+    Values have the marks of :mod:`deconattn.data.answers`, where there are any.
+
     Args:
         manifest: the folder's.
         start: the number, from 0, of the first document; shards before it are not opened.
@@ -217,7 +222,8 @@ def read_documents(
     """Iterate over the documents of one split, one at a time: number and ids `[n]`, separator included."""
     for first, values, bounds in read_batches(folder, manifest, split, start):
         for place in range(len(bounds) - 1):
-            yield first + place, values[bounds[place] : bounds[place + 1]]
+            ids = values[bounds[place] : bounds[place + 1]]
+            yield first + place, plain(ids) if manifest.answers else ids
 
 
 def _check_order(path: Path, first: int, bounds: npt.NDArray[np.int32]) -> None:

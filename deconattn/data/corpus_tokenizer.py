@@ -84,7 +84,9 @@ def difference(folder: Path, manifest: Manifest, other_folder: Path, other: Mani
     """
     if has_old_fingerprint(folder, manifest) != has_old_fingerprint(other_folder, other):
         manifest, other = renewed(folder, manifest), renewed(other_folder, other)
-    for field in ("tokenizer_fingerprint", "vocab_size", "eos_token_id", "bos_token_id", "dtype"):
+    # Conversations may be blended with texts: their type is wider, for the marks.
+    alike = ("dtype",) if manifest.answers == other.answers else ()
+    for field in ("tokenizer_fingerprint", "vocab_size", "eos_token_id", "bos_token_id", *alike):
         ours, theirs = getattr(manifest, field), getattr(other, field)
         if ours != theirs:
             return f"{field} {ours} and {theirs}"

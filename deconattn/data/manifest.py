@@ -53,6 +53,7 @@ class Manifest:
         bos_token_id: what every document begins with; None for nothing.
         special_tokens: whether special tokens that a text spells were read as "text" or as such a "token"; None in
             corpora of earlier versions, which took the library's own way.
+        answers: the documents are conversations, with marks on what is no answer (:mod:`deconattn.data.answers`).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -66,6 +67,7 @@ class Manifest:
     dtype: str
     source: str
     shards: tuple[ShardEntry, ...]
+    answers: bool = False
 
     def of_split(self, split: str) -> tuple[ShardEntry, ...]:
         """The shards of one split, in reading order."""
@@ -74,7 +76,10 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder/manifest.json` atomically and durably."""
-    durable.write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
+    content = dataclasses.asdict(manifest)
+    if not manifest.answers:  # what has no marks is as it was in earlier versions, which can read it
+        del content["answers"]
+    durable.write_json(folder / MANIFEST_NAME, content)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from deconattn.data.answers import plain
 from deconattn.data.manifest import FORMAT_VERSION, Manifest, ShardEntry, SpecialTokens, check_size, read_manifest
 from deconattn.errors import UserError
 from deconattn.program import command
@@ -35,11 +36,12 @@ class ShardSchema:
     source: str
     bos_token_id: int | None = None
     special_tokens: SpecialTokens | None = None
+    answers: bool = False
 
     @property
     def dtype(self) -> str:
-        """The narrowest of `uint16` and `uint32` that holds every id of the vocabulary."""
-        return "uint16" if self.vocab_size <= 65536 else "uint32"
+        """The narrowest of `uint16` and `uint32` that holds every id of the vocabulary, and marks where there are."""
+        return "uint16" if self.vocab_size <= 65536 and not self.answers else "uint32"
 
     def arrow(self, split: str) -> pa.Schema:
         """The Arrow schema, metadata included."""
@@ -64,6 +66,7 @@ class ShardSchema:
             bos_token_id=self.bos_token_id,
             special_tokens=self.special_tokens,
             dtype=self.dtype,
+            answers=self.answers,
             source=self.source,
             shards=shards,
         )
@@ -125,7 +128,7 @@ class ShardWriter:
         self.tokens = 0
         self.documents = 0
         self.entry: ShardEntry | None = None
-        self._vocab_size = schema.vocab_size
+        self._vocab_size, self._answers = schema.vocab_size, schema.answers
         self._max_token_id = 0
         self._schema = schema.arrow(split)
         self._dtype = np.dtype(schema.dtype)
@@ -150,7 +153,7 @@ class ShardWriter:
         longest = int(lengths.max(initial=0))
         if longest > _MAX_DOCUMENT_TOKENS:
             raise UserError(f"a document has {longest} tokens, more than {_MAX_DOCUMENT_TOKENS}; cut it up")
-        largest = int(tokens.max(initial=0))
+        largest = int((plain(tokens) if self._answers else tokens).max(initial=0))
         if largest >= self._vocab_size or int(tokens.min(initial=0)) < 0:
             raise ValueError(f"token id {largest} outside a vocabulary of {self._vocab_size}")
         tokens = tokens.astype(self._dtype, copy=False)
@@ -189,7 +192,7 @@ class ShardWriter:
         offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=offsets[1:])
         values = np.concatenate(self._pending)
-        self._max_token_id = max(self._max_token_id, int(values.max()))
+        self._max_token_id = max(self._max_token_id, int((plain(values) if self._answers else values).max()))
         # pa.array() would give the same, and import pandas on the way.
         offsets_column, values_column = (
             pa.Array.from_buffers(pa.from_numpy_dtype(part.dtype), len(part), [None, pa.py_buffer(part)])

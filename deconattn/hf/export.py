@@ -62,7 +62,7 @@ def export(
         plugins: files of third-party variants; they are carried along and must be loaded in this process.
         provenance: for the model card.
         kept: what a model that the run was converted from had and training does not change
-            (:mod:`deconattn.convert.origin`).
+            (:mod:`deconattn.checkpoint.origin`).
         overwrite: replace an earlier export at `out`.
         gguf: what :func:`deconattn.hf.gguf_file.gguf_vocabulary` made of the tokenizer, to write `model.gguf` too.
 

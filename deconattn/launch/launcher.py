@@ -27,6 +27,7 @@ from deconattn.config.command_line import parse_training_flags
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
 from deconattn.launch.ranks import is_rank
+from deconattn.launch.start import model_of_start
 from deconattn.launch.worker import OUR_LAUNCHER
 from deconattn.locks import check_unused
 
@@ -61,7 +62,7 @@ def launch(arguments: Sequence[str], program: Sequence[str] = WORKER) -> int:
 
         be_a_rank(arguments)
         return 0
-    flags = parse_training_flags(arguments)
+    flags = parse_training_flags(arguments, model_of_start)
     # Only now, since --help has left: these, and DeepSpeed, take seconds to import.
     from deconattn.launch.preflight import check_flags
     from deconattn.parallel.process_group import quiet_accelerator

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -9,8 +10,11 @@ from deconattn.checkpoint.format import steps_in
 from deconattn.checkpoint.manifest import is_whole, step_of
 from deconattn.config.command_line import parse_training_flags
 from deconattn.config.deepspeed import deepspeed_config
+from deconattn.config.flag_groups import HealingFlags
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import read_run_config
+from deconattn.convert.run_flags import model_defaults
+from deconattn.convert.warm_start import check_trained_models
 from deconattn.data import Manifest
 from deconattn.errors import UserError, of_the_disk
 from deconattn.extras import require
@@ -24,7 +28,7 @@ from deconattn.train.schedule import check_length, check_steps
 
 def checked_flags(arguments: Sequence[str], world_size: int | None = None) -> TrainingFlags:
     """Parse a training command line and check it, see :func:`parse_training_flags` and :func:`check_flags`."""
-    flags = parse_training_flags(arguments)
+    flags = parse_training_flags(arguments, model_defaults)
     check_flags(flags, world_size)
     return flags
 
@@ -102,7 +106,20 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
         model = model_config(flags.model, data.vocab_size, flags.plan.longest)
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()
+        if flags.healing != HealingFlags():
+            notes += check_trained_models(flags, model, data, _taken_before(flags))
     return Checked(notes, manifests)
+
+
+def _taken_before(flags: TrainingFlags) -> dict[str, Any] | None:
+    """Return what the run to resume took of a trained model; None where there is no checkpoint: it begins anew."""
+    if not flags.run.resume or flags.run.save is None:
+        return None
+    newest = next((folder for folder in steps_in(flags.run.save) if is_whole(folder)), None)
+    if newest is None:
+        return None
+    config = read_run_config(newest, "restore it")
+    return {"taken": config.taken, "taken_layers": config.taken_layers}
 
 
 def _check_quantizer() -> None:

@@ -15,6 +15,7 @@ from deconattn.config.command_line import parse_training_flags
 from deconattn.errors import UserError
 from deconattn.launch import limits, ranks
 from deconattn.launch.siblings import siblings
+from deconattn.launch.start import model_of_start
 from deconattn.program import command, plugin_flag, quoted
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _train(arguments: Sequence[str] | None, stop: StopRequest) -> None:
 
 
 def _flags(given: Sequence[str]) -> "TrainingFlags":
-    flags = parse_training_flags(given)
+    flags = parse_training_flags(given, model_of_start)
     if flags.run.max_restarts:
         raise UserError(
             "--max-restarts needs our own launcher, which did not start this rank: use "

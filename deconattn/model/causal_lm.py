@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -10,6 +10,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear
 from deconattn.model.decoder import Decoder
 from deconattn.ops.cross_entropy import IGNORED, linear_losses
+from deconattn.ops.distillation import Taught, linear_divergence
 
 
 class LossSum(NamedTuple):
@@ -23,6 +24,24 @@ class LossSum(NamedTuple):
     parts: Tensor | None = None
 
 
+class Objective(Protocol):
+    """What a training minimises in the place of the loss on labels."""
+
+    def __call__(
+        self,
+        model: "CausalLM",
+        input_ids: Tensor,
+        labels: Tensor,
+        documents: tuple[Tensor | None, Tensor | None, Tensor | None],
+        run: Callable[..., Tensor] | None,
+    ) -> LossSum:
+        """Return its sum over tokens and their number; arguments as of :meth:`CausalLM.forward`.
+
+        Args:
+            documents: position ids, document ids and offsets.
+        """
+
+
 class Head(Linear):
     """Output head: hidden states to logits, or to the summed loss when labels are given.
 
@@ -32,10 +51,16 @@ class Head(Linear):
 
     z_loss = 0.0
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
-        """Return logits [.., V] of [.., d]; with int64 labels [..] (-100 ignored), the summed loss and its parts."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, taught: Taught | None = None) -> Any:
+        """Return logits [.., V] of [.., d]; with int64 labels [..] (-100 ignored), the summed loss and its parts.
+
+        With a teacher's predictions too: the summed divergence from them of tokens that have a label.
+        """
         if labels is None:
             return super().forward(hidden)
+        if taught is not None:
+            taught = taught._replace(hidden=taught.hidden.flatten(0, -2))
+            return linear_divergence(hidden.flatten(0, -2), self.weight, labels.flatten(), taught)
         return linear_losses(hidden.flatten(0, -2), self.weight, labels.flatten(), z_loss=self.z_loss)
 
     def loss(self, hidden: Tensor, labels: Tensor) -> LossSum:
@@ -79,6 +104,7 @@ class CausalLM(nn.Module):
         document_ids: Tensor | None = None,
         document_offsets: Tensor | None = None,
         run: Callable[..., Tensor] | None = None,
+        objective: Objective | None = None,
     ) -> LossSum:
         """Return the loss; int64 [B, L] each, labels[:, t] is the token that follows input_ids[:, t], or -100.
 
@@ -86,7 +112,10 @@ class CausalLM(nn.Module):
 
         Args:
             run: what runs the decoder, its first argument, in the place of its own `forward`.
+            objective: what is minimised in the loss's place.
         """
+        if objective is not None:
+            return objective(self, input_ids, labels, (position_ids, document_ids, document_offsets), run)
         decoder = self.model if run is None else partial(run, self.model)
         hidden = decoder(input_ids, position_ids, document_ids, document_offsets)
         return self.lm_head.loss(hidden, labels)

@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 from deconattn.layers.shards import Shard
 from deconattn.model.causal_lm import Head
 from deconattn.ops.cross_entropy import linear_losses
+from deconattn.ops.distillation import Taught, linear_divergence
 from deconattn.parallel.collectives import all_gather, all_reduce, enter, leave
 
 
@@ -39,16 +40,20 @@ class VocabularyHead(Head):
         self._shard, self._group, self._sequence_parallel = shard, group, sequence_parallel
         self._least: dict[int, int] = {}
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
-        """Return the summed loss and its parts.
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, taught: Taught | None = None) -> Any:
+        """Return the summed loss and its parts, or the summed divergence from a teacher's predictions.
 
         Args:
             hidden: [B, L, d], or this rank's [B, L / tp_size, d].
             labels: all, int64 [B, L].
+            taught: hidden states cut as `hidden`, of a head that is cut as this one.
         """
         if labels is None:
             raise ValueError("a head that is cut by vocabulary gives the loss, not logits: pass labels")
         hidden = enter(hidden, self._group, self._sequence_parallel).flatten(0, -2)
+        if taught is not None:
+            theirs = enter(taught.hidden, self._group, self._sequence_parallel).flatten(0, -2)
+            return linear_divergence(hidden, self.weight, labels.flatten(), taught._replace(hidden=theirs), self)
         return linear_losses(hidden, self.weight, labels.flatten(), self, self.z_loss)
 
     @property

@@ -1,7 +1,7 @@
 """Wrapper of DeepSpeed's engine, the only use of it: takes this rank's part of a model and flags, runs steps."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from deconattn.config.flags import TrainingFlags
 from deconattn.data import Batch
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
-from deconattn.model.causal_lm import CausalLM, LossSum
+from deconattn.model.causal_lm import CausalLM, LossSum, Objective
 from deconattn.model.held_streams import StreamTrial
 from deconattn.model.init import seed_generators
 from deconattn.model.recompute import recompute
@@ -77,10 +77,18 @@ class Engine:
     Args:
         model: what :func:`empty_model` made for this rank, filled.
         topology: this rank's place; by default data parallelism alone.
+        frozen: the step until which parameters are frozen, by canonical name, of those that are.
     """
 
-    def __init__(self, model: CausalLM, flags: TrainingFlags, topology: Topology | None = None) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        flags: TrainingFlags,
+        topology: Topology | None = None,
+        frozen: Mapping[str, int] | None = None,
+    ) -> None:
         self.flags, self.model = flags, model
+        self._step = 0
         self.topology = topology or Topology.create()
         self.rank: int = deepspeed.comm.get_rank()
         self.accumulation_steps = flags.accumulation_steps(self.topology.dp_size)
@@ -90,7 +98,8 @@ class Engine:
         share_second_copies(self.topology, flags.engine.zero_hpz)
         if flags.engine.zero_quantized_weights:
             _check_parts(model, self.topology.dp_size)
-        optimizer = make_optimizer(model, flags.optimization)
+        optimizer = make_optimizer(model, flags.optimization, frozen)
+        self._hold_gradients(optimizer)
         moments = moments_of(optimizer)
         self._engine, wrapped, _, _ = deepspeed.initialize(
             optimizer=optimizer, config=config, dist_init_required=False, **self._modules(model)
@@ -111,6 +120,8 @@ class Engine:
         learning_rate: float,
         stop: bool = False,
         tells: Sequence[float] = (),
+        step: int = 0,
+        objective: Objective | None = None,
     ) -> StepResult:
         """Run one optimiser step over this rank's micro-batches; a collective call.
 
@@ -118,11 +129,14 @@ class Engine:
             micro_batches: of one shape, as many on every rank.
             stop: this rank was asked to stop; every rank learns of it in the result.
             tells: numbers of this rank, as many as every other's, that all are to learn of.
+            step: number of the step in the run, from 0: what is frozen until a later one keeps its weights.
+            objective: what is minimised in the place of the loss on labels.
         """
         given = list(micro_batches)
         self._accumulate(len(given))
+        self._step = step
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = 0.0 if step < group["until"] else learning_rate  # which scales the decay, too
         ranks = deepspeed.comm.get_world_size()
         # Cross-entropy, z-loss, labels, ranks that want to stop, and a place for each rank's numbers, which a sum with
         # zeros keeps.
@@ -136,12 +150,11 @@ class Engine:
         else:
             self._engine.train()
             for batch, run in self.streams.beside(given, self._engine.is_gradient_accumulation_boundary):
-                self._engine.backward(self._counted(self._forward(batch, run), batch.labels))
+                self._engine.backward(self._counted(self._forward(batch, run, objective), batch.labels))
                 self._engine.step()
         total, z_loss, labels, stops, *told, grad_norm = self._update.outcome()
         skipped = not math.isfinite(grad_norm)
-        if not skipped:
-            self.state.count_step()
+        self.state.count_step(step, not skipped)
         labels = max(1.0, labels)
         return StepResult(
             loss=total / labels,
@@ -261,10 +274,22 @@ class Engine:
         groups.mpu = None  # or it would go on with an earlier engine's
         return {"model": model}
 
-    def _forward(self, batch: Batch, run: Callable[..., Tensor] | None = None) -> LossSum:
+    def _hold_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Have gradients of what is frozen be zero: they are in no norm, and no moment moves."""
+
+        def held(until: int) -> Callable[[Tensor], Tensor]:
+            return lambda gradient: torch.zeros_like(gradient) if self._step < until else gradient
+
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group["until"] else ():
+                parameter.register_hook(held(group["until"]))
+
+    def _forward(
+        self, batch: Batch, run: Callable[..., Tensor] | None = None, objective: Objective | None = None
+    ) -> LossSum:
         batch = batch.to(self.device)
         documents = batch.position_ids, batch.document_ids, batch.document_offsets
-        return self._engine(batch.input_ids, batch.labels, *documents, run)
+        return self._engine(batch.input_ids, batch.labels, *documents, run, objective)
 
     def _accumulate(self, micro_batches: int) -> None:
         """Have the engine take so many micro-batches as a step."""

@@ -1,5 +1,6 @@
 """Optimisers of a run: AdamW for all, or Muon for the matrices of the hidden layers and AdamW for the rest."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,32 +13,38 @@ from deconattn.model.causal_lm import CausalLM
 from deconattn.train.muon import MuonWithAdamW
 
 
-def make_optimizer(model: CausalLM, flags: OptimizationFlags) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: CausalLM, flags: OptimizationFlags, frozen: Mapping[str, int] | None = None
+) -> torch.optim.Optimizer:
     """Make the optimiser of this rank's part of a model, before DeepSpeed makes anything of it.
 
     Weight decay is that of matrices; norms and biases have none. Each parameter group has `moments`, the names of its
-    parameters' state.
+    parameters' state, and `until`, the step until which they are frozen.
+
+    Args:
+        frozen: that step by canonical name, of those that are.
     """
-    matrices: list[nn.Parameter] = []
+    matrices: dict[int, list[nn.Parameter]] = {}
     hidden: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    vectors: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in model.canonical_parameters().items():
         dimensions = len(whole_shape(parameter))
         if is_muons(name, dimensions, flags.optimizer):
             hidden.append(parameter)
         else:
-            (matrices if dimensions >= 2 else vectors).append(parameter)
+            kind = matrices if dimensions >= 2 else vectors
+            kind.setdefault((frozen or {}).get(name, 0), []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": weight_decay, "moments": ADAMW}
-        for parameters, weight_decay in ((matrices, flags.weight_decay), (vectors, 0.0))
-        if parameters  # a middle pipeline stage has no tables
+        {"params": parameters, "weight_decay": weight_decay, "moments": ADAMW, "until": until}
+        for of_kind, weight_decay in ((matrices, flags.weight_decay), (vectors, 0.0))  # a middle stage has no tables
+        for until, parameters in sorted(of_kind.items())
     ]
     adamw = torch.optim.AdamW(
         groups, lr=flags.lr, betas=(flags.adam_beta1, flags.adam_beta2), eps=flags.adam_eps, fused=True
     )
     if not hidden:
         return adamw
-    group = {"params": hidden, "weight_decay": flags.weight_decay, "moments": MUON, "lr": flags.lr}
+    group = {"params": hidden, "weight_decay": flags.weight_decay, "moments": MUON, "lr": flags.lr, "until": 0}
     return MuonWithAdamW(group, adamw)
 
 

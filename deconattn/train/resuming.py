@@ -9,11 +9,11 @@ import torch.distributed as dist
 
 from deconattn.checkpoint.format import Checkpoint, pass_over
 from deconattn.checkpoint.moments import kinds_of
-from deconattn.checkpoint.slice_file import BLOCK, Part
+from deconattn.checkpoint.slice_file import BLOCK, part_of_shard
 from deconattn.checkpoint.slices import UnreadableError
 from deconattn.config.flags import TrainingFlags
 from deconattn.errors import UserError
-from deconattn.layers.shards import Shard, buffer_shards
+from deconattn.layers.shards import buffer_shards
 from deconattn.model.causal_lm import CausalLM
 from deconattn.parallel.agreement import everywhere
 from deconattn.parallel.process_group import from_rank_0
@@ -54,7 +54,7 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: on every rank: a tensor is missing or damaged.
     """
-    engine.state.optimizer_steps = checkpoint.progress.optimizer_steps
+    engine.state.set_steps(checkpoint.progress.optimizer_steps, checkpoint.progress.frozen_steps)
     ranks = engine.topology.dp_size if engine.stage == 0 else 1
     shared: dict[tuple[str, str], tuple[int, int]] = {}
 
@@ -122,8 +122,3 @@ def verified_checkpoint(flags: TrainingFlags, run: Path) -> Checkpoint | None:
             )
         else:
             return checkpoint
-
-
-def part_of_shard(shard: Shard | None) -> Part | None:
-    """Return a shard as checkpoints describe it."""
-    return None if shard is None else Part(shard.dim, *shard.bounds[shard.rank])

@@ -27,14 +27,13 @@ from deconattn import durable
 from deconattn.checkpoint.format import CHECKPOINTS, flat, seal, steps_in
 from deconattn.checkpoint.in_use import delete, unfinished
 from deconattn.checkpoint.manifest import Progress, is_whole, step_of
-from deconattn.checkpoint.slice_file import NAME, Slice, write_slices
+from deconattn.checkpoint.slice_file import NAME, Slice, part_of_shard, write_slices
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
 from deconattn.json_files import reason
 from deconattn.layers.shards import buffer_shards
 from deconattn.parallel.agreement import wait_for_key
 from deconattn.train.engine import Engine
-from deconattn.train.resuming import part_of_shard
 from deconattn.train.zero_state import tensor_copies
 
 PAUSES = (1.0, 5.0, 15.0)

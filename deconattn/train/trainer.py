@@ -24,6 +24,7 @@ from deconattn.parallel.topology import Topology
 from deconattn.program import command, plugin_flag, quoted
 from deconattn.train.checkpoints import Checkpoints
 from deconattn.train.engine import Engine, StepResult, Stopped, empty_model
+from deconattn.train.healing import Healing
 from deconattn.train.inputs import check_identities, check_phase_identities, open_data
 from deconattn.train.metrics import Metrics, memory_gib, writing
 from deconattn.train.pace import Pace, Stragglers, spread
@@ -97,17 +98,18 @@ class Trainer:
         checkpoint = self._checkpoint_to_resume()
         seed_generators(flags.optimization.seed, "start")
         self.topology = Topology.create(flags.engine.tp, flags.engine.pp)
+        self._healing = Healing(flags, self.model_config, checkpoint)
         model = self._build_model(checkpoint)
-        self.engine = Engine(model, flags, self.topology)
+        self.engine = Engine(model, flags, self.topology, self._healing.frozen)
+        self._healing.attach(self.engine)
         self.progress = Progress()
         if checkpoint is not None:
             load_checkpoint(self.engine, checkpoint)
             self.progress = checkpoint.progress
         self.engine.check_causality(flags.data.seq_len, self.data.vocab_size)
         self.engine.try_streams(flags.data.seq_len, self.data.vocab_size)
-        origin = {} if checkpoint is None else checkpoint.origin
         identities, of_phases = self.data.identities, self.data.phase_identities
-        self.config = resolved_config(flags, self.model_config, identities, origin, of_phases)
+        self.config = resolved_config(flags, self.model_config, identities, self._healing.origin, of_phases)
         self.metrics: Metrics | None = None
         before = None if checkpoint is None else checkpoint.flags
         self._val_loss, scored = from_rank_0(lambda: self._open_metrics(before))
@@ -160,7 +162,7 @@ class Trainer:
         topology, pin = self.topology, self.engine.device.type == "cuda"
         try:
             reports = self.data.packing_report(), self.data.validation_report(), self.engine.streams.report()
-            for line in [self._arithmetic(), *chain(*reports)]:
+            for line in [self._arithmetic(), *self._healing.report(), *chain(*reports)]:
                 self._say(line)
             if plan := self.profiler.plan(self.progress.step):
                 self._say(plan)
@@ -200,16 +202,16 @@ class Trainer:
             rate, here = schedule.rate(step), flags.plan.at(step)
             if here.phase and (step == here.first or step == begun):
                 self._say(f"phase {here.phase}, from step {here.first + 1}: {flags.plan.phases[here.phase - 1].shown}")
+            objective = self._healing.objective(step, self._say)
             profiled = step + 1 in self.profiler.steps
             has_row = (step + 1) % flags.run.log_every == 0 or step + 1 == total
             tells = pace.numbers(memory_gib()) if has_row else []
             self.engine.seed(f"step {step}")
             with pace.step(counts=not profiled), self.profiler.step(step + 1):
                 batches = self._batches.take(here.micro_batches(replicas))
-                result = self.engine.train_step(batches, rate, bool(self.stop), tells)
-            self.progress = Progress(
-                step + 1, self.engine.state.optimizer_steps, self.progress.skipped_steps + result.skipped
-            )
+                result = self.engine.train_step(batches, rate, bool(self.stop), tells, step, objective)
+            state, skipped = self.engine.state, self.progress.skipped_steps + result.skipped
+            self.progress = Progress(step + 1, state.optimizer_steps, skipped, dict(state.frozen_steps))
             clock.tick(here)
             self._checkpoints.look()
             if profiled:
@@ -346,6 +348,7 @@ class Trainer:
         if checkpoint is None:
             needs_text = "text" in Streams.of(self.model_config.layer_variants).fixed
             initialize(model, self.flags.optimization.seed, self.data.fixed_ids() if needs_text else None)
+            self._healing.fill_buffers(model)
         else:
             load_buffers(model, checkpoint)
             if FIXED_TEXT in (buffers := dict(model.named_buffers())):
@@ -364,6 +367,7 @@ class Trainer:
             "tokens": plan.tokens(self.progress.step),
             **({"global_batch_size": here.batch} if len(plan.stretches) > 1 else {}),
             **({"phase": here.phase} if plan.phases else {}),
+            **self._healing.marks(self.progress.step - 1),
             "skipped_steps": self.progress.skipped_steps,
             "memory_gib": round(memory_gib(), 3),
         }

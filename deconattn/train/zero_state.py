@@ -74,6 +74,8 @@ class ZeroState:
         self._topology = topology
         self._base, self._wrapped, self._stage = base, wrapped, stage
         self._steps = 0
+        self.frozen_steps: dict[str, int] = {}
+        """Of those steps, the ones in which parameters that are frozen until a step were so, by that step."""
         self._moments = moments
         self._create_moments()
 
@@ -82,16 +84,30 @@ class ZeroState:
         """Steps that the optimiser has taken (skipped ones are not counted), without asking the device."""
         return self._steps
 
-    @optimizer_steps.setter
-    def optimizer_steps(self, steps: int) -> None:
-        self._steps = steps
-        for state in self._base.state.values():
-            if "step" in state:  # Muon counts none
-                state["step"].fill_(steps)
+    def set_steps(self, steps: int, frozen: Mapping[str, int]) -> None:
+        """Take up :attr:`optimizer_steps` and :attr:`frozen_steps` of a checkpoint."""
+        self._steps, self.frozen_steps = steps, dict(frozen)
+        for partition, group in self._partitions():
+            if "step" in self._base.state[partition]:  # Muon counts none
+                self._base.state[partition]["step"].fill_(steps - frozen.get(str(group["until"]), 0))
 
-    def count_step(self) -> None:
-        """Note that the optimiser has taken a step; its own count, on the device, has grown by itself."""
-        self._steps += 1
+    def count_step(self, step: int, taken: bool) -> None:
+        """Note that the optimiser has taken a step, or has skipped it.
+
+        Its own count, on the device, has grown by itself. That of what is frozen begins when it no longer is, with
+        moments of zero: AdamW's correction for those would else be long over, and the first updates far too large.
+
+        Args:
+            step: of the run, from 0.
+        """
+        self._steps += taken
+        frozen = {group["until"] for group in self._base.param_groups if step < group["until"]}
+        for until in frozen if taken else ():
+            self.frozen_steps[str(until)] = self.frozen_steps.get(str(until), 0) + 1
+        if frozen:
+            for partition, group in self._partitions():
+                if step < group["until"] and "step" in self._base.state[partition]:
+                    self._base.state[partition]["step"].zero_()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -133,8 +149,8 @@ class ZeroState:
                         _exchange(values, *shared[held.name, kind], group)
 
     def _create_moments(self) -> None:
-        for partition, names in self._partitions():
-            state = {name: torch.zeros_like(partition) for name in names}
+        for partition, group in self._partitions():
+            state = {name: torch.zeros_like(partition) for name in group["moments"]}
             if "exp_avg" in state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=partition.device)
             self._base.state[partition] = state
@@ -156,15 +172,15 @@ class ZeroState:
         moments = {name: mapping.get_hp_fragment(name) for name in names}
         return mapping.lp_fragment_address.start, {"weights": mapping.get_hp_fragment(), **moments}
 
-    def _partitions(self) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
-        """Yield what the optimiser steps, parameters or ZeRO's flat partitions, and the names of its moments."""
+    def _partitions(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Yield what the optimiser steps, parameters or ZeRO's flat partitions, and its parameter group."""
         groups = self._base.param_groups
         if self._stage == 3:
             wrapped: Any = self._wrapped
             for number, partition in enumerate(wrapped.fp32_partitioned_groups_flat):
-                yield partition, groups[wrapped.sub_group_to_group_id[number]]["moments"]
+                yield partition, groups[wrapped.sub_group_to_group_id[number]]
         else:
-            yield from ((partition, group["moments"]) for group in groups for partition in group["params"])
+            yield from ((partition, group) for group in groups for partition in group["params"])
 
 
 def tensor_copies(shard: Shard | None, topology: Topology) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from deconattn.data.answers import plain
 from deconattn.data.corpus_tools.new_corpus import schema_of
 from deconattn.data.corpus_tools.record_batches import BROKEN, MAGIC, LocatedBatch, open_record_batches
 from deconattn.data.manifest import Manifest, ShardEntry
@@ -108,6 +109,7 @@ class _RecordBatch:
 
     def __init__(self, block: LocatedBatch, manifest: Manifest) -> None:
         self._eos, self._vocab_size = manifest.eos_token_id, manifest.vocab_size
+        self._answers = manifest.answers
         self.values: npt.NDArray[Any] = np.empty(0, dtype=manifest.dtype)
         self.bounds: npt.NDArray[np.int32] = np.zeros(1, dtype=np.int32)
         self.inner_separators = 0
@@ -131,7 +133,7 @@ class _RecordBatch:
         flat = np.frombuffer(values, dtype, len(column.values)) if values is not None else self.values
         for array in (bounds, flat):
             fetch(array.ctypes.data, array.nbytes)
-        self.bounds, self.values = bounds, flat
+        self.bounds, self.values = bounds, plain(flat) if self._answers else flat
 
     @property
     def count(self) -> int:

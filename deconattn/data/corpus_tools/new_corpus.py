@@ -133,6 +133,7 @@ def schema_of(manifest: Manifest, source: str) -> ShardSchema:
         source,
         manifest.bos_token_id,
         manifest.special_tokens,
+        answers=manifest.answers,
     )
 
 

@@ -73,6 +73,11 @@ def _check_same(folder: Path, manifest: Manifest, other_folder: Path, other: Man
             f"{folder} and {other_folder} have different tokenizers ({different}); pack one of them again with the "
             "other's tokenizer"
         )
+    if manifest.answers != other.answers:
+        raise UserError(
+            f"of {folder} and {other_folder} one holds conversations and the other texts: leave them apart, and give "
+            "both to --data"
+        )
     if manifest.tokenizer_fingerprint != other.tokenizer_fingerprint:
         old = folder if has_old_fingerprint(folder, manifest) else other_folder
         raise UserError(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deconattn.data.answers import MARK
 from deconattn.data.corpus import TokenCorpus
 from deconattn.data.corpus_tokenizer import difference
 from deconattn.data.loading.best_fit import BestFit
@@ -136,6 +137,7 @@ class SampleStream:
         )
         self._blend, self._seed, self._shuffle = Blend([weight for _, weight in corpora]), seed, shuffle
         self._order = Order(self._blend, self.samples_per_corpus, seed, shuffle)
+        self._answers = any(corpus.manifest.answers for corpus in self.corpora)
 
     def go_on(self, keys: Sequence[int], drawn: Sequence[int]) -> None:
         """Take up where other streams of the corpora ended.
@@ -167,7 +169,10 @@ class SampleStream:
         return Batch.of(torch.from_numpy(self.arrays(numbers, doc_mask)))
 
     def arrays(self, numbers: Sequence[int], doc_mask: bool) -> npt.NDArray[np.int64]:
-        """The fields of :meth:`batch` as one array: `[2, B, L]`, or `[4, B, L]` with `doc_mask`."""
+        """The fields of :meth:`batch` as one array: `[2, B, L]`, or `[4, B, L]` with `doc_mask`.
+
+        Of conversations the assistant's answers alone have labels.
+        """
         located = [self._order(number) for number in numbers]
         fields = np.empty((4 if doc_mask else 2, len(located), self.seq_len), dtype=np.int64)
         input_ids, labels = fields[:2]
@@ -175,6 +180,9 @@ class SampleStream:
         for row, (corpus, place) in enumerate(located):
             row_begins = None if begins is None else begins[row]
             self.layouts[corpus].fill(place, input_ids[row], labels[row], row_begins)
+        if self._answers:
+            labels[labels >= MARK] = IGNORED
+            np.bitwise_and(input_ids, MARK - 1, out=input_ids)
         largest = max(int(input_ids.max(initial=0)), int(labels[:, -1].max(initial=0)))
         if largest >= self.corpora[0].manifest.vocab_size:
             for corpus, place in located:

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deconattn.data.answers import marked, plain
 from deconattn.data.reading.blocks import InputBlock
+from deconattn.data.reading.chat import BEGIN, END, ChatTemplate
 from deconattn.data.reading.texts import parse_block
 from deconattn.data.tokenizing.tokenizer import Tokenizer
 from deconattn.errors import UserError
@@ -61,6 +63,7 @@ class Work:
         dtype: the shards' dtype.
         hashes: whether to hash the texts.
         bos_token_id: what to begin every document with; None for nothing.
+        chat: template of conversations, where documents are some.
     """
 
     tokenizer: Tokenizer
@@ -68,15 +71,19 @@ class Work:
     dtype: str
     hashes: bool
     bos_token_id: int | None = None
+    chat: ChatTemplate | None = None
 
     def encode(self, tokenizer: Tokenizer, block: InputBlock) -> Encoded:
         """Parse and tokenize a block. Raises UserError for a tokenizer whose ids leave its vocabulary."""
-        parsed = parse_block(block, self.text_field)
-        tokens, lengths = tokenizer.encode_flat(parsed.texts)
+        parsed = parse_block(block, self.text_field, self.chat)
+        if self.chat is None:
+            tokens, lengths = tokenizer.encode_flat(parsed.texts)
+        else:
+            tokens, lengths = encode_conversations(tokenizer, parsed.texts)
         if self.bos_token_id is not None:
             starts = np.cumsum(lengths) - lengths
             tokens, lengths = np.insert(tokens, starts, self.bos_token_id), lengths + 1
-        largest = int(tokens.max(initial=0))
+        largest = int((tokens if self.chat is None else plain(tokens)).max(initial=0))
         if largest >= tokenizer.vocab_size:
             raise UserError(
                 f"the tokenizer gives the id {largest}, its vocabulary has {tokenizer.vocab_size} entries; "
@@ -91,6 +98,28 @@ class Work:
             bad=parsed.bad,
             empty=parsed.empty,
         )
+
+
+def encode_conversations(
+    tokenizer: Tokenizer, texts: Sequence[str]
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """Encode conversations as `Tokenizer.encode_flat` does texts, with a mark on what is no answer.
+
+    Each is encoded part by part: a prompt is one text when an answer to it is generated. The separator is learnt after
+    an answer.
+    """
+    documents: list[npt.NDArray[np.uint32]] = []
+    counts: list[int] = []
+    for text in texts:
+        parts = [piece for part in text.split(BEGIN) for piece in part.split(END, 1)]  # question, answer, question, ..
+        ids = [part.astype(np.uint32) for part in tokenizer.encode_batch(parts)]
+        separator = np.array([tokenizer.eos_token_id], dtype=np.uint32)
+        pieces = [part if number % 2 else marked(part) for number, part in enumerate(ids)]
+        pieces.append(marked(separator) if len(ids[-1]) else separator)
+        documents.append(np.concatenate(pieces))
+        counts.append(len(documents[-1]))
+    tokens = np.concatenate(documents) if documents else np.empty(0, dtype=np.uint32)
+    return tokens, np.array(counts, dtype=np.int64)
 
 
 def hash_texts(texts: Iterable[bytes]) -> Hashes:

@@ -115,7 +115,7 @@ def pack(config: PackConfig) -> PackSummary:
             spec = str(journal.result) if training is not None else config.tokenizer
             with open_source(config, inputs, journal, spec) as source:
                 tokenizer = source.tokenizer
-                schema = _schema(tokenizer, inputs, config.bos)
+                schema = _schema(tokenizer, inputs, config.bos, config.chat)
                 plan = make_plan({**_told(config, tokenizer), **config.that_matter()}, inputs)
                 if old is not None:
                     check_plan(old, plan, journal.folder)
@@ -178,7 +178,7 @@ def how_read(tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _schema(tokenizer: Tokenizer, inputs: list[Input], bos: str | None) -> ShardSchema:
+def _schema(tokenizer: Tokenizer, inputs: list[Input], bos: str | None, chat: bool) -> ShardSchema:
     names = [Path(source.name).name for source in inputs[:_SOURCE_NAMES]]
     if len(inputs) > _SOURCE_NAMES:
         names.append(f"and {len(inputs) - _SOURCE_NAMES} more")
@@ -189,6 +189,7 @@ def _schema(tokenizer: Tokenizer, inputs: list[Input], bos: str | None) -> Shard
         ", ".join(names),
         None if bos is None else find_bos(tokenizer, bos),
         tokenizer.special_tokens,
+        answers=chat,
     )
 
 

@@ -31,6 +31,9 @@ class PackConfig:
     """Tokens after which a new shard begins; a document is never cut."""
     text_field: str = "text"
     """The field of a JSON line, or column of a table, that holds the text."""
+    chat: bool = False
+    """The inputs are JSON lines of {"messages": [..]}, written by the tokenizer's chat template; a training on them
+    learns the assistant's answers alone."""
     split: str | None = None
     """Which split to take of a dataset that was saved with several, such as train."""
     min_tokens: int = 1
@@ -59,6 +62,12 @@ class PackConfig:
     def __post_init__(self) -> None:
         if not self.inputs:
             raise UserError("no input; name files, folders or patterns")
+        if self.chat:
+            for flag, given in (("--bos", self.bos is not None), ("--tokenizer train:", self._trains)):
+                if given:
+                    raise UserError(f"--chat: the tokenizer has a template that begins conversations: leave {flag} out")
+            if self.special_tokens == "text":
+                raise UserError("--chat: a template spells special tokens out: leave --special-tokens text out")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"--val-fraction {self.val_fraction}: must be at least 0 and below 1")
         for flag, value, least in (
@@ -72,7 +81,11 @@ class PackConfig:
             if value is not None and value < least:
                 raise UserError(f"--{flag} {value}: must be at least {least}")
 
+    @property
+    def _trains(self) -> bool:
+        return self.tokenizer.startswith("train:")
+
     def that_matter(self) -> dict[str, Any]:
         """The flags that the packed folder depends on, beside inputs and those of the tokenizer, by their names."""
-        names = ("val_fraction", "shard_tokens", "text_field", "min_tokens", "max_tokens", "dedup", "shuffle")
+        names = ("val_fraction", "shard_tokens", "text_field", "chat", "min_tokens", "max_tokens", "dedup", "shuffle")
         return {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}

@@ -12,18 +12,20 @@ import numpy.typing as npt
 from deconattn.data.manifest import SPLITS, ShardEntry
 from deconattn.data.packing.assemble import Assembler, Background
 from deconattn.data.packing.document_batch import DocumentBatch
-from deconattn.data.packing.encode import MAX_THREADS, Encoded, Work, encode_blocks
+from deconattn.data.packing.encode import MAX_THREADS, Encoded, Work, encode_blocks, encode_conversations
 from deconattn.data.packing.journal import Journal
 from deconattn.data.packing.pack_config import PackConfig
 from deconattn.data.packing.selection import Counts, Selection, cut_document, is_validation, share_of_last
 from deconattn.data.packing.shuffle import SortedRun, count_ranges, read_range
 from deconattn.data.progress_bars import pack_progress
 from deconattn.data.reading.blocks import InputBlock, read_blocks
+from deconattn.data.reading.chat import ChatTemplate, load_template
 from deconattn.data.reading.input_files import Input
 from deconattn.data.reading.texts import Tally, no_documents, parse_block
 from deconattn.data.shards import ShardSchema
 from deconattn.data.tokenizing.fast import FastTokenizer, load_fast_tokenizer
 from deconattn.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
+from deconattn.errors import UserError
 
 _READING, _MERGING = "reading", "merging"
 _CUT = "cut"
@@ -37,11 +39,13 @@ class Source:
         blocks: the blocks still to be packed.
         tokenizer: checked against its own library on the first of them.
         fast: whether it is not that library. It stays so where the pack goes on.
+        chat: template of conversations, where the inputs are some.
     """
 
     blocks: Iterator[InputBlock]
     tokenizer: Tokenizer
     fast: bool
+    chat: ChatTemplate | None = None
 
 
 @contextmanager
@@ -49,6 +53,12 @@ def open_source(config: PackConfig, inputs: list[Input], journal: Journal, spec:
     """Begin to read where the journal ends, and load the tokenizer `spec`. Raises :class:`UserError`."""
     last = journal.entries[-1] if journal.entries else {}
     with closing(read_blocks(inputs, config.text_field, tuple(last.get("block", (0, 0))))) as blocks:
+        if config.chat:
+            exact = load_tokenizer(spec, config.eos, config.special_tokens)
+            if exact.special_tokens != "token":
+                raise UserError(f"--chat: {spec} reads no special token from a text: give a tokenizer.json")
+            yield Source(blocks, exact, False, load_template(spec))
+            return
         if last.get("phase") == _MERGING or not last.get("fast", True):
             yield Source(blocks, load_tokenizer(spec, config.eos, config.special_tokens), fast=False)
             return
@@ -91,7 +101,7 @@ class Packer:
     def _read(self) -> bool:
         """From blocks to shards, or to runs; whether to runs."""
         config, counts = self._config, self.counts
-        selection = Selection(self._inputs, self._journal, config, counts)
+        selection = Selection(self._inputs, self._journal, config, counts, self._source.chat)
         run = SortedRun(config.shuffle) if config.shuffle is not None else None
         before = [0, *accumulate(source.size for source in self._inputs)]
         skip = self._last.get("skip", 0)
@@ -130,9 +140,8 @@ class Packer:
     def _encoded(self) -> Generator[tuple[InputBlock, Encoded], None, None]:
         config, tokenizer = self._config, self._source.tokenizer
         threads = config.workers == 1 or (tokenizer.releases_gil and config.workers <= MAX_THREADS)
-        work = Work(
-            tokenizer, config.text_field, self._schema.dtype, config.dedup is not None, self._schema.bos_token_id
-        )
+        hashes, bos = config.dedup is not None, self._schema.bos_token_id
+        work = Work(tokenizer, config.text_field, self._schema.dtype, hashes, bos, self._source.chat)
         return encode_blocks(self._source.blocks, work, config.workers, threads)
 
     def _entry(self, phase: str, **place: Any) -> dict[str, Any]:
@@ -224,19 +233,22 @@ class Packer:
     def _parts_of_last(self, selection: Selection) -> list[npt.NDArray[Any]]:
         """The ids of the last document's two parts, one a split, if that is where it is to be cut."""
         share = share_of_last(self.counts, self._config.val_fraction) if self._empty_split() is not None else None
-        parts = cut_document(selection.last_text(), share) if share is not None else []
+        parts = cut_document(selection.last_text(), share) if share is not None and not self._config.chat else []
         return self._encode(parts) if len(parts) > 1 else []
 
     def _put_single(self, text: str, taken_back: bool) -> None:
         """Write the only document, cut in two if there is to be a validation split."""
         if taken_back:
             self._assembler.take_back("val" if self.counts.held_out else "train")
-        parts = cut_document(text, self._config.val_fraction) if self._config.val_fraction > 0 else [text]
+        cuts = self._config.val_fraction > 0 and not self._config.chat  # a conversation stays whole
+        parts = cut_document(text, self._config.val_fraction) if cuts else [text]
         for split, ids in zip(SPLITS, self._encode(parts), strict=False):
             self._assembler.put(split, ids)
 
     def _encode(self, parts: list[str]) -> list[npt.NDArray[Any]]:
         """The ids of parts of a document in the shards' type, each begun and ended as a document is."""
+        if self._config.chat:
+            return [encode_conversations(self._source.tokenizer, [part])[0] for part in parts]
         before = [] if self._schema.bos_token_id is None else [self._schema.bos_token_id]
         after, dtype = [self._schema.eos_token_id], self._schema.dtype
         encoded = self._source.tokenizer.encode_batch(parts)

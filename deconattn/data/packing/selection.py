@@ -19,6 +19,7 @@ from deconattn.data.packing.encode import HASH_BYTES, Encoded, Hashes
 from deconattn.data.packing.journal import Journal
 from deconattn.data.packing.pack_config import PackConfig
 from deconattn.data.reading.blocks import InputBlock, read_input
+from deconattn.data.reading.chat import ChatTemplate
 from deconattn.data.reading.input_files import Input
 from deconattn.data.reading.texts import Tally, parse_block
 
@@ -158,8 +159,15 @@ class HashSet:
 class Selection:
     """Judges the documents of blocks, in order. Where to go on from is `counts`, and for --dedup a log of hashes."""
 
-    def __init__(self, inputs: Sequence[Input], journal: Journal, config: PackConfig, counts: Counts) -> None:
-        self.counts = counts
+    def __init__(
+        self,
+        inputs: Sequence[Input],
+        journal: Journal,
+        config: PackConfig,
+        counts: Counts,
+        chat: ChatTemplate | None = None,
+    ) -> None:
+        self.counts, self._chat = counts, chat
         self._last_block: InputBlock | None = None
         self._inputs, self._config = inputs, config
         self._seen: HashSet | None = None
@@ -206,7 +214,7 @@ class Selection:
         if block is None:  # it was taken before the pack was interrupted
             with closing(read_input(self._inputs[index], field, index, number)) as blocks:
                 block = next(blocks)
-        return parse_block(block, field).texts[place]
+        return parse_block(block, field, self._chat).texts[place]
 
     def _chosen(self, encoded: Encoded) -> npt.NDArray[np.bool_]:
         long = encoded.lengths >= self._config.min_tokens

@@ -17,6 +17,7 @@ import orjson
 import pyarrow as pa
 
 from deconattn.data.reading.blocks import InputBlock, read_blocks, read_input
+from deconattn.data.reading.chat import BadConversation, ChatTemplate
 from deconattn.data.reading.input_files import STDIN, Input, find_inputs
 from deconattn.data.reading.lines import GRID, LIMIT
 from deconattn.errors import UserError
@@ -117,9 +118,15 @@ class Parsed:
             self.empty += 1
 
 
-def parse_block(block: InputBlock, text_field: str) -> Parsed:
-    """The documents of a block; `text_field` is the field of a JSON line that holds the text."""
+def parse_block(block: InputBlock, text_field: str, chat: ChatTemplate | None = None) -> Parsed:
+    """The documents of a block; `text_field` is the field of a JSON line that holds the text.
+
+    With a chat template a JSON line is a conversation.
+    """
     parsed = Parsed()
+    if chat is not None:
+        _parse_conversations(block.payload.removeprefix(_BOM), chat, parsed)
+        return parsed
     if block.kind == "arrow":
         _parse_rows(block.payload, text_field, parsed)
         return parsed
@@ -177,6 +184,22 @@ def _parse_lines(content: bytes, text_field: str, parsed: Parsed) -> None:
                 parsed.bad.append((row, str(reason)))
                 continue
         parsed.add(text)
+
+
+def _parse_conversations(content: bytes, chat: ChatTemplate, parsed: Parsed) -> None:
+    lines = content.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    parsed.rows = len(lines)
+    for row, line in enumerate(lines):
+        if not line or line.isspace():
+            continue
+        try:
+            parsed.add(chat.text(orjson.loads(line)))
+        except BadConversation as bad:
+            parsed.bad.append((row, str(bad)))
+        except ValueError:
+            parsed.bad.append((row, "not JSON"))
 
 
 def _parse_line(line: bytes, text_field: str) -> str:

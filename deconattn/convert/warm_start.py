@@ -1,0 +1,53 @@
+"""Checks of `--init-from` and `--teacher` before any rank starts: they fit the flags, and their tokens the corpora."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deconattn.checkpoint.tensors import expected_headers
+from deconattn.config.flags import TrainingFlags
+from deconattn.convert.new_run import check_vocabulary
+from deconattn.healing.distillation import check_teacher
+from deconattn.healing.freezing import frozen_until, shared_parameters
+from deconattn.healing.source import Source, open_source, shared_tensors
+from deconattn.layers.config import ModelConfig
+from deconattn.model.init import FIXED_TEXT
+from deconattn.train.inputs import TrainingData
+from deconattn.train.run_data import RunData
+
+
+def check_trained_models(
+    flags: TrainingFlags, config: ModelConfig, data: RunData, before: Mapping[str, Any] | None
+) -> list[str]:
+    """Check that a run can begin with one model and learn from another; of a run's newest checkpoint weights are read.
+
+    Args:
+        before: the fields of a run that is gone on with about what it began with; None where it begins.
+
+    Returns:
+        A remark where tokens cannot be compared.
+
+    Raises:
+        UserError: the first thing that does not fit, and the remedy.
+    """
+    notes, origin = list[str](), before or {}
+    if before is None and flags.healing.init_from is not None:
+        source = open_source(flags.healing.init_from, flags.model.plugin)
+        taken = shared_tensors(config, source, frozenset({FIXED_TEXT} if flags.data.fixed_text else ())).taken
+        origin = {"taken": taken, "taken_layers": source.config.layer_variants}
+        notes += _check_tokens(source, flags.healing.init_from, data)
+    if flags.healing.teacher is not None:
+        source = open_source(flags.healing.teacher, flags.model.plugin)
+        check_teacher(flags, config, source)
+        notes += _check_tokens(source, flags.healing.teacher, data)
+    parameters, _ = expected_headers(config)
+    frozen_until(flags, [*parameters], shared_parameters(config, origin))
+    return list(dict.fromkeys(notes))
+
+
+def _check_tokens(source: Source, folder: Path, data: RunData) -> list[str]:
+    if not isinstance(data, TrainingData):
+        return []  # a task's tokens are numbers
+    place = source.tokenizer or folder
+    remark = check_vocabulary(data.tokenizer_path, data.vocab_size, place, source.config.vocab_size)
+    return [remark] if remark else []

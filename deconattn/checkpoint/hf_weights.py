@@ -10,6 +10,7 @@ from deconattn.checkpoint.tensors import expected_headers, headers, open_tensors
 from deconattn.errors import UserError
 from deconattn.json_files import read_json, reason
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.head_parts import mixer_names
 from deconattn.mixers import known_names
 
 WEIGHTS = "model.safetensors"
@@ -42,7 +43,7 @@ class HFWeights:
         Raises:
             UserError: the first tensor that is missing, surplus, of another shape or quantized.
         """
-        for variant in config.layer_variants:
+        for variant in mixer_names(config.layer_variants):
             if variant not in known_names():
                 raise UserError(f"{self.folder} has layers of variant {variant!r}: give its file with --plugin")
         layers = {int(match[1]) for name in self._shapes if (match := re.match(r"model\.layers\.(\d{1,9})\.", name))}

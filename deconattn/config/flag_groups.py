@@ -218,6 +218,7 @@ class EngineFlags:
                     f"--tp {self.tp}: variant {variant!r} declares no splits for tensor parallelism; declare them "
                     "(deconattn/mixers/base.py) or use --tp 1"
                 )
+            mixer_class(variant).check_parts(model, self.tp)
         if self.pp > model.num_hidden_layers:
             raise UserError(f"--pp {self.pp} is more than the {model.num_hidden_layers} layers: use a smaller one")
         if self.pp > 1 and self.zero_stage > 1:

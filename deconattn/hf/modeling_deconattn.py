@@ -14,6 +14,7 @@ from transformers.utils import can_return_tuple
 from deconattn.errors import UserError
 from deconattn.hf.cache_deconattn import DeconAttnCache
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
+from deconattn.layers.head_parts import mixer_names
 from deconattn.layers.linear import Linear
 from deconattn.mixers import MixerContext, known_names
 from deconattn.model.block import Block
@@ -90,7 +91,7 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
     """
 
     def __init__(self, config: DeconAttnConfig) -> None:
-        unknown = sorted(set(config.layer_variants or ()) - set(known_names()))
+        unknown = sorted(set(mixer_names(config.layer_variants or ())) - set(known_names()))
         if unknown:
             raise UserError(f"variant {unknown[0]!r} is not registered: load the plugin file that registers it first")
         DeconAttnPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]

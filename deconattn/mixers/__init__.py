@@ -7,6 +7,7 @@ from deconattn.mixers.context import FixedStream, MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.fixedseq import FixedSeq
+from deconattn.mixers.heads import HeadMixer
 from deconattn.mixers.map_blocks import MapBlock
 from deconattn.mixers.mlp import MLP
 from deconattn.mixers.nonapproximate import NonApproximate
@@ -24,6 +25,7 @@ __all__ = [
     "Decoding",
     "FixedSeq",
     "FixedStream",
+    "HeadMixer",
     "LayerCache",
     "MapBlock",
     "Mixer",

@@ -68,6 +68,12 @@ class Mixer(nn.Module, ABC):
         module as others do, and meet what is hung on it (hooks, offloading, a replaced `forward`).
         """
 
+    def became_part(self, rank: int, ranks: int) -> None:
+        """Note that the tensors in :attr:`splits` are now those of one rank of tensor parallelism: nothing by default.
+
+        Called for what knows its heads by their numbers, once the tensors have been cut.
+        """
+
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor | None:
         """Return the map A that `forward` applies, [R, heads, L, L]; None if nothing is mixed.
 
@@ -89,6 +95,19 @@ class Mixer(nn.Module, ABC):
     def reference(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         """Compute :meth:`forward` of all rows by its formula, plainly and slowly: what tests compare it with."""
         raise NotImplementedError(f"{type(self).__qualname__} has no reference")
+
+    @classmethod
+    def made_of(cls) -> "tuple[type[Mixer], ...]":
+        """Return the classes whose code a layer runs: this one, or its parts'."""
+        return (cls,)
+
+    @classmethod
+    def check_parts(cls, config: ModelConfig, ranks: int) -> None:
+        """Check that tensor parallelism of so many ranks can cut a layer; :attr:`splits` say that any can.
+
+        Raises:
+            UserError: it cannot, with the remedy.
+        """
 
     @classmethod
     @abstractmethod

@@ -72,23 +72,25 @@ def check_heads(variant: str, heads: int, key_value_heads: int) -> None:
     Raises:
         UserError: naming the first head that no part has, or two have, or the group that two parts share.
     """
-    group, next_head = heads // key_value_heads, 0
-    for part in head_parts(variant):
+    parts, next_head = head_parts(variant), 0
+    for part in parts:
         if part.last >= heads:
             raise UserError(f"{variant!r}: {part} is beyond the layer's {heads} heads, 0 to {heads - 1}: correct it")
-        if part.first != next_head:
-            head, what = (part.first, "twice") if part.first < next_head else (next_head, "in no part")
-            raise UserError(f"{variant!r}: head {head} is {what}: give each of the {heads} heads to one part")
+        if part.first < next_head:
+            raise UserError(f"{variant!r}: head {part.first} is twice: give each of the {heads} heads to one part")
+        if part.first > next_head:
+            break
         next_head = part.last + 1
-        if part.first % group or next_head % group:
-            number = (part.first if part.first % group else next_head) // group
-            members = f"{number * group} to {(number + 1) * group - 1}"
-            raise UserError(
-                f"{variant!r}: {part} cuts heads {members}, which share a key/value head: keep groups of {group} heads "
-                "in one part"
-            )
-    if next_head and next_head != heads:
+    if parts and next_head < heads:
         raise UserError(f"{variant!r}: head {next_head} is in no part: give each of the {heads} heads to one part")
+    group = heads // key_value_heads
+    for part in parts:
+        if part.first % group:
+            start = part.first // group * group
+            raise UserError(
+                f"{variant!r}: {part} cuts heads {start} to {start + group - 1}, which share a key/value head: "
+                f"keep groups of {group} heads in one part"
+            )
 
 
 def _mixers(variant: str) -> tuple[str, ...]:

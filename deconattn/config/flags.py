@@ -20,6 +20,7 @@ from deconattn.config.probe_source import check_probe
 from deconattn.config.steps import StepPlan, Stretch
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.head_parts import check_heads
 
 VOCABULARY_MULTIPLE = 128
 """A vocabulary is rounded up to this multiple: head and embedding then have sizes that hardware likes."""
@@ -206,7 +207,7 @@ def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embe
             f"--hidden-size {flags.hidden_size} is not a multiple of --num-attention-heads "
             f"{flags.num_attention_heads}: change one, or give --head-dim"
         )
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=vocab_size,
         hidden_size=flags.hidden_size,
         intermediate_size=flags.intermediate_size,
@@ -223,3 +224,6 @@ def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embe
         rope_theta=flags.rope_theta,
         initializer_range=flags.initializer_range,
     )
+    for variant in dict.fromkeys(config.layer_variants):
+        check_heads(variant, config.num_attention_heads, config.num_key_value_heads)
+    return config

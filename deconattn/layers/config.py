@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from deconattn.errors import UserError
-from deconattn.layers.head_parts import check_heads
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class ModelConfig:
     max_position_embeddings: int
     """Longest sequence; also the length of the fixed stream."""
     layer_variants: tuple[str, ...]
-    """The variant of each layer, first layer first: a mixer's name, or several by heads (:mod:`.head_parts`)."""
+    """The variant of each layer, first layer first: a mixer's name, or several by heads."""
     attention_bias: bool = True
     """Bias on Q, K and V (Qwen2); none elsewhere."""
     qk_norm: bool = False
@@ -63,8 +62,6 @@ class ModelConfig:
                 f"layer_variants names {len(self.layer_variants)} layers but num_hidden_layers is "
                 f"{self.num_hidden_layers}: give one variant a layer"
             )
-        for variant in dict.fromkeys(self.layer_variants):
-            check_heads(variant, self.num_attention_heads, self.num_key_value_heads)
 
     @property
     def query_size(self) -> int:

@@ -13,7 +13,15 @@ from deconattn.mixers.mlp import MLP
 from deconattn.mixers.nonapproximate import NonApproximate
 from deconattn.mixers.principles import PRINCIPLES, Principles
 from deconattn.mixers.projected import ProjectedMixer
-from deconattn.mixers.registry import known_names, mixer_class, register, relaxed_by, variant_names, zoo_names
+from deconattn.mixers.registry import (
+    known_names,
+    mixer_class,
+    register,
+    relaxed_by,
+    unknown_names,
+    variant_names,
+    zoo_names,
+)
 from deconattn.mixers.rndemb import RndEmb
 from deconattn.mixers.standard import Standard
 from deconattn.mixers.staticemb import StaticEmb
@@ -43,6 +51,7 @@ __all__ = [
     "mixer_class",
     "register",
     "relaxed_by",
+    "unknown_names",
     "variant_names",
     "zoo_names",
 ]

@@ -103,10 +103,10 @@ class Mixer(nn.Module, ABC):
 
     @classmethod
     def check_parts(cls, config: ModelConfig, ranks: int) -> None:
-        """Check that tensor parallelism of so many ranks can cut a layer; :attr:`splits` say that any can.
+        """Check the parts of a layer, and that so many ranks of tensor parallelism can cut each; others are but one.
 
         Raises:
-            UserError: it cannot, with the remedy.
+            UserError: a part that cannot be, or cannot be cut, with the remedy.
         """
 
     @classmethod

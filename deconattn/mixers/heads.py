@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
-from deconattn.layers.head_parts import HeadPart, head_parts, spelled
+from deconattn.layers.head_parts import HeadPart, check_heads, head_parts, spelled
 from deconattn.layers.linear import Linear, PartedLinear
 from deconattn.layers.shards import part_bounds
 from deconattn.layers.splits import Split, column, row
@@ -248,7 +248,12 @@ class HeadMixer(Mixer):
 
     @classmethod
     def of(cls, config: ModelConfig) -> list[tuple[type[Mixer], ModelConfig]]:
-        """Return each part's class, and the configuration of a model with its heads alone."""
+        """Return each part's class, and the configuration of a model with its heads alone.
+
+        Raises:
+            UserError: the layer has other heads than the parts, or a part has some of a group.
+        """
+        check_heads(spelled(cls.heads_of), config.num_attention_heads, config.num_key_value_heads)
         group = config.num_attention_heads // config.num_key_value_heads
         return [(mixer, _with_heads(config, part.count, part.count // group)) for mixer, part in cls._each()]
 
@@ -264,6 +269,12 @@ class HeadMixer(Mixer):
 
     @classmethod
     def check_parts(cls, config: ModelConfig, ranks: int) -> None:
+        for mixer, part in cls._each():
+            if mixer.splits is None:
+                raise UserError(
+                    f"{spelled(cls.heads_of)!r}: {part.mixer} declares no splits, so it cannot be cut by heads: "
+                    "use it whole"
+                )
         heads, served = cls.shared_heads(config)
         counts = [("the parts that share attention's projections", heads, served)] if heads else []
         for (mixer, own), part in zip(cls.of(config), cls.heads_of, strict=True):
@@ -272,14 +283,35 @@ class HeadMixer(Mixer):
                 grouped = "num_key_value_heads" in pieces
                 key_value_heads = own.num_key_value_heads if grouped else own.num_attention_heads
                 counts.append((str(part), own.num_attention_heads, key_value_heads))
+        name = repr(spelled(cls.heads_of))
         for what, heads, served in counts:
             copied = served == config.num_key_value_heads and ranks % served == 0
             if heads % ranks or (served % ranks and not copied):
                 keys = "" if served == heads else f" over {served} key/value heads"
                 raise UserError(
-                    f"--tp {ranks} does not divide the {heads} heads{keys} of {what} in {spelled(cls.heads_of)!r}: "
-                    "use a divisor, or other parts"
+                    f"--tp {ranks} does not divide the {heads} heads{keys} of {what} in {name}: use a divisor, or "
+                    "other parts"
                 )
+        # Ranks that run other mixers would communicate in another order.
+        first = cls._shared_on(config, 0, ranks)
+        for rank in range(1, ranks):
+            if cls._shared_on(config, rank, ranks) != first:
+                raise UserError(
+                    f"--tp {ranks}: of {name}, ranks 0 and {rank} would have different parts: order them so that each "
+                    f"{cls.shared_heads(config)[0] // ranks} heads that share projections have the same, or use --tp 1"
+                )
+
+    @classmethod
+    def _shared_on(cls, config: ModelConfig, rank: int, ranks: int) -> list[tuple[type[Mixer], int]]:
+        """Return the mixers of a rank's heads that share projections, and how many heads are each's."""
+        heads, found, end = cls.shared_heads(config)[0], [], 0
+        if heads:
+            held = range(*part_bounds(heads, heads, ranks)[rank])
+            for mixer, own in cls.of(config):
+                if is_attention(mixer, own):
+                    here = _meet(range(end, end := end + own.num_attention_heads), held)
+                    found += [(mixer, len(here))] if here else []
+        return found
 
     @classmethod
     def num_parameters(cls, config: ModelConfig) -> int:
@@ -294,31 +326,18 @@ class HeadMixer(Mixer):
     @classmethod
     def activation_bytes(cls, config: ModelConfig, work: Workload) -> int:
         """Bytes of all parts, what they read once, and the heads that are joined before the output projection."""
-        return max(cls._rank_bytes(config, work, rank) for rank in range(work.tp_size))
-
-    @classmethod
-    def _rank_bytes(cls, config: ModelConfig, work: Workload, rank: int) -> int:
-        parts, (heads, served) = cls.of(config), cls.shared_heads(config)
-        held = range(*part_bounds(heads, heads, work.tp_size)[rank]) if heads else range(0)
-        total = first = 0
-        joined: list[int] = []
-        readers: list[type[Mixer]] = []
-        for mixer, own in parts:
-            if is_attention(mixer, own):
-                here = len(_meet(range(first, first + own.num_attention_heads), held))
-                first += own.num_attention_heads
-                if not here:
-                    continue
-                joined.append(here * config.head_dim)
-                local = _with_heads(own, here, max(1, here * served // heads))
-                total += mixer.activation_bytes(local, replace(work, tp_size=1))
-            else:
-                total += mixer.activation_bytes(own, work)
-            readers.append(mixer)
-        static = sum(mixer.needs_static_embeddings for mixer in readers)
-        again = config.hidden_size * (len(readers) - 1 + max(0, static - 1))
-        copies = sum(joined) if len(joined) > 1 else 0
-        return total + work.bytes_per_element * work.tokens * (copies - again)
+        heads, served = cls.shared_heads(config)
+        shared = cls._shared_on(config, 0, work.tp_size)
+        parts = [
+            (mixer, _with_heads(config, here, max(1, here * served // heads)), replace(work, tp_size=1))
+            for mixer, here in shared
+        ]
+        parts += [(mixer, own, work) for mixer, own in cls.of(config) if not is_attention(mixer, own)]
+        static = sum(mixer.needs_static_embeddings for mixer, _, _ in parts)
+        again = config.hidden_size * (len(parts) - 1 + max(0, static - 1))
+        joined = config.head_dim * sum(here for _, here in shared) if len(shared) > 1 else 0
+        total = sum(mixer.activation_bytes(own, its_work) for mixer, own, its_work in parts)
+        return total + work.bytes_per_element * work.tokens * (joined - again)
 
 
 class Rows(nn.Module):
@@ -369,9 +388,6 @@ def by_heads(name: str) -> type[Mixer] | None:
 @lru_cache(maxsize=4096)
 def _made(parts: tuple[HeadPart, ...], mixers: tuple[type[Mixer], ...]) -> type[Mixer]:
     name = spelled(parts)
-    for part, mixer in zip(parts, mixers, strict=True):
-        if mixer.splits is None:
-            raise UserError(f"{name!r}: {part.mixer} declares no splits, so it cannot be cut by heads: use it whole")
     readers = list(dict.fromkeys(part.mixer for part, mixer in zip(parts, mixers, strict=True) if mixer.fixed_stream))
     if len(readers) > 1:
         raise UserError(f"{name!r}: {' and '.join(readers)} read fixed streams, and a layer reads one: use one of them")

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -113,6 +113,17 @@ def registered_class(name: str) -> type[Mixer]:
 def known_names() -> tuple[str, ...]:
     """Return all names that a layer may have: those registered and then the zoo's."""
     return variant_names() + zoo_names()
+
+
+def unknown_names(variants: Iterable[str]) -> list[str]:
+    """Return the names, of mixers in layers of these variants, that are not known."""
+    unknown = set()
+    for variant in variants:
+        try:
+            mixer_class(variant)
+        except KeyError as error:
+            unknown.add(str(error.args[0]))
+    return sorted(unknown)
 
 
 def variant_names() -> tuple[str, ...]:

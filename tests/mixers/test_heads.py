@@ -106,13 +106,6 @@ def test_tensor_parallel_parts_sum_to_the_whole(variant: str, heads: str):
         test_contract.test_tensor_parallel_parts_sum_to_the_whole(variant, heads, ranks=2)
 
 
-@pytest.mark.parametrize("heads", ["mha", "gqa"])
-def test_shared_projections_are_cut_whatever_the_parts(heads: str):
-    """Of four ranks each has heads of one part alone."""
-    test_contract.test_tensor_parallel_parts_sum_to_the_whole("standard[0-1]+approximate[2-3]", heads, ranks=4)
-    test_contract.test_tensor_parallel_parts_sum_to_the_whole("rndemb[0-1]+staticemb[2-3]", heads, ranks=4)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @EACH
 def test_activation_bytes(variant: str, heads: str, dtype: torch.dtype):
@@ -214,7 +207,7 @@ def test_parameters_match_standard_attention(size: str):
 )
 def test_heads_that_make_no_layer_are_refused(variant: str, message: str):
     with pytest.raises(UserError) as raised:
-        replace(BASE, num_key_value_heads=2, layer_variants=(variant,))
+        mixer_class(variant)(replace(BASE, num_key_value_heads=2))
     assert message in str(raised.value)
 
 
@@ -226,7 +219,7 @@ def test_parts_that_make_no_layer_are_refused(monkeypatch: pytest.MonkeyPatch):
         splits = None
 
     with pytest.raises(UserError, match="uncut declares no splits, so it cannot be cut by heads: use it whole"):
-        mixer_class("standard[0-1]+uncut[2-3]")
+        mixer_class("standard[0-1]+uncut[2-3]").check_parts(BASE, 1)
     with pytest.raises(UserError, match="rndemb and fixedseq read fixed streams, and a layer reads one"):
         mixer_class("rndemb[0-1]+fixedseq[2-3]")
     assert not is_ours(mixer_class("standard[0-1]+thirdparty[2-3]")) and is_ours(mixer_class(PAIRS[0]))
@@ -244,6 +237,8 @@ def test_parts_that_make_no_layer_are_refused(monkeypatch: pytest.MonkeyPatch):
         ),
         ("mlp[0-2]+gla[3]", {}, 2, "--tp 2 does not divide the 1 heads of gla[3] in"),
         ("mlp[0-1]+standard[2-3]", {"num_key_value_heads": 2}, 2, "2 heads over 1 key/value heads of the parts that"),
+        ("standard[0-1]+nope[2-3]", {}, 2, "order them so that each 2 heads that share projections have the same, or"),
+        ("standard[0]+nope[1]+nope[2]+standard[3]", {}, 2, "ranks 0 and 1 would have different parts"),
     ],
 )
 def test_ranks_that_cannot_cut_the_parts_are_refused(variant: str, changes: dict[str, int], ranks: int, message: str):
@@ -252,6 +247,14 @@ def test_ranks_that_cannot_cut_the_parts_are_refused(variant: str, changes: dict
     with pytest.raises(UserError) as raised:
         mixer_class(variant).check_parts(config, ranks)
     assert message in str(raised.value)
+
+
+def test_ranks_with_the_same_parts_can_cut_them():
+    for variant in ("standard[0]+nope[1]+standard[2]+nope[3]", "standard[0-1]+mlp[2-3]", "gla[0-1]+mlp[2-3]"):
+        mixer_class(variant).check_parts(BASE, 2)
+    mixer_class("rndemb[0-7]+standard[8-15]+rndemb[16-23]+standard[24-31]").check_parts(
+        replace(BASE, num_attention_heads=32, num_key_value_heads=4), 2
+    )
 
 
 def test_an_adapter_on_a_shared_projection_counts():

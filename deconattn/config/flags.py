@@ -4,7 +4,7 @@ The variants, and PyTorch with them, are imported where flags are checked: `--he
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from deconattn.config.flag_groups import (
@@ -20,7 +20,7 @@ from deconattn.config.probe_source import check_probe
 from deconattn.config.steps import StepPlan, Stretch
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
-from deconattn.layers.head_parts import check_heads
+from deconattn.layers.head_parts import check_heads, simplest
 
 VOCABULARY_MULTIPLE = 128
 """A vocabulary is rounded up to this multiple: head and embedding then have sizes that hardware likes."""
@@ -226,4 +226,4 @@ def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embe
     )
     for variant in dict.fromkeys(config.layer_variants):
         check_heads(variant, config.num_attention_heads, config.num_key_value_heads)
-    return config
+    return replace(config, layer_variants=tuple(map(simplest, config.layer_variants)))

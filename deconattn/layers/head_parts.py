@@ -49,9 +49,14 @@ def head_parts(name: str) -> tuple[HeadPart, ...]:
 
 
 def spelled(parts: Iterable[HeadPart]) -> str:
-    """Return the one spelling of parts; that of a single part, all heads of a mixer, is the mixer's name."""
-    parts = tuple(parts)
-    return parts[0].mixer if len(parts) == 1 else "+".join(map(str, parts))
+    """Return the one spelling of parts."""
+    return "+".join(map(str, parts))
+
+
+def simplest(variant: str) -> str:
+    """Return a variant, checked, by its mixer's name where that has all heads."""
+    parts = head_parts(variant)
+    return parts[0].mixer if len(parts) == 1 else variant
 
 
 def mixer_names(variants: Iterable[str]) -> tuple[str, ...]:

@@ -100,10 +100,7 @@ def relaxed_by(name: str) -> str:
 
 
 def registered_class(name: str) -> type[Mixer]:
-    """Return the mixer registered as `name`, or that a family makes of it.
-
-    An export, which has no zoo, has this in the place of :func:`mixer_class`.
-    """
+    """Return the mixer registered as `name`, or a family's; an export, without a zoo, has this for the above."""
     for resolve in _FAMILIES:
         if (found := resolve(name)) is not None:
             return found

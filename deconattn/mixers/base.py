@@ -74,6 +74,13 @@ class Mixer(nn.Module, ABC):
         Called for what knows its heads by their numbers, once the tensors have been cut.
         """
 
+    def taken_from(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        """Return what this layer's tensors take, by their names here, of the tensor `name` of a layer in its place.
+
+        What is here under another name, or with another shape, is left.
+        """
+        return {name: value}
+
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor | None:
         """Return the map A that `forward` applies, [R, heads, L, L]; None if nothing is mixed.
 

@@ -184,6 +184,26 @@ class HeadMixer(Mixer):
                 held.add(number)
         self.held = tuple(sorted(held))
 
+    def taken_from(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        """Return each part's heads of a projection that has all heads of the layer."""
+        config, module = self.config, name.partition(".")[0]
+        heads = {"q_proj": config.num_attention_heads, "o_proj": config.num_attention_heads}
+        heads |= dict.fromkeys(("k_proj", "v_proj"), config.num_key_value_heads)
+        found, shared = {name: value}, []
+        if module in NORMS:
+            found |= {f"parts.{number}.{name}": value for number in range(len(self.parts))}
+        dim = int(module == "o_proj")
+        if module not in heads or value.shape[dim] != heads[module] * config.head_dim:
+            return found
+        for number, part in enumerate(self.heads_of):
+            first, count = (one * heads[module] // config.num_attention_heads for one in (part.first, part.count))
+            piece = value.narrow(dim, first * config.head_dim, count * config.head_dim)
+            if number in self.shared:
+                shared.append(piece)
+            else:
+                found[f"parts.{number}.{name}"] = piece
+        return found | ({name: torch.cat(shared, dim=dim)} if shared else {})
+
     def part(self, number: int) -> Mixer:
         """Return a part."""
         part = self.parts[number]

@@ -11,11 +11,14 @@ from torch.testing import assert_close
 
 from deconattn.config.flags import model_config
 from deconattn.config.presets import SIZES, size_defaults
+from deconattn.cost.parameters import rank_parameters
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers import HeadMixer, Mixer, MixerContext, Workload, mixer_class, register, registry, zoo_names
 from deconattn.mixers.costs import attention_parameters
+from deconattn.model.block import Block
 from deconattn.model.streams import is_ours
+from deconattn.parallel.tensor import cut_tensors
 from deconattn.parallel.trial import Trial
 from tests.mixers import test_contract, test_decoding
 from tests.mixers.models import BASE, HEADS, ThirdParty, build_model, mixes
@@ -255,6 +258,16 @@ def test_ranks_with_the_same_parts_can_cut_them():
     mixer_class("rndemb[0-7]+standard[8-15]+rndemb[16-23]+standard[24-31]").check_parts(
         replace(BASE, num_attention_heads=32, num_key_value_heads=4), 2
     )
+
+
+@pytest.mark.parametrize("variant", ["standard[0]+nope[1]+standard[2]+nope[3]", "alibi[0-1]+mlp[2-3]"])
+def test_a_ranks_parameters_are_counted(variant: str):
+    config = replace(BASE, layer_variants=(variant,))
+    block = Block(config, variant)
+    for module in (block.self_attn, block.mlp):
+        cut_tensors(module, config, rank=0, ranks=2)
+    held = sum(parameter.numel() for parameter in block.parameters())
+    assert rank_parameters(config, range(1), tp_size=2).layers == (held,)
 
 
 def test_an_adapter_on_a_shared_projection_counts():

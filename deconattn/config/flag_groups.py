@@ -30,7 +30,8 @@ class ModelFlags:
     staticemb, or a plugin's; or several by heads, such as standard[0-5]+nonapproximate[6-8]."""
     pattern: str = "uniform"
     """Which layers are standard: uniform, even, odd, top, middle, bottom, 25%, first, last, bilateral; S:V
-    (1:3 is one standard layer for three variant layers); or a list such as 3*fixedseq,standard, whose layers may be several mixers by heads."""
+    (1:3 is one standard layer for three variant layers); or a list such as 3*fixedseq,standard, whose layers may be
+    several mixers by heads."""
     plugin: tuple[Path, ...] = ()
     """Python files that register variants of your own."""
     hidden_size: int = 0

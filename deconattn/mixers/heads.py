@@ -18,93 +18,23 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from deconattn.errors import UserError
+from deconattn.layers.borrowed import BorrowedModule, BorrowedRows
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.head_parts import HeadPart, check_heads, head_parts, spelled
 from deconattn.layers.linear import Linear, PartedLinear
 from deconattn.layers.shards import part_bounds
 from deconattn.layers.splits import Split, column, row
 from deconattn.mixers.base import Mixer
-from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
-from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.map_blocks import MapBlock
+from deconattn.mixers.parts_decoding import PartsDecoding
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.projected import ProjectedMixer
 from deconattn.mixers.registry import family, mixer_class
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 NORMS = ("q_norm", "k_norm")
-
-
-class PartsCache(LayerCache):
-    """A cache for each part."""
-
-    def __init__(self, parts: list[LayerCache]) -> None:
-        super().__init__()
-        self.parts = parts
-
-    @property
-    def croppable(self) -> bool:
-        return all(part.croppable for part in self.parts)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
-
-    def select_rows(self, rows: Tensor) -> None:
-        for part in self.parts:
-            part.select_rows(rows)
-
-    def reset(self) -> None:
-        for part in self.parts:
-            part.reset()
-
-
-class PartsDecoding(Decoding["HeadMixer"]):
-    """Decoding of each part by its own."""
-
-    def __init__(self, mixers: tuple[type[Mixer], ...]) -> None:
-        self._decodings = [mixer.decoding for mixer in mixers]
-        readers = [mixer for mixer in mixers if mixer.fixed_stream is not None]
-        self.shares_fixed_part = bool(readers) and all(mixer.decoding.shares_fixed_part for mixer in readers)
-
-    def new_cache(self) -> LayerCache:
-        return PartsCache([decoding.new_cache() for decoding in self._decodings])
-
-    def extend(
-        self, mixer: "HeadMixer", hidden: Tensor, static: Tensor | None, step: Step, cache: LayerCache
-    ) -> Tensor:
-        assert isinstance(cache, PartsCache)
-        fixed = mixer.fixed_by_part(cache.fixed)
-
-        def mixed(number: int) -> Tensor:
-            cache.parts[number].fixed = fixed[number]
-            output: Tensor = mixer.parts[number](hidden, static, step, cache.parts[number])
-            return output
-
-        return mixer.together(mixed)
-
-    def fixed_part(
-        self, mixer: "HeadMixer", hidden: Tensor, static: Tensor | None, context: MixerContext
-    ) -> tuple[Tensor, ...]:
-        parts = (mixer.part(number) for number in mixer.held)
-        return tuple(one for part in parts for one in part.decoding.fixed_part(part, hidden, static, context))
-
-    def prefill_flops(self, mixer: type["HeadMixer"], config: ModelConfig, work: Workload) -> int:
-        return sum(part.decoding.prefill_flops(part, own, work) for part, own in mixer.of(config))
-
-    def decode_flops(self, mixer: type["HeadMixer"], config: ModelConfig, work: Workload) -> int:
-        return sum(part.decoding.decode_flops(part, own, work) for part, own in mixer.of(config))
-
-    def cache_bytes(self, mixer: type["HeadMixer"], config: ModelConfig, work: Workload) -> int:
-        return sum(part.decoding.cache_bytes(part, own, work) for part, own in mixer.of(config))
-
-    def fixed_flops(self, mixer: type["HeadMixer"], config: ModelConfig, length: int) -> int:
-        return sum(part.decoding.fixed_flops(part, own, length) for part, own in mixer.of(config))
-
-    def fixed_bytes(self, mixer: type["HeadMixer"], config: ModelConfig, length: int, bytes_per_element: int) -> int:
-        return sum(part.decoding.fixed_bytes(part, own, length, bytes_per_element) for part, own in mixer.of(config))
 
 
 class HeadMixer(Mixer):
@@ -157,9 +87,9 @@ class HeadMixer(Mixer):
             self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
         for part in (parts[number] for number in self.shared):
             for name in PROJECTIONS:
-                setattr(part, name, Rows(self, name))
+                setattr(part, name, BorrowedRows(self, name))
             for name in NORMS if config.qk_norm else ():
-                setattr(part, name, Whole(self, name))
+                setattr(part, name, BorrowedModule(self, name))
             part.o_proj = nn.Identity()
 
     def became_part(self, rank: int, ranks: int) -> None:
@@ -177,7 +107,7 @@ class HeadMixer(Mixer):
             ours = _meet(range(query_end - part.config.num_attention_heads, query_end), heads)
             theirs = _meet(range(served_end - part.config.num_key_value_heads, served_end), served)
             for name, here, first in (("q_proj", ours, heads), ("k_proj", theirs, served), ("v_proj", theirs, served)):
-                rows: Rows = getattr(part, name)
+                rows: BorrowedRows = getattr(part, name)
                 rows.start = (here.start - first.start) * self.config.head_dim
                 rows.stop = (here.stop - first.start) * self.config.head_dim
             if ours:
@@ -358,39 +288,6 @@ class HeadMixer(Mixer):
         joined = config.head_dim * sum(here for _, here in shared) if len(shared) > 1 else 0
         total = sum(mixer.activation_bytes(own, its_work) for mixer, own, its_work in parts)
         return total + work.bytes_per_element * work.tokens * (joined - again)
-
-
-class Rows(nn.Module):
-    """A part's projection: its rows `start` to `stop` of one of the layer's."""
-
-    start: int
-    stop: int
-
-    def __init__(self, layer: HeadMixer, name: str) -> None:
-        super().__init__()
-        self._layer, self._name = (layer,), name  # in a tuple, or the layer would be a module of its part's, too
-
-    @property
-    def out_features(self) -> int:
-        return self.stop - self.start
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        projection: nn.Module = getattr(self._layer[0], self._name)
-        if isinstance(projection, PartedLinear):
-            return projection(inputs, (self.start, self.stop))
-        return projection(inputs)[..., self.start : self.stop]  # an adapted or a quantised one gives all
-
-
-class Whole(nn.Module):
-    """A module of the layer's, as a part's own."""
-
-    def __init__(self, layer: HeadMixer, name: str) -> None:
-        super().__init__()
-        self._layer, self._name = (layer,), name
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        module: nn.Module = getattr(self._layer[0], self._name)
-        return module(inputs)
 
 
 @family

@@ -17,11 +17,12 @@ from deconattn.layers.config import ModelConfig
 from deconattn.mixers import HeadMixer, Mixer, MixerContext, Workload, mixer_class, register, registry, zoo_names
 from deconattn.mixers.costs import attention_parameters
 from deconattn.model.block import Block
+from deconattn.model.decoding_cache import DecodingCache
 from deconattn.model.streams import is_ours
 from deconattn.parallel.tensor import cut_tensors
 from deconattn.parallel.trial import Trial
 from tests.mixers import test_contract, test_decoding
-from tests.mixers.models import BASE, HEADS, ThirdParty, build_model, mixes
+from tests.mixers.models import BASE, HEADS, ThirdParty, build_model, mixes, random_tokens
 from tests.mixers.test_contract import build_context, build_inputs, build_mixer, gradients
 
 PAIRS = (
@@ -166,6 +167,30 @@ def test_models_keep_the_contract(variants: tuple[str, ...]):
 @MODELS
 def test_decoding_is_the_whole_pass(variants: tuple[str, ...], static: bool):
     test_decoding.test_steps_from_any_prefill_are_the_whole_pass(variants, static)
+
+
+@MODELS
+def test_caches_are_padded_reordered_and_reset(variants: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
+    test_decoding.test_padding_counts_for_nothing(variants, False, monkeypatch)
+    test_decoding.test_rows_are_reordered_repeated_and_dropped(variants, False)
+    test_decoding.test_a_cache_is_reset(variants)
+    test_decoding.test_the_gradient_of_a_first_pass_is_that_of_the_whole(variants)
+
+
+def test_tokens_are_taken_back_where_every_part_can():
+    test_decoding.test_tokens_are_taken_back(("standard[0-1]+rndemb[2-3]", "staticemb[0-1]+mlp[2-3]"), False)
+    assert not DecodingCache(build_model((PAIRS[0],)).model).croppable
+    assert DecodingCache(build_model((PAIRS[1],)).model).croppable
+
+
+@pytest.mark.parametrize("variant", PAIRS)
+def test_cache_bytes_are_the_caches(variant: str):
+    model, mixer = build_model((variant,)), mixer_class(variant)
+    cache = DecodingCache(model.model)
+    test_decoding.decoded(model, random_tokens(2, 40), [39, 1], cache)
+    work = Workload(2, cache.capacity, 8)
+    assert cache.nbytes == mixer.decoding.cache_bytes(mixer, model.config, work)
+    assert cache.fixed_nbytes == mixer.decoding.fixed_bytes(mixer, model.config, cache.capacity, 8)
 
 
 @pytest.mark.parametrize("variant", [*PAIRS, *(pytest.param(name, marks=pytest.mark.slow) for name in ZOO)])

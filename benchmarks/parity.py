@@ -89,6 +89,16 @@ MIXED = {
     ),
 }
 """All variants in two models, with whatever else crosses ranks."""
+BY_HEADS = {
+    "by heads, projections shared; tied, QK norm, document masks": (
+        f"{_FEATURES} --num-key-value-heads 4 --pattern standard[0]+nonapproximate[1]+standard[2]+nonapproximate[3],"
+        "approximate[0]+rndemb[1]+approximate[2]+rndemb[3],staticemb[0-1]+mlp[2-3],standard"
+    ),
+    "by heads, projections of their own": (
+        "--num-key-value-heads 4 --pattern fixedseq[0-1]+mlp[2-3],average[0-1]+shift[2-3],alibi[0-1]+standard[2-3],mlp"
+    ),
+}
+"""Layers of several mixers; what TP4 or TP2 cannot cut alike is not among them."""
 ZOO = {f"{variant}, uniform": f"--variant {variant} --pattern uniform" for variant in zoo_names()}
 ALONE = Topology("one process", 1)
 """No topology: what fp32 alone does. A norm of small numbers, which a mixer of the field may have, magnifies it."""
@@ -268,6 +278,7 @@ def cases() -> Iterator[tuple[str, str]]:
             yield f"{variant}, {pattern}", f"--variant {variant} --pattern {pattern}"
     yield from ZOO.items()
     yield from MIXED.items()
+    yield from BY_HEADS.items()
 
 
 class Table:

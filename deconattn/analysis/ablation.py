@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deconattn.analysis import passes
 from deconattn.analysis.losses import check_finite, token_losses
 from deconattn.layers.norm import residual_norm
-from deconattn.mixers import Mixer, MixerContext, ProjectedMixer
+from deconattn.mixers import HeadMixer, Mixer, MixerContext, ProjectedMixer
 from deconattn.model.block import Block
 from deconattn.model.decoder import Decoder
 from deconattn.ops.documents import Documents
@@ -106,7 +106,8 @@ def ablate(
 def output_projection(mixer: Mixer) -> nn.Module | None:
     """Return the projection in which a mixer's heads meet, as nowhere before; None where there is none."""
     width = mixer.config.num_attention_heads * mixer.config.head_dim
-    return mixer.o_proj if isinstance(mixer, ProjectedMixer) and mixer.o_proj.in_features == width else None
+    projection = getattr(mixer, "o_proj", None) if isinstance(mixer, ProjectedMixer | HeadMixer) else None
+    return projection if projection is not None and projection.in_features == width else None
 
 
 def _finish(decoder: Decoder, hidden: Tensor, steps: list[tuple[Block, Tensor | None, MixerContext]]) -> Tensor:

@@ -44,6 +44,7 @@ from deconattn.data.manifest import TOKENIZER_NAMES
 from deconattn.errors import UserError
 from deconattn.json_files import reason
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.head_parts import renamed
 from deconattn.mixers.plugins import changed_code, check_asked, load_plugins, names_in_process
 from deconattn.shown import one_line
 
@@ -99,7 +100,7 @@ class Checkpoint:
                 "since, or another file was given",
                 file=sys.stderr,
             )
-        variants = tuple(names.get(variant, variant) for variant in self.config.model.layer_variants)
+        variants = tuple(renamed(variant, names) for variant in self.config.model.layer_variants)
         return replace(self.config.model, layer_variants=variants)
 
     @property

@@ -10,7 +10,7 @@ from deconattn.checkpoint.tensors import expected_headers, headers, open_tensors
 from deconattn.errors import UserError
 from deconattn.json_files import read_json, reason
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import known_names
+from deconattn.mixers import unknown_names
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -42,9 +42,8 @@ class HFWeights:
         Raises:
             UserError: the first tensor that is missing, surplus, of another shape or quantized.
         """
-        for variant in config.layer_variants:
-            if variant not in known_names():
-                raise UserError(f"{self.folder} has layers of variant {variant!r}: give its file with --plugin")
+        for variant in unknown_names(config.layer_variants):
+            raise UserError(f"{self.folder} has layers of variant {variant!r}: give its file with --plugin")
         layers = {int(match[1]) for name in self._shapes if (match := re.match(r"model\.layers\.(\d{1,9})\.", name))}
         if config.num_hidden_layers > len(layers):  # before as many are made
             raise UserError(

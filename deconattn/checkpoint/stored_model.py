@@ -33,7 +33,7 @@ from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
 from deconattn.hf.tokenizer_files import check_tokenizer, write_tokenizer
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import known_names
+from deconattn.mixers import unknown_names
 from deconattn.mixers.plugins import load_plugins
 from deconattn.model.decoder import Decoder
 from deconattn.model.streams import Streams
@@ -214,9 +214,8 @@ def _in_folder(folder: Path) -> StoredModel:
         raise UserError(f"{path} is no configuration of {model_type} ({_last_line(error)}): correct it") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{path}: a {model_type} is no causal language model: give one")
-    for variant in variants:
-        if variant not in known_names():
-            raise UserError(f"{folder} has layers of variant {variant!r}: give its file with --plugin")
+    for variant in unknown_names(variants):
+        raise UserError(f"{folder} has layers of variant {variant!r}: give its file with --plugin")
     _check_weights(folder, config)
     read = partial(_read_folder, folder, config)
     return StoredModel(folder, config, _tokenizer_in(folder), _label(folder), None, read)

@@ -237,7 +237,7 @@ def count_variants(flags: Arguments) -> None:
     """Print the parameter counts of all variants."""
     from deconattn.model.flops import count_parameters
 
-    models = {variant: flags.config(variant) for variant in variants()}
+    models = {variant: flags.config(variant) for variant in variants(flags)}
     counts = {variant: count_parameters(config) for variant, config in models.items()}
     vocabulary = models[STANDARD].vocab_size
     table = Table(title=f"Parameters, size {flags.model.size}, pattern {flags.model.pattern}, vocabulary {vocabulary}")
@@ -265,14 +265,15 @@ def compare_costs(flags: Arguments) -> None:
             bytes_per_element=2 if flags.engine.precision == "bf16" else 4,
             zero=flags.engine.zero_stage,
         )
-        for variant in variants()
+        for variant in variants(flags)
     }
     for table in cost_tables(jobs, flags.model.pattern):
         show(table)
 
 
-def variants() -> list[str]:
-    """All variants, the standard one first and then the paper's others."""
+def variants(flags: Arguments) -> list[str]:
+    """All variants, the standard one first and then the paper's others; last the one asked for, if it is by heads."""
     from deconattn.mixers import known_names
 
-    return sorted(known_names(), key=lambda variant: variant != STANDARD)
+    known = sorted(known_names(), key=lambda variant: variant != STANDARD)
+    return known if flags.model.variant in known else [*known, flags.model.variant]

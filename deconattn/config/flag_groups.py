@@ -27,10 +27,11 @@ class ModelFlags:
     """Preset of dimensions and training defaults: tiny, 70m, 160m, 500m, 1.7b, 7b, 70b."""
     variant: str = "standard"
     """Variant of the layers that are not standard: standard, mlp, approximate, nonapproximate, rndemb, fixedseq,
-    staticemb, or a plugin's."""
+    staticemb, or a plugin's; or several by heads, such as standard[0-5]+nonapproximate[6-8]."""
     pattern: str = "uniform"
     """Which layers are standard: uniform, even, odd, top, middle, bottom, 25%, first, last, bilateral; S:V
-    (1:3 is one standard layer for three variant layers); or a list such as 3*fixedseq,standard."""
+    (1:3 is one standard layer for three variant layers); or a list such as 3*fixedseq,standard, whose layers may be
+    several mixers by heads."""
     plugin: tuple[Path, ...] = ()
     """Python files that register variants of your own."""
     hidden_size: int = 0
@@ -221,6 +222,7 @@ class EngineFlags:
                     f"--tp {self.tp}: variant {variant!r} declares no splits for tensor parallelism; declare them "
                     "(deconattn/mixers/base.py) or use --tp 1"
                 )
+            mixer_class(variant).check_parts(model, self.tp)
         if self.pp > model.num_hidden_layers:
             raise UserError(f"--pp {self.pp} is more than the {model.num_hidden_layers} layers: use a smaller one")
         if self.pp > 1 and self.zero_stage > 1:

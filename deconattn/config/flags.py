@@ -4,7 +4,7 @@ The variants, and PyTorch with them, are imported where flags are checked: `--he
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from deconattn.config.flag_groups import (
@@ -22,6 +22,7 @@ from deconattn.config.probe_source import check_probe
 from deconattn.config.steps import StepPlan, Stretch
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.head_parts import check_heads, simplest
 from deconattn.layers.rope_scaling import ntk_theta
 from deconattn.layers.rope_scaling import parse as parse_rope_scaling
 
@@ -213,7 +214,7 @@ def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embe
             f"{flags.num_attention_heads}: change one, or give --head-dim"
         )
     head_dim = flags.head_dim or flags.hidden_size // max(1, flags.num_attention_heads)
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=vocab_size,
         hidden_size=flags.hidden_size,
         intermediate_size=flags.intermediate_size,
@@ -231,3 +232,6 @@ def model_config(flags: ModelFlags, tokenizer_vocab_size: int, max_position_embe
         rope_scaling=parse_rope_scaling(flags.rope_scaling, max_position_embeddings),
         initializer_range=flags.initializer_range,
     )
+    for variant in dict.fromkeys(config.layer_variants):
+        check_heads(variant, config.num_attention_heads, config.num_key_value_heads)
+    return replace(config, layer_variants=tuple(map(simplest, config.layer_variants)))

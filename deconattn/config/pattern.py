@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection
 
 from deconattn.errors import UserError
+from deconattn.layers.head_parts import head_parts, mixer_names, spelled
 
 STANDARD = "standard"
 NAMED = ("uniform", "even", "odd", "top", "middle", "bottom", "25%", "first", "last", "bilateral")
@@ -17,18 +18,27 @@ def layer_variants(pattern: str, variant: str, num_layers: int, known: Collectio
         pattern: a name of table 11; `S:V` for S standard layers to V variant layers, variants first in
             each period (a depth that is no multiple of the period repeats it and is cut); or an explicit
             list such as `3*fixedseq,standard,2*mlp`, one entry a layer.
-        variant: what the layers that are not standard are; an explicit list names its own.
+        variant: what the layers that are not standard are; an explicit list names its own. Either may be several
+            mixers by heads (:mod:`deconattn.layers.head_parts`).
         num_layers: depth of the model.
         known: names of the registered variants.
 
     Raises:
         UserError: an unknown name (the nearest is suggested) or a list of another length.
     """
-    check_variant(variant, known)
-    if "," in pattern or "*" in pattern or pattern in known:
+    variant = _checked(variant, known)
+    if any(mark in pattern for mark in ",*[") or pattern in known:
         return _explicit(pattern, num_layers, known)
     standard = _standard_layers(pattern, num_layers)
     return tuple(STANDARD if layer in standard else variant for layer in range(1, num_layers + 1))
+
+
+def _checked(variant: str, known: Collection[str]) -> str:
+    """Return a variant in its one spelling, once its mixers are known."""
+    parts = head_parts(variant)
+    for name in mixer_names([variant]):
+        check_variant(name, known)
+    return spelled(parts) if parts else variant
 
 
 def check_variant(name: str, known: Collection[str]) -> None:
@@ -75,11 +85,10 @@ def _standard_layers(pattern: str, num_layers: int) -> set[int]:
 def _explicit(pattern: str, num_layers: int, known: Collection[str]) -> tuple[str, ...]:
     variants: list[str] = []
     for entry in pattern.split(","):
-        match = re.fullmatch(r"\s*(?:(\d+)\s*\*\s*)?([^\s*]+)\s*", entry)
+        match = re.fullmatch(r"\s*(?:(\d+)\s*\*\s*)?([^\s*](?:[^*]*[^\s*])?)\s*", entry)
         if not match:
             raise UserError(f"pattern {pattern!r}: cannot read {entry!r}; write NAME or COUNT*NAME, comma-separated")
-        check_variant(match[2], known)
-        variants += [match[2]] * int(match[1] or 1)
+        variants += [_checked(match[2], known)] * int(match[1] or 1)
     if len(variants) != num_layers:
         raise UserError(
             f"pattern {pattern!r} names {len(variants)} layers but the model has {num_layers}: "

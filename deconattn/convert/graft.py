@@ -1,17 +1,22 @@
 """A Hugging Face model's weights into a freshly initialised model of ours, and what became of each tensor."""
 
+import re
+
 import torch
 
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.origins import STREAMS, Origins
 from deconattn.errors import UserError
+from deconattn.mixers import Mixer
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import FIXED_TEXT
+
+_IN_A_MIXER = re.compile(r"(model\.layers\.(\d{1,9})\.self_attn\.)(.+)")
 
 
 @torch.no_grad()
 def graft(model: CausalLM, source: HFWeights, keep: frozenset[str] = frozenset()) -> Origins:
-    """Overwrite what `model` shares with `source` by name and shape, in place.
+    """Overwrite what `model` shares with `source` by name and shape, in place; of a layer by heads, what its parts do.
 
     Args:
         keep: tensors of the model that are not to be overwritten.
@@ -20,24 +25,32 @@ def graft(model: CausalLM, source: HFWeights, keep: frozenset[str] = frozenset()
         UserError: the model's sequences are longer than the source's fixed stream.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    taken, unused = set(), []
+    taken: set[str] = set()
+    unused = []
     for name in source:
-        target = tensors.get(name)
-        if target is None or name in keep:
+        match = _IN_A_MIXER.fullmatch(name)
+        layer = int(match[2]) if match else -1
+        if name in keep or (name not in tensors and not 0 <= layer < model.config.num_hidden_layers):
             unused.append(name)
             continue
         value = source.read(name)
         if name in STREAMS:
+            target = tensors[name]
             if len(value) < len(target):
                 raise UserError(
                     f"--seq-len {len(target)} is beyond the fixed stream of {source.folder}, {len(value)} tokens: "
                     f"give at most that{', or --fixed-text' if name == FIXED_TEXT else ''}"
                 )
             value = value[: len(target)]
-        if value.shape == target.shape:
-            target.copy_(value)
-            taken.add(name)
-        else:
+        found = {name: value}
+        if match and 0 <= layer < model.config.num_hidden_layers:
+            mixer: Mixer = model.model.layers[layer].self_attn  # type: ignore[assignment]
+            found = {match[1] + own: part for own, part in mixer.taken_from(match[3], value).items()}
+        fitting = {own for own, part in found.items() if own in tensors and tensors[own].shape == part.shape}
+        for own in fitting:
+            tensors[own].copy_(found[own])
+        taken |= fitting
+        if not fitting:
             unused.append(name)
     return Origins(
         taken=[name for name in tensors if name in taken],

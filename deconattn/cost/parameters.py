@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -70,11 +71,11 @@ def _layer(config: ModelConfig, variant: str, tp_size: int) -> _Layer:
     counts = {id(parameter): parameter.numel() for parameter in block.parameters()}
     for module in block.modules():
         for name, split in (getattr(module, "splits", None) or {}).items():
-            declared = getattr(module, name)
+            declared = attrgetter(name)(module)
             for parameter in [declared] if isinstance(declared, Tensor) else declared.parameters():
                 if id(parameter) in counts and split.dim < parameter.ndim:
                     size = parameter.shape[split.dim]
-                    pieces = getattr(config, split.pieces) if split.pieces else size
+                    pieces = split.count(config, size)
                     counts[id(parameter)] = parameter.numel() // size * largest_part(size, pieces, tp_size)
     matrices = [parameter for parameter in block.parameters() if parameter.ndim == 2]
     return _Layer(

@@ -12,7 +12,7 @@ import torch
 from deconattn.errors import UserError
 from deconattn.hf.source import AUTO_MAP, FILE_NAME, modeling_source
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import known_names
+from deconattn.mixers import unknown_names
 from deconattn.mixers.plugins import plugin_code, plugin_files
 from deconattn.model.streams import Streams
 
@@ -155,7 +155,7 @@ def with_code(save_pretrained: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(save_pretrained)
     def save(self: Any, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
-        unknown = sorted(set(self.layer_variants) - set(known_names()))
+        unknown = unknown_names(self.layer_variants)
         if unknown:
             raise UserError(f"variant {unknown[0]!r} is not registered: load the plugin file that registers it first")
         files = sorted(set(plugin_files(self.layer_variants).values()))

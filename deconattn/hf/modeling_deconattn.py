@@ -15,7 +15,7 @@ from deconattn.errors import UserError
 from deconattn.hf.cache_deconattn import DeconAttnCache
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.layers.linear import Linear
-from deconattn.mixers import MixerContext, known_names
+from deconattn.mixers import MixerContext, unknown_names
 from deconattn.model.block import Block
 from deconattn.model.decoder import Decoder
 from deconattn.model.padding import Padding
@@ -90,7 +90,7 @@ class DeconAttnModel(Decoder, DeconAttnPreTrainedModel):
     """
 
     def __init__(self, config: DeconAttnConfig) -> None:
-        unknown = sorted(set(config.layer_variants or ()) - set(known_names()))
+        unknown = unknown_names(config.layer_variants or ())
         if unknown:
             raise UserError(f"variant {unknown[0]!r} is not registered: load the plugin file that registers it first")
         DeconAttnPreTrainedModel.__init__(self, config)  # type: ignore[call-arg]

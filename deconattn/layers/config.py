@@ -29,7 +29,7 @@ class ModelConfig:
     max_position_embeddings: int
     """Longest sequence; also the length of the fixed stream."""
     layer_variants: tuple[str, ...]
-    """The variant of each layer, first layer first."""
+    """The variant of each layer, first layer first: a mixer's name, or several by heads."""
     attention_bias: bool = True
     """Bias on Q, K and V (Qwen2); Llama and Qwen3 have none."""
     qk_norm: bool = False

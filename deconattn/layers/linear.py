@@ -35,6 +35,22 @@ class Linear(nn.Linear):
         return linear(inputs, self.weight, self.bias)
 
 
+class PartedLinear(Linear):
+    """Linear layer of several parts, each of which asks for its own outputs: `which`, (start, stop), all by default.
+
+    A part's product is a call of this module, to meet what hangs on it: ZeRO-3 gathers weights by hooks.
+    """
+
+    def forward(self, inputs: Tensor, which: tuple[int, int] | None = None) -> Tensor:
+        if which is None:
+            return super().forward(inputs)
+        rows = slice(*which)
+        weight, bias = self.weight[rows], None if self.bias is None else self.bias[rows]
+        if (entered := _entered(inputs)) is not None:
+            return entered.linears(inputs, [weight], [bias], [1])[0]
+        return linear(inputs, weight, bias)
+
+
 def project(inputs: Tensor, *groups: tuple[nn.Module, ...]) -> tuple[Tensor, ...]:
     """Apply linear layers to one input, [.., k] -> [.., n] each: on a GPU in training as one operation.
 

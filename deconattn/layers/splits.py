@@ -5,6 +5,10 @@ its output: the parts of all ranks sum to the whole. What it does not name is he
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deconattn.layers.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -13,19 +17,25 @@ class Split:
 
     Attributes:
         dim: dimension of the weight [out, in], or of the tensor, that is cut; a bias is cut with dimension 0.
-        pieces: field of ModelConfig with the number of pieces that must stay whole (heads); None is no such pieces.
-            Where there are fewer pieces than ranks, neighbouring ranks hold the same one.
+        pieces: how many pieces must stay whole (heads), or the field of ModelConfig that says so; None is no such
+            pieces. Where there are fewer pieces than ranks, neighbouring ranks hold the same one.
     """
 
     dim: int
-    pieces: str | None = None
+    pieces: str | int | None = None
+
+    def count(self, config: "ModelConfig", size: int) -> int:
+        """Return the number of pieces of the dimension, which has `size` elements."""
+        if self.pieces is None:
+            return size
+        return self.pieces if isinstance(self.pieces, int) else int(getattr(config, self.pieces))
 
 
-def column(pieces: str | None = None) -> Split:
+def column(pieces: str | int | None = None) -> Split:
     """Return a column-parallel split: each rank computes some of the outputs from the whole input."""
     return Split(0, pieces)
 
 
-def row(pieces: str | None = None) -> Split:
+def row(pieces: str | int | None = None) -> Split:
     """Return a row-parallel split: each rank adds its inputs' share to every output. The layer must have no bias."""
     return Split(1, pieces)

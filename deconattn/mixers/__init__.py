@@ -7,12 +7,21 @@ from deconattn.mixers.context import FixedStream, MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
 from deconattn.mixers.fixedseq import FixedSeq
+from deconattn.mixers.heads import HeadMixer
 from deconattn.mixers.map_blocks import MapBlock
 from deconattn.mixers.mlp import MLP
 from deconattn.mixers.nonapproximate import NonApproximate
 from deconattn.mixers.principles import PRINCIPLES, Principles
 from deconattn.mixers.projected import ProjectedMixer
-from deconattn.mixers.registry import known_names, mixer_class, register, relaxed_by, variant_names, zoo_names
+from deconattn.mixers.registry import (
+    known_names,
+    mixer_class,
+    register,
+    relaxed_by,
+    unknown_names,
+    variant_names,
+    zoo_names,
+)
 from deconattn.mixers.rndemb import RndEmb
 from deconattn.mixers.standard import Standard
 from deconattn.mixers.staticemb import StaticEmb
@@ -24,6 +33,7 @@ __all__ = [
     "Decoding",
     "FixedSeq",
     "FixedStream",
+    "HeadMixer",
     "LayerCache",
     "MapBlock",
     "Mixer",
@@ -41,6 +51,7 @@ __all__ = [
     "mixer_class",
     "register",
     "relaxed_by",
+    "unknown_names",
     "variant_names",
     "zoo_names",
 ]

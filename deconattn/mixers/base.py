@@ -68,6 +68,19 @@ class Mixer(nn.Module, ABC):
         module as others do, and meet what is hung on it (hooks, offloading, a replaced `forward`).
         """
 
+    def became_part(self, rank: int, ranks: int) -> None:
+        """Note that the tensors in :attr:`splits` are now those of one rank of tensor parallelism: nothing by default.
+
+        Called for what knows its heads by their numbers, once the tensors have been cut.
+        """
+
+    def taken_from(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        """Return what this layer's tensors take, by their names here, of the tensor `name` of a layer in its place.
+
+        What is here under another name, or with another shape, is left.
+        """
+        return {name: value}
+
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor | None:
         """Return the map A that `forward` applies, [R, heads, L, L]; None if nothing is mixed.
 
@@ -89,6 +102,19 @@ class Mixer(nn.Module, ABC):
     def reference(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         """Compute :meth:`forward` of all rows by its formula, plainly and slowly: what tests compare it with."""
         raise NotImplementedError(f"{type(self).__qualname__} has no reference")
+
+    @classmethod
+    def made_of(cls) -> "tuple[type[Mixer], ...]":
+        """Return the classes whose code a layer runs: this one, or its parts'."""
+        return (cls,)
+
+    @classmethod
+    def check_parts(cls, config: ModelConfig, ranks: int) -> None:
+        """Check the parts of a layer, and that so many ranks of tensor parallelism can cut each; others are but one.
+
+        Raises:
+            UserError: a part that cannot be, or cannot be cut, with the remedy.
+        """
 
     @classmethod
     @abstractmethod

@@ -1,7 +1,7 @@
 """Decoding of a mixer: its forward pass with a cache, the cache and their costs, as one object."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Decoding(Generic[AnyMixer]):
     :meth:`new_cache` makes.
     """
 
-    shares_fixed_part: ClassVar[bool] = False
+    shares_fixed_part: bool = False
     """Whether the mixer's `forward` reads :meth:`fixed_part` from `context.fixed`, where that is given."""
 
     def new_cache(self) -> LayerCache:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deconattn.errors import UserError
 from deconattn.json_files import read_bytes
+from deconattn.layers.head_parts import mixer_names
 from deconattn.mixers import registry
 from deconattn.mixers.base import Mixer
 from deconattn.program import quoted
@@ -158,8 +159,9 @@ def plugin_code(variants: Iterable[str]) -> dict[str, str]:
 
 
 def plugin_files(variants: Iterable[str]) -> dict[str, Path]:
-    """Return the file that registers each variant that is not this package's."""
-    files = {variant: Path(inspect.getfile(registry.mixer_class(variant))).resolve() for variant in sorted(variants)}
+    """Return the file that registers each variant that is not this package's; of layers by heads, of their parts."""
+    names = sorted(mixer_names(variants))
+    files = {name: Path(inspect.getfile(registry.mixer_class(name))).resolve() for name in names}
     ours = Path(__file__).resolve().parents[1]
     return {variant: file for variant, file in files.items() if ours not in file.parents}
 

@@ -2,17 +2,19 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import TypeVar
 
+from deconattn.layers.head_parts import mixer_names
 from deconattn.mixers.base import Mixer
 from deconattn.mixers.decoding import Decoding
 
 MixerClass = TypeVar("MixerClass", bound=type[Mixer])
 _REGISTRY: dict[str, type[Mixer]] = {}
+_FAMILIES: list[Callable[[str], type[Mixer] | None]] = []
 _ZOO = "deconattn.mixers.zoo"
 _SHIPPED: dict[str, type[Mixer]] = {}
 """Those of the zoo that have been asked for, apart: what a plugin's file registers must not depend on them."""
@@ -58,6 +60,12 @@ def known_as(name: str) -> Callable[[MixerClass], MixerClass]:
     return add
 
 
+def family(resolve: Callable[[str], type[Mixer] | None]) -> Callable[[str], type[Mixer] | None]:
+    """Function decorator: have mixers found by names that say how they are made, which nobody registers."""
+    _FAMILIES.append(resolve)
+    return resolve
+
+
 def _taken(name: str, known: type[Mixer], mixer: type[Mixer]) -> str:
     return (
         f"variant {name!r} is already registered by {_place(known)}, and {_place(mixer)} is another: give it another "
@@ -72,7 +80,11 @@ def _place(mixer: type[Mixer]) -> str:
 
 
 def mixer_class(name: str) -> type[Mixer]:
-    """Return the mixer that `name` is, importing it where it is the zoo's (KeyError if there is none)."""
+    """Return the mixer that `name` is, importing it where it is the zoo's (KeyError if there is none).
+
+    Raises:
+        UserError: a name of several mixers by heads that no layer can be made of.
+    """
     if name in _REGISTRY or name not in zoo_names():
         return registered_class(name)
     importlib.import_module(_zoo_module(name))
@@ -81,20 +93,34 @@ def mixer_class(name: str) -> type[Mixer]:
 
 def relaxed_by(name: str) -> str:
     """Return which of the paper's principles a variant relaxes, in words; empty where nobody has said."""
-    if name not in known_names():
+    if not set(known_names()).issuperset(mixer_names([name])):
         return ""
     principles = mixer_class(name).principles
     return principles.group if principles else ""
 
 
 def registered_class(name: str) -> type[Mixer]:
-    """Return the mixer registered as `name`; an export, which has no zoo, has this in the place of the above."""
+    """Return the mixer registered as `name`, or a family's; an export, without a zoo, has this for the above."""
+    for resolve in _FAMILIES:
+        if (found := resolve(name)) is not None:
+            return found
     return _REGISTRY[name]
 
 
 def known_names() -> tuple[str, ...]:
     """Return all names that a layer may have: those registered and then the zoo's."""
     return variant_names() + zoo_names()
+
+
+def unknown_names(variants: Iterable[str]) -> list[str]:
+    """Return the names, of mixers in layers of these variants, that are not known."""
+    unknown = set()
+    for variant in variants:
+        try:
+            mixer_class(variant)
+        except KeyError as error:
+            unknown.add(str(error.args[0]))
+    return sorted(unknown)
 
 
 def variant_names() -> tuple[str, ...]:

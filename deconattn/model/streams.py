@@ -42,7 +42,7 @@ class Streams:
 
 def is_ours(mixer: type[Mixer]) -> bool:
     """Whether a mixer is the package's: it reads weights, rows and the stream, and draws nothing."""
-    return mixer.__module__.startswith("deconattn.mixers.")
+    return all(part.__module__.startswith("deconattn.mixers.") for part in mixer.made_of())
 
 
 def shares_fixed_part(mixer: type[Mixer]) -> bool:

@@ -8,8 +8,8 @@ again for its gradients, so that memory is linear in the length. Time is quadrat
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention, silu
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
 from deconattn.ops import cached_attention, reference
@@ -178,6 +178,14 @@ def prefix_average(scores: Tensor, values: Tensor, document_ids: Tensor | None =
         return mixed.to(values.dtype).reshape(*weights.shape[:3], values.shape[3])
 
     return _some_rows_at_a_time(rows, scores.shape[2])
+
+
+class PartedLinear(nn.Linear):
+    """Linear layer of several parts, each of which asks for its own outputs: `which`, (start, stop), all by default."""
+
+    def forward(self, inputs: Tensor, which: tuple[int, int] | None = None) -> Tensor:
+        rows = slice(None) if which is None else slice(*which)
+        return linear(inputs, self.weight[rows], None if self.bias is None else self.bias[rows])
 
 
 def project(inputs: Tensor, *groups: tuple[Callable[[Tensor], Tensor], ...]) -> tuple[Tensor, ...]:

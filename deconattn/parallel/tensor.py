@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.shards import Shard, mark, mark_buffer, shard_of
 from deconattn.layers.splits import Split
+from deconattn.mixers import Mixer
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.recompute import Recomputed
 from deconattn.parallel.collectives import all_reduce, leave
@@ -99,22 +100,26 @@ def cut_tensors(module: nn.Module, config: ModelConfig, rank: int, ranks: int) -
 
     def cut(owner: nn.Module, name: str, split: Split) -> None:
         tensor: Tensor = getattr(owner, name)
-        pieces = tensor.shape[split.dim] if split.pieces is None else getattr(config, split.pieces)
+        pieces = split.count(config, tensor.shape[split.dim])
         shard = Shard.of(tuple(tensor.shape), split.dim, pieces, rank, ranks)
         part = tensor.new_empty(shard.local_shape)
         setattr(owner, name, nn.Parameter(part) if isinstance(tensor, nn.Parameter) else part)
         shards.append((owner, name, shard))
 
     for name, split in splits.items():
-        declared = getattr(module, name)
+        path, _, own_name = name.rpartition(".")
+        owner = module.get_submodule(path)
+        declared = getattr(owner, own_name)
         if isinstance(declared, Tensor):
-            cut(module, name, split)
+            cut(owner, own_name, split)
             continue
         if split.dim == 1 and declared.bias is not None:
             raise ValueError(f"{name} is cut by rows and has a bias, which every rank would add: build it without")
         for parameter, _ in list(declared.named_parameters(recurse=False)):
             cut(declared, parameter, split)
         declared.out_features, declared.in_features = declared.weight.shape
+    if isinstance(module, Mixer):
+        module.became_part(rank, ranks)
     return shards
 
 

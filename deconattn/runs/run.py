@@ -14,6 +14,7 @@ from deconattn.checkpoint.manifest import MANIFEST, is_whole, step_of
 from deconattn.config.run_config import RUN_CONFIG, RunConfig, read_run_config
 from deconattn.errors import UserError
 from deconattn.json_files import reason
+from deconattn.layers.head_parts import mixer_names
 from deconattn.metric_rows import METRICS, MetricRow, kind_of, read_rows
 
 OWN_FIELDS = ("step", "tokens", "profiled", "save_failed")
@@ -100,7 +101,7 @@ class Run:
 
         assert self.config is not None
         known = set(known_names()) - set(self.config.plugin_code)
-        return sorted(set(self.config.model.layer_variants) - known)
+        return sorted(set(mixer_names(self.config.model.layer_variants)) - known)
 
     @cached_property
     def _cost_at(self) -> "_Cost":

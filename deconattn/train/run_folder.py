@@ -229,6 +229,7 @@ def _made(flags: TrainingFlags) -> Path:
             raise FileNotFoundError(2, "no run to resume", str(run))
         return run
     name = f"{flags.model.size}-{flags.model.variant}-{flags.model.pattern}".replace(":", "to").replace("*", "x")
+    name = name.replace("[", "").replace("]", "")  # a shell's wildcards
     number = 1
     while True:
         run = (Path("runs") / (name if number == 1 else f"{name}-{number}")).resolve()

@@ -88,6 +88,34 @@ def test_explicit_lists(pattern: str, expected: tuple[str, ...]):
     assert layer_variants(pattern, "rndemb", 4, KNOWN) == expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("2*standard[0-5]+mlp[6-8]", ("standard[0-5]+mlp[6-8]",) * 2),
+        ("mlp[3-3] + standard[0-2], rndemb", ("standard[0-2]+mlp[3]", "rndemb")),
+        ("standard[0]+mlp[1-7],1*mlp", ("standard[0]+mlp[1-7]", "mlp")),
+    ],
+)
+def test_layers_of_several_mixers_by_heads(pattern: str, expected: tuple[str, ...]):
+    assert layer_variants(pattern, "rndemb", 2, KNOWN) == expected
+    assert layer_variants("1:1", expected[0], 2, KNOWN) == (expected[0], "standard")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("standard[0-1]+mpl[2-3]", r"unknown variant 'mpl' \(did you mean 'mlp'\?\)"),
+        ("standard[0-1]+mlp", "cannot read 'mlp'; write NAME"),
+        ("standard[]", r"cannot read 'standard\[\]'"),
+        ("standard[0-1]mlp[2-3]", "cannot read"),
+        ("2*standard[0-1]+mlp[2-3]", "names 2 layers but the model has 1"),
+    ],
+)
+def test_mistaken_parts(pattern: str, message: str):
+    with pytest.raises(UserError, match=message):
+        layer_variants(pattern, "rndemb", 1, KNOWN)
+
+
 def test_single_name_is_a_list_of_one():
     assert layer_variants("mlp", "rndemb", 1, KNOWN) == ("mlp",)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
+from deconattn.layers.head_parts import head_parts
 from deconattn.mixers import mixer_class, registry
 from deconattn.mixers.plugins import load_plugins
 from deconattn.model.causal_lm import CausalLM
@@ -142,8 +143,11 @@ def compare(outcome: Path, trained_model: CausalLM) -> None:
     """What an export computed against what the package does with the weights that it was made of."""
     found, given = load_file(outcome), inputs()
     with pytest.MonkeyPatch.context() as patch:  # the classes that this very model was trained with
-        classes = zip(trained_model.config.layer_variants, trained_model.model.layers, strict=True)
-        patch.setattr(registry, "_REGISTRY", {variant: type(layer.self_attn) for variant, layer in classes})
+        known = {}
+        for variant, layer in zip(trained_model.config.layer_variants, trained_model.model.layers, strict=True):
+            names = [part.mixer for part in head_parts(variant)] or [variant]
+            known |= zip(names, type(layer.self_attn).made_of(), strict=True)
+        patch.setattr(registry, "_REGISTRY", known)
         ours = DeconAttnForCausalLM(DeconAttnConfig.of(trained_model.config)).double().eval()
     ours.load_state_dict(trained_model.state_dict())
     kinds = {"plain": {}, "padded": {"attention_mask": given["mask"]}, "packed": {"position_ids": given["positions"]}}

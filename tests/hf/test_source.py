@@ -143,7 +143,7 @@ def test_what_is_carried(variants: tuple[str, ...], tmp_path: Path) -> None:
     text = modeling_source(variants)
     module = run(text, tmp_path)
     bases = {"standard"} if "staticemb" in variants else set()  # a StaticEmb is a Standard
-    assert set(module.variant_names()) == {*variants, *bases}
+    assert set(module._REGISTRY) == {*variants, *bases}
     assert set(AUTO_MAP.values()) <= vars(module).keys()
     tree = ast.parse(text)
     for node in ast.walk(tree):

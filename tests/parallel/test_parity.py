@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from benchmarks.parity import ALONE, BF16, HEAVIER, MIXED, TOPOLOGIES, ZOO, Errors, Topology, cases, compare
+from benchmarks.parity import ALONE, BF16, BY_HEADS, HEAVIER, MIXED, TOPOLOGIES, ZOO, Errors, Topology, cases, compare
 from tests.ranks import Ranks
 
 CASES = dict(cases())
@@ -53,6 +53,13 @@ def test_fp32(ranks: Callable[[int], Ranks], case: str, topologies: tuple[Topolo
         check(ranks, topology, CASES[case])
 
 
+@pytest.mark.parametrize("case", [next(iter(BY_HEADS)), pytest.param([*BY_HEADS][1], marks=pytest.mark.slow)])
+def test_layers_by_heads(ranks: Callable[[int], Ranks], case: str) -> None:
+    for topology in TOPOLOGIES:
+        if topology.name in ("TP2", "PP2", "DP2 ZeRO-3"):
+            check(ranks, topology, BY_HEADS[case])
+
+
 @pytest.mark.parametrize("case", MIXED)
 @pytest.mark.parametrize(
     "topologies", [pytest.param(BF16[:1], id="TP2"), pytest.param(BF16[1:], id="the others", marks=pytest.mark.slow)]
@@ -88,7 +95,7 @@ def test_compiled_layers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES.keys() - MIXED.keys())
+@pytest.mark.parametrize("case", CASES.keys() - MIXED.keys() - BY_HEADS.keys())
 def test_the_rest(ranks: Callable[[int], Ranks], case: str) -> None:
     for topology in (*BF16, *HEAVIER):
         check(ranks, topology, CASES[case])

@@ -11,7 +11,9 @@ from pathlib import Path
 from deconattn.errors import UserError
 from deconattn.hf.source.module import PACKAGE, Module, Piece, is_ours
 from deconattn.hf.source.names import Imported, Use, imports_of
+from deconattn.layers.head_parts import mixer_names
 from deconattn.mixers import mixer_class
+from deconattn.mixers.heads import by_heads
 from deconattn.mixers.plugins import code_digest, mixer_digest
 
 AUTO_MAP = {
@@ -22,6 +24,7 @@ AUTO_MAP = {
 """Classes of the exported file by transformers' auto class."""
 STAND_INS = {
     "deconattn.layers.linear.Linear": "torch.nn.Linear",
+    "deconattn.layers.linear.PartedLinear": "deconattn.ops.plain.PartedLinear",
     "deconattn.layers.linear.project": "deconattn.ops.plain.project",
     "deconattn.layers.linear.rows": "operator.getitem",
     "deconattn.layers.norm.residual_norm": "deconattn.layers.norm.plain_residual_norm",
@@ -86,6 +89,9 @@ class Reached:
         homes = [_module(f"{_HUGGING_FACE}{name}_deconattn") for name in ("modeling", "configuration")]
         for name in AUTO_MAP.values():
             self._carry(Definition(next(home for home in homes if name in home.defined), name))
+        if mixer_names(variants) != tuple(variants):
+            self._carry(Definition(_module(by_heads.__module__), by_heads.__name__))
+        variants = mixer_names(variants)
         for variant in variants:
             mixer = mixer_class(variant)
             if is_ours(mixer.__module__):

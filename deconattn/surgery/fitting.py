@@ -1,0 +1,168 @@
+"""A replacement's own parameters, fitted to what the layer's mixer gives for the layer's true input.
+
+Its output projection is solved for by least squares, which costs a pass over the data; Adam trains all parameters from
+there, and the projection is solved for again. The regression that LoLCATs (arXiv 2410.10254) and MOHAWK (arXiv
+2408.10189) begin with, of one layer, on few tokens.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deconattn.mixers import Mixer
+from deconattn.surgery.activations import Activations
+
+RIDGE = 1e-4
+"""Weight of staying where the projection was, as a part of the mean square of its inputs."""
+WARMUP = 0.1
+"""Part of the steps in which the learning rate rises."""
+CLIP = 1.0
+"""Largest norm of a step's gradient."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Steps of Adam, sequences of each, and the peak learning rate."""
+
+    steps: int
+    batch: int
+    lr: float
+    seed: int
+
+
+def fit(
+    mixer: Mixer,
+    activations: Activations,
+    targets: Tensor,
+    settings: FitSettings,
+    check: Callable[[], object] = lambda: None,
+) -> None:
+    """Fit all parameters of `mixer` in place to `targets`, [N, L, d].
+
+    Args:
+        activations: before the layer.
+        check: called before each batch; what it raises leaves the mixer half fitted.
+    """
+    variance = mean_square(targets)
+    projection = output_projection(mixer, activations)
+    if projection is not None:
+        solve(mixer, projection, activations, targets, check)
+    if settings.steps:
+        _train(mixer, activations, targets, variance, settings, check)
+        if projection is not None:
+            solve(mixer, projection, activations, targets, check)
+    mixer.requires_grad_(False).eval()
+
+
+def mean_square(targets: Tensor) -> float:
+    """Return the mean square of [N, L, d], which errors are divided by; where all is zero, 1."""
+    return sum(float(one.double().square().mean()) for one in targets) / len(targets) or 1.0
+
+
+def error(mixer: Mixer, activations: Activations, targets: Tensor) -> float:
+    """Return the mean squared error of a mixer's output, as a part of the mean square of `targets`, [N, L, d]."""
+    total = 0.0
+    with torch.no_grad():
+        for rows in activations.batches():
+            wanted = targets[rows]
+            given = mixer(*activations.inputs(rows, mixer))[: len(wanted)]
+            total += float((given - wanted).double().square().sum())
+    return total / targets.numel() / mean_square(targets)
+
+
+def output_projection(mixer: Mixer, activations: Activations) -> nn.Linear | None:
+    """Return the linear layer whose result is the mixer's; None where something comes after it."""
+    results: list[tuple[nn.Linear, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda module, _, output: results.append((module, output)))
+        for module in mixer.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            output = mixer(*activations.inputs(slice(0, 1), mixer))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next((module for module, result in results if result is output), None)
+
+
+def solve(
+    mixer: Mixer,
+    projection: nn.Linear,
+    activations: Activations,
+    targets: Tensor,
+    check: Callable[[], object] = lambda: None,
+) -> None:
+    """Move the output projection's weight to the least squares of what is left of `targets`, [N, L, d].
+
+    With X the projection's inputs: the change D minimises |X D - left|^2 + r |D|^2, r of :data:`RIDGE`.
+    """
+    width = projection.in_features
+    # A GPU's float64 is slow and its sums of fp32 products are not: products of a batch in fp32, their sums in float64.
+    gram = torch.zeros(width, width, dtype=torch.float64, device=targets.device)
+    moment = torch.zeros(width, targets.shape[-1], dtype=torch.float64, device=targets.device)
+    entered: list[Tensor] = []
+    hook = projection.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            for rows in activations.batches():
+                check()
+                wanted = targets[rows]
+                given = mixer(*activations.inputs(rows, mixer))[: len(wanted)]
+                features = entered.pop()[: len(wanted)].flatten(0, -2)
+                gram += (features.T @ features).double()
+                moment += (features.T @ (wanted - given).flatten(0, -2)).double()
+    finally:
+        hook.remove()
+    strength = RIDGE * float(gram.diagonal().mean()) or 1.0
+    gram.diagonal().add_(strength)
+    with torch.no_grad():
+        change = torch.cholesky_solve(moment, torch.linalg.cholesky(gram))
+        projection.weight += change.T.to(projection.weight)
+
+
+def _train(
+    mixer: Mixer,
+    activations: Activations,
+    targets: Tensor,
+    variance: float,
+    settings: FitSettings,
+    check: Callable[[], object],
+) -> None:
+    mixer.requires_grad_(True).train()
+    parameters = list(mixer.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=(0.9, 0.95))
+    for rows, share in batches_of_steps(settings, len(targets)):
+        check()
+        optimizer.param_groups[0]["lr"] = settings.lr * share
+        given = mixer(*activations.inputs(rows, mixer))[: len(rows)]
+        loss = (given - targets[rows]).square().mean() / variance
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+
+
+def batches_of_steps(settings: FitSettings, sequences: int) -> Iterator[tuple[Tensor, float]]:
+    """Yield the sequences of each step, int64 [batch], and its part of the peak learning rate.
+
+    Every sequence is drawn once before one is drawn again; the order is the seed's.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    batch, order = min(settings.batch, sequences), torch.empty(0, dtype=torch.long)
+    for step in range(settings.steps):
+        if len(order) < batch:
+            order = torch.cat([order, torch.randperm(sequences, generator=generator)])
+        yield order[:batch], _share_of_peak(step, settings.steps)
+        order = order[batch:]
+
+
+def _share_of_peak(step: int, steps: int) -> float:
+    warmup = max(1, round(WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -30,6 +30,8 @@ class Arguments:
     optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Add a checkpoint's moments and optimiser step, as optimizer.exp_avg.NAME and so on. (With a name, such as
     --optimizer muon, it is the flag of a training.)"""
+    fitted: Path | None = None
+    """Weights of a hybrid that a search has found (found.safetensors), in the place of the model's and of fresh ones."""
     plugin: tuple[Path, ...] = ()
     """Python files that register the model's third-party variants. A checkpoint's tensors need none."""
 
@@ -51,6 +53,8 @@ def main(words: Sequence[str]) -> None:
         from deconattn.checkpoint.format import open_checkpoint
         from deconattn.convert.state_dict import write_state_dict
 
+        if arguments.fitted is not None:
+            raise UserError("--fitted: a checkpoint has weights of its own; leave it out")
         if others:
             raise UserError(f"{others[0]}: a checkpoint takes no flag but --optimizer; leave it out")
         checkpoint = open_checkpoint(arguments.source)
@@ -62,7 +66,7 @@ def main(words: Sequence[str]) -> None:
     if arguments.optimizer:
         raise UserError("--optimizer: a Hugging Face folder holds no moments; leave it out")
     plugins = ["--plugin", *map(str, arguments.plugin)] if arguments.plugin else []
-    print(write_run(arguments.source, arguments.out, [*others, *plugins]))
+    print(write_run(arguments.source, arguments.out, [*others, *plugins], arguments.fitted))
     print(f"train: {command('train')} --save {quoted(arguments.out)} --resume{plugin_flag(arguments.plugin)}")
 
 

@@ -33,44 +33,64 @@ class FitSettings:
     seed: int
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What a replacement is fitted to.
+
+    Attributes:
+        outputs: [N, L, d], what the layer's mixer gives.
+        weights: fp32 [N, L, 1], of each token's squared error: one over the mean square of the residual stream after
+            the mixer, scaled so that `outputs` itself, weighted, has a mean square of 1.
+    """
+
+    outputs: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, activations: Activations) -> "Targets":
+        """Run the layer's own mixer."""
+        outputs = activations.outputs()
+        sizes = torch.stack([_mean_squares(*both) for both in zip(activations.hidden, outputs, strict=True)])
+        weights = 1 / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
+        total = float((torch.stack([one.square().mean(-1, keepdim=True) for one in outputs]) * weights).double().sum())
+        return cls(outputs, weights * (weights.numel() / total if total else 1.0))
+
+    def error(self, given: Tensor, rows: slice | Tensor) -> Tensor:
+        """Return the weighted mean squared error of [B, L, d], a scalar: 1 for an output of zeros."""
+        return ((given - self.outputs[rows]).square() * self.weights[rows]).mean()
+
+
 def fit(
     mixer: Mixer,
     activations: Activations,
-    targets: Tensor,
+    targets: Targets,
     settings: FitSettings,
     check: Callable[[], object] = lambda: None,
 ) -> None:
-    """Fit all parameters of `mixer` in place to `targets`, [N, L, d].
+    """Fit all parameters of `mixer` in place.
 
     Args:
         activations: before the layer.
         check: called before each batch; what it raises leaves the mixer half fitted.
     """
-    variance = mean_square(targets)
     projection = output_projection(mixer, activations)
     if projection is not None:
         solve(mixer, projection, activations, targets, check)
     if settings.steps:
-        _train(mixer, activations, targets, variance, settings, check)
+        _train(mixer, activations, targets, settings, check)
         if projection is not None:
             solve(mixer, projection, activations, targets, check)
     mixer.requires_grad_(False).eval()
 
 
-def mean_square(targets: Tensor) -> float:
-    """Return the mean square of [N, L, d], which errors are divided by; where all is zero, 1."""
-    return sum(float(one.double().square().mean()) for one in targets) / len(targets) or 1.0
-
-
-def error(mixer: Mixer, activations: Activations, targets: Tensor) -> float:
-    """Return the mean squared error of a mixer's output, as a part of the mean square of `targets`, [N, L, d]."""
+def error(mixer: Mixer, activations: Activations, targets: Targets) -> float:
+    """Return the weighted mean squared error of a mixer's output: 0 where it is the layer's own, 1 where it is zero."""
     total = 0.0
     with torch.no_grad():
         for rows in activations.batches():
-            wanted = targets[rows]
-            given = mixer(*activations.inputs(rows, mixer))[: len(wanted)]
-            total += float((given - wanted).double().square().sum())
-    return total / targets.numel() / mean_square(targets)
+            given = mixer(*activations.inputs(rows, mixer))[: rows.stop - rows.start]
+            total += float(targets.error(given, rows)) * (rows.stop - rows.start)
+    return total / len(targets.outputs)
 
 
 def output_projection(mixer: Mixer, activations: Activations) -> nn.Linear | None:
@@ -94,32 +114,32 @@ def solve(
     mixer: Mixer,
     projection: nn.Linear,
     activations: Activations,
-    targets: Tensor,
+    targets: Targets,
     check: Callable[[], object] = lambda: None,
 ) -> None:
-    """Move the output projection's weight to the least squares of what is left of `targets`, [N, L, d].
+    """Move the output projection's weight to the weighted least squares of what is left of the outputs.
 
-    With X the projection's inputs: the change D minimises |X D - left|^2 + r |D|^2, r of :data:`RIDGE`.
+    With rows of X the projection's inputs and W the weights, the change D minimises |W^(1/2) (X D - left)|^2 + r |D|^2,
+    r of :data:`RIDGE`.
     """
-    width = projection.in_features
-    # A GPU's float64 is slow and its sums of fp32 products are not: products of a batch in fp32, their sums in float64.
-    gram = torch.zeros(width, width, dtype=torch.float64, device=targets.device)
-    moment = torch.zeros(width, targets.shape[-1], dtype=torch.float64, device=targets.device)
+    width, device = projection.in_features, targets.outputs.device
+    # A GPU's float64 is slow, and so is a CPU's: products of a batch in fp32, their sums in float64.
+    gram = torch.zeros(width, width, dtype=torch.float64, device=device)
+    moment = torch.zeros(width, targets.outputs.shape[-1], dtype=torch.float64, device=device)
     entered: list[Tensor] = []
     hook = projection.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     try:
         with torch.no_grad():
             for rows in activations.batches():
                 check()
-                wanted = targets[rows]
+                wanted, roots = targets.outputs[rows], targets.weights[rows].sqrt()
                 given = mixer(*activations.inputs(rows, mixer))[: len(wanted)]
-                features = entered.pop()[: len(wanted)].flatten(0, -2)
+                features = (entered.pop()[: len(wanted)] * roots).flatten(0, -2)
                 gram += (features.T @ features).double()
-                moment += (features.T @ (wanted - given).flatten(0, -2)).double()
+                moment += (features.T @ ((wanted - given) * roots).flatten(0, -2)).double()
     finally:
         hook.remove()
-    strength = RIDGE * float(gram.diagonal().mean()) or 1.0
-    gram.diagonal().add_(strength)
+    gram.diagonal().add_(RIDGE * float(gram.diagonal().mean()) or 1.0)
     with torch.no_grad():
         change = torch.cholesky_solve(moment, torch.linalg.cholesky(gram))
         projection.weight += change.T.to(projection.weight)
@@ -128,19 +148,17 @@ def solve(
 def _train(
     mixer: Mixer,
     activations: Activations,
-    targets: Tensor,
-    variance: float,
+    targets: Targets,
     settings: FitSettings,
     check: Callable[[], object],
 ) -> None:
     mixer.requires_grad_(True).train()
     parameters = list(mixer.parameters())
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=(0.9, 0.95))
-    for rows, share in batches_of_steps(settings, len(targets)):
+    for rows, share in batches_of_steps(settings, len(targets.outputs)):
         check()
         optimizer.param_groups[0]["lr"] = settings.lr * share
-        given = mixer(*activations.inputs(rows, mixer))[: len(rows)]
-        loss = (given - targets[rows]).square().mean() / variance
+        loss = targets.error(mixer(*activations.inputs(rows, mixer))[: len(rows)], rows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
@@ -166,3 +184,8 @@ def _share_of_peak(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _mean_squares(hidden: Tensor, output: Tensor) -> Tensor:
+    """Return the mean square of each token's residual stream after the mixer, [L, 1] of [L, d]."""
+    return (hidden + output).square().mean(-1, keepdim=True)

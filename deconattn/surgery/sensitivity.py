@@ -11,7 +11,7 @@ from deconattn.analysis.losses import token_losses
 from deconattn.errors import UserError
 from deconattn.json_files import reason
 from deconattn.surgery.activations import Activations
-from deconattn.surgery.fitting import FitSettings, error, fit
+from deconattn.surgery.fitting import FitSettings, Targets, error, fit
 from deconattn.surgery.folder import Cell, Heads, Own, SearchFolder
 from deconattn.surgery.heads import HeadSplice, has_heads
 from deconattn.surgery.request import Request
@@ -121,7 +121,7 @@ class Sensitivity:
         return found
 
     def _layer(self, fitted: Activations, held_out: Activations) -> None:
-        layer, targets, wanted = fitted.layer, fitted.outputs(), held_out.outputs()
+        layer, targets, wanted = fitted.layer, Targets.of(fitted), Targets.of(held_out)
         for variant, heads in self.missing(layer):
             name = f"layer {layer + 1} {variant}"
             began = time.monotonic()

@@ -31,7 +31,7 @@ class Arguments:
     """Add a checkpoint's moments and optimiser step, as optimizer.exp_avg.NAME and so on. (With a name, such as
     --optimizer muon, it is the flag of a training.)"""
     fitted: Path | None = None
-    """Weights of a hybrid that a search has found (found.safetensors), in the place of the model's and of fresh ones."""
+    """Weights of a hybrid that a search has found (found.safetensors); they take the place of others."""
     plugin: tuple[Path, ...] = ()
     """Python files that register the model's third-party variants. A checkpoint's tensors need none."""
 

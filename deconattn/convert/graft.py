@@ -81,9 +81,7 @@ def take_fitted(model: CausalLM, tensors: Mapping[str, Tensor], path: Path) -> l
     for name, given in tensors.items():
         target, value = own.get(name), given
         if target is None:
-            raise UserError(
-                f"--fitted {path} has {name}, which this --pattern has not: give the pattern that was found"
-            )
+            raise UserError(f"--fitted {path} has {name}, which this --pattern lacks: give the pattern found")
         if name in STREAMS:
             if len(value) < len(target):
                 raise UserError(

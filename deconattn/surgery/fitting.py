@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from deconattn.mixers import Mixer
 from deconattn.surgery.activations import Activations
 
-RIDGE = 1e-4
-"""Weight of staying where the projection was, as a part of the mean square of its inputs."""
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Weights of staying where the projection was, as parts of the mean square of its inputs. Tokens of a sequence are
+alike, averages of its prefixes most of all: the one counts that is best for sequences that it was not solved on."""
+CHECKED = 8
+"""The last of so many sequences choose, and are not trained on."""
 WARMUP = 0.1
 """Part of the steps in which the learning rate rises."""
 CLIP = 1.0
@@ -120,12 +123,12 @@ def solve(
     """Move the output projection's weight to the weighted least squares of what is left of the outputs.
 
     With rows of X the projection's inputs and W the weights, the change D minimises |W^(1/2) (X D - left)|^2 + r |D|^2,
-    r of :data:`RIDGE`.
+    r of :data:`RIDGES`, or is none where all of them would do harm.
     """
     width, device = projection.in_features, targets.outputs.device
-    # A GPU's float64 is slow, and so is a CPU's: products of a batch in fp32, their sums in float64.
-    gram = torch.zeros(width, width, dtype=torch.float64, device=device)
-    moment = torch.zeros(width, targets.outputs.shape[-1], dtype=torch.float64, device=device)
+    fitted = Moments(width, targets.outputs.shape[-1], device)
+    checked = Moments(width, targets.outputs.shape[-1], device)
+    first_checked = len(targets.outputs) - _checked(len(targets.outputs))
     entered: list[Tensor] = []
     hook = projection.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     try:
@@ -134,15 +137,57 @@ def solve(
                 check()
                 wanted, roots = targets.outputs[rows], targets.weights[rows].sqrt()
                 given = mixer(*activations.inputs(rows, mixer))[: len(wanted)]
-                features = (entered.pop()[: len(wanted)] * roots).flatten(0, -2)
-                gram += (features.T @ features).double()
-                moment += (features.T @ ((wanted - given) * roots).flatten(0, -2)).double()
+                features, left = entered.pop()[: len(wanted)] * roots, (wanted - given) * roots
+                inside = min(max(first_checked - rows.start, 0), len(wanted))
+                fitted.add(features[:inside], left[:inside])
+                checked.add(features[inside:], left[inside:])
     finally:
         hook.remove()
-    gram.diagonal().add_(RIDGE * float(gram.diagonal().mean()) or 1.0)
-    with torch.no_grad():
-        change = torch.cholesky_solve(moment, torch.linalg.cholesky(gram))
-        projection.weight += change.T.to(projection.weight)
+    strength = best_strength(fitted, checked)
+    if strength is not None:
+        with torch.no_grad():
+            projection.weight += (fitted + checked).solution(strength).T.to(projection.weight)
+
+
+class Moments:
+    """Sums over tokens that least squares need: X^T X and X^T Y, float64."""
+
+    def __init__(self, width: int, outputs: int, device: torch.device) -> None:
+        self.gram = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.moment = torch.zeros(width, outputs, dtype=torch.float64, device=device)
+
+    def add(self, features: Tensor, left: Tensor) -> None:
+        """Add tokens, [.., width] and [.., outputs]: products of a batch in their own format, which is fast."""
+        features, left = features.flatten(0, -2), left.flatten(0, -2)
+        self.gram += (features.T @ features).double()
+        self.moment += (features.T @ left).double()
+
+    def __add__(self, other: "Moments") -> "Moments":
+        both = Moments(*self.moment.shape, self.gram.device)
+        both.gram, both.moment = self.gram + other.gram, self.moment + other.moment
+        return both
+
+    def solution(self, strength: float) -> Tensor:
+        """Return D [width, outputs] that minimises |X D - Y|^2 + r |D|^2, r of the mean of X^T X's diagonal."""
+        ridge = strength * float(self.gram.diagonal().mean()) or 1.0
+        gram = self.gram + ridge * torch.eye(len(self.gram), dtype=torch.float64, device=self.gram.device)
+        return torch.cholesky_solve(self.moment, torch.linalg.cholesky(gram))
+
+    def change(self, solution: Tensor) -> float:
+        """Return |X D - Y|^2 - |Y|^2: below zero where D is better than none."""
+        return float((solution * (self.gram @ solution - 2 * self.moment)).sum())
+
+
+def best_strength(fitted: Moments, checked: Moments) -> float | None:
+    """Return the strength whose solution of one is best for the other; None: any would do harm there."""
+    changes = {strength: checked.change(fitted.solution(strength)) for strength in RIDGES}
+    best = min(changes, key=changes.__getitem__)
+    return best if changes[best] < 0 else None
+
+
+def _checked(sequences: int) -> int:
+    """Return how many of the sequences, which are two or more, choose and are not trained on."""
+    return max(1, sequences // CHECKED)
 
 
 def _train(
@@ -155,7 +200,7 @@ def _train(
     mixer.requires_grad_(True).train()
     parameters = list(mixer.parameters())
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=(0.9, 0.95))
-    for rows, share in batches_of_steps(settings, len(targets.outputs)):
+    for rows, share in batches_of_steps(settings, len(targets.outputs) - _checked(len(targets.outputs))):
         check()
         optimizer.param_groups[0]["lr"] = settings.lr * share
         loss = targets.error(mixer(*activations.inputs(rows, mixer))[: len(rows)], rows)

@@ -49,7 +49,7 @@ class Request:
             raise UserError("--data and --text are both given: leave one out")
         if self.seq_len < SHORTEST:
             raise UserError(f"--seq-len {self.seq_len}: give {SHORTEST} or more")
-        for name, least in (("fit_sequences", 1), ("fit_batch", 1), ("fit_steps", 0), ("held_out", 2), ("tested", 2)):
+        for name, least in (("fit_sequences", 2), ("fit_batch", 1), ("fit_steps", 0), ("held_out", 2), ("tested", 2)):
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")

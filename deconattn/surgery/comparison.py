@@ -100,9 +100,13 @@ class Line:
     @property
     def increase(self) -> Interval:
         """Loss less that of the model, paired by sequence; of random draws over draws."""
+        return self.beyond(self.own)
+
+    def beyond(self, others: Sequence[float]) -> Interval:
+        """Return the loss less that of another model on the same sequences, paired; of random draws over draws."""
         if len(self.losses) > 1:
-            return mean_interval([mean(one) - mean(self.own) for one in self.losses])
-        return mean_interval([mine - its for mine, its in zip(self.losses[0], self.own, strict=True)])
+            return mean_interval([mean(one) - mean(others) for one in self.losses])
+        return mean_interval([mine - its for mine, its in zip(self.losses[0], others, strict=True)])
 
 
 @dataclass(frozen=True)

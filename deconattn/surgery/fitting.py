@@ -163,7 +163,7 @@ class Moments:
         self.moment += (features.T @ left).double()
 
     def __add__(self, other: "Moments") -> "Moments":
-        both = Moments(*self.moment.shape, self.gram.device)
+        both = Moments(self.moment.shape[0], self.moment.shape[1], self.gram.device)
         both.gram, both.moment = self.gram + other.gram, self.moment + other.moment
         return both
 

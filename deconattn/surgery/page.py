@@ -141,16 +141,21 @@ def pair_lines(findings: Findings) -> Iterator[tuple[str, str, str, str, str]]:
         yield f"{lower} and {upper}", " and ".join(pair.variants), told(pair.both), f"{pair.sum:+.4f}", f"{more:+.4f}"
 
 
-def hybrid_lines(findings: Findings) -> Iterator[tuple[str, str, str, str, str, float]]:
-    """Give the rows of the comparison: name, layers kept, loss, increase, pattern (or what was drawn), order."""
-    comparison = findings.comparison
-    for line in comparison.lines if comparison else ():
+def hybrid_lines(findings: Findings) -> Iterator[tuple[str, str, str, str, str, str, float]]:
+    """Give the rows of the comparison: name, layers kept, loss, increase, loss beyond the found hybrid's, pattern (or
+    what was drawn), order.
+    """
+    comparison, found = findings.comparison, found_line(findings)
+    for line in comparison.lines if comparison and found else ():
         kept = {len(kept_layers(one, findings.asked.variants)) for one in line.assignments}
         what = as_flag(line.assignments[0])
         if line.name == RANDOM:
             what = f"{len(line.assignments)} draws; median {_median(line):+.4f}, best {_least(line):+.4f}"
         cost = "" if line.part is None else f", {line.part:.3f} of the cost"
-        yield line.name, f"{max(kept)}{cost}", told(line.loss, ""), told(line.increase), what, line.increase.mean
+        assert found is not None
+        beyond = NOTHING if line is found else told(line.beyond(found.losses[0]))
+        numbers = told(line.loss, ""), told(line.increase), beyond
+        yield line.name, f"{max(kept)}{cost}", *numbers, what, line.increase.mean
 
 
 def step_lines(findings: Findings) -> Iterator[tuple[str, str, str]]:
@@ -172,9 +177,14 @@ def summary(findings: Findings) -> list[tuple[str, list[list[str]]]]:
     layers = [["layer", *variants]]
     layers += [[str(layer), *(cell.flag or cell.text for cell in cells)] for layer, _, cells in heat_map(findings)]
     tables = [("Increase of the loss with one layer replaced, nats a token", layers)]
-    hybrids = [[name, kept, loss, more] for name, kept, loss, more, _, _ in hybrid_lines(findings)]
+    hybrids = [list(line[:5]) for line in hybrid_lines(findings)]
     if hybrids:
-        tables.append(("Hybrids, on the tested sequences", [["hybrid", "layers kept", "loss", "increase"], *hybrids]))
+        tables.append(
+            (
+                "Hybrids, on the tested sequences",
+                [["hybrid", "layers kept", "loss", "increase", "beyond found"], *hybrids],
+            )
+        )
     return tables
 
 

@@ -28,11 +28,11 @@ class Request:
     """Tokens of a sequence."""
     fit_sequences: int = 128
     """Sequences that replacements are fitted on; their hidden states at one layer are in memory together."""
-    fit_steps: int = 48
+    fit_steps: int = 32
     """Steps of Adam for each replacement, before its output projection is solved for; 0 solves alone."""
     fit_batch: int = 4
     """Sequences of a step."""
-    fit_lr: float = 1e-3
+    fit_lr: float = 3e-3
     """Peak learning rate; it falls to zero as a cosine."""
     held_out: int = 12
     """Other sequences, which the table and the search measure the loss on."""

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from deconattn import durable
 from deconattn.statistics import Interval, mean_interval
 from deconattn.surgery.assignments import as_flag, kept_layers
-from deconattn.surgery.comparison import Comparison, Pair
+from deconattn.surgery.comparison import FOUND, Comparison, Pair
 from deconattn.surgery.folder import Asked, Cell, Heads, Own, SearchFolder
 
 FORMAT = 1
@@ -24,7 +24,7 @@ Kind = Literal["layer", "head", "pair", "hybrid"]
 class Row:
     """What replacing something does to the loss, nats a token; intervals are at 95 %, over sequences.
 
-    A random hybrid's row has the mean of one draw, and no interval.
+    Each random draw has a row.
     """
 
     kind: Kind
@@ -44,6 +44,10 @@ class Row:
     """Mean increase, paired by sequence; None: it failed."""
     low: float | None
     high: float | None
+    beyond_found: float | None
+    """Mean loss of a hybrid less that of the found one, paired by sequence, and its interval."""
+    beyond_low: float | None
+    beyond_high: float | None
     sum: float | None
     """Of a pair: what the increases of the two add up to."""
     error: float | None
@@ -114,12 +118,16 @@ def rows(findings: Findings) -> Iterator[Row]:
 
 
 def _hybrid_rows(findings: Findings, comparison: Comparison) -> Iterator[Row]:
+    best = next(line.losses[0] for line in comparison.lines if line.name == FOUND)
     for line in comparison.lines:
         for assignment, losses in zip(line.assignments, line.losses, strict=True):
             pairs = zip(losses, line.own, strict=True)
             found = mean_interval([now - before for now, before in pairs])
             kept = len(kept_layers(assignment, findings.asked.variants))
-            told = {"pattern": as_flag(assignment), "kept": kept, "part": line.part}
+            told: dict[str, Any] = {"pattern": as_flag(assignment), "kept": kept, "part": line.part}
+            if line.name != FOUND:
+                beyond = mean_interval([mine - its for mine, its in zip(losses, best, strict=True)])
+                told |= {"beyond_found": beyond.mean, "beyond_low": beyond.low, "beyond_high": beyond.high}
             yield _row("hybrid", line.name, found, loss=sum(losses) / len(losses), **told)
 
 

@@ -1,15 +1,16 @@
 """Which layers of a pretrained model need attention, and whether the pattern found beats the others before healing.
 
-Runs `tools/search.py` on a model, keeping half of its layers, and writes what came of it with what it cost: core-seconds
-of the table and of the search apart. The same command goes on where it was stopped.
+Runs `tools/search.py` on a model, and writes what came of it with what it cost: core-seconds of the table and of the
+search apart. The same command goes on where it was stopped; what was measured before costs nothing then.
 
-    python benchmarks/search.py MODEL --text wikitext.jsonl --out runs/search
+    python benchmarks/search.py MODEL --keep 15 --text wikitext.jsonl --out runs/search
 
 For SmolLM2-135M on two cores the table of six variants (180 cells) is meant to take less than an hour.
 """
 
 import json
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ class Arguments:
     """The folder of the search, which goes on there."""
     text: tuple[str, ...] = ()
     """Text files; by default the bundled demo corpus."""
+    flags: str = ""
+    """Other flags of tools/search.py, in one word."""
     result: Path = RESULTS / "search.json"
     """The result to write."""
 
@@ -47,7 +50,7 @@ def main() -> int:
     """Search, and write the result."""
     arguments = parse(Arguments)
     command = [sys.executable, str(ROOT / "tools" / "search.py"), str(arguments.model), "--out", str(arguments.out)]
-    command += ["--text", *arguments.text] if arguments.text else []
+    command += (["--text", *arguments.text] if arguments.text else []) + shlex.split(arguments.flags)
     spent = {}
     for part, flags in (("table", ["--pairs", "0"]), ("search", ["--keep", str(arguments.keep)])):
         began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -58,13 +58,15 @@ class Hybrids:
                 for layer, variant in names.items()
                 if variant != self.subject.config.layer_variants[layer]
             }
+            # What this one has not is let go: all cells' mixers are several times the model's own.
+            self._mixers = {place: one for place, one in self._mixers.items() if assignment[place[0]] == place[1]}
             found = losses_from(Activations(self.subject, ids), mixers, names)
             self.folder.record_hybrid(assignment, sequences, found)
         self.told(words, found)
         return found
 
     def mixer(self, layer: int, variant: str) -> Mixer:
-        """Return a fitted mixer, read once."""
+        """Return a fitted mixer, read once while hybrids that follow each other have it."""
         if (layer, variant) not in self._mixers:
             mixer = self.subject.fresh_mixer(layer, variant, self.request.seed)
             mixer.load_state_dict(self.folder.weights(layer, variant))

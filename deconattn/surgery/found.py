@@ -7,6 +7,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deconattn import durable
+from deconattn.checkpoint.kinds import kind_of
 from deconattn.model.streams import Streams
 from deconattn.program import command, plugin_flag, quoted
 from deconattn.surgery.assignments import Assignment, as_flag
@@ -31,13 +32,17 @@ def write_found(folder: SearchFolder, subject: Subject, found: Assignment) -> Pa
 
 
 def next_commands(model: Path, weights: Path, found: Sequence[str], request: Request) -> list[str]:
-    """Return command lines: the hybrid as a run, and its training."""
+    """Return command lines: a run of ours as what can be converted, the hybrid as a run, and its training.
+
+    Args:
+        weights: of :func:`write_found`.
+    """
     data = quoted(request.data) if request.data is not None else "PACKED"
-    run = quoted(weights.parent / "run")
+    run, source, plugins = weights.parent / "run", model, plugin_flag(request.plugin)
+    lines = []
+    if kind_of(model) == "checkpoint":
+        source = weights.parent / "exported"
+        lines.append(f"{command('export')} {quoted(model)} {quoted(source)} --dtype fp32{plugins}")
     flags = f"--data {data} --seq-len {request.seq_len} --pattern '{as_flag(tuple(found))}'"
-    fitted = f"--fitted {quoted(weights)}"
-    plugins = plugin_flag(request.plugin)
-    return [
-        f"{command('convert')} {quoted(model)} {run} {flags} {fitted}{plugins}",
-        f"{command('train')} --save {run} --resume{plugins}",
-    ]
+    begin = f"{command('convert')} {quoted(source)} {quoted(run)} {flags} --fitted {quoted(weights)}{plugins}"
+    return [*lines, begin, f"{command('train')} --save {quoted(run)} --resume{plugins}"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,14 +13,16 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deconattn.analysis.losses import position_losses
 from deconattn.analysis.models import open_models
 from deconattn.checkpoint.format import open_checkpoint
-from deconattn.commands import convert
+from deconattn.commands import convert, export
 from deconattn.commands.search import main
 from deconattn.errors import UserError
 from deconattn.surgery import sensitivity
+from deconattn.surgery.assignments import as_flag
 from deconattn.surgery.folder import FOUND, SearchFolder
 from deconattn.surgery.page import HTML
 from deconattn.surgery.results import PARQUET, RESULTS
@@ -112,6 +115,22 @@ def test_the_run_that_begins_with_what_was_found_has_its_loss(
     assert losses.mean == pytest.approx(found["loss"], abs=1e-5)
 
 
+def test_the_commands_that_it_prints_begin_that_run(
+    model: Path, corpus: Path, search: Search, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert search(out, "--variants", "rndemb", "fixedseq", "--keep", "2", "--swaps", "0") == 0
+    *begin, training = [line for line in capsys.readouterr().out.splitlines() if " tools/" in line or "launch" in line]
+    for line, body in zip(begin, (export, convert), strict=True):
+        body.main(shlex.split(line)[2:])
+    assert f"--save {out / 'run'} --resume" in training
+    found, [row] = open_checkpoint(out / "run"), [row for row in told(out, "hybrid") if row["name"] == "found"]
+    assert as_flag(found.model_config.layer_variants) == row["pattern"]
+    weights = found.weights()
+    for name, tensor in load_file(out / FOUND).items():
+        assert torch.equal(weights[name], tensor), name
+
+
 def test_a_fitted_file_of_another_pattern_is_refused(whole: Path, source: Path, corpus: Path, tmp_path: Path) -> None:
     flags = f"--data {corpus} --seq-len {LENGTH} --fitted {whole / FOUND}".split()
     with pytest.raises(UserError, match="which this --pattern lacks|give the model and the pattern"):
@@ -120,13 +139,11 @@ def test_a_fitted_file_of_another_pattern_is_refused(whole: Path, source: Path, 
     with pytest.raises(UserError, match="damaged cannot be read"):
         convert.main([str(source), str(tmp_path / "run"), *flags, "--fitted", str(tmp_path / "damaged")])
     assert not (tmp_path / "run").exists()
-    [checkpoint] = [open_checkpoint(tmp_path / "kept") for _ in [convert_plainly(source, corpus, tmp_path / "kept")]]
+
+
+def test_a_checkpoint_takes_no_fitted_weights(whole: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--fitted: a checkpoint has weights of its own"):
-        convert.main([str(checkpoint.folder), str(tmp_path / "out.safetensors"), "--fitted", str(whole / FOUND)])
-
-
-def convert_plainly(source: Path, corpus: Path, out: Path) -> None:
-    convert.main([str(source), str(out), "--data", str(corpus), "--seq-len", str(LENGTH)])
+        convert.main([str(model), str(tmp_path / "out.safetensors"), "--fitted", str(whole / FOUND)])
 
 
 def test_the_same_command_measures_nothing_again(whole: Path, search: Search, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": "Continue a text with a trained model.",
     "evaluate": "Score trained models on the paper's nine benchmarks.",
     "analyze": "Look inside trained models: indicators, activations, maps.",
+    "search": "Find which layers of a model need attention, and a hybrid.",
     "check-variant": "Try a variant of your own on what a variant promises.",
     "probe": "Train small models on synthetic tasks, and compare them.",
     "reproduce": "Make the paper's tables and figures.",

@@ -32,6 +32,8 @@ class Arguments:
     optimizer: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Add a checkpoint's moments and optimiser step, as optimizer.exp_avg.NAME and so on. (With a name, such as
     --optimizer muon, it is the flag of a training.)"""
+    fitted: Path | None = None
+    """Weights of a hybrid that a search has found (found.safetensors); they take the place of others."""
     plugin: tuple[Path, ...] = ()
     """Python files that register the model's third-party variants. A checkpoint's tensors need none."""
 
@@ -57,6 +59,8 @@ def main(words: Sequence[str]) -> None:
         from deconattn.checkpoint.format import open_checkpoint
         from deconattn.convert.state_dict import write_state_dict
 
+        if arguments.fitted is not None:
+            raise UserError("--fitted: a checkpoint has weights of its own; leave it out")
         if others:
             raise UserError(f"{others[0]}: a checkpoint takes no flag but --optimizer; leave it out")
         checkpoint = open_checkpoint(arguments.source)
@@ -67,7 +71,7 @@ def main(words: Sequence[str]) -> None:
 
     if arguments.optimizer:
         raise UserError("--optimizer: a Hugging Face folder holds no moments; leave it out")
-    print(write_run(arguments.source, arguments.out, [*others, *_plugins(arguments)]))
+    print(write_run(arguments.source, arguments.out, [*others, *_plugins(arguments)], arguments.fitted))
     _say_how_to_train(arguments)
 
 
@@ -76,10 +80,10 @@ def _convert_gguf(arguments: Arguments, others: Sequence[str]) -> None:
 
     if arguments.optimizer:
         raise UserError("--optimizer: a GGUF file holds no moments; leave it out")
-    if not others and not arguments.plugin:
+    if not others and not arguments.plugin and arguments.fitted is None:
         print(write_hf(arguments.source, arguments.out))
         return
-    print(write_run(arguments.source, arguments.out, [*others, *_plugins(arguments)]))
+    print(write_run(arguments.source, arguments.out, [*others, *_plugins(arguments)], arguments.fitted))
     _say_how_to_train(arguments)
 
 

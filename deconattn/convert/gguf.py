@@ -21,7 +21,7 @@ def write_hf(source: Path, out: Path) -> str:
     return f"{source} -> {out} ({model_type}, {parameters:,} parameters, fp32)"
 
 
-def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
+def write_run(source: Path, out: Path, arguments: Sequence[str], fitted: Path | None = None) -> str:
     """Write the run folder `out` as :func:`deconattn.convert.new_run.write_run` does, by way of a temporary folder.
 
     Raises:
@@ -33,6 +33,6 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
         folder.mkdir()
         write_folder(source, folder)
         try:
-            return new_run.write_run(folder, out, arguments).replace(str(folder), str(source))
+            return new_run.write_run(folder, out, arguments, fitted).replace(str(folder), str(source))
         except UserError as error:
             raise UserError(str(error).replace(str(folder), str(source))) from error

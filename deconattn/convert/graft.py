@@ -1,8 +1,11 @@
 """A Hugging Face model's weights into a freshly initialised model of ours, and what became of each tensor."""
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.origins import STREAMS, Origins
@@ -57,3 +60,29 @@ def graft(model: CausalLM, source: HFWeights, keep: frozenset[str] = frozenset()
         initialised=[name for name in tensors if name not in taken],
         unused=unused,
     )
+
+
+@torch.no_grad()
+def take_fitted(model: CausalLM, tensors: Mapping[str, Tensor], path: Path) -> list[str]:
+    """Overwrite tensors of `model`, in place, by those of a file that a search wrote; return their names.
+
+    Raises:
+        UserError: the model has no such tensor, or one of another shape; a fixed stream is too short for it.
+    """
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, given in tensors.items():
+        target, value = own.get(name), given
+        if target is None:
+            raise UserError(f"--fitted {path} has {name}, which this --pattern lacks: give the pattern found")
+        if name in STREAMS:
+            if len(value) < len(target):
+                raise UserError(
+                    f"--seq-len {len(target)} is beyond the fixed stream of {path}, {len(value)} tokens: give at most "
+                    "that"
+                )
+            value = value[: len(target)]
+        if value.shape != target.shape:
+            shapes = f"{tuple(value.shape)}, here {tuple(target.shape)}"
+            raise UserError(f"--fitted {path}: {name} is {shapes}: give the model and the pattern that it is of")
+        target.copy_(value)
+    return list(tensors)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from deconattn import durable
@@ -22,10 +24,11 @@ from deconattn.checkpoint.origin import origin_of
 from deconattn.checkpoint.origins import summary
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
-from deconattn.convert.graft import graft
+from deconattn.convert.graft import graft, take_fitted
 from deconattn.convert.run_flags import run_flags
 from deconattn.data.manifest import TOKENIZER_NAMES
 from deconattn.errors import UserError
+from deconattn.json_files import read_bytes, reason
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.rope_scaling import NONE
 from deconattn.model.causal_lm import CausalLM
@@ -36,12 +39,13 @@ from deconattn.train.inputs import TrainingData
 from deconattn.train.run_folder import resolved_config
 
 
-def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
+def write_run(source: Path, out: Path, arguments: Sequence[str], fitted: Path | None = None) -> str:
     """Write the run folder `out`, whole or not at all.
 
     Args:
         source: folder of a model that :mod:`deconattn.checkpoint.hf_config` reads.
         arguments: a training's flags.
+        fitted: tensors that take the place of those, as a search writes them (:mod:`deconattn.surgery.found`).
 
     Returns:
         Lines that say which tensors were taken, initialised and left unused, and how the run will train.
@@ -50,6 +54,7 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
         UserError: `out` is in use; the model, the flags or the data will not do.
     """
     check_free(out)
+    replacements = {} if fitted is None else _read_fitted(fitted)
     origin = read_model_config(source)
     kept = origin_of(source)
     weights = HFWeights(source)
@@ -64,14 +69,23 @@ def write_run(source: Path, out: Path, arguments: Sequence[str]) -> str:
     initialize(model, flags.optimization.seed, data.fixed_ids() if "text" in model.model.streams else None)
     given_text = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
     origins = graft(model, weights, keep=given_text)
+    replaced = [] if fitted is None else take_fitted(model, replacements, fitted)
     with durable.staged_folder(out, check_free) as folder:
         _fill(folder, model, flags, data, kept | {"taken": origins.taken, "taken_layers": origin.layer_variants})
     lines = [
         summary(origins, config.layer_variants, str(source), flags.optimization.seed),
+        *([f"taken from {fitted}: {len(replaced)} tensors, over those above"] if replaced else []),
         _outlook(flags, origin),
         *([f"note: {remark}"] if remark else []),
     ]
     return "\n".join(lines)
+
+
+def _read_fitted(path: Path) -> dict[str, Tensor]:
+    try:
+        return load(read_bytes(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--fitted {path} cannot be read ({reason(error)}): give what a search has written") from None
 
 
 def _fill(folder: Path, model: CausalLM, flags: TrainingFlags, data: TrainingData, origin: Mapping[str, Any]) -> None:

@@ -11,10 +11,14 @@ from transformers import AutoModelForCausalLM
 
 from deconattn.checkpoint.format import open_checkpoint
 from deconattn.checkpoint.stored_model import open_model
+from deconattn.errors import UserError
+from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.hf.export import export
 from deconattn.hf.tokenizer_files import write_tokenizer
+from deconattn.layers.rope_scaling import RopeScaling
 from tests.convert.conftest import SEQUENCE, MakeModel, edit
 from tests.convert.test_models import model_of, tensors_of
+from tests.hf.models import small_config
 
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 16}
@@ -135,3 +139,10 @@ def test_a_scaling_taken_away_or_static(make_model: MakeModel, tool: ModuleType,
     tool.main([str(source), str(tmp_path / "ntk"), *flags, "ntk:2"])
     config = open_checkpoint(tmp_path / "ntk").model_config
     assert (config.rope_scaling, config.rope_theta) == (None, 10_000.0 * 2 ** (8 / 6))
+
+
+def test_two_bases_in_an_export_are_refused() -> None:
+    config = DeconAttnConfig.of(small_config("standard", rope_theta=1e4, rope_scaling=RopeScaling("linear", 2.0)))
+    config.rope_theta = 2e4
+    with pytest.raises(UserError, match="rope_theta is 20000 but 10000 in rope_parameters: give one of them"):
+        config.to_model_config()

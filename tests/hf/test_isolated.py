@@ -15,10 +15,11 @@ from torch import Tensor
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.hf.modeling_deconattn import DeconAttnForCausalLM
 from deconattn.layers.head_parts import head_parts
+from deconattn.layers.rope_scaling import parse
 from deconattn.mixers import mixer_class, registry
 from deconattn.mixers.plugins import load_plugins
 from deconattn.model.causal_lm import CausalLM
-from tests.hf.models import PLUGIN, exported, load_plugin, small_config, tokens, trained
+from tests.hf.models import LONGEST, PLUGIN, exported, load_plugin, small_config, tokens, trained
 
 VARIANTS = ("staticemb", "rndemb", "fixedseq", "mlp", "approximate", "nonapproximate")
 ABLATION = PLUGIN.replace("self.values(hidden)", "self.values(hidden).abs()")
@@ -96,7 +97,10 @@ def inputs() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def models() -> dict[str, CausalLM]:
     found = {name: trained(small_config(name, name)) for name in VARIANTS}
-    return found | {"mixed": trained(small_config(*VARIANTS, "standard", num_key_value_heads=2, qk_norm=True))}
+    mixed = small_config(
+        *VARIANTS, "standard", num_key_value_heads=2, qk_norm=True, rope_scaling=parse("yarn:4", LONGEST)
+    )
+    return found | {"mixed": trained(mixed)}
 
 
 @pytest.fixture(scope="module")

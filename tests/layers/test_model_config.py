@@ -3,6 +3,7 @@
 import pytest
 
 from deconattn.errors import UserError
+from deconattn.layers.rope_scaling import RopeScaling
 
 
 def test_a_sound_configuration(tiny_config):
@@ -43,6 +44,11 @@ def test_key_value_heads_divide_the_heads(tiny_config):
 def test_head_dim_is_even(tiny_config):
     with pytest.raises(UserError, match="head_dim 7 is odd"):
         tiny_config("standard", head_dim=7)
+
+
+def test_yarn_has_a_base_above_one(tiny_config):
+    with pytest.raises(UserError, match="rope_theta is 1: YaRN needs a base above 1"):
+        tiny_config("standard", rope_theta=1.0, rope_scaling=RopeScaling("yarn", 2.0, 64))
 
 
 def test_one_variant_a_layer(tiny_config):

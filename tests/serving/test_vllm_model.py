@@ -17,6 +17,7 @@ from torch import Tensor
 from deconattn.errors import UserError
 from deconattn.hf.configuration_deconattn import DeconAttnConfig
 from deconattn.layers.config import ModelConfig
+from deconattn.layers.rope_scaling import parse
 from deconattn.mixers.mlp import matched_width
 from deconattn.model.causal_lm import CausalLM
 from deconattn.serving.vllm_plugin import SERVED, Checks, check
@@ -222,6 +223,13 @@ def test_what_would_be_served_wrongly_is_refused(
 
     with pytest.raises(UserError, match=message):  # where a version of vLLM does not ask beforehand
         DeconAttnForCausalLM(vllm_config=config)
+
+
+def test_a_yarn_of_another_sharpness_is_refused() -> None:
+    """Which vLLM would take from the factor alone; the usual one passes."""
+    check(engine_config(small_config("standard", rope_scaling=parse("yarn:4", 80))))
+    with pytest.raises(UserError, match="attention_factor of 1, which vLLM does not read"):
+        check(engine_config(small_config("standard", rope_scaling=parse("yarn:4,attention=1", 80))))
 
 
 def test_a_longer_context_without_a_fixed_stream_is_served(tmp_path: Path) -> None:

@@ -97,6 +97,12 @@ def lessons(flags: "TrainingFlags") -> tuple[Lesson, ...]:
     return tuple(found)
 
 
+def needs_teacher(flags: "TrainingFlags", step: int) -> bool:
+    """Whether the step after so many, or a later one, learns from the teacher."""
+    taught = lessons(flags)
+    return bool(taught) and (taught[-1].objective != "lm" or step < taught[-1].first)
+
+
 def check_healing(flags: "TrainingFlags") -> None:
     """Check what is known before a folder is opened.
 
@@ -115,7 +121,8 @@ def check_healing(flags: "TrainingFlags") -> None:
     if any(rule.pattern == SHARED for rule in frozen) and not (healing.init_from or flags.run.resume):
         raise UserError("--freeze shared is what --init-from gave: give that too, or patterns of names")
     if healing.teacher is not None:
-        check_folder("--teacher", healing.teacher)
+        if not flags.run.resume:  # it may have taught all that it had to
+            check_folder("--teacher", healing.teacher)
         if not flags.data.data:
             raise UserError("--teacher needs --data: name packed corpora whose tokens it knows")
     if not 0 < healing.distill_temperature < math.inf:

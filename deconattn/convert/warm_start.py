@@ -6,6 +6,7 @@ from typing import Any
 
 from deconattn.checkpoint.tensors import expected_headers
 from deconattn.config.flags import TrainingFlags
+from deconattn.config.healing import check_folder, needs_teacher
 from deconattn.convert.new_run import check_vocabulary
 from deconattn.healing.distillation import check_teacher
 from deconattn.healing.freezing import frozen_until, shared_parameters
@@ -17,12 +18,13 @@ from deconattn.train.run_data import RunData
 
 
 def check_trained_models(
-    flags: TrainingFlags, config: ModelConfig, data: RunData, before: Mapping[str, Any] | None
+    flags: TrainingFlags, config: ModelConfig, data: RunData, before: Mapping[str, Any] | None, reached: int = 0
 ) -> list[str]:
     """Check that a run can begin with one model and learn from another; of a run's newest checkpoint weights are read.
 
     Args:
         before: the fields of a run that is gone on with about what it began with; None where it begins.
+        reached: steps that it has done.
 
     Returns:
         A remark where tokens cannot be compared.
@@ -36,7 +38,8 @@ def check_trained_models(
         taken = shared_tensors(config, source, frozenset({FIXED_TEXT} if flags.data.fixed_text else ())).taken
         origin = {"taken": taken, "taken_layers": source.config.layer_variants}
         notes += _check_tokens(source, flags.healing.init_from, data)
-    if flags.healing.teacher is not None:
+    if flags.healing.teacher is not None and needs_teacher(flags, reached):
+        check_folder("--teacher", flags.healing.teacher)
         source = open_source(flags.healing.teacher, flags.model.plugin)
         check_teacher(flags, config, source)
         notes += _check_tokens(source, flags.healing.teacher, data)

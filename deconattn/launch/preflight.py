@@ -107,19 +107,19 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()
         if flags.healing != HealingFlags():
-            notes += check_trained_models(flags, model, data, _taken_before(flags))
+            notes += check_trained_models(flags, model, data, *_before(flags))
     return Checked(notes, manifests)
 
 
-def _taken_before(flags: TrainingFlags) -> dict[str, Any] | None:
-    """Return what the run to resume took of a trained model; None where there is no checkpoint: it begins anew."""
+def _before(flags: TrainingFlags) -> tuple[dict[str, Any] | None, int]:
+    """Return what the run to resume took of a trained model, None where it begins anew, and the steps it has done."""
     if not flags.run.resume or flags.run.save is None:
-        return None
+        return None, 0
     newest = next((folder for folder in steps_in(flags.run.save) if is_whole(folder)), None)
     if newest is None:
-        return None
+        return None, 0
     config = read_run_config(newest, "restore it")
-    return {"taken": config.taken, "taken_layers": config.taken_layers}
+    return {"taken": config.taken, "taken_layers": config.taken_layers}, step_of(newest)
 
 
 def _check_quantizer() -> None:

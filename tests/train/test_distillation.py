@@ -1,5 +1,6 @@
 """Trainings that learn from a teacher, with what is frozen: the same on every topology, and after a stop."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from deconattn.checkpoint.format import Checkpoint, open_checkpoint, read_checkp
 from deconattn.config.command_line import parse_training_flags
 from deconattn.errors import UserError
 from deconattn.launch.preflight import check_flags
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
 from tests.ranks import Ranks
 from tests.train.conftest import losses, rows
 from tests.train.jobs import run_job, train
@@ -125,7 +126,22 @@ def test_a_stop_in_any_lesson_changes_nothing(
         assert not changed(first, second, kind)
 
 
-@pytest.mark.parametrize("flags", ["--zero 0", "--zero 2", pytest.param("--zero 3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--zero 0",
+        "--zero 2",
+        *(
+            pytest.param(flags, marks=pytest.mark.slow)
+            for flags in (
+                "--zero 3",
+                "--zero 1 --precision bf16",
+                f"--deepspeed-config {ROOT}/ds_configs/zero2_offload.json",
+                f"--deepspeed-config {ROOT}/ds_configs/zero3_offload.json",
+            )
+        ),
+    ],
+)
 def test_adamw_counts_from_when_parameters_are_let_go(small: list[str], tmp_path: Path, flags: str) -> None:
     words = [*small, *flags.split(), "--freeze", "*.mlp.*@2", "model.norm.weight", "--save", str(tmp_path / "run")]
     trainer = run_job([*words, "--steps", "5"])
@@ -146,6 +162,22 @@ def test_a_mixer_of_another_variant_is_new_with_its_old_weights(teacher: Path, c
     moved = changed(open_checkpoint(teacher), step(tmp_path / "run", 2))
     assert moved and all(name.startswith("model.layers.1.self_attn.") for name in moved)
     assert "lm_head.weight" in changed(step(tmp_path / "run", 2), step(tmp_path / "run", 3))
+
+
+def test_a_teacher_is_needed_while_it_teaches(taught: list[str], teacher: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    given = [str(tmp_path / "copy") if word == str(teacher) else word for word in taught]
+    shutil.copytree(teacher, tmp_path / "copy")
+    run_job(["stop=3", *given, "--save", str(run)]).engine.destroy()
+    (tmp_path / "copy").rename(tmp_path / "elsewhere")
+    resume = ["--save", str(run), "--resume"]
+    with pytest.raises(UserError, match="--teacher .*copy: no such folder"):
+        check_flags(parse_training_flags(resume))
+    run_job(["stop=5", *resume, "--teacher", str(tmp_path / "elsewhere")]).engine.destroy()
+    shutil.rmtree(tmp_path / "elsewhere")
+    check_flags(parse_training_flags(resume))
+    run_job(resume).engine.destroy()
+    assert sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
 
 
 def test_refusals(teacher: Path, corpus: Path, tmp_path: Path) -> None:

@@ -95,7 +95,10 @@ def test_it_says_what_is_taken_and_resumes_without_the_origin(
         parse_training_flags(["--save", str(run), "--resume", "--init-from", str(tmp_path)])
 
 
-def test_a_hugging_face_folder_gives_dimensions_weights_and_its_name(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["", pytest.param("--tp 2 --zero 3", marks=pytest.mark.slow)])
+def test_a_hugging_face_folder_gives_dimensions_weights_and_its_name(
+    corpus: Path, tmp_path: Path, ranks: Callable[[int], Ranks], split: str
+) -> None:
     source, run = tmp_path / "some-model", tmp_path / "run"
     config = Qwen3Config(
         vocab_size=512,
@@ -120,7 +123,7 @@ def test_a_hugging_face_folder_gives_dimensions_weights_and_its_name(corpus: Pat
     every += [f"--{name}={getattr(flags.model, name)}" for name in ("num_hidden_layers", "num_attention_heads")]
     every += ["--num_key_value_heads=2", "--vocab_size=512", "--qk_norm", "--no_attention_bias", "--tie_embeddings"]
     every += [f"--rope_theta={flags.model.rope_theta}", f"--rms_norm_eps={flags.model.rms_norm_eps}"]
-    run_job([*given, *every]).engine.destroy()
+    assert ranks(2 if split else 1)(train, arguments=[*given, *every, *split.split()]) is None
     after, stored = open_checkpoint(run).weights(), load_file(source / "model.safetensors")
     assert after.keys() == stored.keys() - {"lm_head.weight"}
     assert all(torch.equal(value, stored[name].float()) for name, value in after.items())

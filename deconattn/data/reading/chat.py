@@ -8,7 +8,7 @@ import json
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from deconattn.data.manifest import SETTINGS_NAME
 from deconattn.errors import UserError
@@ -86,7 +86,7 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as an instance's)
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

@@ -41,7 +41,7 @@ class Arguments:
     text: tuple[str, ...] = ()
     """Text files; by default the bundled demo corpus."""
     flags: str = ""
-    """Other flags of tools/search.py, in one word."""
+    """Other flags of tools/search.py, in one word: --flags='--seq-len 256 --held-out 16'."""
     result: Path = RESULTS / "search.json"
     """The result to write."""
 

@@ -118,9 +118,9 @@ def _work(
     from deconattn.reproduction.runner import Stop
     from deconattn.surgery.comparison import table_of
     from deconattn.surgery.folder import merge_request
-    from deconattn.surgery.page import failures, summary, write_page
+    from deconattn.surgery.page import failures, summary
     from deconattn.surgery.progress import ProgressView
-    from deconattn.surgery.results import read_findings, write_results
+    from deconattn.surgery.results import read_findings
     from deconattn.surgery.sensitivity import Sensitivity, Stopped, measure_own, share_of
     from deconattn.surgery.subject import open_subject
 
@@ -141,16 +141,16 @@ def _work(
             sensitivity.run()
             table, missing = table_of(subject, asked.request, folder, own)
             findings = read_findings(folder, asked, own)
+            page = _write(folder, findings, [])  # whatever a search has to say, the table is there
             if not missing:
                 with hold_lock(folder.common_lock, wait=True):
                     findings, commands = _go_on(arguments, folder, subject, findings, table, view, lambda: bool(stop))
+                page = _write(folder, findings, commands)
         except Stopped:
             assert stop.signal is not None
+            _write(folder, read_findings(folder, asked, own), [])
             print(f"stopped by {signal.Signals(stop.signal).name}; to go on: {again}", file=sys.stderr)
             return 128 + stop.signal
-    with hold_lock(folder.common_lock, wait=True):
-        write_results(folder.out, findings)
-        page = write_page(findings, commands, folder.out)
     for title, cells in summary(findings):
         show(printed(title, cells))
     if missing:
@@ -164,6 +164,16 @@ def _work(
     if failed:
         print(f"{len(failed)} cells failed; to try again: --retry-failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _write(folder: "SearchFolder", findings: "Findings", commands: Sequence[str]) -> Path:
+    """Write the results and the page, which is returned."""
+    from deconattn.surgery.page import write_page
+    from deconattn.surgery.results import write_results
+
+    with hold_lock(folder.common_lock, wait=True):
+        write_results(folder.out, findings)
+        return write_page(findings, commands, folder.out)
 
 
 def _go_on(

@@ -16,7 +16,7 @@ from tests.train.conftest import environment
 def test_the_result_has_the_rows_and_what_they_cost(model: Path, tmp_path: Path) -> None:  # noqa: F811
     script, result = ROOT / "benchmarks" / "search.py", tmp_path / "result.json"
     flags = f"--seq-len {LENGTH} --fit-sequences 4 --fit-steps 1 --held-out 2 --tested 2 --variants mlp --random 2"
-    words = [str(model), "--keep", "2", "--out", str(tmp_path / "out"), "--result", str(result), "--flags", flags]
+    words = [str(model), "--keep", "2", "--out", str(tmp_path / "out"), "--result", str(result), f"--flags={flags}"]
     done = subprocess.run(
         [sys.executable, str(script), *words], env=environment(), capture_output=True, text=True, check=False
     )

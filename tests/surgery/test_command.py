@@ -187,6 +187,7 @@ def test_a_killed_measurement_goes_on(whole: Path, model: Path, corpus: Path, se
     assert process.returncode == 128 + signal.SIGINT and "stopped by SIGINT; to go on: " in rest
     measured = [path for path in (tmp_path / "cells").glob("0*.json")]
     assert 3 <= len(measured) < 4 * len(VARIANTS)
+    assert len(told(tmp_path)) == len(measured) and (tmp_path / HTML).is_file()
     assert search(tmp_path, "--keep", "2", "--swaps", "3") == 0
     assert told(tmp_path) == told(whole)
 
@@ -207,6 +208,12 @@ def test_a_budget_in_place_of_a_number(search: Search, tmp_path: Path) -> None:
     assert search(tmp_path, "--variants", "mlp", "--budget", "cache=0.5", "--budget-length", "512", "--swaps", "2") == 0
     [found] = [row for row in told(tmp_path, "hybrid") if row["name"] == "found"]
     assert (found["part"], found["kept"]) == (0.5, 2)
+
+
+def test_a_budget_out_of_reach_leaves_the_table(search: Search, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--budget flops=0.01: these variants reach 0.* at best"):
+        search(tmp_path, "--variants", "mlp", "--budget", "flops=0.01")
+    assert len(told(tmp_path, "layer")) == 4 and (tmp_path / HTML).is_file()
 
 
 def test_what_fails_is_shown_and_can_be_tried_again(search: Search, tmp_path: Path) -> None:

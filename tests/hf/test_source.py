@@ -18,7 +18,7 @@ from deconattn.mixers.plugins import load_plugins
 from tests.hf.models import load_plugin, small_config, tokens, trained
 
 VARIANTS = ("standard", "staticemb", "rndemb", "fixedseq", "mlp", "approximate", "nonapproximate")
-LINES = {VARIANTS: 2800, ("mlp",): 1750}
+LINES = {VARIANTS: 3000, ("mlp",): 1950}
 """What a file may grow to: 2765 and 1738 when this was written."""
 AWKWARD = '''"""A plugin that gives things names that others have, and hides names from one another."""
 from __future__ import annotations

@@ -9,7 +9,7 @@ MODULES = {
     "eval": ("lm_eval", "accelerate", "zstandard"),
     "fast": ("gigatoken",),
     "gguf": ("gguf",),
-    "plot": ("matplotlib", "jinja2", "markupsafe", "scipy"),
+    "plot": ("matplotlib", "markupsafe", "scipy"),
     "remote": ("fsspec",),
     "tensorboard": ("tensorboard",),
 }

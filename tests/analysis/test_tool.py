@@ -240,15 +240,15 @@ def test_what_is_no_model(stock: Path, tmp_path: Path, refused: Callable[..., st
 
 
 def test_a_model_whose_layers_are_not_ours(stock: Path, tmp_path: Path, refused: Callable[..., str]):
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    config = LlamaConfig(
+    config = GPTNeoXConfig(
         vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "pythia")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "llama" / name).write_bytes((stock / name).read_bytes())
-    assert "llama is a llama, whose layers are not ours to look into" in refused(tmp_path / "llama")
+        (tmp_path / "pythia" / name).write_bytes((stock / name).read_bytes())
+    assert "pythia is a gpt_neox, whose layers are not ours to look into" in refused(tmp_path / "pythia")
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(run: Path, byte_level: Path, tmp_path: Path):

@@ -144,7 +144,7 @@ def test_extras_are_the_packages_own() -> None:
     ("words", "package", "extra"),
     [
         (["analyze", "nowhere"], "matplotlib", "plot"),
-        (["reproduce", "--size", "tiny"], "jinja2", "plot"),
+        (["reproduce", "--size", "tiny"], "markupsafe", "plot"),
         (["reproduce", "--size", "tiny"], "lm_eval", "eval"),
         (["evaluate", "nowhere"], "lm_eval", "eval"),
         (["evaluate", "nowhere"], "zstandard", "eval"),
@@ -167,7 +167,7 @@ def test_a_missing_extra_is_one_line_before_the_work(
 def test_a_dry_run_needs_no_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for package in ("jinja2", "lm_eval"):
+    for package in ("markupsafe", "lm_eval"):
         without(package, monkeypatch)
     assert main(["reproduce", "--size", "tiny", "--dry-run", "--out", str(tmp_path / "out")]) == 0
     assert "tiny-standard-uniform" in capsys.readouterr().out

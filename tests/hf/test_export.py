@@ -30,13 +30,14 @@ OURS = {
     "qk_norm": small_config(*MIXED, "approximate", "nonapproximate", qk_norm=True, attention_bias=False),
     "tied": small_config(*MIXED, tie_word_embeddings=True),
     "bias and qk_norm": small_config("standard", qk_norm=True),
-    "neither": small_config("standard", attention_bias=False),
     "odd head": small_config("standard", head_dim=12),
 }
 STOCK = {
     "qwen2": small_config("standard", "standard", num_key_value_heads=2),
     "qwen2 tied": small_config("standard", tie_word_embeddings=True),
     "qwen3": small_config("standard", "standard", head_dim=12, qk_norm=True, attention_bias=False),
+    "llama": small_config("standard", "standard", num_key_value_heads=2, attention_bias=False),
+    "llama tied": small_config("standard", attention_bias=False, tie_word_embeddings=True),
     "qwen3 tied": small_config("standard", qk_norm=True, attention_bias=False, tie_word_embeddings=True),
 }
 
@@ -52,7 +53,7 @@ def test_logits_and_loss_are_the_trained_models(config: ModelConfig, tmp_path: P
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_standard_attention_is_stock_qwen(name: str, tmp_path: Path) -> None:
+def test_standard_attention_is_a_stock_model(name: str, tmp_path: Path) -> None:
     model = trained(STOCK[name])
     out = exported(model, tmp_path / "out")
     assert not list(out.glob("*.py"))

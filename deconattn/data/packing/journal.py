@@ -6,6 +6,7 @@ files) and `result`, which becomes NAME.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deconattn import durable
+from deconattn.data.manifest import MANIFEST_NAME
 from deconattn.data.reading.input_files import Input
 from deconattn.errors import UserError
 
@@ -32,6 +34,7 @@ class Journal:
         self.entries: list[dict[str, Any]] = []
         self._plan = folder / "plan.json"
         self._lines = folder / "journal.jsonl"
+        self._leaving = folder / "leaving"
         self._logs: list[AppendLog] = []
 
     def load(self) -> dict[str, Any] | None:
@@ -43,6 +46,9 @@ class Journal:
             return None
         except ValueError:
             raise self.damaged(self._plan) from None
+        left = self._leaving.exists() and self._leaving.read_text(encoding="utf-8") != self._digest()
+        if left or not self.result.is_dir():
+            return None  # the result is in its place, and a kill came before all of the rest was removed
         whole = content[: content.rfind(b"\n") + 1]  # a last line without its end was being written
         try:
             self.entries = [json.loads(line) for line in whole.splitlines()]
@@ -62,7 +68,7 @@ class Journal:
     def clear(self) -> None:
         """Discard whatever an earlier pack left, and make the empty folders."""
         self.entries = []
-        for path in (self._plan, self._lines):
+        for path in (self._plan, self._lines, self._leaving):
             path.unlink(missing_ok=True)
         for folder in (self.result, self.work):
             shutil.rmtree(folder, ignore_errors=True)
@@ -110,6 +116,18 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.entries.append(entry)
+
+    def put_in_place(self, out: Path) -> None:
+        """Move the result, which is whole, to `out`; a kill leaves what tells whether it has moved."""
+        durable.write_text(self._leaving, self._digest())
+        durable.put_in_place(self.result, out)
+
+    def _digest(self) -> str:
+        """The checksum of the result's manifest, which names all of its shards with theirs; empty without one."""
+        try:
+            return hashlib.sha256((self.result / MANIFEST_NAME).read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return ""
 
     def close(self) -> None:
         """Close the logs, whose content an entry speaks of or nobody needs."""

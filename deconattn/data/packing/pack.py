@@ -142,7 +142,7 @@ def pack(config: PackConfig) -> PackSummary:
             write_manifest(journal.result, manifest)
             durable.sync_tree(journal.result)
             check_output(out, config.overwrite)  # it may have filled meanwhile
-            durable.put_in_place(journal.result, out)
+            journal.put_in_place(out)
     return summary
 
 

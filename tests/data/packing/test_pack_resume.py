@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from deconattn import durable
 from deconattn.data import PackConfig, verify_checksums
 from deconattn.data.packing.journal import Journal, open_journal
 from deconattn.data.packing.pack import pack
@@ -268,3 +270,37 @@ def _interrupted_at(line: int, out: Path) -> str:
         return where
     finally:
         sys.settrace(before)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "another"])
+@pytest.mark.parametrize("moved", [False, True], ids=["before", "after"])
+def test_a_kill_as_the_result_moves(
+    unfinished: PackConfig, monkeypatch: pytest.MonkeyPatch, moved: bool, there: bool
+) -> None:
+    """What is left of a pack whose result is in place is no unfinished pack; one that has not moved is."""
+    if there:
+        pack(dataclasses.replace(unfinished, shard_tokens=20_000, restart=True))
+        expected = {path.name for path in unfinished.out.iterdir()}
+    put = durable.put_in_place
+
+    def dying(staging: Path, out: Path) -> None:
+        if moved and there:
+            durable.exchange(staging, out)
+        elif moved:
+            put(staging, out)
+        raise KeyboardInterrupt
+
+    config = dataclasses.replace(unfinished, overwrite=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(durable, "put_in_place", dying)
+        pack(config)
+    if there and not moved:
+        assert {path.name for path in unfinished.out.iterdir()} == expected
+    assert (pack(config).continued > 0) != moved
+    verify_checksums(unfinished.out)
+
+
+def test_a_kill_as_the_rest_is_removed(unfinished: PackConfig) -> None:
+    shutil.rmtree(unfinished.out.with_name(".out.partial") / "result")
+    assert pack(unfinished).continued == 0
+    verify_checksums(unfinished.out)

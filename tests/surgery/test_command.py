@@ -36,7 +36,7 @@ SETTING = (
 PLUGIN = """
 from deconattn.mixers import MLP, Decoding, register
 
-@register("broken")
+@register("failing")
 class Broken(MLP):
     decoding = Decoding()
 
@@ -217,18 +217,18 @@ def test_a_budget_out_of_reach_leaves_the_table(search: Search, tmp_path: Path) 
 
 
 def test_what_fails_is_shown_and_can_be_tried_again(search: Search, tmp_path: Path) -> None:
-    plugin = tmp_path / "broken_plugin.py"
+    plugin = tmp_path / "failing_plugin.py"
     plugin.write_text(PLUGIN)
-    words = ["--variants", "broken", "mlp", "--plugin", str(plugin), "--keep", "3", "--swaps", "1"]
+    words = ["--variants", "failing", "mlp", "--plugin", str(plugin), "--keep", "3", "--swaps", "1"]
     assert search(tmp_path / "out", *words) == 1
     failed = [row for row in told(tmp_path / "out", "layer") if row["state"] == "failed"]
-    assert {row["name"] for row in failed} == {"broken"} and len(failed) == 4
+    assert {row["name"] for row in failed} == {"failing"} and len(failed) == 4
     assert failed[0]["reason"] == "RuntimeError: this mixer fails"
     assert "this mixer fails" in (tmp_path / "out" / HTML).read_text(encoding="utf-8")
     folder = SearchFolder(tmp_path / "out")
-    folder.forget(0, "broken")
+    folder.forget(0, "failing")
     folder.forget(0, "mlp")
-    assert folder.cell(0, "broken") is None and folder.cell(0, "mlp") is not None
+    assert folder.cell(0, "failing") is None and folder.cell(0, "mlp") is not None
 
 
 def test_a_hybrid_is_operated_on_too(search: Search, make_run: Callable[[str], Path], tmp_path: Path) -> None:

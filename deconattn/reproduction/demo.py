@@ -5,7 +5,6 @@ import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,13 +71,8 @@ def make(demo: Demo) -> Path:
             )
         _check_same(demo)
         (demo.out / "logs").mkdir(exist_ok=True)
-        try:
-            with Progress(transient=True) as progress:
-                _work(demo, progress)
-        finally:
-            for child in list(demo.children):
-                with suppress(ProcessLookupError):
-                    child.terminate()  # a training saves its last step first
+        with Progress(transient=True) as progress:
+            _work(demo, progress)
     return demo.out / PAGE
 
 
@@ -104,7 +98,7 @@ def _work(demo: Demo, progress: Progress) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in list(demo.children):
-                child.terminate()
+                child.terminate()  # a training saves its last step first
             raise
     for training in trainings:
         training.result()
@@ -151,8 +145,13 @@ def _run(demo: Demo, name: str, words: Sequence[str], of: str = "") -> None:
         subprocess.Popen(call, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True) as child,
     ):
         demo.children.add(child)
-        code = child.wait()
-        demo.children.discard(child)
+        try:
+            code = child.wait()
+        except BaseException:
+            child.terminate()
+            raise
+        finally:
+            demo.children.discard(child)
     if code:
         raise UserError(f"{name} {of}".strip() + f" ended with exit code {code}: see {log}, then try again")
 

@@ -1,6 +1,7 @@
 """Variants beside each other on one page."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,22 @@ def test_a_command_that_fails_names_its_log_and_is_tried_again(tmp_path: Path, m
             make(demo)
     assert (tmp_path / "logs" / "train-standard.log").read_text() == "no luck\n"
     assert not demo.children
+
+
+def test_an_interrupt_ends_the_command_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    monkeypatch.setattr(demos, "process", lambda name: [sys.executable, "-c", "import time; time.sleep(600)"])
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            demos._run(Demo(("standard", "mlp"), tmp_path, 20, 2), "probe", [])
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.slow

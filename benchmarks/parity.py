@@ -74,6 +74,17 @@ HEAVIER = (
     Topology("TP2+SPxPP2 ZeRO-1, checkpointing", 4, "--tp 2 --sequence-parallel --pp 2 --zero 1 --recompute layer"),
     Topology("TP2+SPxDP2 ZeRO-3, checkpointing", 4, "--tp 2 --sequence-parallel --zero 3 --recompute layer"),
 )
+CONTEXT = (
+    Topology("CP2", 2, "--cp 2"),
+    Topology("CP4", 4, "--cp 4"),
+    Topology("TP2xCP2", 4, "--tp 2 --cp 2"),
+    Topology("TP2+SPxCP2", 4, "--tp 2 --sequence-parallel --cp 2"),
+    Topology("PP2xCP2 ZeRO-1", 4, "--pp 2 --cp 2 --zero 1"),
+    *(Topology(f"CP2xDP2 ZeRO-{stage}", 4, f"--cp 2 --zero {stage}") for stage in range(4)),
+    Topology("CP2xDP2 ZeRO-3, recompute mixer", 4, "--cp 2 --zero 3 --recompute mixer"),
+    Topology("CP4 ZeRO-2, checkpointing", 4, "--cp 4 --zero 2 --recompute layer"),
+)
+"""Ranks that share each sequence."""
 BF16 = tuple(
     dataclasses.replace(topology, name=f"{topology.name} bf16", flags=f"--precision bf16 {topology.flags}")
     for topology in TOPOLOGIES
@@ -172,7 +183,7 @@ def train_case(arguments: list[str], reference: dict[str, Any]) -> dict[str, Any
 
     flags = parse_training_flags(arguments)
     config = model_config(flags.model, VOCABULARY, flags.data.seq_len)
-    topology = Topology.create(flags.engine.tp, flags.engine.pp)
+    topology = Topology.create(flags.engine.tp, flags.engine.pp, flags.engine.cp)
     model = empty_model(config, flags, topology)
     initialize(model, flags.optimization.seed, _fixed_ids(flags))
     engine = Engine(model, flags, topology)

@@ -28,7 +28,7 @@ OURS = {
     "scheduler": "--lr, --warmup-steps and --steps",
     "pipeline": "--pp",
     "tensor_parallel": "--tp",
-    "sequence_parallel_size": "--sequence-parallel",
+    "sequence_parallel_size": "--cp",
     "activation_checkpointing": "--recompute",
     "compile": "--compile",
     "data_types": "--precision",

@@ -157,6 +157,9 @@ class EngineFlags:
     """Tensor-parallel ranks: each layer is shared out by heads, feed-forward width and vocabulary."""
     pp: int = 1
     """Pipeline stages: the layers are shared out in order, balanced by what each costs; ZeRO 0 or 1 only."""
+    cp: int = 1
+    """Context-parallel ranks: each sequence is shared out among them, and layers exchange what their mixers need of
+    the others' tokens, mostly less than attention does."""
     sequence_parallel: bool = False
     """Share norms and residual stream out along the sequence over the tensor-parallel ranks."""
     recompute: Recompute = "none"
@@ -180,21 +183,22 @@ class EngineFlags:
         Raises:
             UserError: the ranks do not make whole replicas.
         """
-        replica = self.tp * self.pp
+        replica = self.tp * self.pp * self.cp
         if world_size % replica:
             least = math.ceil(world_size / replica) * replica
+            context = f" x --cp {self.cp}" if self.cp > 1 else ""
             raise UserError(
-                f"{world_size} ranks are not a multiple of --tp {self.tp} x --pp {self.pp} = {replica}: "
-                f"start {least} ranks, or choose another --tp or --pp"
+                f"{world_size} ranks are not a multiple of --tp {self.tp} x --pp {self.pp}{context} = {replica}: "
+                f"start {least} ranks, or choose another --tp or --pp{' or --cp' if context else ''}"
             )
-        size = world_size // replica
+        size = world_size // (self.tp * self.pp)  # ZeRO's ranks, which share weights, not sequences
         if self.zero_hpz and (size % self.zero_hpz or self.zero_hpz == size):
             divisors = [str(number) for number in range(2, size) if size % number == 0]
             remedy = f"use one of {', '.join(divisors)}, or 0" if divisors else "use --zero-hpz 0"
             raise UserError(
                 f"--zero-hpz {self.zero_hpz} is to divide the {size} data-parallel ranks into several groups: {remedy}"
             )
-        return size
+        return size // self.cp
 
     def check(self, model: ModelConfig, length: int) -> None:
         """Check that the topology fits a model and a sequence length.
@@ -234,10 +238,13 @@ class EngineFlags:
             raise UserError(f"--zero-hpz is {self.zero_hpz}: it must be 2 or more, or 0 for none")
         if self.sequence_parallel and self.tp == 1:
             raise UserError("--sequence-parallel shares sequences out among tensor-parallel ranks: give --tp 2 or more")
-        if self.sequence_parallel and length % self.tp:
+        parts = self.cp * (self.tp if self.sequence_parallel else 1)
+        if length % parts:
+            flag = f"--cp {self.cp}" if self.cp > 1 else ""
+            if self.sequence_parallel:
+                flag = f"--sequence-parallel: {flag}{' x ' if flag else ''}--tp {self.tp}"
             raise UserError(
-                f"--sequence-parallel: --tp {self.tp} does not divide --seq-len {length}: "
-                f"use --seq-len {length // self.tp * self.tp}"
+                f"{flag} does not divide --seq-len {length}: use --seq-len {max(1, length // parts) * parts}"
             )
 
 

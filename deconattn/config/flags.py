@@ -85,6 +85,7 @@ class TrainingFlags:
             "--max-nonfinite": self.optimization.max_nonfinite,
             "--tp": self.engine.tp,
             "--pp": self.engine.pp,
+            "--cp": self.engine.cp,
             "--distributed-timeout-minutes": self.engine.distributed_timeout_minutes,
         }
         for flag, value in positive.items():

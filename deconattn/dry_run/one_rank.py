@@ -105,7 +105,7 @@ def _run(dry: Dry) -> RankReport:
     flags, model = dry.flags, dry.model
     micro_batches = flags.accumulation_steps(flags.engine.data_parallel_size(dry.ranks))
     with VirtualGpu(), Ledger() as ledger:
-        topology = Topology.create(flags.engine.tp, flags.engine.pp)
+        topology = Topology.create(flags.engine.tp, flags.engine.pp, flags.engine.cp)
         ledger.know(topology.grid, dry.rank)
         # As many micro-batches as the stage holds at once, and one more: the others are like them.
         few = min(micro_batches, topology.pp_size - topology.pp_rank + 1)
@@ -116,7 +116,7 @@ def _run(dry: Dry) -> RankReport:
         if not topology.is_first_stage:
             _tell_of_hops(engine, flags, part)
         built = ledger.peak
-        if engine.stage == 3 and topology.dp_size > 1:
+        if engine.stage == 3 and topology.zero_size > 1:
             _step(engine, flags, few)  # the order of gathering is learnt in the first step
         ledger.restart()
         _step(engine, flags, few)
@@ -132,7 +132,7 @@ def _run(dry: Dry) -> RankReport:
     for each, count in sorted(calls.items(), key=lambda item: -sent[item[0]]):
         kinds[each.kind] = (*kinds.get(each.kind, ()), Traffic(each.name, each.ranks, count, sent[each]))
     ordered = {kind: kinds[kind] for kind in ("tensor", "data", "pipeline", "tied", OTHER) if kind in kinds}
-    place = topology.pp_rank, topology.dp_rank, topology.tp_rank
+    place = topology.pp_rank, topology.zero_rank, topology.tp_rank
     return RankReport(dry.rank, place, parameters, built, between, peak, ordered)
 
 

@@ -19,6 +19,7 @@ from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.context import FixedStream, MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
+from deconattn.mixers.exchange import ContextExchange
 from deconattn.mixers.map_blocks import MapBlock, cut
 from deconattn.mixers.principles import Principles
 
@@ -42,6 +43,11 @@ class Mixer(nn.Module, ABC):
     """What it keeps of standard attention, by which tables are grouped; None: nobody has said."""
     decoding: ClassVar[Decoding[Any]] = Decoding()
     """Decoding that continues a sequence as :meth:`forward` would: by default the whole is mixed again."""
+    context_exchange: ClassVar[ContextExchange[Any]] = ContextExchange()
+    """What ranks exchange that share each sequence: by default all have the whole of it, and keep their part.
+
+    One that a base class declares does not hold for a subclass with a `forward` of its own.
+    """
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

@@ -12,10 +12,12 @@ from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
+from deconattn.mixers.exchange import ContextExchange, SharedContext, over_heads, some_heads
 from deconattn.mixers.map_blocks import MapBlock, softmax_blocks
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.projected import ProjectedMixer
 from deconattn.ops import cached_attention
+from deconattn.ops.documents import Documents
 from deconattn.ops.fixed_map import fixed_map_attention
 from deconattn.ops.softmax_attention import causal_attention
 
@@ -58,6 +60,43 @@ class ValueDecoding(Decoding["FixedMap"]):
         return length * (config.query_size + config.key_value_size) * bytes_per_element
 
 
+class FixedMapExchange(ContextExchange["FixedMap"]):
+    """Exchange of tokens for heads, of values and what comes of them: queries and keys are those of one row.
+
+    Where heads do not divide, whole rows are gathered.
+    """
+
+    def mix(self, mixer: "FixedMap", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
+        values = mixer.values(context.read(hidden))
+        ranks = context.ranks
+        assert ranks is not None
+        heads = mixer.per_query_head(values[:1]).shape[1]
+        served = over_heads(heads, values.shape[1], ranks.size)
+        if served is None:
+            return super().mix(mixer, hidden, static, context)
+        queries, keys = context.fixed or self.held(mixer.fixed_queries_keys(hidden, context), context)
+        mixed = mixer.mix(queries, keys, some_heads(ranks, values, served), context.whole_documents)
+        return mixer.output(ranks.to_tokens(mixed))
+
+    def held(self, fixed: tuple[Tensor, ...], context: SharedContext) -> tuple[Tensor, ...]:
+        queries, keys = fixed
+        ranks = context.ranks
+        assert ranks is not None
+        served = over_heads(len(queries), len(keys), ranks.size)
+        if served is None:
+            return super().held(fixed, context)
+        return ranks.to_heads(queries[None])[0], some_heads(ranks, keys[None], served)[0]
+
+    def sent_elements(self, mixer: type["FixedMap"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        queries, keys = mixer.rank_widths(config, work.tp_size)
+        served = over_heads(queries // config.head_dim, keys // config.head_dim, cp_size)
+        if served is None:
+            return super().sent_elements(mixer, config, work, cp_size)
+        # Of every row values, and what is mixed of them; of the stream queries and keys.
+        width = queries + served * config.head_dim
+        return (work.tokens + work.length) // cp_size * width * (cp_size - 1) // cp_size
+
+
 class FixedMap(ProjectedMixer, ABC):
     """A = softmax(Q K^T / sqrt(head_dim)), Q and K from the fixed stream X; every row gets the same map.
 
@@ -66,15 +105,25 @@ class FixedMap(ProjectedMixer, ABC):
 
     principles = Principles(sequence_dependent=False)
     decoding = ValueDecoding()
+    context_exchange = FixedMapExchange()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys = self.fixed_queries_keys(hidden, context)
-        values = self.values(context.read(hidden))
-        if context.documents is None:
-            return self.output(fixed_map_attention(queries, keys, values))
-        documents = context.documents.rows(len(values))
+        return self.output(self.mix(queries, keys, self.values(context.read(hidden)), context.documents))
+
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None) -> Tensor:
+        """Mix whole rows, of some or all heads.
+
+        Args:
+            queries, keys: of the stream, [heads, L, head_dim] and [key_value_heads, L, head_dim].
+            values: [R, key_value_heads, L, head_dim].
+            documents: of those rows or more.
+        """
+        if documents is None:
+            return fixed_map_attention(queries, keys, values)
+        documents = documents.rows(len(values))
         queries, keys = (heads[:, documents.position_ids].transpose(0, 1) for heads in (queries, keys))
-        return self.output(causal_attention(queries, keys, values, documents))
+        return causal_attention(queries, keys, values, documents)
 
     def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
         queries, keys = self.fixed_queries_keys(hidden, context)

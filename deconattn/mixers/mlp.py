@@ -15,6 +15,7 @@ from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload, attention_parameters
 from deconattn.mixers.decoding import Decoding
+from deconattn.mixers.exchange import NoExchange
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.registry import register
 from deconattn.ops.swiglu import swiglu
@@ -39,6 +40,7 @@ class MLP(Mixer):
 
     principles = Principles(mixes_tokens=False, position_dependent=False)
     decoding = TokenDecoding()
+    context_exchange = NoExchange()
     splits: ClassVar[Mapping[str, Split] | None] = {"gate_proj": column(), "up_proj": column(), "down_proj": row()}
 
     def __init__(self, config: ModelConfig) -> None:

@@ -9,11 +9,13 @@ from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
+from deconattn.mixers.exchange import ContextExchange, SharedContext, over_heads, some_heads
 from deconattn.mixers.map_blocks import MapBlock, softmax_blocks
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.projected import ProjectedMixer
 from deconattn.mixers.registry import register
 from deconattn.ops import cached_attention
+from deconattn.ops.documents import Documents
 from deconattn.ops.softmax_attention import causal_attention
 
 
@@ -36,21 +38,55 @@ class KeyValueDecoding(Decoding["Standard"]):
         return 2 * work.tokens * config.key_value_size * work.bytes_per_element
 
 
+class AttentionExchange(ContextExchange["Standard"]):
+    """Exchange of tokens for heads before the mixing, and back (Ulysses, arXiv:2309.14509).
+
+    In between a rank has whole rows of some heads. Where heads do not divide, whole rows are gathered.
+    """
+
+    def mix(self, mixer: "Standard", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
+        queries, keys, values = mixer.operands(hidden, static, context)
+        ranks = context.ranks
+        assert ranks is not None
+        served = over_heads(queries.shape[1], keys.shape[1], ranks.size)
+        if served is None:
+            return super().mix(mixer, hidden, static, context)
+        keys, values = (some_heads(ranks, shared, served) for shared in (keys, values))
+        mixed = mixer.mix(ranks.to_heads(queries), keys, values, context.whole_documents)
+        return mixer.output(ranks.to_tokens(mixed))
+
+    def sent_elements(self, mixer: type["Standard"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        queries, keys = mixer.rank_widths(config, work.tp_size)
+        served = over_heads(queries // config.head_dim, keys // config.head_dim, cp_size)
+        if served is None:
+            return super().sent_elements(mixer, config, work, cp_size)
+        a_token = 2 * queries + 2 * served * config.head_dim
+        return work.tokens // cp_size * a_token * (cp_size - 1) // cp_size
+
+
 @register("standard")
 class Standard(ProjectedMixer):
     """A = softmax(Q K^T / sqrt(head_dim)), Q and K from H."""
 
     principles = Principles()
     decoding = KeyValueDecoding()
+    context_exchange = AttentionExchange()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        return self.output(self.mix(*self.operands(hidden, static, context), context.documents))
+
+    def operands(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is mixed: queries [R, heads, L, head_dim], keys and values [R, key_value_heads, L, head_dim]."""
         source = self.source(hidden, static)
         if source is hidden:
             queries, keys, values = self.queries_keys_values(hidden, self.rotates)
         else:
             queries, keys, values = *self.queries_keys(source), self.values(hidden)
-        queries, keys = self.placed(context.rotary, queries, keys)
-        return self.output(causal_attention(queries, keys, values, context.documents))
+        return *self.placed(context.rotary, queries, keys), values
+
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None) -> Tensor:
+        """Mix the values of whole rows, of some or all heads: [R, heads, L, head_dim]."""
+        return causal_attention(queries, keys, values, documents)
 
     def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
         queries, keys = self.placed(context.rotary, *self.queries_keys(self.source(hidden, static)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.norm import residual_norm
 from deconattn.layers.rotary import Rotary
 from deconattn.mixers import FixedStream, LayerCache, MixerContext
+from deconattn.mixers.exchange import ContextRanks, SharedContext
 from deconattn.model.block import Block
 from deconattn.model.decoding_cache import DecodingCache, fixed_length
 from deconattn.model.streams import Streams, check_length
@@ -32,6 +34,10 @@ class Decoder(nn.Module):
     Args:
         span: the layers to hold, all by default. The embedding comes with the first, the final norm with the last;
             `layers` is None where another pipeline stage holds the layer, so that names do not depend on the span.
+
+    Attributes:
+        context_ranks: ranks that share each sequence, of whose tokens this one gets its part; None: it gets all.
+            Positions and documents are those of whole sequences either way.
     """
 
     activation_checkpointing: bool
@@ -49,6 +55,7 @@ class Decoder(nn.Module):
         self.is_first, self.is_last = self.span.start == 0, self.span.stop == config.num_hidden_layers
         self.activation_checkpointing = False
         self.local_sequence: Callable[[Tensor], Tensor] = _whole
+        self.context_ranks: ContextRanks | None = None
 
         streams = Streams.of(config.layer_variants)
         self.streams: list[FixedStream] = list(streams.fixed)
@@ -110,17 +117,26 @@ class Decoder(nn.Module):
 
     def with_streams(self, embeddings: Tensor, length: int) -> Tensor:
         """Append the fixed streams' rows: [B, L, d] -> [R, L, d]."""
-        check_length(self, length)
+        check_length(self, self.whole_length(length))
         rows = [embeddings, *self.stream_rows(length, embeddings)]
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def stream_rows(self, length: int, like: Tensor) -> Iterator[Tensor]:
-        """Yield the fixed streams' first `length` tokens, [1, L, d] each, of the device and dtype of `like`."""
+        """Yield the fixed streams' first `length` tokens, [1, L, d] each, of the device and dtype of `like`.
+
+        Under context parallelism this rank's `length` of them.
+        """
+        start = self.context_ranks.rank * length if self.context_ranks else 0
+        here = slice(start, start + length)
         for stream in self.streams:
             if stream == "random":
-                yield self.local_sequence(self.fixed_embeddings[None, :length].to(like))
+                yield self.local_sequence(self.fixed_embeddings[None, here].to(like))
             else:
-                yield self.embed_tokens(self.fixed_ids[None, :length]).to(like)
+                yield self.embed_tokens(self.fixed_ids[None, here]).to(like)
+
+    def whole_length(self, length: int) -> int:
+        """Return the tokens of a whole sequence of which this rank has so many."""
+        return length * self.context_ranks.size if self.context_ranks else length
 
     def context(
         self,
@@ -130,18 +146,40 @@ class Decoder(nn.Module):
         document_ids: Tensor | None = None,
         document_offsets: Tensor | None = None,
     ) -> MixerContext:
-        """Return the span's first context; `like` gives device and dtype, `length` is the whole sequence's."""
+        """Return the span's first context.
+
+        Args:
+            length: this rank's tokens of a sequence, before sequence parallelism cuts them.
+            like: of the device and dtype to have.
+            position_ids, document_ids, document_offsets: of whole sequences.
+        """
         if (position_ids is None) != (document_ids is None):
             raise ValueError("position_ids and document_ids go together: give both, or neither")
         streams = self.streams if self.span.start <= self.last_fixed_layer else []
-        positions = torch.arange(length, device=like.device)[None]
+        positions = torch.arange(self.whole_length(length), device=like.device)[None]
         documents = None
         if position_ids is not None and document_ids is not None:
             documents = Documents(document_ids, position_ids, document_offsets)
             documents = documents.and_rows_of_one(positions.expand(len(streams), -1))
             positions = documents.position_ids
         fixed_rows = {stream: index - len(streams) for index, stream in enumerate(streams)}
-        return MixerContext(Rotary.of(self.model_config, positions, like.dtype), documents, fixed_rows)
+
+        def rotary(positions: Tensor) -> Rotary:
+            return Rotary.of(self.model_config, positions, like.dtype)
+
+        if (ranks := self.context_ranks) is None:
+            return MixerContext(rotary(positions), documents, fixed_rows)
+        part = None
+        if documents is not None:
+            part = Documents(ranks.part(documents.ids), ranks.part(documents.position_ids))
+        return SharedContext(
+            rotary(ranks.part(positions)),
+            part,
+            fixed_rows,
+            ranks=ranks,
+            whole_documents=documents,
+            whole_rotary=cache(partial(rotary, positions)),
+        )
 
     @property
     def blocks(self) -> list[Block]:

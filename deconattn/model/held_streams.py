@@ -53,7 +53,7 @@ class HeldStreams:
     ) -> Tensor:
         """Compute what the decoder's `forward` would; the decoder must hold all layers."""
         batch, length = input_ids.shape
-        check_length(decoder, length)
+        check_length(decoder, decoder.whole_length(length))
         hidden = decoder.embed_tokens(input_ids)
         static = hidden if decoder.last_static_layer >= 0 else None
         context = decoder.context(length, hidden, position_ids, document_ids, document_offsets)
@@ -126,7 +126,7 @@ class _Running:
     """Streams on their way through the layers, by themselves.
 
     Args:
-        length: tokens of the whole sequence.
+        length: tokens of a sequence, or of this rank's part of it.
         like: token embeddings, of the device and dtype to have.
         graph: they are to be differentiated.
     """

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
+from deconattn.parallel.context import share_sequences
 from deconattn.parallel.stages import stage_spans
 from deconattn.parallel.tensor import TensorParallel
 from deconattn.parallel.topology import Topology
@@ -41,6 +42,7 @@ def build_model(
     _materialize(model, torch.device(device), dtype, partition)
     if parallel:
         parallel.finish()
+    share_sequences(model, topology)
     return model
 
 

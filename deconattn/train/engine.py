@@ -97,7 +97,7 @@ class Engine:
         self._prepare(model)
         share_second_copies(self.topology, flags.engine.zero_hpz)
         if flags.engine.zero_quantized_weights:
-            _check_parts(model, self.topology.dp_size)
+            _check_parts(model, self.topology.zero_size)
         optimizer = make_optimizer(model, flags.optimization, frozen)
         self._hold_gradients(optimizer)
         moments = moments_of(optimizer)
@@ -150,7 +150,7 @@ class Engine:
         else:
             self._engine.train()
             for batch, run in self.streams.beside(given, self._engine.is_gradient_accumulation_boundary):
-                self._engine.backward(self._counted(self._forward(batch, run, objective), batch.labels))
+                self._engine.backward(self._counted(self._forward(batch, run, objective), batch.labels.numel()))
                 self._engine.step()
         total, z_loss, labels, stops, *told, grad_norm = self._update.outcome()
         skipped = not math.isfinite(grad_norm)
@@ -196,7 +196,7 @@ class Engine:
             else:
                 self._engine.eval()
                 for batch in some:
-                    self._counted(self._forward(batch), batch.labels)
+                    self._counted(self._forward(batch), batch.labels.numel())
         deepspeed.comm.all_reduce(self._sums)
         total, _, labels = self._sums.tolist()
         return total / max(1.0, labels)
@@ -287,7 +287,7 @@ class Engine:
     def _forward(
         self, batch: Batch, run: Callable[..., Tensor] | None = None, objective: Objective | None = None
     ) -> LossSum:
-        batch = batch.to(self.device)
+        batch = self._part(batch).to(self.device)
         documents = batch.position_ids, batch.document_ids, batch.document_offsets
         return self._engine(batch.input_ids, batch.labels, *documents, run, objective)
 
@@ -310,21 +310,32 @@ class Engine:
             self._shape = shape
         offsets = [batch.document_offsets for batch in batches]
         self._engine.module.expect(o if o is None else o.to(self.device, non_blocking=True) for o in offsets)
-        return (microbatch(batch.to(self.device)) for batch in batches)  # DeepSpeed would wait for each copy
+        # DeepSpeed would wait for each copy
+        return (microbatch(self._part(batch).to(self.device)) for batch in batches)
+
+    def _part(self, batch: Batch) -> Batch:
+        """Return this rank's part of a batch, where several share each sequence."""
+        topology = self.topology
+        return batch.part(topology.cp_rank, topology.cp_size) if topology.cp_size > 1 else batch
 
     def _stage_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return the last pipeline stage's loss."""
-        return self._counted(self.model.lm_head.loss(hidden, labels), labels)
+        return self._counted(self.model.lm_head.loss(hidden, labels), labels.numel() * self.topology.cp_size)
 
-    def _counted(self, loss: LossSum, labels: Tensor) -> Tensor:
-        """Return the loss to differentiate, after adding it to the step's sums."""
+    def _counted(self, loss: LossSum, tokens: int) -> Tensor:
+        """Return the loss to differentiate, after adding it to the step's sums.
+
+        Args:
+            tokens: of the whole sequences, this rank's part of which it is of.
+        """
         if self.topology.tp_rank == 0:  # its neighbours have the same one
             if loss.parts is None:
                 self._sums[0] += loss.total.detach()
             else:
                 self._sums[:2] += loss.parts
             self._sums[2] += loss.labels
-        mean = loss.total / labels.numel()
+        # DeepSpeed takes the mean over all that hold these weights, ranks that share a sequence among them.
+        mean = loss.total * self.topology.cp_size / tokens
         # A loss that is not finite must not pass unnoticed behind finite gradients, nor on other ranks.
         finite = torch.where(mean.detach().isfinite(), 1.0, math.nan)
         return mean * finite

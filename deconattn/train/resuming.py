@@ -55,7 +55,7 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
         UserError: on every rank: a tensor is missing or damaged.
     """
     engine.state.set_steps(checkpoint.progress.optimizer_steps, checkpoint.progress.frozen_steps)
-    ranks = engine.topology.dp_size if engine.stage == 0 else 1
+    ranks = engine.topology.zero_size if engine.stage == 0 else 1
     shared: dict[tuple[str, str], tuple[int, int]] = {}
 
     def load() -> None:
@@ -68,7 +68,7 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
                 first, last = held.first, held.last
                 if ranks > 1 and held.local > BLOCK:
                     size = -(-held.local // ranks)
-                    first = min(size * engine.topology.dp_rank, held.local)
+                    first = min(size * engine.topology.zero_rank, held.local)
                     last = min(first + size, held.local)
                     shared[held.name, kind] = (first, last)
                 if first < last:

@@ -240,7 +240,7 @@ def own_slices(engine: Engine) -> Iterator[Slice]:
     for name, buffer in engine.model.named_buffers():
         shard = shards.get(name)
         copies, copy = tensor_copies(shard, topology)
-        copies, copy = copies * topology.dp_size, copy * topology.dp_size + topology.dp_rank
+        copies, copy = copies * topology.zero_size, copy * topology.zero_size + topology.zero_rank
         first, last = own_share(buffer.numel(), copies, copy, name)
         if first < last:
             # bf16 training keeps the fixed stream in bf16, where fp32 holds it exactly

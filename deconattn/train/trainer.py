@@ -97,7 +97,7 @@ class Trainer:
         check_space(self.run_folder, self.model_config, flags.run.keep)
         checkpoint = self._checkpoint_to_resume()
         seed_generators(flags.optimization.seed, "start")
-        self.topology = Topology.create(flags.engine.tp, flags.engine.pp)
+        self.topology = Topology.create(flags.engine.tp, flags.engine.pp, flags.engine.cp)
         self._healing = Healing(flags, self.model_config, checkpoint)
         model = self._build_model(checkpoint)
         self.engine = Engine(model, flags, self.topology, self._healing.frozen)

@@ -122,7 +122,7 @@ class ZeroState:
                 shard = shard_of(parameter)
                 copies, copy = tensor_copies(shard, self._topology)
                 if self._stage == 0:
-                    replicas, replica = self._topology.dp_size, self._topology.dp_rank
+                    replicas, replica = self._topology.zero_size, self._topology.zero_rank
                     copies, copy = copies * replicas, copy * replicas + replica
                 whole = getattr(parameter, "ds_shape", parameter.shape) if shard is None else shard.shape
                 local = parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -29,7 +29,7 @@ changes costs a compiled layer another compilation."""
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of L tokens. The last three are there only with document masks.
+    """B sequences of L tokens, or of a rank's part of them. The last three are there only with document masks.
 
     input_ids: int64 `[B, L]`.
     labels: int64 `[B, L]`, the next token, -100 where ignored.
@@ -63,6 +63,11 @@ class Batch:
     def pinned(self) -> "Batch":
         """Return the batch in pinned (page-locked) memory."""
         return self._map(Tensor.pin_memory)
+
+    def part(self, rank: int, ranks: int) -> "Batch":
+        """Return this rank's part of each sequence, of several that share them; documents are whole on every rank."""
+        ids, labels = (tensor.chunk(ranks, dim=1)[rank].contiguous() for tensor in (self.input_ids, self.labels))
+        return replace(self, input_ids=ids, labels=labels)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(

@@ -267,6 +267,8 @@ def main() -> None:
         ("fp32", TOPOLOGIES, dict(cases())),
         ("bf16", BF16, dict(cases())),
         ("fp32, heavier combinations", HEAVIER, MIXED),
+        ("fp32, sequences shared by ranks", CONTEXT[:4], dict(cases())),
+        ("fp32, sequences shared by ranks, heavier combinations", CONTEXT[4:], MIXED),
     )
     ranks = {size: Ranks(size) for size in (2, 4)}
     text = HEAD

@@ -93,6 +93,7 @@ def test_phases_change_what_they_name_and_leave_the_rest() -> None:
         ("--batch-warmup-start 3 --batch-warmup-steps 2", "does not divide --global-batch-size 8"),
         ("--batch-warmup-start 0 --batch-warmup-steps 2", "does not divide --global-batch-size 8"),
         ("--phase 5 seq_len=33 --tp 2 --sequence-parallel", "--tp 2 does not divide --seq-len 33"),
+        ("--phase 5 seq_len=33 --cp 2", "--cp 2 does not divide --seq-len 33"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: str, message: str) -> None:

@@ -6,7 +6,20 @@ from functools import cache
 
 import pytest
 
-from benchmarks.parity import ALONE, BF16, BY_HEADS, HEAVIER, MIXED, TOPOLOGIES, ZOO, Errors, Topology, cases, compare
+from benchmarks.parity import (
+    ALONE,
+    BF16,
+    BY_HEADS,
+    CONTEXT,
+    HEAVIER,
+    MIXED,
+    TOPOLOGIES,
+    ZOO,
+    Errors,
+    Topology,
+    cases,
+    compare,
+)
 from tests.ranks import Ranks
 
 CASES = dict(cases())
@@ -50,6 +63,18 @@ def rounding(ranks: Callable[[int], Ranks], precision: str, model: str) -> Error
 )
 def test_fp32(ranks: Callable[[int], Ranks], case: str, topologies: tuple[Topology, ...]) -> None:
     for topology in topologies:
+        check(ranks, topology, CASES[case])
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_sequences_shared_by_two_ranks(ranks: Callable[[int], Ranks], case: str) -> None:
+    check(ranks, CONTEXT[0], CASES[case])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_shared_sequences(ranks: Callable[[int], Ranks], case: str) -> None:
+    for topology in CONTEXT if case in MIXED else CONTEXT[:4]:
         check(ranks, topology, CASES[case])
 
 

@@ -27,13 +27,15 @@ CHAIN = (
     (4, "--tp 2 --pp 2 --zero 1"),
     (2, "--tp 1 --pp 1 --zero 3"),
     (2, "--tp 1 --pp 2 --zero 1"),
-    (2, "--tp 2 --pp 1 --zero 2 --sequence-parallel"),
+    (2, "--tp 1 --pp 1 --zero 0 --cp 2"),
+    (2, "--tp 2 --pp 1 --zero 2 --cp 1 --sequence-parallel"),
 )
 THROUGH_ALL = (
     (4, "--tp 2 --pp 2 --zero 1"),
     (3, "--tp 1 --pp 1 --zero 3"),
     (2, "--tp 1 --pp 2 --zero 1"),
-    (1, "--tp 1 --pp 1 --zero 0"),
+    (4, "--tp 1 --pp 1 --zero 2 --cp 2"),
+    (1, "--tp 1 --pp 1 --zero 0 --cp 1"),
 )
 HOME = "--tp 1 --pp 1 --zero 1 --no-sequence-parallel".split()
 AtRanks = Callable[[int], Ranks]

@@ -4,6 +4,7 @@
     python tools/probe.py --tasks mqar induction selective-copy --variants $ALL --out OUT  # into benchmarks/probes/zoo
     python tools/reproduce.py --table 1 --size tiny --patterns uniform --variants $ALL --seeds 3 ... --out OUT
     python benchmarks/training/cpu.py --size 70m --seq-len 2048 --batch-size 1 --variants $ALL --out OUT
+    python benchmarks/training/growth.py
     python benchmarks/zoo.py
 
 The page says the commands with which its data were made. What is not there yet is a dash.
@@ -45,7 +46,9 @@ seven are in [deconattn/mixers](../deconattn/mixers). Rows that relax the same o
 - **state**: bytes that decoding holds of a sequence of 2,048 tokens, a layer at 70m's dimensions in bf16; *grows*: with
   the tokens.
 - **parameters**: of a layer beside standard attention's, in parts of a whole layer.
-- **step**: time of a training step over standard's, measured in one run on a CPU at 70m's dimensions and 2,048 tokens.
+- **step**: processor time of a training step over standard's at 70m's dimensions and 2,048 tokens, each beside one
+  model of Hugging Face's.
+- **growth**: what 8,192 tokens cost over 4,096, the mixer alone with its projections, in processor time: 2 is linear.
 - Probes: accuracy in per cent, mean over difficulties and seeds, with half its 95 % interval
   ([docs/probes.md](probes.md)); models of two layers, the best of three learning rates for each.
 - **loss**: of held-out text in nats a token after equal training, mean over seeds with half its 95 % interval; the best
@@ -67,6 +70,8 @@ class Arguments:
     """Folder of a reproduction's report."""
     steps: Path = RESULTS / "train_cpu-zoo.json"
     """Result of benchmarks/training/cpu.py."""
+    growth: Path = RESULTS / "mixer_growth-cpu.json"
+    """Result of benchmarks/training/growth.py."""
     out: Path = ROOT / "docs" / "zoo.md"
 
 
@@ -84,6 +89,7 @@ def page(arguments: Arguments) -> str:
     findings = Findings(read_results(arguments.probes) if arguments.probes.is_dir() else [])
     losses = _losses(_read(arguments.language / "data.json", {}))
     steps = _read(arguments.steps, {}).get("summary", {})
+    growth = _read(arguments.growth, {}).get("seconds", {})
     config = model_config(size_defaults(SIZE).model, 50_304, LENGTH)
     probes = [findings.label(problem) for problem in findings.problems]
     groups: dict[str, list[str]] = {}
@@ -98,11 +104,12 @@ def page(arguments: Arguments) -> str:
                     group,
                     *_facts(name, config),
                     _step(steps, name),
+                    _growth(growth, name),
                     *_scores(findings, name),
                     losses.get(name, NOTHING),
                 ]
             )
-    heading = ["mixer", "relaxes", "order", "state", "parameters", "step", *probes, "loss"]
+    heading = ["mixer", "relaxes", "order", "state", "parameters", "step", "growth", *probes, "loss"]
     return f"{INTRODUCTION}\n{markdown_table('The table', [heading, *rows])}"
 
 
@@ -120,7 +127,14 @@ def _facts(name: str, config: ModelConfig) -> Iterator[str]:
 def _step(steps: dict[str, Any], name: str) -> str:
     if name not in steps:
         return NOTHING
-    return f"{steps[STANDARD]['ratio'] / steps[name]['ratio']:.2f}"
+    return f"{steps[STANDARD]['cpu_ratio'] / steps[name]['cpu_ratio']:.2f}"
+
+
+def _growth(seconds: dict[str, dict[str, float]], name: str) -> str:
+    if name not in seconds:
+        return NOTHING
+    *_, half, whole = seconds[name].values()
+    return f"{whole / half:.1f}"
 
 
 def _scores(findings: Findings, name: str) -> Iterator[str]:

@@ -114,7 +114,7 @@ def test_all_together(ranks: Callable[[int], Ranks], flags: str) -> None:
 def test_compiled_layers() -> None:
     ranks = Ranks(2, compiling=True)
     model = "--pattern fixedseq,standard,nonapproximate,approximate --compile"
-    for flags in ("--tp 2", "--tp 2 --sequence-parallel", "--pp 2"):
+    for flags in ("--tp 2", "--tp 2 --sequence-parallel", "--pp 2", "--cp 2"):
         check(lambda _: ranks, Topology(f"{flags}, compiled", 2, flags), model)
     ranks.close()
 

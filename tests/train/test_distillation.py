@@ -87,6 +87,7 @@ def test_what_is_frozen_stays_to_the_bit(alone: Path, teacher: Path) -> None:
     [
         (2, "--tp 2"),
         (2, "--zero 3"),
+        (2, "--cp 2"),
         pytest.param(2, "--tp 2 --sequence-parallel", marks=pytest.mark.slow),
         pytest.param(2, "--zero 0", marks=pytest.mark.slow),
         pytest.param(2, "--zero 1", marks=pytest.mark.slow),

@@ -23,6 +23,8 @@ ALL = next(iter(MIXED.values()))
 FIXED = "--pattern fixedseq,rndemb,rndemb,fixedseq"
 SLOW = [
     (2, "--tp 2 --sequence-parallel", ALL),
+    (2, "--cp 2", ALL),
+    (4, "--cp 4 --zero 3", FIXED),
     *((2, f"--zero {stage}", FIXED) for stage in range(4)),
     (2, "--zero 3 --recompute layer", ALL),
     (2, "--tp 2 --sequence-parallel --recompute layer", FIXED),

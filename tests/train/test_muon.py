@@ -122,6 +122,7 @@ def test_it_trains(single: Path) -> None:
         (2, "--zero 3"),
         (3, "--zero 3 --global-batch-size 6 --micro-batch-size 1"),
         (2, "--tp 2"),
+        (2, "--cp 2"),
         (2, "--pp 2 --zero 1"),
         (2, "--zero 1 --precision bf16"),
         (2, "--zero 3 --precision bf16"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.standard import Standard
 from deconattn.ops import reference
+from deconattn.ops.backend import Backend, preferring
 from deconattn.ops.documents import Documents
 from deconattn.parallel.rounds import Seen, plan
 from tests.hf.models import small_config
@@ -42,6 +43,12 @@ def test_bf16_is_summed_in_fp32(ranks: Callable[[int], Ranks]) -> None:
     assert max(errors) < 0.05, errors
 
 
+def test_the_reference_backend_has_whole_rows(ranks: Callable[[int], Ranks]) -> None:
+    starts = DOCUMENTS["crossing"]
+    errors = ranks(3)(errors_of, dtype=torch.float64, starts=starts, heads=4, key_heads=2, width=8, backend="reference")
+    assert max(errors) < 1e-10, errors
+
+
 def errors_of(
     dtype: torch.dtype,
     starts: tuple[tuple[int, ...], ...],
@@ -49,9 +56,10 @@ def errors_of(
     key_heads: int,
     width: int,
     length: int = 24,
+    backend: Backend = "torch",
 ) -> list[float]:
     """On every rank: largest errors of the mixed values and the gradients of queries, keys and values on any."""
-    from deconattn.parallel.ring import Ring, attend
+    from deconattn.parallel.context import _Ranks
 
     rank, size = dist.get_rank(), dist.get_world_size()
     whole, grad = drawn(heads, key_heads, width, length)
@@ -60,7 +68,8 @@ def errors_of(
     mixed = reference.softmax_attention(*expected, None if documents is None else documents.ids)
     expected = [mixed, *torch.autograd.grad(mixed, expected, grad)]
     parts = [part(tensor, rank, size).to(dtype).requires_grad_() for tensor in whole]
-    mixed = attend(*parts, Ring(dist.group.WORLD, rank, size), documents)
+    with preferring(backend):
+        mixed = _Ranks(dist.group.WORLD, rank, size).attend(*parts, documents)
     found = [mixed, *torch.autograd.grad(mixed, parts, part(grad, rank, size).to(dtype))]
     assert all(ours.dtype == dtype for ours in found)
     errors = [

@@ -6,16 +6,16 @@ pair one of its two ranks computes all, and is sent what the other has: the keys
 queries of the later one, whose results go back. In round s rank r has the part of rank r - s for its partner, counted
 in a circle: where that is an earlier part it gets keys and values, where it is a later one queries. So in every round
 every rank has one pair, or half of the one with the part half way round, whose queries are then divided: the work is
-the same on all ranks, in every round (DistFlashAttn, arXiv:2310.03294, section 3.2, which leaves ranks without work
-where n is even).
+the same on all ranks, in every round (DistFlashAttn, arXiv:2310.03294, but for that half: there some ranks have no work
+in that round).
 
 Elements sent by a rank in a forward pass, per token of its part, where queries are q and keys k elements wide:
     zigzag cuts (Llama 3, arXiv:2407.21783, section 3.3.2)    2 (n - 1) k + 2 q + 2 k
-    here, the rank that sends most                            (n - 1) (2 k + q) / 2
+    here, the rank that sends most                            (n - 1) (2 k + q) / 2, and k more where n is even
     here, the mean of all                                     about (n - 1) (3 k + q) / 4
 With zigzag cuts keys and values visit all ranks, and queries, keys, values and results change places before and after;
 here they visit half of the ranks at most, and nothing changes places. Where q = k the most that a rank sends is 3 to 8
-with 3 ranks, 10.5 to 18 with 8; where q = 8 k it is as much with 7 ranks, the mean with 25. Backward, the mean is twice
+with 3 ranks, 11.5 to 18 with 8; where q = 8 k it is as much with 7 ranks, the mean with 25. Backward, the mean is twice
 as much here, and with zigzag cuts, whose sums of gradients travel with their keys, 4 (n - 1) k + 2 q + 2 k.
 Documents stay runs of parts, and pairs of parts that share none are left out; with striped cuts (arXiv:2311.09431),
 which send what zigzag cuts do, each document would be on every rank.

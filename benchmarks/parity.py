@@ -85,6 +85,14 @@ CONTEXT = (
     Topology("CP4 ZeRO-2, checkpointing", 4, "--cp 4 --zero 2 --recompute layer"),
 )
 """Ranks that share each sequence."""
+UNDIVIDED = (
+    Topology("CP3", 3, "--cp 3"),
+    Topology("CP4", 4, "--cp 4"),
+    Topology("TP2xCP2", 4, "--tp 2 --cp 2"),
+    Topology("CP3, recompute mixer", 3, "--cp 3 --recompute mixer"),
+    Topology("CP3 ZeRO-3, checkpointing", 3, "--cp 3 --zero 3 --recompute layer"),
+)
+"""Such ranks whose number does not divide two heads, or one."""
 BF16 = tuple(
     dataclasses.replace(topology, name=f"{topology.name} bf16", flags=f"--precision bf16 {topology.flags}")
     for topology in TOPOLOGIES
@@ -110,6 +118,14 @@ BY_HEADS = {
     ),
 }
 """Layers of several mixers; what TP4 or TP2 cannot cut alike is not among them."""
+_TWO_HEADS = "--num-attention-heads 2 --seq-len 36"
+TWO_HEADS = {
+    "standard, staticemb, nope; two heads; tied, QK norm, document masks": (
+        f"{_FEATURES} {_TWO_HEADS} --num-key-value-heads 1 --pattern standard,staticemb,nope,standard"
+    ),
+    "standard, staticemb, rndemb; two heads": f"{_TWO_HEADS} --pattern standard,staticemb,rndemb,standard",
+}
+"""Models with fewer heads than there are ranks for each sequence; of 36 tokens, which 3 divides."""
 ZOO = {f"{variant}, uniform": f"--variant {variant} --pattern uniform" for variant in zoo_names()}
 ALONE = Topology("one process", 1)
 """No topology: what fp32 alone does. A norm of small numbers, which a mixer of the field may have, magnifies it."""
@@ -269,8 +285,9 @@ def main() -> None:
         ("fp32, heavier combinations", HEAVIER, MIXED),
         ("fp32, sequences shared by ranks", CONTEXT[:4], dict(cases())),
         ("fp32, sequences shared by ranks, heavier combinations", CONTEXT[4:], MIXED),
+        ("fp32, sequences shared by ranks that heads do not divide by", UNDIVIDED, TWO_HEADS),
     )
-    ranks = {size: Ranks(size) for size in (2, 4)}
+    ranks = {size: Ranks(size) for size in (2, 3, 4)}
     text = HEAD
     for title, topologies, models in groups:
         table = Table(topologies)

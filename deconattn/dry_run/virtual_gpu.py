@@ -148,10 +148,12 @@ def _replace_gpu(gpu_bytes: int) -> None:
     # It compares what is computed again without the device, which is meta or the GPU by who asks.
     checkpoint._allowed_determinism_checks_to_fns["default"] = lambda tensor: {"shape": tensor.shape}
     torch.nn.Module.to_empty = lambda module, **_: module  # type: ignore[method-assign]  # what is on meta is on the GPU
-    from deconattn.ops import flash
+    from deconattn.ops import flash, ring_attention
     from deconattn.train import update
 
     flash.package = lambda queries: None
+    ring_attention._flash_is_right = lambda *_: True  # type: ignore[assignment]  # what it compares is not there
+    torch.distributed.batch_isend_irecv = _one_by_one  # type: ignore[assignment]
     update.Readback = _Readback  # type: ignore[misc,assignment]
 
 
@@ -169,6 +171,15 @@ def _backward(*args: Any, **kwargs: Any) -> Any:
     """Run autograd's engine with the mode entered, which PyTorch leaves for it: hooks and formulas are Python's too."""
     with VirtualGpu():
         return _engine_run_backward(*args, **kwargs)
+
+
+def _one_by_one(operations: list[torch.distributed.P2POp]) -> list[torch.distributed.Work]:
+    """Start messages without asking what backend there is for a GPU."""
+    started = []
+    for one in operations:
+        peer = "group_dst" if one.op is torch.distributed.isend else "group_src"
+        started.append(one.op(one.tensor, group=one.group, **{peer: one.group_peer}))
+    return started
 
 
 class _Readback:

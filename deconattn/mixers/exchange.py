@@ -43,6 +43,15 @@ class ContextRanks(Protocol):
     def to_tokens(self, heads: Tensor) -> Tensor:
         """Undo :meth:`to_heads`."""
 
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None) -> Tensor:
+        """Compute this rank's part of softmax attention over whole rows; no rank gathers them.
+
+        Args:
+            queries: [R, heads, L / size, head_dim], in their places.
+            keys, values: [R, key_value_heads, L / size, x].
+            documents: of the whole rows.
+        """
+
 
 @dataclass(frozen=True, eq=False)
 class SharedContext(MixerContext):
@@ -109,13 +118,17 @@ class ContextExchange(Generic[AnyMixer]):
         return tuple(_ranks(context).whole(part) for part in fixed)
 
     def sent_elements(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
-        """Return the elements that one rank sends in a layer's forward pass; the backward pass sends as many.
+        """Return the elements that one rank sends in a layer's forward pass: the one that sends most, of one document.
 
         Args:
             work: of whole rows, the fixed streams' among them.
         """
         gathered = config.hidden_size * (1 + mixer.needs_static_embeddings)
         return work.tokens // cp_size * (cp_size - 1) * gathered
+
+    def sent_backward(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        """Return the elements that one rank sends in a layer's backward pass, as :meth:`sent_elements` does."""
+        return self.sent_elements(mixer, config, work, cp_size)
 
 
 class NoExchange(ContextExchange["Mixer"]):
@@ -143,6 +156,24 @@ def over_heads(heads: int, key_value_heads: int, cp_size: int) -> int | None:
 def some_heads(ranks: ContextRanks, keys: Tensor, served: int) -> Tensor:
     """Exchange tokens for heads of keys or values, of which `served` are to be there: see :func:`over_heads`."""
     return ranks.to_heads(keys if keys.shape[1] == served else per_query_head(keys, served))
+
+
+def sent_in_turn(head_dim: int, heads: int, key_value_heads: int, work: Workload, cp_size: int) -> tuple[int, int]:
+    """Return what :meth:`ContextRanks.attend` sends of so many heads, forward and backward, of one document.
+
+    Forward the first rank sends most: its keys and values in every round, and in every round the results of others'
+    queries. Backward the last rank does: its queries, what was mixed of them and its gradient, and the gradients of
+    others' keys and values. Log-sum-exps of 4 bytes go with results and queries.
+    """
+    part, rounds = work.length // cp_size, (cp_size - 1) // 2
+    queries, keys_values = heads * head_dim, 2 * key_value_heads * head_dim
+    lse = heads * max(4, work.bytes_per_element) // work.bytes_per_element
+    # With an even number of ranks there is a round more, of half of the queries.
+    of_queries = rounds * part + (cp_size % 2 == 0) * ((part + 1) // 2)
+    of_keys = cp_size // 2 * part
+    forward = of_queries * (queries + lse) + of_keys * keys_values
+    backward = of_queries * (3 * queries + lse) + of_keys * keys_values
+    return work.rows * forward, work.rows * backward
 
 
 def exchange_of(mixer: "type[Mixer]") -> ContextExchange[Any]:

@@ -9,7 +9,7 @@ from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
-from deconattn.mixers.exchange import ContextExchange, SharedContext, over_heads, some_heads
+from deconattn.mixers.exchange import ContextExchange, SharedContext, over_heads, sent_in_turn, some_heads
 from deconattn.mixers.map_blocks import MapBlock, softmax_blocks
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.projected import ProjectedMixer
@@ -41,7 +41,11 @@ class KeyValueDecoding(Decoding["Standard"]):
 class AttentionExchange(ContextExchange["Standard"]):
     """Exchange of tokens for heads before the mixing, and back (Ulysses, arXiv:2309.14509).
 
-    In between a rank has whole rows of some heads. Where heads do not divide, whole rows are gathered.
+    In between a rank has whole rows of some heads. Where heads do not divide, each rank attends with all heads of its
+    own queries, and others' keys and values, or queries, come to it in turn (:mod:`deconattn.parallel.ring`). Per token
+    of its part, with queries q and keys k wide, a rank's two passes send 4 (q + k) (n - 1) / n elements by heads,
+    5.3 on 3 ranks and 6 on 4 where q = k = 1; in turn up to 6 and 11, and 6 more with every two ranks. So heads come
+    first.
     """
 
     def mix(self, mixer: "Standard", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
@@ -50,18 +54,32 @@ class AttentionExchange(ContextExchange["Standard"]):
         assert ranks is not None
         served = over_heads(queries.shape[1], keys.shape[1], ranks.size)
         if served is None:
-            return super().mix(mixer, hidden, static, context)
+            if type(mixer).mix is not Standard.mix:  # a subclass's mixing is unknown here
+                return super().mix(mixer, hidden, static, context)
+            return mixer.output(ranks.attend(queries, keys, values, context.whole_documents))
         keys, values = (some_heads(ranks, shared, served) for shared in (keys, values))
         mixed = mixer.mix(ranks.to_heads(queries), keys, values, context.whole_documents)
         return mixer.output(ranks.to_tokens(mixed))
 
     def sent_elements(self, mixer: type["Standard"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        return self._sent(mixer, config, work, cp_size)[0]
+
+    def sent_backward(self, mixer: type["Standard"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        return self._sent(mixer, config, work, cp_size)[1]
+
+    def _sent(self, mixer: type["Standard"], config: ModelConfig, work: Workload, cp_size: int) -> tuple[int, int]:
+        """Return what is sent forward and backward."""
         queries, keys = mixer.rank_widths(config, work.tp_size)
-        served = over_heads(queries // config.head_dim, keys // config.head_dim, cp_size)
-        if served is None:
-            return super().sent_elements(mixer, config, work, cp_size)
-        a_token = 2 * queries + 2 * served * config.head_dim
-        return work.tokens // cp_size * a_token * (cp_size - 1) // cp_size
+        heads, shared = queries // config.head_dim, keys // config.head_dim
+        served = over_heads(heads, shared, cp_size)
+        if served is not None:
+            a_token = 2 * queries + 2 * served * config.head_dim
+            either = work.tokens // cp_size * a_token * (cp_size - 1) // cp_size
+            return either, either
+        if mixer.mix is not Standard.mix:
+            either = super().sent_elements(mixer, config, work, cp_size)
+            return either, either
+        return sent_in_turn(config.head_dim, heads, shared, work, cp_size)
 
 
 @register("standard")

@@ -15,7 +15,11 @@ from torch.distributed import _functional_collectives as collectives
 
 from deconattn.mixers.exchange import ContextRanks, exchanged
 from deconattn.model.causal_lm import CausalLM
+from deconattn.ops.backend import backend_for
+from deconattn.ops.documents import Documents
+from deconattn.ops.softmax_attention import causal_attention
 from deconattn.parallel.collectives import all_gather, reduce_scatter
+from deconattn.parallel.ring import Ring, attend
 from deconattn.parallel.topology import Topology
 
 
@@ -34,6 +38,7 @@ class _Ranks(ContextRanks):
 
     def __init__(self, group: ProcessGroup, rank: int, size: int) -> None:
         self.group, self.rank, self.size = group, rank, size
+        self._ring = Ring(group, rank, size)
 
     def whole(self, part: Tensor, dim: int = 1) -> Tensor:
         whole: Tensor = _Whole.apply(part, self.group, dim)
@@ -49,6 +54,12 @@ class _Ranks(ContextRanks):
     def to_tokens(self, heads: Tensor) -> Tensor:
         parts: Tensor = _ToTokens.apply(heads, self.group)
         return parts
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None) -> Tensor:
+        if backend_for(values) == "reference":
+            whole = (self.whole(heads, dim=2) for heads in (queries, keys, values))
+            return self.part(causal_attention(*whole, documents), dim=2)
+        return attend(queries, keys, values, self._ring, documents)
 
 
 class _Whole(torch.autograd.Function):

@@ -44,6 +44,18 @@ def test_4096_ranks_of_a_pipeline():
     check(f"{PIPELINE} --micro-batch-size 1 --global-batch-size 1024", 4096)
 
 
+@pytest.mark.parametrize("masks", ["--doc-mask", pytest.param("", marks=pytest.mark.slow)])
+def test_three_ranks_of_eight_heads(masks: str):
+    """A rank sends keys and values, and what is mixed of queries, in bf16, with log-sum-exps in fp32; and backward."""
+    words = f"--cp 3 --num-hidden-layers 2 --seq-len 1536 --micro-batch-size 1 --global-batch-size 1 {masks}"
+    model, flags, _ = described(words, 3)
+    first, last = dry_run(model, flags, 3, 80.0, [0, 2])
+    assert first.refusal is last.refusal is None, (first.refusal, last.refusal)
+    for report in (first, last):
+        traffic = [one.sent for kind in report.traffic.values() for one in kind if one.name == "send"]
+        assert sum(traffic) == 2 * 512 * (2 * 6 * 512 + 4 * 8)
+
+
 @pytest.mark.slow
 def test_4096_ranks_of_zero_3():
     check("--zero 3 --num-hidden-layers 4 --micro-batch-size 1 --global-batch-size 8192", 4096)

@@ -14,6 +14,8 @@ from benchmarks.parity import (
     HEAVIER,
     MIXED,
     TOPOLOGIES,
+    TWO_HEADS,
+    UNDIVIDED,
     ZOO,
     Errors,
     Topology,
@@ -69,6 +71,18 @@ def test_fp32(ranks: Callable[[int], Ranks], case: str, topologies: tuple[Topolo
 @pytest.mark.parametrize("case", MIXED)
 def test_sequences_shared_by_two_ranks(ranks: Callable[[int], Ranks], case: str) -> None:
     check(ranks, CONTEXT[0], CASES[case])
+
+
+@pytest.mark.parametrize("case", TWO_HEADS)
+@pytest.mark.parametrize(
+    "topologies",
+    [pytest.param(UNDIVIDED[:1], id="CP3"), pytest.param(UNDIVIDED[1:], id="the others", marks=pytest.mark.slow)],
+)
+def test_sequences_shared_by_ranks_that_heads_do_not_divide_by(
+    ranks: Callable[[int], Ranks], topologies: tuple[Topology, ...], case: str
+) -> None:
+    for topology in topologies:
+        check(ranks, topology, TWO_HEADS[case])
 
 
 @pytest.mark.slow

@@ -67,6 +67,14 @@ class Visibility:
         """No query from it on sees the keys up to `key`."""
         return self.length if self.ends is None or not self.ends.is_cpu else int(self.ends[:, key].max())
 
+    def seen(self, start: int, stop: int) -> slice:
+        """The keys of which queries from `start` to before `stop` see some."""
+        return slice(self.first_key(start), stop)
+
+    def seeing(self, start: int, stop: int) -> slice:
+        """The queries of which keys from `start` to before `stop` are seen by some."""
+        return slice(start, self.last_query(stop - 1))
+
     def hide_(self, tile: Tensor, queries: slice, keys: slice, value: float) -> Tensor:
         """Make the hidden pairs of `tile` `value`, 0 or -inf, in place.
 

@@ -54,9 +54,9 @@ seven are in [deconattn/mixers](../deconattn/mixers). Rows that relax the same o
 - **loss**: of held-out text in nats a token after equal training, mean over seeds with half its 95 % interval; the best
   of the learning rates for each.
 
-An interval over seeds says what another seed would change, not what another size or more data would. One thing that width
-changes is known: output gates that are SiLUs (`gated-deltanet`, `gla`, `retention`, `mamba2`) start nearly shut in models
-as narrow as the probes', and with a gate that starts open `gated-deltanet` solves MQAR
+An interval over seeds says what another seed would change, not what another size or more data would. One thing that
+width changes is known: output gates that are SiLUs (`gated-deltanet`, `gla`, `retention`, `mamba2`) start nearly shut
+in models as narrow as the probes', and with a gate that starts open `gated-deltanet` solves MQAR
 ([LOG.md](../benchmarks/LOG.md)).
 """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.rotary import Rotary
 from deconattn.mixers.cache import LayerCache
-from deconattn.mixers.context import MixerContext
+from deconattn.mixers.context import FixedStream, MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.ops.documents import Documents
 from deconattn.ops.reference import per_query_head
@@ -30,6 +31,15 @@ class ContextRanks(Protocol):
 
     rank: int
     size: int
+
+    def context(
+        self,
+        rotary: Callable[[Tensor], Rotary],
+        positions: Tensor,
+        documents: Documents | None,
+        fixed_rows: dict[FixedStream, int],
+    ) -> "SharedContext":
+        """Return the context of this rank's part: :meth:`SharedContext.of`."""
 
     def whole(self, part: Tensor, dim: int = 1) -> Tensor:
         """Gather the parts of all ranks along a dimension."""
@@ -66,6 +76,34 @@ class SharedContext(MixerContext):
     ranks: ContextRanks | None = None
     whole_documents: Documents | None = None
     whole_rotary: Callable[[], Rotary] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        ranks: ContextRanks,
+        rotary: Callable[[Tensor], Rotary],
+        positions: Tensor,
+        documents: Documents | None,
+        fixed_rows: dict[FixedStream, int],
+    ) -> "SharedContext":
+        """Return the context of this rank's part of whole rows.
+
+        Args:
+            rotary: returns cosines and sines of positions.
+            positions: of whole rows, int64 [R or 1, L].
+            documents: of whole rows.
+        """
+        part = None
+        if documents is not None:
+            part = Documents(ranks.part(documents.ids), ranks.part(documents.position_ids))
+        return cls(
+            rotary(ranks.part(positions)),
+            part,
+            fixed_rows,
+            ranks=ranks,
+            whole_documents=documents,
+            whole_rotary=cache(partial(rotary, positions)),
+        )
 
     def to(self, device: torch.device) -> MixerContext:
         raise NotImplementedError("a layer that shares its rows with other ranks is on their devices")

@@ -112,12 +112,9 @@ class FixedMap(ProjectedMixer, ABC):
         return self.output(self.mix(queries, keys, self.values(context.read(hidden)), context.documents))
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None) -> Tensor:
-        """Mix whole rows, of some or all heads.
+        """Mix whole rows of values [R, heads, L, head_dim] by the stream's queries and keys [heads, L, head_dim].
 
-        Args:
-            queries, keys: of the stream, [heads, L, head_dim] and [key_value_heads, L, head_dim].
-            values: [R, key_value_heads, L, head_dim].
-            documents: of those rows or more.
+        Some heads or all; the documents are of those rows or more.
         """
         if documents is None:
             return fixed_map_attention(queries, keys, values)

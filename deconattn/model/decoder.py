@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.norm import residual_norm
 from deconattn.layers.rotary import Rotary
 from deconattn.mixers import FixedStream, LayerCache, MixerContext
-from deconattn.mixers.exchange import ContextRanks, SharedContext
 from deconattn.model.block import Block
 from deconattn.model.decoding_cache import DecodingCache, fixed_length
 from deconattn.model.streams import Streams, check_length
@@ -21,6 +20,16 @@ from deconattn.ops.documents import Documents
 
 Observer = Callable[[Block, Tensor, Tensor | None, MixerContext | None], None]
 """Callback with the inputs of each layer: hidden states, static embeddings, and no context in a cached pass."""
+
+
+class SequenceRanks(Protocol):
+    """Ranks that share each sequence, as a decoder sees them (:class:`deconattn.mixers.exchange.ContextRanks`)."""
+
+    rank: int
+    size: int
+
+    def context(self, *arguments: Any) -> MixerContext:
+        """Return the context of this rank's part."""
 
 
 class Decoder(nn.Module):
@@ -34,10 +43,6 @@ class Decoder(nn.Module):
     Args:
         span: the layers to hold, all by default. The embedding comes with the first, the final norm with the last;
             `layers` is None where another pipeline stage holds the layer, so that names do not depend on the span.
-
-    Attributes:
-        context_ranks: ranks that share each sequence, of whose tokens this one gets its part; None: it gets all.
-            Positions and documents are those of whole sequences either way.
     """
 
     activation_checkpointing: bool
@@ -55,7 +60,8 @@ class Decoder(nn.Module):
         self.is_first, self.is_last = self.span.start == 0, self.span.stop == config.num_hidden_layers
         self.activation_checkpointing = False
         self.local_sequence: Callable[[Tensor], Tensor] = _whole
-        self.context_ranks: ContextRanks | None = None
+        # Those that share each sequence: tokens are this rank's part of it then, positions and documents its own still.
+        self.context_ranks: SequenceRanks | None = None
 
         streams = Streams.of(config.layer_variants)
         self.streams: list[FixedStream] = list(streams.fixed)
@@ -122,10 +128,7 @@ class Decoder(nn.Module):
         return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def stream_rows(self, length: int, like: Tensor) -> Iterator[Tensor]:
-        """Yield the fixed streams' first `length` tokens, [1, L, d] each, of the device and dtype of `like`.
-
-        Under context parallelism this rank's `length` of them.
-        """
+        """Yield the fixed streams' first `length` tokens, or this rank's of them: [1, L, d] each, as `like` is."""
         start = self.context_ranks.rank * length if self.context_ranks else 0
         here = slice(start, start + length)
         for stream in self.streams:
@@ -146,12 +149,9 @@ class Decoder(nn.Module):
         document_ids: Tensor | None = None,
         document_offsets: Tensor | None = None,
     ) -> MixerContext:
-        """Return the span's first context.
+        """Return the span's first context; `like` gives device and dtype.
 
-        Args:
-            length: this rank's tokens of a sequence, before sequence parallelism cuts them.
-            like: of the device and dtype to have.
-            position_ids, document_ids, document_offsets: of whole sequences.
+        `length` is of this rank's part of sequences, before sequence parallelism cuts it, the rest of whole ones.
         """
         if (position_ids is None) != (document_ids is None):
             raise ValueError("position_ids and document_ids go together: give both, or neither")
@@ -164,22 +164,10 @@ class Decoder(nn.Module):
             positions = documents.position_ids
         fixed_rows = {stream: index - len(streams) for index, stream in enumerate(streams)}
 
-        def rotary(positions: Tensor) -> Rotary:
-            return Rotary.of(self.model_config, positions, like.dtype)
-
-        if (ranks := self.context_ranks) is None:
-            return MixerContext(rotary(positions), documents, fixed_rows)
-        part = None
-        if documents is not None:
-            part = Documents(ranks.part(documents.ids), ranks.part(documents.position_ids))
-        return SharedContext(
-            rotary(ranks.part(positions)),
-            part,
-            fixed_rows,
-            ranks=ranks,
-            whole_documents=documents,
-            whole_rotary=cache(partial(rotary, positions)),
-        )
+        rotary = partial(Rotary.of, self.model_config, dtype=like.dtype)
+        if self.context_ranks is not None:
+            return self.context_ranks.context(rotary, positions, documents, fixed_rows)
+        return MixerContext(rotary(positions), documents, fixed_rows)
 
     @property
     def blocks(self) -> list[Block]:

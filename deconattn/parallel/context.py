@@ -4,6 +4,7 @@ The sequence is cut into equal consecutive parts, in the order of the ranks. Wha
 say (:mod:`deconattn.mixers.exchange`); all else reads each token alone.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as collectives
 
-from deconattn.mixers.exchange import ContextRanks, exchanged
+from deconattn.layers.rotary import Rotary
+from deconattn.mixers import FixedStream
+from deconattn.mixers.exchange import ContextRanks, SharedContext, exchanged
 from deconattn.model.causal_lm import CausalLM
 from deconattn.ops.backend import backend_for
 from deconattn.ops.documents import Documents
@@ -39,6 +42,15 @@ class _Ranks(ContextRanks):
     def __init__(self, group: ProcessGroup, rank: int, size: int) -> None:
         self.group, self.rank, self.size = group, rank, size
         self._ring = Ring(group, rank, size)
+
+    def context(
+        self,
+        rotary: Callable[[Tensor], Rotary],
+        positions: Tensor,
+        documents: Documents | None,
+        fixed_rows: dict[FixedStream, int],
+    ) -> SharedContext:
+        return SharedContext.of(self, rotary, positions, documents, fixed_rows)
 
     def whole(self, part: Tensor, dim: int = 1) -> Tensor:
         whole: Tensor = _Whole.apply(part, self.group, dim)

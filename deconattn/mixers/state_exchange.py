@@ -1,0 +1,48 @@
+"""Exchange of states under context parallelism: where earlier tokens are known by a few sums, these alone cross ranks.
+
+Each rank sums up the tokens of the document that its part ends in, and all get the sums of all. A part's first document
+goes on from those of the ranks before it that end in the same document; other documents begin within the part.
+"""
+
+import torch
+from torch import Tensor
+
+from deconattn.mixers.costs import Workload
+from deconattn.mixers.exchange import SharedContext
+from deconattn.ops import prefix_scan
+
+
+def earlier_ranks(context: SharedContext, device: torch.device) -> Tensor:
+    """Return whether a rank's state is of the document that goes on in this part: bool [cp_size, R or 1].
+
+    No rank is left out of what is computed with it, so that the backward passes of all ranks meet.
+    """
+    ranks = context.ranks
+    assert ranks is not None
+    before = (torch.arange(ranks.size, device=device) < ranks.rank)[:, None]
+    if context.whole_documents is None:
+        return before
+    ids = context.whole_documents.ids.unflatten(1, (ranks.size, -1))
+    return before & (ids[:, :, -1] == ids[:, ranks.rank, :1]).T
+
+
+def shared_average(scores: Tensor, values: Tensor, context: SharedContext) -> Tensor:
+    """Compute :func:`deconattn.ops.prefix_average.prefix_average` of whole rows, for this rank's part of them.
+
+    Args:
+        scores: [R, heads, L / cp_size].
+        values: [R, key_value_heads, L / cp_size, head_dim].
+    """
+    ranks = context.ranks
+    assert ranks is not None
+    states = ranks.whole(prefix_scan.last_state(scores, values, context.document_ids)[None], dim=0)
+    state = prefix_scan.merged(states, earlier_ranks(context, states.device))
+    return prefix_scan.following_average(scores, values, state, context.document_ids)
+
+
+def sent_states(elements: int, work: Workload, cp_size: int) -> int:
+    """Return the elements, of the activations' bytes, that a rank sends of states of so many numbers a row.
+
+    Numbers of a state are at least fp32: each counts as two elements of half precision.
+    """
+    return (cp_size - 1) * work.rows * elements * max(4, work.bytes_per_element) // work.bytes_per_element

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.exchange import SharedContext
-from deconattn.ops import prefix_scan
+from deconattn.ops import prefix_scan, taylor_scan
 
 
 def earlier_ranks(context: SharedContext, device: torch.device) -> Tensor:
@@ -38,6 +38,21 @@ def shared_average(scores: Tensor, values: Tensor, context: SharedContext) -> Te
     states = ranks.whole(prefix_scan.last_state(scores, values, context.document_ids)[None], dim=0)
     state = prefix_scan.merged(states, earlier_ranks(context, states.device))
     return prefix_scan.following_average(scores, values, state, context.document_ids)
+
+
+def shared_attention(queries: Tensor, keys: Tensor, values: Tensor, context: SharedContext) -> Tensor:
+    """Compute :func:`deconattn.ops.taylor_attention.taylor_attention` of whole rows, for this rank's part of them.
+
+    Args:
+        queries: [R, heads, L / cp_size, head_dim].
+        keys, values: [R, key_value_heads, L / cp_size, head_dim].
+    """
+    ranks = context.ranks
+    assert ranks is not None
+    sums = ranks.whole(taylor_scan.last_sums(keys, values, context.document_ids)[None], dim=0)
+    counts = earlier_ranks(context, sums.device)[..., None, None, None]
+    sums = sums.masked_fill(~counts, 0).sum(dim=0)
+    return taylor_scan.following_attention(queries, keys, values, sums, context.document_ids)
 
 
 def sent_states(elements: int, work: Workload, cp_size: int) -> int:

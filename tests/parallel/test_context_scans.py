@@ -1,0 +1,143 @@
+"""Exchanges of states under context parallelism: values, gradients and bytes of what ranks make of their parts."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from benchmarks.parity import Topology, compare
+from deconattn.mixers import Mixer, Workload, approximate, mixer_class
+from deconattn.mixers.exchange import exchange_of
+from deconattn.ops import prefix_average, prefix_scan
+from tests.mixers.models import BASE
+from tests.mixers.test_contract import build_mixer
+from tests.parallel.context_threads import Meeting, Thread, mixed_by_ranks, shared_context
+from tests.ranks import Ranks
+
+ROWS, LENGTH = 3, 192
+"""Rows of several chunks of the prefix average."""
+HEADS = {"mha": {"num_key_value_heads": 4}, "gqa": {"num_key_value_heads": 2, "qk_norm": True}}
+
+
+def borders(*starts: int) -> Tensor:
+    """Document ids of a row in which new documents begin at these tokens."""
+    ids = torch.zeros(LENGTH, dtype=torch.long)
+    ids[list(starts)] = 1
+    return ids.cumsum(dim=0)
+
+
+DOCUMENTS: dict[str, Tensor | None] = {
+    "one a row": None,
+    # Over several parts and within one; at the borders of parts, so that none is crossed; many short ones.
+    "documents": torch.stack([borders(5, 150, 160), borders(48, 96, 144), borders(*range(3, LENGTH, 7))]),
+    "whole rows": torch.zeros(ROWS, LENGTH, dtype=torch.long),
+}
+
+
+def inputs(dtype: torch.dtype = torch.double) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    hidden, upstream = torch.randn(2, ROWS, LENGTH, BASE.hidden_size, generator=generator, dtype=torch.double).to(dtype)
+    return hidden.requires_grad_(), upstream
+
+
+def one_process(mixer: Mixer, hidden: Tensor, document_ids: Tensor | None) -> Tensor:
+    context = shared_context(mixer.config, hidden, document_ids, Thread(Meeting(1), 0))
+    return mixer(hidden, None, context.whole())
+
+
+def check(mixer: Mixer, hidden: Tensor, upstream: Tensor, document_ids: Tensor | None, size: int, bound: float) -> int:
+    """Compare with one process, and return the bytes that a rank has sent."""
+    whole = one_process(mixer, hidden, document_ids)
+    mixed, sent = mixed_by_ranks(mixer, hidden, None, document_ids, size)
+    tensors = {"hidden": hidden, **dict(mixer.named_parameters())}
+    pairs = {"mixed": (mixed, whole)}
+    ours, theirs = (torch.autograd.grad(result, list(tensors.values()), upstream) for result in (mixed, whole))
+    pairs |= dict(zip(tensors, zip(ours, theirs, strict=True), strict=True))
+    for name, (got, wanted) in pairs.items():
+        scale = bound * float(wanted.detach().abs().max())
+        assert_close(got, wanted, rtol=0, atol=scale, msg=lambda m, n=name: f"{n}: {m}")
+    assert len(set(sent)) == 1
+    return sent[0]
+
+
+@pytest.mark.parametrize("documents", DOCUMENTS)
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("variant", ["nonapproximate", "average", "approximate"])
+def test_parts_are_one_process(variant: str, size: int, heads: str, documents: str) -> None:
+    mixer = build_mixer(variant, **HEADS[heads])
+    sent = check(mixer, *inputs(), DOCUMENTS[documents], size, 1e-12)
+    work = Workload(ROWS, LENGTH, bytes_per_element=8)
+    cls = mixer_class(variant)
+    assert sent == 8 * exchange_of(cls).sent_elements(cls, replace(BASE, **HEADS[heads]), work, size)
+
+
+@pytest.mark.parametrize(("size", "scanned"), [(2, True), (4, False)])
+def test_approximate_sends_what_is_less(size: int, scanned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(*operands: object) -> Tensor:
+        calls.append(1)
+        return shared_attention(*operands)
+
+    shared_attention = approximate.shared_attention
+    monkeypatch.setattr(approximate, "shared_attention", counted)
+    mixer = build_mixer("approximate", **HEADS["mha"])
+    check(mixer, *inputs(), DOCUMENTS["documents"], size, 1e-12)
+    assert len(calls) == scanned * size
+    # Longer rows change nothing of the sums, and half the bytes of an element make theirs count twice.
+    sent = exchange_of(mixer_class("approximate")).sent_elements
+    config, longer = replace(BASE, **HEADS["mha"]), Workload(ROWS, 1 << 20, bytes_per_element=2)
+    sums = (size - 1) * ROWS * config.num_key_value_heads * 45 * 9
+    assert sent(mixer_class("approximate"), config, longer, size) == 2 * sums
+
+
+@pytest.mark.parametrize("variant", ["nonapproximate", "average", "approximate"])
+def test_bf16_is_as_near_as_one_process(variant: str) -> None:
+    exact = build_mixer(variant, **HEADS["gqa"])
+    hidden, _ = inputs()
+    ids = DOCUMENTS["documents"]
+    wanted = one_process(exact, hidden, ids)
+    mixer = build_mixer(variant, **HEADS["gqa"]).bfloat16()
+    half = hidden.bfloat16()
+    alone = one_process(mixer, half, ids)
+    by_ranks, _ = mixed_by_ranks(mixer, half, None, ids, 2)
+    errors = [float((mixed.double() - wanted).detach().norm()) for mixed in (by_ranks, alone)]
+    assert errors[0] < 1.05 * errors[1]
+
+
+@pytest.mark.parametrize("scale", [30.0, 1e4, 1e8])
+def test_scores_of_any_size(scale: float) -> None:
+    """fp32 scores of which one token's is all that counts, in a part before or in the same."""
+    generator = torch.Generator().manual_seed(2)
+    scores = (torch.randn(1, 2, LENGTH, generator=generator) * scale).requires_grad_()
+    values, upstream = torch.randn(2, 1, 2, LENGTH, 4, generator=generator)
+    values.requires_grad_()
+    ids = borders(40, 130)[None]
+    whole = prefix_average.prefix_average(scores.double(), values.double(), ids)
+    states = []
+    parts = [tensor.chunk(4, 2) for tensor in (scores, values)]
+    for part in range(4):
+        states.append(prefix_scan.last_state(parts[0][part], parts[1][part], ids.chunk(4, 1)[part]))
+    mixed = []
+    for part in range(4):
+        here = ids.chunk(4, 1)
+        counts = torch.tensor([[bool(other < part and here[other][0, -1] == here[part][0, 0])] for other in range(4)])
+        state = prefix_scan.merged(torch.stack(states), counts)
+        mixed.append(prefix_scan.following_average(parts[0][part], parts[1][part], state, here[part]))
+    assert_close(torch.cat(mixed, 2).double(), whole, rtol=0, atol=1e-4 if scale < 1e5 else 1e-6)
+    ours = torch.autograd.grad(torch.cat(mixed, 2), [scores, values], upstream)
+    theirs = torch.autograd.grad(whole, [scores, values], upstream.double())
+    for got, wanted in zip(ours, theirs, strict=True):
+        assert_close(got, wanted, rtol=0, atol=5e-3 * max(1.0, float(wanted.abs().max())))
+
+
+def test_on_ranks_of_their_own(ranks: Callable[[int], Ranks]) -> None:
+    """A training whose layers all exchange states; benchmarks/parity.py has the rest."""
+    layers = "--pattern approximate,nonapproximate,average,approximate --num-attention-heads 8 --doc-mask"
+    errors = compare(ranks(2), Topology("CP2", 2, "--cp 2"), layers)
+    assert errors.loss < 1e-6
+    assert errors.gradient < 2e-5

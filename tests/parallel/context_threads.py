@@ -81,7 +81,7 @@ def mixed_by_ranks(
         context = shared_context(mixer.config, hidden, document_ids, ranks)
         try:
             here = None if static is None else ranks.part(static)
-            return exchanged(mixer, ranks.part(hidden), here, context), ranks.sent_bytes
+            return exchanged(mixer, ranks.part(hidden).contiguous(), here, context), ranks.sent_bytes
         except BaseException:
             meeting.leave()
             raise

@@ -125,7 +125,7 @@ class _PrefixAverage(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, Tensor | None, Tensor | None]:
         scores, values, mixed, lse, document_ids, average, log_sum = ctx.saved_tensors
         grad_scores, grad_values = torch.empty_like(scores), torch.empty_like(values)
         grad_average, grad_log_sum = (None if one is None else torch.empty_like(one) for one in (average, log_sum))
@@ -138,7 +138,7 @@ class _PrefixAverage(torch.autograd.Function):
             )
             grad_scores[rows] = torch.linalg.vecdot(weighted, own).sub_(weighted_delta.squeeze(-1))
             grad_values[rows] = summed_per_key_head(weighted, values.shape[1])
-            if log_sum is not None:
+            if grad_average is not None and grad_log_sum is not None:
                 shares = _beyond(log_sum[rows], lse[rows], documents).sub_(lse[rows]).exp_()[..., None, :]
                 grad_average[rows] = (shares @ upstream).squeeze(-2)
                 counted = torch.linalg.vecdot(average[rows], grad_average[rows])

@@ -76,8 +76,8 @@ def following_attention(
 @outside_graphs
 def last_sums(keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """:func:`deconattn.ops.taylor_scan.last_sums`."""
-    first = None if document_ids is None else Visibility.of(keys.shape[2], document_ids).starts[:, -1:, None]
-    return _LastSums.apply(keys, values, first)
+    starts = Visibility.of(keys.shape[2], document_ids).starts
+    return _LastSums.apply(keys, values, None if starts is None else starts[:, -1:, None])
 
 
 def passes(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Passes:
@@ -127,7 +127,7 @@ class _TaylorStates(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor | None]:
         queries, keys, values, starts, mixed, normaliser, sums = ctx.saved_tensors
         scale = 1 / math.sqrt(queries.shape[-1])
         grad_queries, grad_keys, grad_values = map(torch.empty_like, (queries, keys, values))
@@ -280,7 +280,7 @@ def _layout(head_dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor
             pairs += [(1 + min(a, b), 1 + max(a, b)) for b in range(first, head_dim)]
             factors += [0.5 if b < last else 1.0 for b in range(first, head_dim)]
     number: dict[tuple[int, int], int] = {}
-    firsts = []
+    firsts: list[int] = []
     for index, pair in enumerate(pairs):
         if number.setdefault(pair, len(number)) == len(firsts):
             firsts.append(index)

@@ -17,6 +17,8 @@ from tests.mixers.test_contract import build_mixer
 from tests.parallel.context_threads import Meeting, Thread, mixed_by_ranks, shared_context
 from tests.ranks import Ranks
 
+AVERAGES = ("nonapproximate", "average")
+RECURRENT = ("linear", "gla", "retention", "mamba2", "based")
 ROWS, LENGTH = 3, 192
 """Rows of several chunks of the prefix average."""
 HEADS = {"mha": {"num_key_value_heads": 4}, "gqa": {"num_key_value_heads": 2, "qk_norm": True}}
@@ -66,7 +68,7 @@ def check(mixer: Mixer, hidden: Tensor, upstream: Tensor, document_ids: Tensor |
 @pytest.mark.parametrize("documents", DOCUMENTS)
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("variant", ["nonapproximate", "average", "approximate"])
+@pytest.mark.parametrize("variant", [*AVERAGES, "approximate", *RECURRENT])
 def test_parts_are_one_process(variant: str, size: int, heads: str, documents: str) -> None:
     mixer = build_mixer(variant, **HEADS[heads])
     sent = check(mixer, *inputs(), DOCUMENTS[documents], size, 1e-12)
@@ -95,18 +97,29 @@ def test_approximate_sends_what_is_less(size: int, scanned: bool, monkeypatch: p
     assert sent(mixer_class("approximate"), config, longer, size) == 2 * sums
 
 
-@pytest.mark.parametrize("variant", ["nonapproximate", "average", "approximate"])
+@pytest.mark.parametrize("variant", [*AVERAGES, "approximate", *RECURRENT])
 def test_bf16_is_as_near_as_one_process(variant: str) -> None:
     exact = build_mixer(variant, **HEADS["gqa"])
     hidden, _ = inputs()
     ids = DOCUMENTS["documents"]
     wanted = one_process(exact, hidden, ids)
-    mixer = build_mixer(variant, **HEADS["gqa"]).bfloat16()
-    half = hidden.bfloat16()
+    mixer, half = build_mixer(variant, **HEADS["gqa"]).bfloat16(), hidden.bfloat16()
     alone = one_process(mixer, half, ids)
-    by_ranks, _ = mixed_by_ranks(mixer, half, None, ids, 2)
+    by_ranks, sent = mixed_by_ranks(mixer, half, None, ids, 2)
     errors = [float((mixed.double() - wanted).detach().norm()) for mixed in (by_ranks, alone)]
     assert errors[0] < 1.05 * errors[1]
+    # States have four bytes a number.
+    work, cls = Workload(ROWS, LENGTH, bytes_per_element=2), mixer_class(variant)
+    assert sent == [2 * exchange_of(cls).sent_elements(cls, mixer.config, work, 2)] * 2
+
+
+def test_parts_shorter_than_a_convolution_are_gathered() -> None:
+    mixer = build_mixer("mamba2")
+    hidden, upstream = (tensor[:, :8] for tensor in inputs())
+    sent = check(mixer, hidden, upstream, None, 4, 1e-12)
+    assert sent == 8 * 3 * hidden[:, :2].numel()
+    work = Workload(ROWS, 8, bytes_per_element=8)
+    assert sent == 8 * exchange_of(type(mixer)).sent_elements(type(mixer), mixer.config, work, 4)
 
 
 @pytest.mark.parametrize("scale", [30.0, 1e4, 1e8])
@@ -135,9 +148,20 @@ def test_scores_of_any_size(scale: float) -> None:
         assert_close(got, wanted, rtol=0, atol=5e-3 * max(1.0, float(wanted.abs().max())))
 
 
-def test_on_ranks_of_their_own(ranks: Callable[[int], Ranks]) -> None:
-    """A training whose layers all exchange states; benchmarks/parity.py has the rest."""
-    layers = "--pattern approximate,nonapproximate,average,approximate --num-attention-heads 8 --doc-mask"
-    errors = compare(ranks(2), Topology("CP2", 2, "--cp 2"), layers)
-    assert errors.loss < 1e-6
-    assert errors.gradient < 2e-5
+@pytest.mark.parametrize(
+    ("layers", "flags"),
+    [
+        ("approximate,nonapproximate,average,mamba2 --num-attention-heads 8", "--cp 2"),
+        *(
+            pytest.param(f"{layers} --num-attention-heads 8", flags, marks=pytest.mark.slow)
+            for layers in ("approximate,nonapproximate,average,approximate", "linear,gla,retention,mamba2")
+            for flags in ("--cp 4", "--tp 2 --sequence-parallel --cp 2", "--cp 2 --zero 3 --recompute mixer")
+        ),
+    ],
+)
+def test_trainings_on_ranks_of_their_own(ranks: Callable[[int], Ranks], layers: str, flags: str) -> None:
+    """All layers exchange states; benchmarks/parity.py has the rest."""
+    topology = Topology(flags, 2 if flags == "--cp 2" else 4, flags)
+    errors = compare(ranks(topology.world_size), topology, f"--doc-mask --pattern {layers}")
+    assert errors.loss < 1e-6, errors
+    assert errors.gradient < 2e-5, errors

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from benchmarks.parity import Topology, compare
+from benchmarks.parity import ALONE, Errors, Topology, compare
 from deconattn.mixers import Mixer, Workload, approximate, mixer_class
 from deconattn.mixers.exchange import exchange_of
 from deconattn.ops import prefix_average, prefix_scan
 from tests.mixers.models import BASE
 from tests.mixers.test_contract import build_mixer
 from tests.parallel.context_threads import Meeting, Thread, mixed_by_ranks, shared_context
+from tests.parallel.test_parity import TIMES
 from tests.ranks import Ranks
 
 AVERAGES = ("nonapproximate", "average")
@@ -151,17 +152,20 @@ def test_scores_of_any_size(scale: float) -> None:
 @pytest.mark.parametrize(
     ("layers", "flags"),
     [
-        ("approximate,nonapproximate,average,mamba2 --num-attention-heads 8", "--cp 2"),
+        ("approximate,nonapproximate,average,approximate", "--cp 2"),
         *(
-            pytest.param(f"{layers} --num-attention-heads 8", flags, marks=pytest.mark.slow)
-            for layers in ("approximate,nonapproximate,average,approximate", "linear,gla,retention,mamba2")
+            pytest.param(layers, flags, marks=pytest.mark.slow)
+            for layers in ("approximate,nonapproximate,average,approximate", "linear,gla,retention,based", "mamba2")
             for flags in ("--cp 4", "--tp 2 --sequence-parallel --cp 2", "--cp 2 --zero 3 --recompute mixer")
         ),
     ],
 )
 def test_trainings_on_ranks_of_their_own(ranks: Callable[[int], Ranks], layers: str, flags: str) -> None:
-    """All layers exchange states; benchmarks/parity.py has the rest."""
-    topology = Topology(flags, 2 if flags == "--cp 2" else 4, flags)
-    errors = compare(ranks(topology.world_size), topology, f"--doc-mask --pattern {layers}")
-    assert errors.loss < 1e-6, errors
-    assert errors.gradient < 2e-5, errors
+    """All layers exchange states, in heads so narrow that all states are less; benchmarks/parity.py has the rest."""
+    model = f"--doc-mask --micro-batch-size 2 --num-attention-heads 8 --pattern {layers}"
+    size = 2 if flags == "--cp 2" else 4
+    errors = compare(ranks(size), Topology(flags, size, flags), model)
+    # Some recurrent layers on each other magnify rounding, in one process as on many ranks.
+    alone = compare(ranks(1), ALONE, model) if size == 4 else Errors(0, 0, 0, "")
+    assert errors.loss < max(1e-6, TIMES * alone.loss), errors
+    assert errors.gradient < max(2e-5, TIMES * alone.gradient), errors

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from benchmarks.parity import ALONE, Errors, Topology, compare
 from deconattn.mixers import Mixer, Workload, approximate, mixer_class
 from deconattn.mixers.exchange import exchange_of
-from deconattn.ops import prefix_average, prefix_scan
 from tests.mixers.models import BASE
 from tests.mixers.test_contract import build_mixer
 from tests.parallel.context_threads import Meeting, Thread, mixed_by_ranks, shared_context
@@ -121,32 +120,6 @@ def test_parts_shorter_than_a_convolution_are_gathered() -> None:
     assert sent == 8 * 3 * hidden[:, :2].numel()
     work = Workload(ROWS, 8, bytes_per_element=8)
     assert sent == 8 * exchange_of(type(mixer)).sent_elements(type(mixer), mixer.config, work, 4)
-
-
-@pytest.mark.parametrize("scale", [30.0, 1e4, 1e8])
-def test_scores_of_any_size(scale: float) -> None:
-    """fp32 scores of which one token's is all that counts, in a part before or in the same."""
-    generator = torch.Generator().manual_seed(2)
-    scores = (torch.randn(1, 2, LENGTH, generator=generator) * scale).requires_grad_()
-    values, upstream = torch.randn(2, 1, 2, LENGTH, 4, generator=generator)
-    values.requires_grad_()
-    ids = borders(40, 130)[None]
-    whole = prefix_average.prefix_average(scores.double(), values.double(), ids)
-    states = []
-    parts = [tensor.chunk(4, 2) for tensor in (scores, values)]
-    for part in range(4):
-        states.append(prefix_scan.last_state(parts[0][part], parts[1][part], ids.chunk(4, 1)[part]))
-    mixed = []
-    for part in range(4):
-        here = ids.chunk(4, 1)
-        counts = torch.tensor([[bool(other < part and here[other][0, -1] == here[part][0, 0])] for other in range(4)])
-        state = prefix_scan.merged(torch.stack(states), counts)
-        mixed.append(prefix_scan.following_average(parts[0][part], parts[1][part], state, here[part]))
-    assert_close(torch.cat(mixed, 2).double(), whole, rtol=0, atol=1e-4 if scale < 1e5 else 1e-6)
-    ours = torch.autograd.grad(torch.cat(mixed, 2), [scores, values], upstream)
-    theirs = torch.autograd.grad(whole, [scores, values], upstream.double())
-    for got, wanted in zip(ours, theirs, strict=True):
-        assert_close(got, wanted, rtol=0, atol=5e-3 * max(1.0, float(wanted.abs().max())))
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,16 @@ Each rank sums up the tokens of the document that its part ends in, and all get 
 goes on from those of the ranks before it that end in the same document; other documents begin within the part.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.exchange import SharedContext
 from deconattn.ops import prefix_scan, taylor_scan
+from deconattn.ops.precision import at_least_fp32
 
 
 def earlier_ranks(context: SharedContext, device: torch.device) -> Tensor:
@@ -53,6 +57,24 @@ def shared_attention(queries: Tensor, keys: Tensor, values: Tensor, context: Sha
     counts = earlier_ranks(context, sums.device)[..., None, None, None]
     sums = sums.masked_fill(~counts, 0).sum(dim=0)
     return taylor_scan.following_attention(queries, keys, values, sums, context.document_ids)
+
+
+def last_inputs_before(inputs: Sequence[Tensor], count: int, context: SharedContext) -> list[Tensor]:
+    """Return the last `count` inputs of the rank before, zeros on the first, at least fp32.
+
+    Args:
+        inputs: [R, L / cp_size, n] each, at least `count` tokens.
+
+    Returns:
+        [R, count, n] each.
+    """
+    if not inputs:
+        return []
+    ranks = context.ranks
+    assert ranks is not None
+    last = torch.cat([one[:, one.shape[1] - count :] for one in inputs], dim=-1)
+    shifted = pad(ranks.whole(last[None], dim=0), (0, 0, 0, 0, 0, 0, 1, 0))
+    return list(at_least_fp32(shifted[ranks.rank]).split([one.shape[2] for one in inputs], dim=-1))
 
 
 def sent_states(elements: int, work: Workload, cp_size: int) -> int:

@@ -1,7 +1,9 @@
 """Exchanges of states under context parallelism: values, gradients and bytes of what ranks make of their parts."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,8 @@ from tests.parallel.test_parity import TIMES
 from tests.ranks import Ranks
 
 AVERAGES = ("nonapproximate", "average")
-RECURRENT = ("linear", "gla", "retention", "mamba2", "based")
+RECURRENT = ("linear", "gla", "retention", "mamba2", "based", "deltanet", "gated-deltanet", "kda")
+SHORT = ("conv", "shift")
 ROWS, LENGTH = 3, 192
 """Rows of several chunks of the prefix average."""
 HEADS = {"mha": {"num_key_value_heads": 4}, "gqa": {"num_key_value_heads": 2, "qk_norm": True}}
@@ -65,10 +68,15 @@ def check(mixer: Mixer, hidden: Tensor, upstream: Tensor, document_ids: Tensor |
     return sent[0]
 
 
-@pytest.mark.parametrize("documents", DOCUMENTS)
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("variant", [*AVERAGES, "approximate", *RECURRENT])
+def cases() -> Iterator[Any]:
+    """Variant, ranks, heads and documents; of the zoo most are slow."""
+    for case in itertools.product((*AVERAGES, "approximate", *RECURRENT, *SHORT), (2, 3, 4), HEADS, DOCUMENTS):
+        ours = case[0] in ("nonapproximate", "approximate")
+        quick = ours or case[1:] in ((2, "mha", "documents"), (4, "gqa", "one a row"))
+        yield pytest.param(*case, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("variant", "size", "heads", "documents"), cases())
 def test_parts_are_one_process(variant: str, size: int, heads: str, documents: str) -> None:
     mixer = build_mixer(variant, **HEADS[heads])
     sent = check(mixer, *inputs(), DOCUMENTS[documents], size, 1e-12)
@@ -97,7 +105,7 @@ def test_approximate_sends_what_is_less(size: int, scanned: bool, monkeypatch: p
     assert sent(mixer_class("approximate"), config, longer, size) == 2 * sums
 
 
-@pytest.mark.parametrize("variant", [*AVERAGES, "approximate", *RECURRENT])
+@pytest.mark.parametrize("variant", [*AVERAGES, "approximate", *RECURRENT, *SHORT])
 def test_bf16_is_as_near_as_one_process(variant: str) -> None:
     exact = build_mixer(variant, **HEADS["gqa"])
     hidden, _ = inputs()
@@ -128,7 +136,12 @@ def test_parts_shorter_than_a_convolution_are_gathered() -> None:
         ("approximate,nonapproximate,average,approximate", "--cp 2"),
         *(
             pytest.param(layers, flags, marks=pytest.mark.slow)
-            for layers in ("approximate,nonapproximate,average,approximate", "linear,gla,retention,based", "mamba2")
+            for layers in (
+                "approximate,nonapproximate,average,approximate",
+                "linear,gla,retention,based",
+                "mamba2",
+                "kda,conv,deltanet,shift",
+            )
             for flags in ("--cp 4", "--tp 2 --sequence-parallel --cp 2", "--cp 2 --zero 3 --recompute mixer")
         ),
     ],

@@ -17,7 +17,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear
 from deconattn.layers.splits import Split, column
 from deconattn.mixers.context import MixerContext
-from deconattn.mixers.linear_recurrence import LinearRecurrence
+from deconattn.mixers.linear_recurrence import DecayingRecurrence
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.recurrent import RecurrentMixer, Span
 from deconattn.mixers.registry import register
@@ -29,12 +29,11 @@ TEMPERATURE = 16
 
 
 @register("gla")
-class GatedLinearAttention(LinearRecurrence):
+class GatedLinearAttention(DecayingRecurrence):
     """A_ij = sum_c q_ic k_jc prod_{j < t <= i} alpha_tc / sqrt(d_k), then a norm: weights of either sign."""
 
     principles = Principles(softmax_form=False)
     value_ratio = 2.0
-    decays = True
     splits: ClassVar[Mapping[str, Split] | None] = {
         **(RecurrentMixer.splits or {}),
         "decay_proj": column("num_attention_heads"),

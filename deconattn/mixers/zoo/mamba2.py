@@ -22,7 +22,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear
 from deconattn.layers.splits import Split, column, row
 from deconattn.mixers.context import MixerContext
-from deconattn.mixers.linear_recurrence import LinearRecurrence
+from deconattn.mixers.linear_recurrence import DecayingRecurrence
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.recurrent import Span
 from deconattn.mixers.registry import register
@@ -36,14 +36,13 @@ DECAY_RATES, STEP_SIZES = (1.0, 16.0), (0.001, 0.1)
 
 
 @register("mamba2")
-class Mamba2(LinearRecurrence):
+class Mamba2(DecayingRecurrence):
     """A_ij = C_i.B_j Delta_j prod_{j < t <= i} exp(-exp(A_log) Delta_t), then a gate and a norm."""
 
     principles = Principles(softmax_form=False)
     value_ratio = 0.5
     shared_keys = True
     scales_queries_keys = False
-    decays = True
     taps = TAPS
     splits: ClassVar[Mapping[str, Split] | None] = {
         **dict.fromkeys(

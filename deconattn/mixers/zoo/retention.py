@@ -19,7 +19,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.rotary import Rotary
 from deconattn.layers.splits import Split, column
 from deconattn.mixers.context import MixerContext
-from deconattn.mixers.linear_recurrence import LinearRecurrence
+from deconattn.mixers.linear_recurrence import DecayingRecurrence
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.recurrent import RecurrentMixer, Span
 from deconattn.mixers.registry import register
@@ -29,13 +29,12 @@ from deconattn.ops.precision import at_least_fp32
 
 
 @register("retention")
-class Retention(LinearRecurrence):
+class Retention(DecayingRecurrence):
     """A_nm = gamma^(n - m) q_n.k_m / sqrt(d_k), then a norm: weights of either sign."""
 
     principles = Principles(softmax_form=False)
     value_ratio = 2.0
     even_keys = True
-    decays = True
     exponents: Tensor
     splits: ClassVar[Mapping[str, Split] | None] = {
         **(RecurrentMixer.splits or {}),

@@ -10,10 +10,12 @@ from deconattn.mixers.cache import LayerCache, Step
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
+from deconattn.mixers.exchange import ContextExchange, SharedContext, over_heads, some_heads
 from deconattn.mixers.map_blocks import MapBlock, taylor_blocks
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.projected import ProjectedMixer
 from deconattn.mixers.registry import register
+from deconattn.mixers.state_exchange import sent_states, shared_attention
 from deconattn.ops import cached_attention, taylor_state
 from deconattn.ops.taylor_attention import taylor_attention
 
@@ -127,17 +129,65 @@ def _sum_flops(config: ModelConfig, heads: int) -> int:
     return 2 * heads * taylor_state.num_features(config.head_dim) * (config.head_dim + 1)
 
 
+class TaylorExchange(ContextExchange["Approximate"]):
+    """Exchange of the sums over the document that each rank's part ends in, or while that is less, of tokens for heads.
+
+    In between the latter a rank has whole rows of some heads. Where heads do not divide, whole rows are gathered in its
+    place. What is less is decided by the shapes of a row alone.
+    """
+
+    def mix(self, mixer: "Approximate", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
+        queries, keys, values = mixer.operands(hidden, context)
+        ranks = context.ranks
+        assert ranks is not None
+        heads, served = queries.shape[1], keys.shape[1]
+        row = Workload(1, ranks.size * hidden.shape[1], values.element_size())
+        if _sent_sums(mixer.config, served, row, ranks.size) < _sent_tokens(
+            mixer.config, heads, served, row, ranks.size
+        ):
+            return mixer.output(shared_attention(queries, keys, values, context))
+        copies = over_heads(heads, served, ranks.size)
+        if copies is None:
+            return super().mix(mixer, hidden, static, context)
+        keys, values = (some_heads(ranks, shared, copies) for shared in (keys, values))
+        documents = context.whole_documents
+        ids = None if documents is None else documents.ids
+        return mixer.output(ranks.to_tokens(taylor_attention(ranks.to_heads(queries), keys, values, ids)))
+
+    def sent_elements(self, mixer: type["Approximate"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        heads, served = (width // config.head_dim for width in mixer.rank_widths(config, work.tp_size))
+        sums = _sent_sums(config, served, work, cp_size)
+        return min(sums, _sent_tokens(config, heads, served, work, cp_size))
+
+
+def _sent_sums(config: ModelConfig, served: int, work: Workload, cp_size: int) -> int:
+    """Elements that a rank sends of the sums of `served` key/value heads."""
+    return sent_states(served * taylor_state.num_features(config.head_dim) * (config.head_dim + 1), work, cp_size)
+
+
+def _sent_tokens(config: ModelConfig, heads: int, served: int, work: Workload, cp_size: int) -> int:
+    """Elements that a rank sends of its tokens' queries, keys, values and outputs, or of its hidden states."""
+    copies = over_heads(heads, served, cp_size)
+    if copies is None:
+        return work.tokens // cp_size * (cp_size - 1) * config.hidden_size
+    return work.tokens // cp_size * 2 * (heads + copies) * config.head_dim * (cp_size - 1) // cp_size
+
+
 @register("approximate")
 class Approximate(ProjectedMixer):
     """A_ij = w_ij / sum_{m<=i} w_im with w = 1 + s + s^2/2 and s = q.k / sqrt(head_dim)."""
 
     principles = Principles(softmax_form=False)
     decoding = TaylorDecoding()
+    context_exchange = TaylorExchange()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
+        return self.output(taylor_attention(*self.operands(hidden, context), context.document_ids))
+
+    def operands(self, hidden: Tensor, context: MixerContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what is mixed: queries [R, heads, L, head_dim], keys and values [R, key_value_heads, L, head_dim]."""
         queries, keys, values = self.queries_keys_values(hidden)
-        queries, keys = context.rotary(queries, keys)
-        return self.output(taylor_attention(queries, keys, values, context.document_ids))
+        return *context.rotary(queries, keys), values
 
     def map_blocks(self, hidden: Tensor, static: Tensor | None, context: MixerContext, size: int) -> Iterator[MapBlock]:
         queries, keys = context.rotary(*self.queries_keys(hidden))

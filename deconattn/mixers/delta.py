@@ -1,19 +1,20 @@
 """Mixers with the delta rule: short convolutions, keys and queries of length one, and a norm of what is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu, softplus
+from torch.nn.functional import pad, rms_norm, silu, softplus
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear
 from deconattn.layers.splits import Split, column
 from deconattn.mixers.context import MixerContext
+from deconattn.mixers.linear_recurrence import LinearRecurrence
 from deconattn.mixers.principles import Principles
-from deconattn.mixers.recurrent import UNGATED_SPLITS, RecurrentMixer, Span
+from deconattn.mixers.recurrent import UNGATED_SPLITS, Span
 from deconattn.ops import reference
 from deconattn.ops.delta_rule import delta_rule
 from deconattn.ops.precision import at_least_fp32
@@ -27,7 +28,7 @@ DECAY_RATES, STEP_SIZES = (1.0, 16.0), (0.001, 0.1)
 DELTA_SPLITS = UNGATED_SPLITS | dict.fromkeys(("b_proj", "q_conv", "k_conv", "v_conv"), column("num_attention_heads"))
 
 
-class DeltaMixer(RecurrentMixer):
+class DeltaMixer(LinearRecurrence):
     """q, k = l2norm(silu(conv(W H))), v = silu(conv(W_v H)), b = sigmoid(W_b H), o = norm(S^T q) / sqrt(d_k).
 
     A subclass gives the decay and the output gate, if any, and what these read: :meth:`own_operands`, :meth:`log_decay`
@@ -37,6 +38,8 @@ class DeltaMixer(RecurrentMixer):
     principles = Principles(softmax_form=False)
     gated = False
     scales_queries_keys = False
+    transition = "matrix"
+    taps = TAPS
     splits: ClassVar[Mapping[str, Split] | None] = DELTA_SPLITS
 
     def __init__(self, config: ModelConfig) -> None:
@@ -64,19 +67,45 @@ class DeltaMixer(RecurrentMixer):
 
     def mix(self, span: Span, *operands: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         given, own = _Operands(*operands[: len(_Operands._fields)]), operands[len(_Operands._fields) :]
-        projected, taps = (given.queries, given.keys, given.values), (given.q_conv, given.k_conv, given.v_conv)
-        (queries, keys, values), convolved = self.convolved(span, projected, taps)
+        mixed, state, convolved = self._read(span, operands)
+        return self._normed(mixed, given.o_norm, own).to(given.values.dtype), (*convolved, state)
+
+    def left(self, span: Span, *operands: Tensor) -> tuple[Tensor, Tensor | None]:
+        # Of a state beside S, whose values are zeros, there is left what of any other: of I the product of M_t.
+        _, both, _ = self._read(span, operands, beside=self.key_width)
+        state, transition = both.split([self.value_width, self.key_width], dim=-1)
+        return state, transition
+
+    def _read(
+        self, span: Span, operands: tuple[Tensor, ...], beside: int = 0
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Return what is read of the state, the last state, and those of the convolutions.
+
+        Args:
+            beside: columns after the values', zeros to begin with; there S begins as I, and `span` has none.
+        """
+        given, own = _Operands(*operands[: len(_Operands._fields)]), operands[len(_Operands._fields) :]
+        taps = given.q_conv, given.k_conv, given.v_conv
+        (queries, keys, values), convolved = self.convolved(span, self.convolved_inputs(*operands), taps)
+        values, before = self.heads(values, self.value_width), span.state[3:]
+        if beside:
+            values = pad(values, (0, beside))
+            identity = torch.eye(beside, dtype=values.dtype, device=values.device)
+            before = (pad(identity, (self.value_width, 0)).expand(*values.shape[:2], -1, -1),)
         mixed, state = delta_rule(
             _unit(self.heads(queries, self.key_width)) * self.key_width**-0.5,
             _unit(self.heads(keys, self.key_width)),
-            self.heads(values, self.value_width),
+            values,
             at_least_fp32(given.strengths).sigmoid().transpose(1, 2),
             self.log_decay(*own),
             span.document_ids,
-            *span.state[3:],
+            *before,
             real=span.real,
         )
-        return self._normed(mixed, given.o_norm, own).to(given.values.dtype), (*convolved, state)
+        return mixed, state, convolved
+
+    def convolved_inputs(self, *operands: Tensor) -> Sequence[Tensor]:
+        return operands[:3]
 
     def _normed(self, mixed: Tensor, norm: Tensor, own: tuple[Tensor, ...]) -> Tensor:
         mixed = rms_norm(mixed, norm.shape, at_least_fp32(norm), self.config.rms_norm_eps)
@@ -108,13 +137,12 @@ class DeltaMixer(RecurrentMixer):
         return None
 
     @classmethod
-    def channels(cls, config: ModelConfig, keys: int, values: int) -> int:
-        """Return the number of channels of the short convolutions."""
+    def convolved_channels(cls, config: ModelConfig, keys: int, values: int) -> int:
         return config.num_attention_heads * (2 * keys + values)
 
     @classmethod
     def count(cls, config: ModelConfig, keys: int, values: int) -> int:
-        return super().count(config, keys, values) + TAPS * cls.channels(config, keys, values) + values
+        return super().count(config, keys, values) + TAPS * cls.convolved_channels(config, keys, values) + values
 
     @classmethod
     def projection_weights(cls, config: ModelConfig, keys: int, values: int) -> int:
@@ -122,7 +150,7 @@ class DeltaMixer(RecurrentMixer):
 
     @classmethod
     def state_size(cls, config: ModelConfig, keys: int, values: int) -> int:
-        return super().state_size(config, keys, values) + (TAPS - 1) * cls.channels(config, keys, values)
+        return super().state_size(config, keys, values) + (TAPS - 1) * cls.convolved_channels(config, keys, values)
 
     @classmethod
     def kept(cls, config: ModelConfig, keys: int, values: int) -> tuple[int, int]:
@@ -132,7 +160,7 @@ class DeltaMixer(RecurrentMixer):
     @classmethod
     def mixing_flops(cls, config: ModelConfig, keys: int, values: int) -> int:
         # The state answers the key, is written and read; and the convolutions.
-        taps = 2 * TAPS * cls.channels(config, keys, values)
+        taps = 2 * TAPS * cls.convolved_channels(config, keys, values)
         return 6 * config.num_attention_heads * keys * values + taps
 
 

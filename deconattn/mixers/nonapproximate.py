@@ -11,11 +11,13 @@ from deconattn.mixers.cache import LayerCache, Step, SumCache
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
+from deconattn.mixers.exchange import ContextExchange, SharedContext
 from deconattn.mixers.map_blocks import MapBlock, prefix_blocks
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.projected import ProjectedMixer
 from deconattn.mixers.registry import register
-from deconattn.ops import prefix_state, reference
+from deconattn.mixers.state_exchange import sent_states, shared_average
+from deconattn.ops import prefix_scan, prefix_state, reference
 from deconattn.ops.precision import at_least_fp32
 from deconattn.ops.prefix_average import prefix_attention
 
@@ -55,6 +57,18 @@ class SumDecoding(Decoding["NonApproximate"]):
         return max(4, work.bytes_per_element) * work.rows * (config.query_size + config.num_attention_heads)
 
 
+class SumExchange(ContextExchange["NonApproximate"]):
+    """Exchange of the weighted average and its log-sum-exp, of the document that each rank's part ends in."""
+
+    def mix(self, mixer: "NonApproximate", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
+        queries, keys, values = mixer.queries_keys_values(hidden, rotated=False)
+        return mixer.output(shared_average(prefix_scan.token_scores(queries, keys), values, context))
+
+    def sent_elements(self, mixer: type["NonApproximate"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        queries, _ = mixer.rank_widths(config, work.tp_size)
+        return sent_states(queries + queries // config.head_dim, work, cp_size)
+
+
 @register("nonapproximate")
 class NonApproximate(ProjectedMixer):
     """A_ij = exp(s_j) / sum_{m<=i} exp(s_m), s_j = sum(silu(q_j) * k_j) / sqrt(head_dim).
@@ -64,6 +78,7 @@ class NonApproximate(ProjectedMixer):
 
     principles = Principles(softmax_form=False, position_dependent=False)
     decoding = SumDecoding()
+    context_exchange = SumExchange()
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys, values = self.queries_keys_values(hidden, rotated=False)

@@ -20,9 +20,11 @@ from deconattn.mixers.cache import LayerCache, Step, SumCache
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
+from deconattn.mixers.exchange import ContextExchange, SharedContext
 from deconattn.mixers.matching import matched_dims
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.registry import register
+from deconattn.mixers.state_exchange import sent_states, shared_average
 from deconattn.ops import prefix_state, reference
 from deconattn.ops.precision import at_least_fp32
 from deconattn.ops.prefix_average import prefix_average
@@ -55,6 +57,18 @@ class AverageDecoding(Decoding["Average"]):
         return max(4, work.bytes_per_element) * work.rows * heads * (_width(config) + 1)
 
 
+class AverageExchange(ContextExchange["Average"]):
+    """Exchange of the average and the number of tokens, of the document that each rank's part ends in."""
+
+    def mix(self, mixer: "Average", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
+        values = mixer.values(hidden)
+        return mixer.output(shared_average(mixer.scores(values), values, context))
+
+    def sent_elements(self, mixer: type["Average"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        heads = largest_part(config.num_attention_heads, config.num_attention_heads, work.tp_size)
+        return sent_states(heads * (_width(config) + 1), work, cp_size)
+
+
 def _width(config: ModelConfig) -> int:
     return matched_dims(config, key_uses=0, value_uses=2)[1]
 
@@ -65,6 +79,7 @@ class Average(Mixer):
 
     principles = Principles(sequence_dependent=False, softmax_form=False, position_dependent=False)
     decoding = AverageDecoding()
+    context_exchange = AverageExchange()
     splits: ClassVar[Mapping[str, Split] | None] = {
         "v_proj": column("num_attention_heads"),
         "o_proj": row("num_attention_heads"),

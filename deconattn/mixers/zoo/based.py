@@ -15,10 +15,11 @@ from torch.nn.functional import pad
 
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers.context import MixerContext
+from deconattn.mixers.linear_recurrence import LinearRecurrence
 from deconattn.mixers.map_blocks import MapBlock, taylor_blocks
 from deconattn.mixers.matching import matched_widths
 from deconattn.mixers.principles import Principles
-from deconattn.mixers.recurrent import UNGATED_SPLITS, RecurrentMixer, Span
+from deconattn.mixers.recurrent import UNGATED_SPLITS, Span
 from deconattn.mixers.registry import register
 from deconattn.ops import reference
 from deconattn.ops.gated_linear import gated_linear
@@ -27,7 +28,7 @@ KEY_WIDTH = 16
 
 
 @register("based")
-class Based(RecurrentMixer):
+class Based(LinearRecurrence):
     """A_ij = w_ij / sum_{m <= i} w_im."""
 
     principles = Principles(softmax_form=False, position_dependent=False)

@@ -22,9 +22,11 @@ from deconattn.mixers.cache import LayerCache, Step, SumCache
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
+from deconattn.mixers.exchange import ContextExchange, SharedContext
 from deconattn.mixers.matching import matched_width
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.registry import register
+from deconattn.mixers.state_exchange import last_inputs_before
 from deconattn.ops.precision import at_least_fp32
 from deconattn.ops.recompute import recomputed
 from deconattn.ops.short_convolution import last_inputs, new_taps, short_convolution
@@ -64,12 +66,30 @@ def _gated(
     return (at_least_fp32(gates) * mixed).to(values.dtype)
 
 
+class LastTokensExchange(ContextExchange["Conv"]):
+    """Exchange of the values of each part's last tokens; of whole rows where a part has fewer than the taps reach."""
+
+    def mix(self, mixer: "Conv", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
+        if hidden.shape[1] < TAPS - 1:
+            return super().mix(mixer, hidden, static, context)
+        gates, values = mixer.gates_values(hidden)
+        (before,) = last_inputs_before([values], TAPS - 1, context)
+        positions = None if context.documents is None else context.documents.position_ids
+        return mixer.o_proj(recomputed(_gated, gates, values, mixer.conv_weight, positions, before))
+
+    def sent_elements(self, mixer: type["Conv"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        if work.length // cp_size < TAPS - 1:
+            return super().sent_elements(mixer, config, work, cp_size)
+        return (cp_size - 1) * work.rows * (TAPS - 1) * largest_part(_width(config), _width(config), work.tp_size)
+
+
 @register("conv")
 class Conv(Mixer):
     """A_ij = c_{i-j} of each channel where i - j < 4, else 0; a gate of the token itself on what it gives."""
 
     principles = Principles(sequence_dependent=False, softmax_form=False)
     decoding = LastTokensDecoding()
+    context_exchange = LastTokensExchange()
     splits: ClassVar[Mapping[str, Split] | None] = {
         "g_proj": column(),
         "v_proj": column(),

@@ -17,6 +17,7 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear
 from deconattn.layers.splits import Split, column
 from deconattn.mixers.context import MixerContext
+from deconattn.mixers.linear_recurrence import DecayingRecurrence
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.recurrent import RecurrentMixer, Span
 from deconattn.mixers.registry import register
@@ -28,7 +29,7 @@ TEMPERATURE = 16
 
 
 @register("gla")
-class GatedLinearAttention(RecurrentMixer):
+class GatedLinearAttention(DecayingRecurrence):
     """A_ij = sum_c q_ic k_jc prod_{j < t <= i} alpha_tc / sqrt(d_k), then a norm: weights of either sign."""
 
     principles = Principles(softmax_form=False)
@@ -47,18 +48,21 @@ class GatedLinearAttention(RecurrentMixer):
         return self.decay_proj(self.rank_proj(hidden)), *super().operands(hidden)
 
     def mix(self, span: Span, *operands: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        decay, queries, keys, values, gate, norm, *norms = operands
+        _, queries, keys, values, gate, norm, *norms = operands
         queries, keys = self.queries_keys(queries, keys, *norms)
         mixed, state = gated_linear(
             queries * self.key_width**-0.5,
             keys,
             self.heads(values, self.value_width),
-            logsigmoid(self.heads(decay, self.key_width)) / TEMPERATURE,
+            self.log_decays(*operands),
             span.document_ids,
             *span.state,
             real=span.real,
         )
         return self.joined(mixed, gate, norm).to(values.dtype), (state,)
+
+    def log_decays(self, *operands: Tensor) -> Tensor:
+        return logsigmoid(self.heads(operands[0], self.key_width)) / TEMPERATURE
 
     def reference(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         decay, queries, keys, values, gate, norm, *norms = self.operands(hidden)

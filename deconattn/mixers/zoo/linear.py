@@ -14,16 +14,17 @@ from torch.nn.functional import elu, pad
 
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers.context import MixerContext
+from deconattn.mixers.linear_recurrence import LinearRecurrence
 from deconattn.mixers.map_blocks import MapBlock, product_blocks
 from deconattn.mixers.principles import Principles
-from deconattn.mixers.recurrent import UNGATED_SPLITS, RecurrentMixer, Span
+from deconattn.mixers.recurrent import UNGATED_SPLITS, Span
 from deconattn.mixers.registry import register
 from deconattn.ops import reference
 from deconattn.ops.gated_linear import gated_linear
 
 
 @register("linear")
-class LinearAttention(RecurrentMixer):
+class LinearAttention(LinearRecurrence):
     """A_ij = phi(q_i).phi(k_j) / sum_{m <= i} phi(q_i).phi(k_m)."""
 
     principles = Principles(softmax_form=False, position_dependent=False)

@@ -10,7 +10,7 @@ twice as many rows as a head's x is wide (128 and 64 in the paper), and both are
 attention's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log
 from typing import ClassVar, NamedTuple
 
@@ -22,8 +22,9 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.linear import Linear
 from deconattn.layers.splits import Split, column, row
 from deconattn.mixers.context import MixerContext
+from deconattn.mixers.linear_recurrence import DecayingRecurrence
 from deconattn.mixers.principles import Principles
-from deconattn.mixers.recurrent import RecurrentMixer, Span
+from deconattn.mixers.recurrent import Span
 from deconattn.mixers.registry import register
 from deconattn.ops import reference
 from deconattn.ops.gated_linear import gated_linear
@@ -35,13 +36,14 @@ DECAY_RATES, STEP_SIZES = (1.0, 16.0), (0.001, 0.1)
 
 
 @register("mamba2")
-class Mamba2(RecurrentMixer):
+class Mamba2(DecayingRecurrence):
     """A_ij = C_i.B_j Delta_j prod_{j < t <= i} exp(-exp(A_log) Delta_t), then a gate and a norm."""
 
     principles = Principles(softmax_form=False)
     value_ratio = 0.5
     shared_keys = True
     scales_queries_keys = False
+    taps = TAPS
     splits: ClassVar[Mapping[str, Split] | None] = {
         **dict.fromkeys(
             ("v_proj", "g_proj", "step_proj", "v_conv", "v_conv_bias", "A_log", "D", "step_bias"),
@@ -72,16 +74,25 @@ class Mamba2(RecurrentMixer):
 
     def mix(self, span: Span, *operands: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         given = _Operands(*operands)
-        projected, taps, biases = given[10:13], given[4:7], given[7:10]
-        (queries, keys, values), convolved = self.convolved(span, projected, taps, biases)
+        (queries, keys, values), convolved = self.convolved(
+            span, self.convolved_inputs(*operands), given[4:7], given[7:10]
+        )
         queries, keys = self.heads(queries, self.key_width), self.heads(keys, self.key_width)
         values = self.heads(values, self.value_width)
-        steps = softplus(at_least_fp32(given.steps) + at_least_fp32(given.step_bias)).transpose(1, 2)
-        log_decay = -at_least_fp32(given.A_log).exp()[:, None] * steps
-        added = values * steps[..., None]
-        mixed, state = gated_linear(queries, keys, added, log_decay, span.document_ids, *span.state[3:], real=span.real)
+        added = values * _steps(given)
+        log_decays = self.log_decays(*operands)
+        mixed, state = gated_linear(
+            queries, keys, added, log_decays, span.document_ids, *span.state[3:], real=span.real
+        )
         mixed = mixed + at_least_fp32(given.D)[:, None, None] * values
         return self._normed(mixed, given.gate, given.o_norm), (*convolved, state)
+
+    def log_decays(self, *operands: Tensor) -> Tensor:
+        given = _Operands(*operands)
+        return -at_least_fp32(given.A_log).exp()[:, None, None] * _steps(given)
+
+    def convolved_inputs(self, *operands: Tensor) -> Sequence[Tensor]:
+        return operands[10:13]
 
     def _normed(self, mixed: Tensor, gate: Tensor, norm: Tensor) -> Tensor:
         gated = mixed * silu(self.heads(gate, self.value_width))
@@ -112,8 +123,12 @@ class Mamba2(RecurrentMixer):
         return None
 
     @classmethod
+    def convolved_channels(cls, config: ModelConfig, keys: int, values: int) -> int:
+        return 2 * keys + config.num_attention_heads * values
+
+    @classmethod
     def count(cls, config: ModelConfig, keys: int, values: int) -> int:
-        channels = 2 * keys + config.num_attention_heads * values
+        channels = cls.convolved_channels(config, keys, values)
         return super().count(config, keys, values) + (TAPS + 1) * channels + 3 * config.num_attention_heads
 
     @classmethod
@@ -122,8 +137,7 @@ class Mamba2(RecurrentMixer):
 
     @classmethod
     def state_size(cls, config: ModelConfig, keys: int, values: int) -> int:
-        channels = 2 * keys + config.num_attention_heads * values
-        return super().state_size(config, keys, values) + (TAPS - 1) * channels
+        return super().state_size(config, keys, values) + (TAPS - 1) * cls.convolved_channels(config, keys, values)
 
     @classmethod
     def kept(cls, config: ModelConfig, keys: int, values: int) -> tuple[int, int]:
@@ -132,8 +146,12 @@ class Mamba2(RecurrentMixer):
 
     @classmethod
     def mixing_flops(cls, config: ModelConfig, keys: int, values: int) -> int:
-        channels = 2 * keys + config.num_attention_heads * values
-        return super().mixing_flops(config, keys, values) + 2 * TAPS * channels
+        return super().mixing_flops(config, keys, values) + 2 * TAPS * cls.convolved_channels(config, keys, values)
+
+
+def _steps(given: "_Operands") -> Tensor:
+    """Return Delta, [R, heads, L, 1], at least fp32."""
+    return softplus(at_least_fp32(given.steps) + at_least_fp32(given.step_bias)).transpose(1, 2)[..., None]
 
 
 class _Operands(NamedTuple):

@@ -19,15 +19,17 @@ from deconattn.layers.config import ModelConfig
 from deconattn.layers.rotary import Rotary
 from deconattn.layers.splits import Split, column
 from deconattn.mixers.context import MixerContext
+from deconattn.mixers.linear_recurrence import DecayingRecurrence
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.recurrent import RecurrentMixer, Span
 from deconattn.mixers.registry import register
 from deconattn.ops import reference
 from deconattn.ops.gated_linear import gated_linear
+from deconattn.ops.precision import at_least_fp32
 
 
 @register("retention")
-class Retention(RecurrentMixer):
+class Retention(DecayingRecurrence):
     """A_nm = gamma^(n - m) q_n.k_m / sqrt(d_k), then a norm: weights of either sign."""
 
     principles = Principles(softmax_form=False)
@@ -47,7 +49,7 @@ class Retention(RecurrentMixer):
     def mix(self, span: Span, *operands: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         queries, keys, values, gate, norm, *norms = operands
         queries, keys = self.rotated(span, *self.queries_keys(queries, keys, *norms))
-        decay = self.log_decay(queries)[None, :, None].expand(*queries.shape[:3])
+        decay = self.log_decays(*operands)
         split = self.heads(values, self.value_width)
         mixed, state = gated_linear(queries, keys, split, decay, span.document_ids, *span.state, real=span.real)
         return self.joined(mixed, gate, norm).to(values.dtype), (state,)
@@ -58,9 +60,10 @@ class Retention(RecurrentMixer):
         rotary = Rotary.of(replace(self.config, head_dim=self.key_width), positions, queries.dtype)
         return rotary(queries * self.key_width**-0.5, keys)
 
-    def log_decay(self, like: Tensor) -> Tensor:
-        """Return log(gamma) of each head, [heads], at least fp32."""
-        return torch.log1p(-torch.exp2(-self.exponents.to(like.dtype)))
+    def log_decays(self, *operands: Tensor) -> Tensor:
+        rows, length, _ = operands[0].shape
+        log_gamma = torch.log1p(-torch.exp2(-self.exponents.to(at_least_fp32(operands[0]).dtype)))
+        return log_gamma[:, None, None].expand(rows, -1, length, 1)
 
     def reference(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
         queries, keys, values, gate, norm, *norms = self.operands(hidden)

@@ -22,9 +22,11 @@ from deconattn.mixers.cache import LayerCache, Step, SumCache
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
 from deconattn.mixers.decoding import Decoding
+from deconattn.mixers.exchange import ContextExchange, SharedContext
 from deconattn.mixers.matching import matched_width
 from deconattn.mixers.principles import Principles
 from deconattn.mixers.registry import register
+from deconattn.mixers.state_exchange import last_inputs_before
 from deconattn.ops.short_convolution import last_inputs
 
 
@@ -52,12 +54,32 @@ def _width(config: ModelConfig) -> int:
     return matched_width(config, 2, config.attention_bias)
 
 
+class LastTokenExchange(ContextExchange["Shift"]):
+    """Exchange of the values of each part's last token."""
+
+    def mix(self, mixer: "Shift", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
+        values = mixer.v_proj(hidden)
+        (last,) = last_inputs_before([values], 1, context)
+        return mixer.o_proj(_first_dropped(torch.cat([last.to(values.dtype), values[:, :-1]], dim=1), context))
+
+    def sent_elements(self, mixer: type["Shift"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        return (cp_size - 1) * work.rows * largest_part(_width(config), _width(config), work.tp_size)
+
+
+def _first_dropped(shifted: Tensor, context: MixerContext) -> Tensor:
+    """Zeros in the place of what a document's first token gets."""
+    if context.documents is None:
+        return shifted
+    return shifted.masked_fill((context.documents.position_ids == 0)[..., None], 0)
+
+
 @register("shift")
 class Shift(Mixer):
     """A_ij = 1 where j = i - 1, else 0."""
 
     principles = Principles(sequence_dependent=False, softmax_form=False)
     decoding = LastTokenDecoding()
+    context_exchange = LastTokenExchange()
     splits: ClassVar[Mapping[str, Split] | None] = {"v_proj": column(), "o_proj": row()}
 
     def __init__(self, config: ModelConfig) -> None:
@@ -66,10 +88,7 @@ class Shift(Mixer):
         self.o_proj = Linear(_width(config), config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> Tensor:
-        shifted = pad(self.v_proj(hidden)[:, :-1], (0, 0, 1, 0))
-        if context.documents is not None:
-            shifted = shifted.masked_fill((context.documents.position_ids == 0)[..., None], 0)
-        return self.o_proj(shifted)
+        return self.o_proj(_first_dropped(pad(self.v_proj(hidden)[:, :-1], (0, 0, 1, 0)), context))
 
     def attention_map(self, hidden: Tensor, static: Tensor | None, context: MixerContext) -> None:
         return None  # a document's first row sums to zero

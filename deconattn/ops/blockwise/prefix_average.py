@@ -11,6 +11,10 @@ The backward pass keeps s, v, o and the running log-sum-exp n_i only. With A_ij 
 again a [CHUNK, CHUNK] product within a chunk, and from later chunks exp(s_j - n_f) R_f, f the first token of the
 next chunk and R_f = sum_{i>=f} exp(n_f - n_i) x_i, a reverse scan whose decays are at most one because n never
 falls within a document.
+
+Tokens that follow others, of whose average M and log-weight N they know, count them in o_i and n_i. Then the same
+formulas are the gradients of s and v, and with B_i = exp(N - n_i)
+    dM = sum_i B_i do_i,    dN = M . dM - sum_i B_i (do_i . o_i),    both over the first token's document.
 """
 
 import math
@@ -40,10 +44,10 @@ def passes(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor |
     """:func:`prefix_attention` where autograd records nothing."""
     of_scores, of_average = Context(), Context()
     scores = _TokenScores.forward(of_scores, queries, keys)
-    output = _PrefixAverage.forward(of_average, scores, values, document_ids)
+    output = _PrefixAverage.forward(of_average, scores, values, document_ids, None, None)
 
     def gradients(grad: Tensor) -> tuple[Tensor, ...]:
-        grad_scores, grad_values, _ = _PrefixAverage.backward(of_average, grad)
+        grad_scores, grad_values, *_ = _PrefixAverage.backward(of_average, grad)
         return *_TokenScores.backward(of_scores, grad_scores), grad_values
 
     return Passes(output, gradients)
@@ -52,7 +56,21 @@ def passes(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor |
 @outside_graphs
 def prefix_average(scores: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
     """:func:`deconattn.ops.prefix_average.prefix_average`."""
-    return _PrefixAverage.apply(scores, values, document_ids)
+    return _PrefixAverage.apply(scores, values, document_ids, None, None)
+
+
+@outside_graphs
+def token_scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """:func:`deconattn.ops.prefix_scan.token_scores`."""
+    return _TokenScores.apply(queries, keys)
+
+
+@outside_graphs
+def following_average(
+    scores: Tensor, values: Tensor, average: Tensor, log_sum: Tensor, document_ids: Tensor | None = None
+) -> Tensor:
+    """:func:`deconattn.ops.prefix_scan.following_average`."""
+    return _PrefixAverage.apply(scores, values, document_ids, average, log_sum)
 
 
 class _TokenScores(torch.autograd.Function):
@@ -81,23 +99,36 @@ class _TokenScores(torch.autograd.Function):
 
 
 class _PrefixAverage(torch.autograd.Function):
+    """s [R, heads, L], v [R, key_value_heads, L, x], documents [R, L]; M [R, heads, x] and N [R, heads] or None."""
+
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, values: Tensor, document_ids: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        values: Tensor,
+        document_ids: Tensor | None,
+        average: Tensor | None,
+        log_sum: Tensor | None,
+    ) -> Tensor:
         mixed = empty_heads(values, scores.shape[1])
         lse = torch.empty_like(at_least_fp32(scores))
         for rows in row_groups(values):
             documents = None if document_ids is None else document_ids[rows, None]
-            lse[rows], mixed[rows] = _scan(
+            total, mean = _scan(
                 at_least_fp32(scores[rows]), per_query_head(at_least_fp32(values[rows]), scores.shape[1]), documents
             )
-        ctx.save_for_backward(scores, values, mixed, lse, document_ids)
+            if average is not None and log_sum is not None:
+                total, mean = _after(average[rows], log_sum[rows], total, mean, documents)
+            lse[rows], mixed[rows] = total, mean
+        ctx.save_for_backward(scores, values, mixed, lse, document_ids, average, log_sum)
         return mixed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        scores, values, mixed, lse, document_ids = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, Tensor | None, Tensor | None]:
+        scores, values, mixed, lse, document_ids, average, log_sum = ctx.saved_tensors
         grad_scores, grad_values = torch.empty_like(scores), torch.empty_like(values)
+        grad_average, grad_log_sum = (None if one is None else torch.empty_like(one) for one in (average, log_sum))
         for rows in row_groups(values):
             documents = None if document_ids is None else document_ids[rows, None]
             upstream, own = at_least_fp32(grad[rows]), per_query_head(at_least_fp32(values[rows]), scores.shape[1])
@@ -107,7 +138,28 @@ class _PrefixAverage(torch.autograd.Function):
             )
             grad_scores[rows] = torch.linalg.vecdot(weighted, own).sub_(weighted_delta.squeeze(-1))
             grad_values[rows] = summed_per_key_head(weighted, values.shape[1])
-        return grad_scores, grad_values, None
+            if grad_average is not None and grad_log_sum is not None:
+                shares = _beyond(log_sum[rows], lse[rows], documents).sub_(lse[rows]).exp_()[..., None, :]
+                grad_average[rows] = (shares @ upstream).squeeze(-2)
+                counted = torch.linalg.vecdot(average[rows], grad_average[rows])
+                grad_log_sum[rows] = counted.sub_((shares @ delta).flatten(-2).squeeze(-1))
+        return grad_scores, grad_values, None, grad_average, grad_log_sum
+
+
+def _after(
+    average: Tensor, log_sum: Tensor, log_weight: Tensor, mean: Tensor, documents: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Count earlier tokens in what :func:`_scan` returned."""
+    before = _beyond(log_sum, log_weight, documents)
+    total = torch.logaddexp(log_weight, before)
+    mean = mean.mul_((log_weight - total).exp_()[..., None])
+    return total, mean.addcmul_(average[..., None, :], before.sub_(total).exp_()[..., None])
+
+
+def _beyond(log_sum: Tensor, like: Tensor, documents: Tensor | None) -> Tensor:
+    """The log-weight of earlier tokens for each of [.., L], which counts for the first one's document."""
+    before = log_sum[..., None].expand_as(like)
+    return before.clone() if documents is None else before.masked_fill(documents != documents[..., :1], -math.inf)
 
 
 def _scan(scores: Tensor, values: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:

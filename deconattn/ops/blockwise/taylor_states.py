@@ -15,11 +15,17 @@ c_i = (do_i.o_i) / z_i and g' = [g, -c], the gradient of w_ij is g'_i.v'_j, and
 A document's tokens are consecutive, so the index of its first token tells all: `starts` [R, 1, L]. A state has the
 keys of one document only, that of the last token before the chunk (in reverse, of the first token after it).
 
+Rows may follow others, whose part of the first token's document they know by its sums: P_f = sum_j phi(k_j)_f v'_j^T of
+each product once, without C. They are the state that the first chunk inherits, and T after the first token, both orders
+of a pair together, is the gradient of P. As a function of the keys P has the gradients that S has, G in T's place: G is
+that of P, of each product in one order.
+
 Everything is at least fp32: a weight is a sum of products of either sign, which may cancel.
 """
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,16 +59,34 @@ def taylor_states_attention(
     Returns:
         [R, heads, L, head_dim] in the values' dtype.
     """
-    return _TaylorStates.apply(*_by_key_head(queries, keys, values, document_ids)).flatten(1, 2)
+    return _TaylorStates.apply(*_by_key_head(queries, keys, values, document_ids), None).flatten(1, 2)
+
+
+@outside_graphs
+def following_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, sums: Tensor, document_ids: Tensor | None = None
+) -> Tensor:
+    """:func:`deconattn.ops.taylor_scan.following_attention`."""
+    queries, keys, values, starts = _by_key_head(queries, keys, values, document_ids)
+    if starts is not None:
+        starts = starts - (starts == 0).to(starts.dtype)  # the first document begins before the first chunk
+    return _TaylorStates.apply(queries, keys, values, starts, sums).flatten(1, 2)
+
+
+@outside_graphs
+def last_sums(keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    """:func:`deconattn.ops.taylor_scan.last_sums`."""
+    starts = Visibility.of(keys.shape[2], document_ids).starts
+    return _LastSums.apply(keys, values, None if starts is None else starts[:, -1:, None])
 
 
 def passes(queries: Tensor, keys: Tensor, values: Tensor, document_ids: Tensor | None = None) -> Passes:
     """:func:`taylor_states_attention` where autograd records nothing."""
     context = Context()
-    output = _TaylorStates.forward(context, *_by_key_head(queries, keys, values, document_ids))
+    output = _TaylorStates.forward(context, *_by_key_head(queries, keys, values, document_ids), None)
 
     def gradients(grad: Tensor) -> tuple[Tensor, ...]:
-        grad_queries, *others, _ = _TaylorStates.backward(context, grad.unflatten(1, output.shape[1:3]))
+        grad_queries, *others, _, _ = _TaylorStates.backward(context, grad.unflatten(1, output.shape[1:3]))
         return grad_queries.flatten(1, 2), *others
 
     return Passes(output.flatten(1, 2), gradients)
@@ -78,13 +102,16 @@ def _by_key_head(
 
 
 class _TaylorStates(torch.autograd.Function):
-    """q [R, k, group, L, x], k and v [R, k, L, x], starts [R, 1, L] -> [R, k, group, L, x]."""
+    """q [R, k, group, L, x], k and v [R, k, L, x], starts [R, 1, L], sums P or None -> [R, k, group, L, x]."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, starts: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, starts: Tensor | None, sums: Tensor | None
+    ) -> Tensor:
         mixed = torch.empty_like(queries)
         normaliser = at_least_fp32(queries).new_empty(queries.shape[:-1])
         state = _State(queries.shape[-1])
+        state.follow(sums)
         for chunk in _chunks(queries.shape[-2]):
             q, k, v = _scaled(queries[..., chunk, :]), at_least_fp32(keys[..., chunk, :]), _extended(values, chunk)
             hidden = _hidden(chunk, starts, queries.device)
@@ -95,16 +122,17 @@ class _TaylorStates(torch.autograd.Function):
             mixed[..., chunk, :] = total[..., :-1] / total[..., -1:]
             state.forget(_continues(chunk, starts, v))
             state.add(k, v * _passes_on(chunk, starts, v)[..., None])
-        ctx.save_for_backward(queries, keys, values, starts, mixed, normaliser)
+        ctx.save_for_backward(queries, keys, values, starts, mixed, normaliser, sums)
         return mixed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        queries, keys, values, starts, mixed, normaliser = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor | None]:
+        queries, keys, values, starts, mixed, normaliser, sums = ctx.saved_tensors
         scale = 1 / math.sqrt(queries.shape[-1])
         grad_queries, grad_keys, grad_values = map(torch.empty_like, (queries, keys, values))
         earlier, later = _State(queries.shape[-1]), _State(queries.shape[-1])
+        earlier.follow(sums)
         chunks = list(_chunks(queries.shape[-2]))
 
         for chunk in chunks:
@@ -130,7 +158,32 @@ class _TaylorStates(torch.autograd.Function):
             g = g * _inherits(chunk, starts, v)[..., None, :, None]
             later.add(q.flatten(-3, -2), g.flatten(-3, -2))
 
-        return grad_queries, grad_keys, grad_values, None
+        return grad_queries, grad_keys, grad_values, None, None if sums is None else later.gradient()
+
+
+class _LastSums(torch.autograd.Function):
+    """k and v [R, k, L, x], the first token that counts [R, 1, 1] or None -> P [R, k, features, x + 1]."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, values: Tensor, first: Tensor | None) -> Tensor:
+        ctx.save_for_backward(keys, values, first)
+        state = _State(keys.shape[-1])
+        for chunk in _chunks(keys.shape[-2]):
+            state.add(at_least_fp32(keys[..., chunk, :]), _counted(_extended(values, chunk), chunk, first))
+        return state.sums()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        keys, values, first = ctx.saved_tensors
+        grad_keys, grad_values = torch.empty_like(keys), torch.empty_like(values)
+        state = _State(keys.shape[-1])
+        state.take(grad)
+        for chunk in _chunks(keys.shape[-2]):
+            k, v = at_least_fp32(keys[..., chunk, :]), _counted(_extended(values, chunk), chunk, first)
+            grad_keys[..., chunk, :] = state.read_backward(k, v)
+            grad_values[..., chunk, :] = _counted(state.read(k), chunk, first)[..., :-1]
+        return grad_keys, grad_values, None
 
 
 class _State:
@@ -138,6 +191,7 @@ class _State:
 
     def __init__(self, head_dim: int) -> None:
         self.blocks: list[Tensor] = []
+        self._head_dim = head_dim
         self._firsts = range(0, head_dim, BLOCK)
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -149,6 +203,35 @@ class _State:
             within *= 0.5
             sums.append(products)
         self.blocks = [old + new for old, new in zip(self.blocks, sums, strict=True)] if self.blocks else sums
+
+    def follow(self, sums: Tensor | None) -> None:
+        """Begin with the keys of which these are P, [.., features, n]; None: with none."""
+        if sums is not None:
+            places, factors, _ = _layout(self._head_dim, sums.device)
+            self._cut(sums.index_select(-2, places) * factors.to(sums.dtype))
+
+    def take(self, gradient: Tensor) -> None:
+        """Begin with the gradient of P."""
+        places, _, firsts = _layout(self._head_dim, gradient.device)
+        whole = gradient.new_zeros(*gradient.shape[:-2], len(places), gradient.shape[-1])
+        self._cut(whole.index_copy_(-2, firsts, gradient))
+
+    def sums(self) -> Tensor:
+        """Return P, [.., features, n]."""
+        _, factors, firsts = _layout(self._head_dim, self.blocks[0].device)
+        whole = torch.cat(self.blocks, dim=-2)
+        return whole.index_select(-2, firsts) / factors[firsts].to(whole.dtype)
+
+    def gradient(self) -> Tensor:
+        """Return the gradient of P, where this is the state of all that read it."""
+        places, _, firsts = _layout(self._head_dim, self.blocks[0].device)
+        whole = torch.cat(self.blocks, dim=-2)
+        sums = whole.new_zeros(*whole.shape[:-2], len(firsts), whole.shape[-1])
+        return sums.index_add_(-2, places, whole)
+
+    def _cut(self, whole: Tensor) -> None:
+        widths = [min(BLOCK, self._head_dim - first) * (self._head_dim - first) for first in self._firsts]
+        self.blocks = list(whole.split([1 + self._head_dim, *widths], dim=-2))
 
     def forget(self, keep: Tensor) -> None:
         """Multiply by `keep`, 0 or 1, [.., 1, 1]."""
@@ -177,6 +260,33 @@ class _State:
             grad_x[..., first : first + BLOCK] += (products @ right[..., None])[..., 0]
             grad_x[..., first:] += (left[..., None, :] @ products)[..., 0, :]
         return grad_x
+
+
+@cache
+@torch.inference_mode(False)
+def _layout(head_dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the blocks of a state have P's products: of each feature in blocks, laid end to end, its place in P.
+
+    Returns:
+        Places int64 [features in blocks]; C, fp64 [features in blocks, 1]; of each place the first feature there,
+        int64 [features].
+    """
+    low = range(1 + head_dim)
+    pairs = [(0, a) for a in low]
+    factors = [1.0 for _ in low]
+    for first in range(0, head_dim, BLOCK):
+        last = min(first + BLOCK, head_dim)
+        for a in range(first, last):
+            pairs += [(1 + min(a, b), 1 + max(a, b)) for b in range(first, head_dim)]
+            factors += [0.5 if b < last else 1.0 for b in range(first, head_dim)]
+    number: dict[tuple[int, int], int] = {}
+    firsts: list[int] = []
+    for index, pair in enumerate(pairs):
+        if number.setdefault(pair, len(number)) == len(firsts):
+            firsts.append(index)
+    places = torch.tensor([number[pair] for pair in pairs], device=device)
+    scale = torch.tensor(factors, dtype=torch.float64, device=device)[:, None]
+    return places, scale, torch.tensor(firsts, device=device)
 
 
 def _low_orders(x: Tensor) -> Tensor:
@@ -215,6 +325,14 @@ def _scaled(queries: Tensor) -> Tensor:
 def _extended(values: Tensor, chunk: slice) -> Tensor:
     """v' = [v, 1]."""
     return pad(at_least_fp32(values[..., chunk, :]), (0, 1), value=1.0)
+
+
+def _counted(tokens: Tensor, chunk: slice, first: Tensor | None) -> Tensor:
+    """[R, k, C, n] with zeros for tokens before the first that counts."""
+    if first is None:
+        return tokens
+    index = torch.arange(chunk.start, chunk.stop, device=tokens.device)
+    return tokens * (index >= first)[..., None]
 
 
 def _upstream(grad: Tensor, mixed: Tensor, normaliser: Tensor, chunk: slice) -> Tensor:

@@ -112,10 +112,7 @@ class FixedMap(ProjectedMixer, ABC):
         return self.output(self.mix(queries, keys, self.values(context.read(hidden)), context.documents))
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor, documents: Documents | None) -> Tensor:
-        """Mix whole rows of values [R, heads, L, head_dim] by the stream's queries and keys [heads, L, head_dim].
-
-        Some heads or all; the documents are of those rows or more.
-        """
+        """Mix whole rows of values [R, heads, L, head_dim] by the stream's queries and keys [heads, L, head_dim]."""
         if documents is None:
             return fixed_map_attention(queries, keys, values)
         documents = documents.rows(len(values))

@@ -128,6 +128,28 @@ def test_a_trained_model_goes_on_in_longer_sequences(small: list[str], tmp_path:
     shutil.rmtree(tmp_path / "checkpoints/step-8")
 
 
+@pytest.mark.parametrize("variant", ["rndemb", "fixedseq"])
+@pytest.mark.parametrize("zero", ["0", pytest.param("3", marks=pytest.mark.slow)])
+def test_a_fixed_stream_is_the_one_of_a_run_that_knew_of_the_length(
+    small: list[str], tmp_path: Path, variant: str, zero: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*small, "--variant", variant, "--pattern", "1:1", "--zero", zero, "--lr-schedule", "constant"]
+    later = ["--steps", "8", "--phase", "6", "seq_len=64", "micro_batch_size=1"]
+    run_job([*words, *later, "--save", str(tmp_path / "whole")])
+    run_job([*words, "--save", str(tmp_path / "longer")])
+    capfd.readouterr()
+    run_job(["--save", str(tmp_path / "longer"), "--resume", *later])
+    said = capfd.readouterr().err
+    name, way = {
+        "rndemb": ("model.fixed_embeddings", "are drawn on by --seed 1234"),
+        "fixedseq": ("model.fixed_ids", "follow in the corpus"),
+    }[variant]
+    step = tmp_path / "longer/checkpoints/step-6"
+    assert f"{name} goes on: its first 32 positions are those of {step}, the other 32 {way}" in said
+    assert losses(tmp_path / "longer") == losses(tmp_path / "whole")
+    assert same_state(tmp_path / "whole/checkpoints/step-8", tmp_path / "longer/checkpoints/step-8")
+
+
 def test_a_corpus_goes_on_where_it_was_left(corpus: Path, other: Path) -> None:
     one, two = TokenCorpus(corpus), TokenCorpus(other)
 

@@ -93,17 +93,11 @@ def needle_grid(models: Mapping[str, Mapping[str, Any]]) -> Figure:
             axes.set_xlabel("tokens")
             axes.set_title(label, fontsize=10)
         panels[0].set_ylabel("depth of the needle")
-        chance = first_chance(models)
+        chance = next(iter(models.values()))["chance"]
         figure.colorbar(
             ScalarMappable(norm, SHADES), ax=panels, label=f"right answers (chance {chance:.2g})", shrink=0.9
         )
     return figure
-
-
-def first_chance(models: Mapping[str, Mapping[str, Any]]) -> float:
-    """Return the share that guessing gets right, of the first model's tokenizer."""
-    chance: float = next(iter(models.values()))["chance"]
-    return chance
 
 
 def write_picture(figure: Figure, stem: Path) -> None:

@@ -12,6 +12,7 @@ from deconattn.analysis import passes
 from deconattn.errors import UserError
 from deconattn.model.decoder import Decoder
 from deconattn.ops.cross_entropy import LOGITS_AT_ONCE
+from deconattn.ops.precision import at_least_fp32
 from deconattn.statistics import Interval, mean_interval
 
 EARLY, LATE = 50, 500
@@ -67,7 +68,7 @@ def token_losses(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor) 
     with torch.inference_mode():
         rows = max(1, LOGITS_AT_ONCE // head(flat[:1]).shape[-1])
         parts = [
-            cross_entropy(head(some).float(), theirs, reduction="none")
+            cross_entropy(at_least_fp32(head(some)), theirs, reduction="none")
             for some, theirs in zip(flat.split(rows), targets.split(rows), strict=True)
         ]
     return torch.cat(parts).view(len(ids), -1).double().cpu()

@@ -18,6 +18,8 @@ from deconattn.pages.palette import COLOURS, INK, STYLE
 SHADES = "cividis"
 APART = tuple(COLOURS.values())[:0:-1]
 """Colours of models that share their variants."""
+FINE = 32
+"""Position from which on the picture has quarter octaves."""
 ROOM = 1.15
 """What the upright axis has above the highest line and below the lowest; bands may be cut off."""
 
@@ -42,10 +44,11 @@ def perplexity_by_position(
     """
     with mpl.rc_context(STYLE):
         figure, (axes,) = panel_grid(1, 1, (6.4, 4.2))
-        values = [one["value"] for found in models.values() for one in found["bins"]]
+        lines = {label: _points(found) for label, found in models.items()}
+        values = [one["value"] for bins in lines.values() for one in bins]
         last = 0
-        for label, found in models.items():
-            bins, look = found["bins"], looks[label]
+        for label, bins in lines.items():
+            look = looks[label]
             places = [math.sqrt(one["first"] * one["last"]) for one in bins]
             axes.plot(places, [one["value"] for one in bins], **look)
             if all(one["low"] is not None for one in bins):
@@ -63,11 +66,18 @@ def perplexity_by_position(
         axes.grid(alpha=0.25, color=INK, linewidth=0.6)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_major_formatter("{x:,.4g}")
-        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+        within_a_decade = max(values) < 10 * min(values)
+        axes.yaxis.set_minor_locator(LogLocator(subs=range(2, 10) if within_a_decade else (2, 5)))
         axes.yaxis.set_minor_formatter("{x:,.4g}")
         axes.tick_params(axis="y", which="minor", labelsize=8)
         legend(figure, dict(looks))
     return figure
+
+
+def _points(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return octaves of positions, and quarters of them from where those have several tokens."""
+    octaves = [one for one in found["octaves"] if one["first"] < FINE]
+    return octaves + [one for one in found["bins"] if one["first"] > octaves[-1]["last"]]
 
 
 def needle_grid(models: Mapping[str, Mapping[str, Any]]) -> Figure:

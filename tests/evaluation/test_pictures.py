@@ -1,25 +1,28 @@
 """Pictures of long text show the numbers that results.json has."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 
+from deconattn.analysis.losses import PositionLosses
 from deconattn.evaluation.pictures import APART, looks, needle_grid, perplexity_by_position, write_picture
+from deconattn.evaluation.position import position_numbers
 from deconattn.pages.palette import COLOURS
 
 
 def bins(*values: float, spread: float | None = 0.1) -> dict[str, Any]:
     ends = [(value * (1 - spread), value * (1 + spread)) if spread else (None, None) for value in values]
-    return {
-        "bins": [
-            {"first": 2 ** (place + 1), "last": 2 ** (place + 2) - 1, "value": value, "low": low, "high": high}
-            for place, (value, (low, high)) in enumerate(zip(values, ends, strict=True))
-        ]
-    }
+    octaves = [
+        {"first": 2 ** (place + 1), "last": 2 ** (place + 2) - 1, "value": value, "low": low, "high": high}
+        for place, (value, (low, high)) in enumerate(zip(values, ends, strict=True))
+    ]
+    return {"octaves": octaves, "bins": []}
 
 
 def test_models_are_told_apart() -> None:
@@ -43,6 +46,17 @@ def test_lines_bands_and_lengths() -> None:
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((36, 99))
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_octaves_then_their_quarters() -> None:
+    losses = PositionLosses(torch.arange(2.0, 151.0).log().expand(3, -1))
+    (axes,) = perplexity_by_position({"one": position_numbers(losses)}, looks({"one": ["standard"]}), {}).axes
+    (line,) = axes.get_lines()
+    octaves = [math.sqrt(first * (2 * first - 1)) for first in (2, 4, 8, 16)]
+    edges = [32, 38, 45, 54, 64, 76, 91, 108, 128, 151]
+    quarters = [math.sqrt(first * (stop - 1)) for first, stop in pairwise(edges)]
+    assert list(line.get_xdata()) == pytest.approx(octaves + quarters)
+    assert np.all(np.abs(np.log(np.array(line.get_ydata()) / line.get_xdata())) < 0.05)
 
 
 def test_the_grid_of_needles(tmp_path: Path) -> None:

@@ -62,6 +62,14 @@ def mean_interval(values: Sequence[float], level: float = LEVEL, shared_error: f
     return Interval(mean, mean - half, mean + half, count, level)
 
 
+def share_interval(right: int, count: int, level: float = LEVEL) -> Interval:
+    """Estimate a share from independent trials, by Wilson's score interval (1927), which is sound at 0 and 1 too."""
+    z, share = _z(level), right / count
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half), count, level)
+
+
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], level: float = LEVEL, shared_error: float = 0.0
 ) -> Interval | None:

@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from deconattn.statistics import Interval, family_level, mean_interval, paired_difference, values_needed
+from deconattn.statistics import (
+    Interval,
+    family_level,
+    mean_interval,
+    paired_difference,
+    share_interval,
+    values_needed,
+)
 
 
 def test_an_interval_is_students():
@@ -59,3 +66,13 @@ def test_values_needed_grow_as_the_square_of_precision():
     # 1.96^2 / 0.1^2 = 384, in steps of 2 %
     assert 384 <= needed <= 395
     assert values_needed(interval, 10.0) == 3
+
+
+def test_shares_have_wilsons_interval() -> None:
+    interval = share_interval(8, 10)  # the textbook's: 0.490 to 0.943
+    assert (interval.mean, interval.count) == (0.8, 10)
+    assert (interval.low, interval.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    none, every = share_interval(0, 16), share_interval(16, 16)
+    assert (none.low, every.high) == (0, 1) and none.high == pytest.approx(1 - every.low) == pytest.approx(
+        0.1936, abs=1e-4
+    )

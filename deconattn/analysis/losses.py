@@ -12,6 +12,7 @@ from deconattn.analysis import passes
 from deconattn.errors import UserError
 from deconattn.model.decoder import Decoder
 from deconattn.ops.cross_entropy import LOGITS_AT_ONCE
+from deconattn.ops.precision import at_least_fp32
 from deconattn.statistics import Interval, mean_interval
 
 EARLY, LATE = 50, 500
@@ -43,10 +44,10 @@ class PositionLosses:
         early, late = self.compared
         return mean_interval((self.losses[:, late - 2] - self.losses[:, early - 2]).tolist())
 
-    def binned(self) -> list[tuple[int, int, Interval]]:
-        """First and last token of each bin, quarter octaves of the context, and the loss of its tokens."""
+    def binned(self, an_octave: int = BINS_AN_OCTAVE) -> list[tuple[int, int, Interval]]:
+        """First and last token of each bin, by default quarter octaves of the context, and the loss of its tokens."""
         length = self.losses.shape[1] + 1
-        octaves = (2 * 2 ** (k / BINS_AN_OCTAVE) for k in range(32 * BINS_AN_OCTAVE))
+        octaves = (2 * 2 ** (k / an_octave) for k in range(32 * an_octave))
         # The last bin takes what would be a bin of a few tokens after it.
         edges = [*sorted({round(edge) for edge in octaves if edge < 0.9 * length}), length + 1]
         return [
@@ -55,7 +56,7 @@ class PositionLosses:
         ]
 
 
-def token_losses(head: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
+def token_losses(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor) -> Tensor:
     """Return the loss of every token but the first, float64 [B, L - 1]; logits of a slice of tokens at a time.
 
     Args:
@@ -64,11 +65,10 @@ def token_losses(head: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
         ids: int64 [B, L].
     """
     flat, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten().to(hidden.device)
-    weight: Tensor = head.weight  # type: ignore[assignment]
-    rows = max(1, LOGITS_AT_ONCE // len(weight))
     with torch.inference_mode():
+        rows = max(1, LOGITS_AT_ONCE // head(flat[:1]).shape[-1])
         parts = [
-            cross_entropy(head(some), theirs, reduction="none")
+            cross_entropy(at_least_fp32(head(some)), theirs, reduction="none")
             for some, theirs in zip(flat.split(rows), targets.split(rows), strict=True)
         ]
     return torch.cat(parts).view(len(ids), -1).double().cpu()

@@ -25,7 +25,7 @@ def read_sample(sample: Sample, models: Sequence[StoredModel]) -> list[Tensor]:
         UserError: a length that a model cannot take, too little text, or a corpus of another tokenizer.
     """
     sample.check()
-    length = _length(sample, models)
+    length = sequence_length(sample, models)
     if sample.data is not None:
         ids, tokenizer = _packed(sample.data, sample.sequences, length)
         for stored in models:
@@ -34,10 +34,15 @@ def read_sample(sample: Sample, models: Sequence[StoredModel]) -> list[Tensor]:
     return [_encoded(sample, length, stored) for stored in models]
 
 
-def _length(sample: Sample, models: Sequence[StoredModel]) -> int:
+def sequence_length(sample: Sample, models: Sequence[StoredModel]) -> int:
+    """Return the tokens of a sequence: those asked for, or as many as all models take, :data:`LONGEST` at most.
+
+    Raises:
+        UserError: a model's fixed stream is shorter.
+    """
     if sample.seq_len is None:
-        shortest = min(models, key=lambda stored: stored.model_config.max_position_embeddings)
-        length = shortest.config.max_position_embeddings
+        shortest = min(models, key=_positions)
+        length = _positions(shortest)
         if length < SHORTEST:
             raise UserError(f"{shortest.path} takes {length} tokens, fewer than {SHORTEST}: give another model")
         return min(LONGEST, length)
@@ -48,6 +53,11 @@ def _length(sample: Sample, models: Sequence[StoredModel]) -> int:
                 "tokens: give less"
             )
     return sample.seq_len
+
+
+def _positions(stored: StoredModel) -> int:
+    """Return the longest sequence that a model says it is made for; some of other families say nothing."""
+    return getattr(stored.config, "max_position_embeddings", None) or LONGEST
 
 
 def _packed(folder: Path, sequences: int, length: int) -> tuple[Tensor, Tokenizer]:
@@ -70,7 +80,7 @@ def _check_tokenizer(folder: Path, theirs: Tokenizer, ids: Tensor, stored: Store
     """The model's tokenizer must read the sample's own text as the corpus's does."""
     text = theirs.decode(ids[0].numpy())
     ours = stored.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    if ours != theirs.encode_batch([text])[0].tolist() or int(ids.max()) >= stored.model_config.vocab_size:
+    if ours != theirs.encode_batch([text])[0].tolist() or int(ids.max()) >= stored.config.vocab_size:
         raise UserError(
             f"--data {folder} was packed with another tokenizer than that of {stored.path}: pack the text with its "
             "own, or give the text itself with --text"

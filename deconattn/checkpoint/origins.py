@@ -1,13 +1,19 @@
 """Origins of a model's tensors: which of them a trained model gave, told to a reader."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 
-from deconattn.model.init import FIXED_TEXT
+from torch import Tensor
 
-STREAMS = (FIXED_TEXT, "model.fixed_embeddings")
+from deconattn.errors import UserError
+from deconattn.layers.config import ModelConfig
+from deconattn.layers.rope_scaling import NONE
+from deconattn.model.init import FIXED_RANDOM, FIXED_TEXT
+
+STREAMS = (FIXED_TEXT, FIXED_RANDOM)
 """Buffers whose first rows are the stream of a shorter sequence."""
 
 
@@ -19,11 +25,13 @@ class Origins:
         taken: overwritten by the source's.
         initialised: left as a fresh run has them.
         unused: the source's that have no place.
+        continued: of those taken, fixed streams that are longer than the source's: rows of both.
     """
 
     taken: list[str] = field(default_factory=list)
     initialised: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    continued: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def summary(origins: Origins, layer_variants: Sequence[str], source: str, seed: int) -> str:
@@ -37,7 +45,55 @@ def summary(origins: Origins, layer_variants: Sequence[str], source: str, seed: 
     for title, names in sections.items():
         lines.append(f"{title}: {_count(len(names))}")
         lines += [f"  {line}" for line in _lines(names, layer_variants)]
-    return "\n".join(lines)
+    return "\n".join(lines + continued_streams(origins.continued, source, seed))
+
+
+def continued_streams(
+    continued: Mapping[str, tuple[int, int]], source: str, seed: int, text: Path | None = None
+) -> list[str]:
+    """Return a line for each fixed stream that goes on where a shorter one ends.
+
+    Args:
+        continued: rows of the shorter and of the longer stream, by the tensor's name.
+        source: whose the shorter one is.
+        text: file that the fixed text is of; by default the corpus.
+    """
+    lines = []
+    for name, (before, now) in continued.items():
+        ways = {FIXED_RANDOM: f"are drawn on by --seed {seed}", FIXED_TEXT: f"follow in {text or 'the corpus'}"}
+        lines.append(
+            f"{name} goes on: its first {before} positions are those of {source}, the other {now - before} {ways[name]}"
+        )
+    return lines
+
+
+def check_continued_text(given: Tensor, before: Tensor, text: Path, source: object) -> None:
+    """Check that `--fixed-text`, where it is longer than a trained model's fixed text, begins with that; int64 ids.
+
+    Raises:
+        UserError: it begins otherwise.
+    """
+    if len(given) > len(before) and not given[: len(before)].equal(before):
+        raise UserError(
+            f"--fixed-text {text} does not begin with the {len(before)} tokens of the fixed stream of {source}, which "
+            f"--seq-len {len(given)} goes beyond: give a text that does, leave it out, or give at most that length"
+        )
+
+
+def lengthened(scaling: str, length: int, origin: ModelConfig) -> list[str]:
+    """Return what to say of the positions of a run that begins with a trained model: at most a line.
+
+    Args:
+        scaling: the run's rotary scaling, as `--rope-scaling` has it.
+        length: tokens of its longest sequence.
+        origin: the trained model's configuration.
+    """
+    own = NONE if origin.rope_scaling is None else str(origin.rope_scaling)
+    if scaling != own:
+        return [f"rotary scaling: {scaling} in the place of the model's {own}"]
+    if length > origin.max_position_embeddings:
+        return [f"note: --seq-len {length} is beyond the {origin.max_position_embeddings} positions of the model"]
+    return []
 
 
 def _lines(names: Sequence[str], layer_variants: Sequence[str]) -> list[str]:

@@ -1,8 +1,8 @@
-"""Score trained models on the paper's nine benchmarks, or on any of the harness's tasks: evaluate MODEL..."""
+"""Score trained models on the paper's nine benchmarks, any of the harness's tasks, and long text: evaluate MODEL..."""
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from deconattn.analysis.sample import Sample
 from deconattn.cli import parse
 from deconattn.durable import check_replaceable, replaceable_folder
 from deconattn.errors import UserError
 from deconattn.evaluation import harness
 from deconattn.evaluation.datasets import data_files
+from deconattn.evaluation.long_text import DEPTHS, LongTexts, numbers, split_tasks, unique_labels
 from deconattn.evaluation.perturbations import SEED, Perturbation, perturbations
 from deconattn.evaluation.results import AVERAGE, Row, Score, as_numbers, row_of, write_results
 from deconattn.evaluation.robustness import UNPERTURBED, changes
-from deconattn.evaluation.selection import Loaded, check_generation, load, select
+from deconattn.evaluation.selection import Loaded, Selection, check_generation, load, select
 from deconattn.evaluation.tables import (
     benchmark_cells,
     context_cells,
@@ -45,16 +47,23 @@ COMMAND, WIKITEXT = "evaluate", "wikitext"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Score trained models with EleutherAI's lm-evaluation-harness.
+    """Score trained models with EleutherAI's lm-evaluation-harness, and by position and with a needle in long text.
 
-    Writes results.json and results.md, and prints the table.
+    Writes results.json, results.md and pictures of our own tasks, and prints the tables.
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")]
     """Hugging Face folders, run folders (the newest good checkpoint) or step-N folders."""
     tasks: str = ""
     """Comma-separated tasks, groups and tags of the harness, patterns such as arc_*, paths of task files (.yaml); by
-    default the nine: arc_easy, boolq, copa, piqa, sciq, rte, hellaswag, wikitext, lambada_openai."""
+    default the nine: arc_easy, boolq, copa, piqa, sciq, rte, hellaswag, wikitext, lambada_openai. Two more are our own
+    and need no harness: position, perplexity by position in sequences of --seq-len tokens, and needle, a fact hidden in
+    text and asked at its end."""
+    sample: Sample = field(default_factory=Sample)
+    needle_lengths: str = ""
+    """Comma-separated tokens of the haystacks; by default --seq-len and its halves down to 128."""
+    needle_depths: str = DEPTHS
+    """Comma-separated per cent of the haystack before the needle."""
     include_path: tuple[Path, ...] = ()
     """Folders with task files of your own, whose names --tasks may give."""
     num_fewshot: int | None = None
@@ -95,7 +104,9 @@ def main(words: Sequence[str]) -> None:
 
 def evaluate(arguments: Arguments) -> None:
     """Check everything, score model after model, and write what came of it."""
-    lengths = _context_lengths(arguments.context_lengths)
+    lengths = numbers("--context-lengths", arguments.context_lengths)
+    own, others = split_tasks(arguments.tasks)
+    long_texts = LongTexts(own, arguments.sample, arguments.needle_lengths, arguments.needle_depths)
     changed = perturbations(arguments.perturb)
     for flag, number in (("--limit", arguments.limit), ("--batch-size", arguments.batch_size)):
         if number is not None and number < 1:
@@ -104,38 +115,61 @@ def evaluate(arguments: Arguments) -> None:
         raise UserError(f"--num-fewshot {arguments.num_fewshot}: give 0 or more")
     out = _out(arguments)
     check_replaceable(out, COMMAND, arguments.overwrite)
-    require("eval", "evaluation")
-    chosen = select(arguments.tasks, arguments.include_path)
-    needed = chosen if not lengths else chosen.also(WIKITEXT)
-    files = None
-    if arguments.datasets is not None:
-        if arguments.num_fewshot and needed.benchmarks:
-            raise UserError(
-                f"--num-fewshot {arguments.num_fewshot}: --datasets has no documents to show but those that are "
-                "scored: leave --datasets out, and shots come from the hub"
-            )
-        files = data_files(arguments.datasets, needed.benchmarks)
-        harness.without_network()
+    if own:
+        require("plot", f"the task {own[0]}")
+    if own and not others:
+        _check_no_harness(arguments)
+        files, needed, chosen = None, None, None
+    else:
+        require("eval", "evaluation")
+        chosen = select(others, arguments.include_path)
+        needed = chosen if not lengths else chosen.also(WIKITEXT)
+        files = _documents(arguments, needed)
     models = _open(arguments, lengths)
+    notes = long_texts.read(models)
     with replaceable_folder(out, COMMAND, arguments.overwrite) as folder:
         with TemporaryDirectory(prefix="deconattn-evaluation-") as cache:
-            loaded = load(needed, files, Path(cache), arguments.num_fewshot)
+            loaded = Loaded() if needed is None else load(needed, files, Path(cache), arguments.num_fewshot)
             check_generation(loaded.tasks, models)
             if changed and all(task.OUTPUT_TYPE == UNPERTURBED for task in loaded.tasks.values()):
                 raise UserError("--perturb: these tasks score whole texts, without a context before: leave it out")
-            for note in loaded.notes:
+            notes += loaded.notes
+            for note in notes:
                 print(note, file=sys.stderr)
             wikitext = {WIKITEXT: loaded.tasks[WIKITEXT]} if lengths else {}
-            if WIKITEXT not in chosen.names and WIKITEXT in wikitext:
+            if chosen is not None and WIKITEXT not in chosen.names and WIKITEXT in wikitext:
                 del loaded.tasks[WIKITEXT]
-            scored = _score(arguments, models, loaded, wikitext, lengths, changed)
-        _write(arguments, scored, lengths, changed, loaded.notes, folder)
+            scored = _score(arguments, models, loaded, wikitext, lengths, changed, long_texts)
+        long_texts.draw(scored.long_texts, models, folder)
+        _write(arguments, scored, lengths, changed, notes, folder, long_texts)
     print(f"written: {out / RESULTS}, {out / TABLES}", file=sys.stderr)
     if arguments.wandb_project:
         from deconattn.evaluation.results import log_to_wandb
 
         for row, entry in zip(scored.rows, scored.entries, strict=True):
             log_to_wandb(arguments.wandb_project, row, entry["model"], entry["context_perplexities"])
+
+
+def _check_no_harness(arguments: Arguments) -> None:
+    """Raise UserError for a flag of the harness's tasks where none is asked for."""
+    for name in ("include_path", "num_fewshot", "perturb", "datasets", "limit", "context_lengths"):
+        if getattr(arguments, name) != getattr(Arguments(models=()), name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} goes with tasks of the harness: name one with --tasks, or leave it out")
+
+
+def _documents(arguments: Arguments, needed: Selection) -> dict[str, Path] | None:
+    """Files of the documents by task, where `--datasets` has them."""
+    if arguments.datasets is None:
+        return None
+    if arguments.num_fewshot and needed.benchmarks:
+        raise UserError(
+            f"--num-fewshot {arguments.num_fewshot}: --datasets has no documents to show but those that are "
+            "scored: leave --datasets out, and shots come from the hub"
+        )
+    files = data_files(arguments.datasets, needed.benchmarks)
+    harness.without_network()
+    return files
 
 
 @dataclass
@@ -145,6 +179,8 @@ class _Scored:
     rows: list[Row]
     entries: list[dict[str, Any]]
     chance: list[Row]
+    long_texts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What our own tasks found, by model and task."""
 
 
 def _score(
@@ -154,17 +190,22 @@ def _score(
     wikitext: harness.Tasks,
     lengths: list[int],
     changed: list[Perturbation],
+    long_texts: LongTexts,
 ) -> _Scored:
     from deconattn.evaluation.chance import chance_rows
 
     scored = _Scored([], [], [])
-    for stored in models:
-        print(f"{stored.label}: {', '.join(loaded.tasks)}", file=sys.stderr)
+    for number, (stored, label) in enumerate(zip(models, unique_labels(models), strict=True)):
+        print(f"{stored.label}: {', '.join([*long_texts.tasks, *loaded.tasks])}", file=sys.stderr)
         model = stored.load(arguments.dtype)
+        of_long_texts = long_texts.score(number, stored, model, arguments.batch_size)
+        scored.long_texts[label] = of_long_texts
         common: dict[str, Any] = {"batch_size": arguments.batch_size, "limit": arguments.limit}
-        found = harness.score(
-            model, stored.tokenizer, loaded.tasks, groups=loaded.groups, samples=bool(changed), **common
-        )
+        found: dict[str, Any] = {"results": {}}
+        if loaded.tasks:
+            found = harness.score(
+                model, stored.tokenizer, loaded.tasks, groups=loaded.groups, samples=bool(changed), **common
+            )
         perturbed = {}
         for one in changed:
             print(f"{stored.label}: {one.label}", file=sys.stderr)
@@ -175,7 +216,8 @@ def _score(
             print(f"{stored.label}: WikiText, context of {length} tokens", file=sys.stderr)
             at_length = harness.score(model, stored.tokenizer, wikitext, max_length=length, **common)
             perplexities[length] = float(at_length["results"][WIKITEXT]["word_perplexity,none"])
-        scored.rows.append(row_of(stored.label, found))
+        row = row_of(stored.label, found)
+        scored.rows.append(Row(row.label, row.scores | long_texts.scores(of_long_texts)))
         description = {
             "label": stored.label,
             **_origin(stored),
@@ -183,7 +225,7 @@ def _score(
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
         }
-        entry = {"model": description, "context_perplexities": perplexities, "harness": found}
+        entry = {"model": description, "context_perplexities": perplexities, "harness": found, **of_long_texts}
         scored.entries.append(entry | ({"perturbed": perturbed} if changed else {}))
         if not scored.chance and set(loaded.tasks) & set(BENCHMARKS):
             scored.chance = chance_rows(loaded.tasks, model, stored.tokenizer, arguments.limit)
@@ -229,6 +271,7 @@ def _write(
     changed: list[Perturbation],
     notes: list[str],
     folder: Path,
+    long_texts: LongTexts,
 ) -> None:
     rows, first = [*scored.rows, *scored.chance], scored.entries[0]["harness"]
     mark = "" if arguments.limit is None else f" (first {arguments.limit} documents of a task: not comparable)"
@@ -248,12 +291,16 @@ def _write(
             for row, entry in zip(scored.rows, scored.entries, strict=True)
         ]
         tables.append((f"WikiText word perplexity by context length{mark}", context_cells(lengths, at_lengths)))
+    for title, lines in long_texts.tables(scored.long_texts):
+        tall.add(title)
+        tables.append((title, [list(column) for column in zip(*lines, strict=True)]))
     for entry, row in zip(scored.entries, scored.rows, strict=True):
         entry["scores"] = as_numbers(row)
     content = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "comparable": arguments.limit is None,
-        "settings": {key: value for key, value in vars(arguments).items() if key != "models"},
+        "settings": {key: value for key, value in vars(arguments).items() if key not in ("models", "sample")}
+        | vars(arguments.sample),
         "notes": notes,
         "versions": harness.versions(),
         "models": scored.entries,
@@ -298,14 +345,6 @@ def _open(arguments: Arguments, lengths: list[int]) -> "list[StoredModel]":
                 )
         models.append(stored)
     return models
-
-
-def _context_lengths(text: str) -> list[int]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    for word in words:
-        if not word.isdecimal() or int(word) < 1:
-            raise UserError(f"--context-lengths {text}: {word!r} is no number of tokens; give some such as 128,256,512")
-    return sorted({int(word) for word in words})
 
 
 def _out(arguments: Arguments) -> Path:

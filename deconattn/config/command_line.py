@@ -10,7 +10,7 @@ import tyro
 
 from deconattn.cli import asks_for_completion, complaints_in_one_line, parse
 from deconattn.config.flag_file import ConfigFile, read_config_file
-from deconattn.config.flags import TrainingFlags, model_config
+from deconattn.config.flags import TrainingFlags
 from deconattn.config.healing import check_folder
 from deconattn.config.presets import size_defaults
 from deconattn.config.probe_source import is_probe, named_task
@@ -47,7 +47,8 @@ def parse_training_flags(
 
     Args:
         of_model: returns the fields of `ModelFlags` that describe the model of `--init-from`, defaults then; among
-            them the size that comes nearest, and its layers as a pattern. Without it that flag decides nothing.
+            them the size that comes nearest, and its layers as a pattern; and `original_length`, from which another
+            `--rope-scaling` counts. Without it that flag decides nothing.
 
     Raises:
         UserError: anything wrong with the flags that can be known before a process starts, a run that cannot be
@@ -63,7 +64,7 @@ def parse_training_flags(
     saved = saved_flags(_save(first, file)) if resumes else None
     # The plugins of a run are its owner's word, not the user's: what is given stands alone.
     unasked = saved.model.plugin if saved else ()
-    defaults = _with(saved, "model", plugin=()) if saved else _defaults(first, file, of_model)
+    defaults, original = (_with(saved, "model", plugin=()), None) if saved else _defaults(first, file, of_model)
     owner = _save(first, file)
     if file and file.of_a_run and file.values.get("plugin"):
         unasked, owner = tuple(Path(str(plugin)) for plugin in file.values["plugin"]), file.path
@@ -71,6 +72,10 @@ def parse_training_flags(
     flags = parse(TrainingFlags, arguments, default=file.on(defaults) if file else defaults, program=command("train"))
     # Only now, since --help has left: PyTorch takes a second to import.
     flags = _with(_with_precision(_with_length(flags, first, file)), "run", resume=resumes)
+    if original is not None and flags.model.rope_scaling != defaults.model.rope_scaling:
+        from deconattn.layers.rope_scaling import with_original
+
+        flags = _with(flags, "model", rope_scaling=with_original(flags.model.rope_scaling, original))
     if unasked and not flags.model.plugin:
         from deconattn.mixers.plugins import check_asked
 
@@ -89,19 +94,19 @@ def parse_training_flags(
 
 def _defaults(
     first: _Decisive, file: ConfigFile | None, of_model: Callable[[Path], Mapping[str, Any]] | None
-) -> TrainingFlags:
-    """Return the size's defaults, or with `--init-from` those of its model."""
+) -> tuple[TrainingFlags, int | None]:
+    """Return the size's defaults, or with `--init-from` those of its model and its length before any scaling."""
     in_file = file.values if file else {}
     start = first.init_from or (Path(str(in_file["init_from"])) if in_file.get("init_from") else None)
     if start is None or of_model is None:
-        return size_defaults(_size(first, file))
+        return size_defaults(_size(first, file)), None
     check_folder("--init-from", start)
     values = dict(of_model(start))
     if first.variant or first.pattern or in_file.get("variant") or in_file.get("pattern"):
         values.pop("pattern")
-    nearest = values.pop("size")
+    nearest, original = values.pop("size"), values.pop("original_length")
     named = first.size or in_file.get("size")
-    return _with(size_defaults(_size(first, file) if named else nearest), "model", **values)
+    return _with(size_defaults(_size(first, file) if named else nearest), "model", **values), original
 
 
 def _size(first: _Decisive, file: ConfigFile | None) -> str:
@@ -166,20 +171,6 @@ def check_same_run(saved: TrainingFlags, given: TrainingFlags, source: str) -> N
         raise UserError(
             f"--resume: the run has {name} {before} but {source} say{'' if source.endswith('s') else 's'} {now}; "
             f"leave {name} out, or start a new run with another --save"
-        )
-    before, now = saved.plan.longest, given.plan.longest
-    if before != now:
-        _check_no_fixed_stream(given, before, now)
-
-
-def _check_no_fixed_stream(flags: TrainingFlags, before: int, now: int) -> None:
-    from deconattn.model.streams import Streams
-
-    variants = model_config(flags.model, 1, now).layer_variants
-    if Streams.of(variants).fixed:
-        raise UserError(
-            f"--resume: the run's fixed stream has {before} tokens, as its longest sequence, now one of {now}: "
-            "leave that as it was, or start a new run, which may know of longer ones from its first step on"
         )
 
 

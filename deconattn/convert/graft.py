@@ -12,7 +12,6 @@ from deconattn.checkpoint.origins import STREAMS, Origins
 from deconattn.errors import UserError
 from deconattn.mixers import Mixer
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.init import FIXED_TEXT
 
 _IN_A_MIXER = re.compile(r"(model\.layers\.(\d{1,9})\.self_attn\.)(.+)")
 
@@ -21,15 +20,14 @@ _IN_A_MIXER = re.compile(r"(model\.layers\.(\d{1,9})\.self_attn\.)(.+)")
 def graft(model: CausalLM, source: HFWeights, keep: frozenset[str] = frozenset()) -> Origins:
     """Overwrite what `model` shares with `source` by name and shape, in place; of a layer by heads, what its parts do.
 
+    A fixed stream that is longer than the source's has its rows first, and its own ones from there on.
+
     Args:
         keep: tensors of the model that are not to be overwritten.
-
-    Raises:
-        UserError: the model's sequences are longer than the source's fixed stream.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     taken: set[str] = set()
-    unused = []
+    unused, continued = [], {}
     for name in source:
         match = _IN_A_MIXER.fullmatch(name)
         layer = int(match[2]) if match else -1
@@ -40,11 +38,8 @@ def graft(model: CausalLM, source: HFWeights, keep: frozenset[str] = frozenset()
         if name in STREAMS:
             target = tensors[name]
             if len(value) < len(target):
-                raise UserError(
-                    f"--seq-len {len(target)} is beyond the fixed stream of {source.folder}, {len(value)} tokens: "
-                    f"give at most that{', or --fixed-text' if name == FIXED_TEXT else ''}"
-                )
-            value = value[: len(target)]
+                continued[name] = (len(value), len(target))
+            value = torch.cat([value.to(target.dtype), target[len(value) :]])[: len(target)]
         found = {name: value}
         if match and 0 <= layer < model.config.num_hidden_layers:
             mixer: Mixer = model.model.layers[layer].self_attn  # type: ignore[assignment]
@@ -59,6 +54,7 @@ def graft(model: CausalLM, source: HFWeights, keep: frozenset[str] = frozenset()
         taken=[name for name in tensors if name in taken],
         initialised=[name for name in tensors if name not in taken],
         unused=unused,
+        continued=continued,
     )
 
 

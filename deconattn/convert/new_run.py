@@ -21,7 +21,7 @@ from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.manifest import Progress
 from deconattn.checkpoint.moments import moments_of
 from deconattn.checkpoint.origin import origin_of
-from deconattn.checkpoint.origins import summary
+from deconattn.checkpoint.origins import check_continued_text, lengthened, summary
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.convert.graft import graft, take_fitted
@@ -30,7 +30,6 @@ from deconattn.data.manifest import TOKENIZER_NAMES
 from deconattn.errors import UserError
 from deconattn.json_files import read_bytes, reason
 from deconattn.layers.config import ModelConfig
-from deconattn.layers.rope_scaling import NONE
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import FIXED_TEXT, initialize
 from deconattn.parallel.build import build_model
@@ -68,6 +67,8 @@ def write_run(source: Path, out: Path, arguments: Sequence[str], fitted: Path | 
     model = build_model(config, Topology())
     initialize(model, flags.optimization.seed, data.fixed_ids() if "text" in model.model.streams else None)
     given_text = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
+    if flags.data.fixed_text and FIXED_TEXT in weights.shapes and "text" in model.model.streams:
+        check_continued_text(model.model.fixed_ids, weights.read(FIXED_TEXT), flags.data.fixed_text, source)
     origins = graft(model, weights, keep=given_text)
     replaced = [] if fitted is None else take_fitted(model, replacements, fitted)
     with durable.staged_folder(out, check_free) as folder:
@@ -107,12 +108,7 @@ def _outlook(flags: TrainingFlags, origin: ModelConfig) -> str:
         f"training, as of --size {flags.model.size} where no flag was given: {flags.total_steps} steps of "
         f"{optimization.global_batch_size} x {length} tokens, lr {optimization.lr:g}, {flags.engine.precision}"
     )
-    own_scaling = NONE if origin.rope_scaling is None else str(origin.rope_scaling)
-    if flags.model.rope_scaling != own_scaling:
-        line += f"\nrotary scaling: {flags.model.rope_scaling} in the place of the model's {own_scaling}"
-    elif length > origin.max_position_embeddings:
-        line += f"\nnote: --seq-len {length} is beyond the {origin.max_position_embeddings} positions of the model"
-    return line
+    return "\n".join([line, *lengthened(flags.model.rope_scaling, flags.plan.longest, origin)])
 
 
 def check_free(out: Path) -> None:

@@ -87,8 +87,7 @@ def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> Tr
                 f"leave {flag} out"
             )
     if flags.model.rope_scaling != own_scaling:
-        before = config.rope_scaling.original_max_position_embeddings if config.rope_scaling else 0
-        scaling = with_original(flags.model.rope_scaling, before or config.max_position_embeddings)
+        scaling = with_original(flags.model.rope_scaling, _original_length(config))
         flags = replace(flags, model=replace(flags.model, rope_scaling=scaling))
     if not flags.data.data:
         raise UserError("--data is missing: name the packed corpora that the run trains on")
@@ -101,8 +100,8 @@ def run_flags(arguments: Sequence[str], folder: Path, config: ModelConfig) -> Tr
 def model_defaults(folder: Path) -> dict[str, Any]:
     """Return the fields of ModelFlags that describe a run's, a checkpoint's or a Hugging Face folder's model.
 
-    Among them `size`, the one that comes nearest, and `pattern`, the layers one by one. A run's are read of its
-    configuration alone.
+    Among them `size`, the one that comes nearest, and `pattern`, the layers one by one; beside them `original_length`,
+    the longest sequence before any rotary scaling. A run's are read of its configuration alone.
 
     Raises:
         UserError: it is none of these, or cannot be converted.
@@ -115,7 +114,15 @@ def model_defaults(folder: Path) -> dict[str, Any]:
     else:
         config = read_model_config(folder)
     values: dict[str, Any] = {name: getattr(config, NAMES.get(name, name)) for name in DIMENSIONS}
-    return values | {"size": nearest_size(config), "pattern": ",".join(config.layer_variants)}
+    values |= {"size": nearest_size(config), "pattern": ",".join(config.layer_variants)}
+    scaling = NONE if config.rope_scaling is None else str(config.rope_scaling)
+    return values | {"rope_scaling": scaling, "original_length": _original_length(config)}
+
+
+def _original_length(config: ModelConfig) -> int:
+    """Return the longest sequence that a model had before any rotary scaling."""
+    before = config.rope_scaling.original_max_position_embeddings if config.rope_scaling else 0
+    return before or config.max_position_embeddings
 
 
 def nearest_size(config: ModelConfig) -> str:

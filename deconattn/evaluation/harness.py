@@ -91,7 +91,8 @@ def versions() -> dict[str, str]:
     """Versions of the packages that scores may depend on."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("deconattn", "lm_eval", "transformers", "torch", "datasets")}
+    names = ("deconattn", "lm_eval", "transformers", "torch", "datasets")
+    return {name: version(name) for name in names if find_spec(name)}  # our own tasks need no harness
 
 
 def quiet() -> None:

@@ -20,9 +20,8 @@ from deconattn.data.manifest import TOKENIZER_NAMES
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.mixers.plugins import load_plugins
-from deconattn.model.init import FIXED_TEXT
 
-FREE = ("layer_variants", "max_position_embeddings", "initializer_range")
+FREE = ("layer_variants", "max_position_embeddings", "initializer_range", "rope_scaling", "rope_theta")
 """Fields of a model's configuration in which the model that begins with another's weights may differ from it."""
 _FLAGS = {"tie_word_embeddings": "tie_embeddings"}
 
@@ -133,27 +132,25 @@ def reopen_source(folder: Path, plugins: Sequence[Path] = ()) -> Source:
 def shared_tensors(config: ModelConfig, source: Source, keep: frozenset[str] = frozenset()) -> Origins:
     """Return which tensors a model takes: those that have name and shape in common; nothing is read.
 
+    Of a fixed stream that is longer than the source's, its first rows.
+
     Args:
         keep: tensors of the model that stay as a fresh run has them.
 
     Raises:
-        UserError: the model differs in what its layers do not decide, or its sequences are longer than the fixed
-            stream of the weights.
+        UserError: the model differs in what its layers do not decide.
     """
     check_dimensions(config, source)
     parameters, buffers = expected_headers(config)
     shapes = {name: shape for name, (_, shape) in (parameters | buffers).items()}
-    taken = []
+    taken, continued = [], {}
     for name, shape in shapes.items():
         stored = source.shapes.get(name)
         if stored is None or name in keep:
             continue
         if name in STREAMS:
             if stored[0] < shape[0]:
-                raise UserError(
-                    f"--seq-len {shape[0]} is beyond the fixed stream of {source.folder}, {stored[0]} tokens: give at "
-                    f"most that{', or --fixed-text' if name == FIXED_TEXT else ''}"
-                )
+                continued[name] = (stored[0], shape[0])
             stored = (shape[0], *stored[1:])  # its first rows are the stream of a shorter sequence
         if stored == shape:
             taken.append(name)
@@ -161,6 +158,7 @@ def shared_tensors(config: ModelConfig, source: Source, keep: frozenset[str] = f
         taken=taken,
         initialised=[name for name in shapes if name not in taken],
         unused=[name for name in source.shapes if name not in taken],
+        continued=continued,
     )
 
 

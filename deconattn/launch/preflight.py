@@ -19,6 +19,7 @@ from deconattn.data import Manifest
 from deconattn.errors import UserError, of_the_disk
 from deconattn.extras import require
 from deconattn.mixers.plugins import plugin_files
+from deconattn.model.streams import Streams
 from deconattn.parallel.process_group import from_rank_0
 from deconattn.parallel.trial import Trial
 from deconattn.train.inputs import data_of
@@ -104,6 +105,9 @@ def check_flags(flags: TrainingFlags, world_size: int | None = None) -> Checked:
         data = data_of(flags.data.data, flags)
         notes, manifests = data.check_tokenizers(), data.manifests
         model = model_config(flags.model, data.vocab_size, flags.plan.longest)
+        text = flags.data.fixed_text
+        if text is not None and text.is_file() and "text" in Streams.of(model.layer_variants).fixed:
+            data.fixed_ids()  # which must be long enough
         for variant in plugin_files(set(model.layer_variants)):
             Trial(variant, model, flags.engine.tp, flags.data.doc_mask).run()
         if flags.healing != HealingFlags():

@@ -29,6 +29,8 @@ from deconattn.model.draws import Draws
 
 FIXED_TEXT = "model.fixed_ids"
 """Name of the fixed text's ids in a state dict."""
+FIXED_RANDOM = "model.fixed_embeddings"
+"""Name of the random stream in a state dict."""
 FIXED_EMBEDDINGS_SIGMA = 0.02
 """Standard deviation of the random fixed stream; the initialiser's range (the paper leaves it open)."""
 
@@ -56,12 +58,21 @@ def initialize(model: CausalLM, seed: int, fixed_ids: Tensor | None = None) -> N
                 kept_part(parameter).memory.zero_()
             else:
                 _fill_normal(kept_part(parameter), shard_of(parameter), seed, name, model.config.initializer_range)
+    fill_streams(model, seed, fixed_ids)
+
+
+@torch.no_grad()
+def fill_streams(model: CausalLM, seed: int, fixed_ids: Tensor | None = None) -> None:
+    """Fill the fixed streams alone; a longer random stream of a seed begins with every shorter one.
+
+    Arguments and errors are those of :func:`initialize`.
+    """
     decoder = model.model
     if not decoder.is_first:
         return
     if "random" in decoder.streams:
         fixed = kept_part(decoder.fixed_embeddings)
-        _fill_normal(fixed, None, seed, "model.fixed_embeddings", FIXED_EMBEDDINGS_SIGMA)
+        _fill_normal(fixed, None, seed, FIXED_RANDOM, FIXED_EMBEDDINGS_SIGMA)
     if "text" in decoder.streams:
         needed = len(decoder.fixed_ids)
         if fixed_ids is None or len(fixed_ids) < needed:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from deconattn.checkpoint.format import Checkpoint, pass_over
 from deconattn.checkpoint.moments import kinds_of
+from deconattn.checkpoint.origins import STREAMS
 from deconattn.checkpoint.slice_file import BLOCK, part_of_shard
 from deconattn.checkpoint.slices import UnreadableError
 from deconattn.config.flags import TrainingFlags
@@ -21,15 +22,26 @@ from deconattn.train.engine import Engine
 from deconattn.train.run_folder import choose_checkpoint
 
 
+def longer_streams(model: CausalLM, checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """Return the fixed streams of this rank's part of a model that are longer than the checkpoint's: rows of both."""
+    tensors = checkpoint.reader.tensors
+    lengths = {
+        name: (tensors[name].shape[0], len(buffer))
+        for name, buffer in model.named_buffers()
+        if name in STREAMS and name in tensors
+    }
+    return {name: (before, now) for name, (before, now) in lengths.items() if before < now}
+
+
 def load_buffers(model: CausalLM, checkpoint: Checkpoint) -> None:
-    """Fill the buffers of this rank's part of a model; a collective call.
+    """Fill the buffers of this rank's part of a model, of fixed streams as many rows as both have; a collective call.
 
     Its parameters follow with :func:`load_checkpoint`, once an engine has been made of it.
 
     Raises:
         UserError: on every rank: the checkpoint is not of this model, or is damaged.
     """
-    # What has no fixed stream takes sequences of any length: a phase may have longer ones than the run began with.
+    # A phase may have longer sequences than the run began with.
     longest = model.config.max_position_embeddings
     if replace(checkpoint.model_config, max_position_embeddings=longest) != model.config:
         raise UserError(f"{checkpoint.folder} is of another model than the flags describe: start a new run")
@@ -38,8 +50,12 @@ def load_buffers(model: CausalLM, checkpoint: Checkpoint) -> None:
         checkpoint.check("weights", *kinds_of(checkpoint.flags.optimization.optimizer))
         shards = buffer_shards(model)
         for name, buffer in model.named_buffers():
-            values = checkpoint.reader.read("weights", name, part_of_shard(shards.get(name)))
-            buffer.copy_(values.view(buffer.shape))
+            own, last = buffer, None
+            if name in STREAMS:
+                own = buffer[: checkpoint.reader.tensors[name].shape[0]]
+                last = own.numel()
+            values = checkpoint.reader.read("weights", name, part_of_shard(shards.get(name)), last=last)
+            own.copy_(values.view(own.shape))
 
     with torch.no_grad():
         everywhere(load)

@@ -11,13 +11,14 @@ import torch
 from deconattn import durable
 from deconattn.checkpoint.format import Checkpoint
 from deconattn.checkpoint.manifest import Progress
+from deconattn.checkpoint.origins import continued_streams
 from deconattn.config.command_line import check_same_run
 from deconattn.config.flags import TrainingFlags, model_config
 from deconattn.config.run_config import RUN_CONFIG
 from deconattn.data import Manifest
 from deconattn.errors import UserError
 from deconattn.model.causal_lm import CausalLM
-from deconattn.model.init import FIXED_TEXT, initialize, seed_generators
+from deconattn.model.init import FIXED_TEXT, fill_streams, initialize, seed_generators
 from deconattn.model.streams import Streams
 from deconattn.parallel.process_group import from_rank_0, host_of, rank_0_alone, tell_host
 from deconattn.parallel.topology import Topology
@@ -29,7 +30,7 @@ from deconattn.train.inputs import check_identities, check_phase_identities, ope
 from deconattn.train.metrics import Metrics, memory_gib, writing
 from deconattn.train.pace import Pace, Stragglers, spread
 from deconattn.train.profiling import StepProfiler
-from deconattn.train.resuming import load_buffers, load_checkpoint, verified_checkpoint
+from deconattn.train.resuming import load_buffers, load_checkpoint, longer_streams, verified_checkpoint
 from deconattn.train.run_folder import (
     check_space,
     claim_run_folder,
@@ -83,6 +84,7 @@ class Trainer:
     ) -> None:
         self.flags, self.stop, self._scorer = flags, stop, scorer
         self.launcher_lost = False
+        self._streams: list[str] = []
         self.run_folder, self._lock = claim_run_folder(flags)
         try:
             self._open(manifests)
@@ -162,7 +164,7 @@ class Trainer:
         topology, pin = self.topology, self.engine.device.type == "cuda"
         try:
             reports = self.data.packing_report(), self.data.validation_report(), self.engine.streams.report()
-            for line in [self._arithmetic(), *self._healing.report(), *chain(*reports)]:
+            for line in [self._arithmetic(), *self._streams, *self._healing.report(), *chain(*reports)]:
                 self._say(line)
             if plan := self.profiler.plan(self.progress.step):
                 self._say(plan)
@@ -350,6 +352,10 @@ class Trainer:
             initialize(model, self.flags.optimization.seed, self.data.fixed_ids() if needs_text else None)
             self._healing.fill_buffers(model)
         else:
+            if longer := longer_streams(model, checkpoint):
+                seed, text = self.flags.optimization.seed, self.flags.data.fixed_text
+                fill_streams(model, seed, self.data.fixed_ids() if FIXED_TEXT in longer else None)
+                self._streams = continued_streams(longer, str(checkpoint.folder), seed, text)
             load_buffers(model, checkpoint)
             if FIXED_TEXT in (buffers := dict(model.named_buffers())):
                 self.data.check_fixed_text(buffers[FIXED_TEXT].cpu())

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from deconattn.checkpoint.origins import summary
+from deconattn.checkpoint.origins import lengthened, summary
 from deconattn.checkpoint.slice_file import part_of_shard
 from deconattn.config.flags import TrainingFlags
 from deconattn.healing.source import Source, open_source, reopen_source, shared_tensors
@@ -39,6 +39,7 @@ class WarmStart:
         keep = frozenset({FIXED_TEXT} if flags.data.fixed_text else ())
         self.origins = shared_tensors(config, self._source, keep)
         self._variants, self._seed = config.layer_variants, flags.optimization.seed
+        self._positions = lengthened(flags.model.rope_scaling, flags.plan.longest, self._source.config)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -54,7 +55,9 @@ class WarmStart:
             for name, buffer in model.named_buffers():
                 if name in taken:
                     part = part_of_shard(shards.get(name))
-                    buffer.copy_(self._source.read(name, part, 0, buffer.numel()).view(buffer.shape))
+                    rows, _ = self.origins.continued.get(name, (None, None))
+                    own = buffer if rows is None else buffer[:rows]
+                    own.copy_(self._source.read(name, part, 0, own.numel()).view(own.shape))
 
         with torch.no_grad():
             everywhere(load)
@@ -65,8 +68,9 @@ class WarmStart:
         self._source.close()
 
     def report(self) -> list[str]:
-        """Return lines that say what was taken, what begins anew, and what has no place."""
-        return summary(self.origins, self._variants, str(self._source.folder), self._seed).splitlines()
+        """Return lines that say what was taken, what begins anew, what has no place, and how positions are scaled."""
+        taken = summary(self.origins, self._variants, str(self._source.folder), self._seed)
+        return [*taken.splitlines(), *self._positions]
 
 
 def open_everywhere(path: Path, flags: TrainingFlags) -> Source:

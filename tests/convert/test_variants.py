@@ -1,5 +1,6 @@
 """What a variant shares with the source is taken, the rest is as in a fresh run, and the user is told."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from deconattn.checkpoint.format import open_checkpoint
 from deconattn.data import TokenCorpus
+from deconattn.errors import UserError
 from deconattn.hf.export import export
 from deconattn.model.causal_lm import CausalLM
 from deconattn.model.init import initialize
@@ -93,11 +95,36 @@ def test_an_export_of_ours_keeps_its_layers_and_its_stream(tool: ModuleType, cor
 
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question. " * 9)
-    flags = ["--data", str(corpus), "--seq-len", "16", "--fixed-text", str(text), "--pattern", "fixedseq,3*standard"]
+    fixed_text = ["--data", str(corpus), "--fixed-text", str(text), "--seq-len"]
+    flags = [*fixed_text, "16", "--pattern", "fixedseq,3*standard"]
     tool.main([str(source), str(tmp_path / "other"), *flags])
     checkpoint = open_checkpoint(tmp_path / "other")
     assert checkpoint.model_config.layer_variants == ("fixedseq", "standard", "standard", "standard")
     assert not torch.equal(checkpoint.weights()["model.fixed_ids"], before["model.fixed_ids"][:16])
+
+    with pytest.raises(UserError, match=f"{text} does not begin with the 80 tokens of the fixed stream of {source}"):
+        tool.main([str(source), str(tmp_path / "longer"), *fixed_text, "96"])
+    assert not (tmp_path / "longer").exists()
+
+
+def test_a_longer_run_has_the_exports_streams_and_goes_on(
+    tool: ModuleType, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, source = trained(small_config("rndemb", "fixedseq", vocab_size=512)), tmp_path / "hf"
+    export(model.state_dict(), model.config, source, dtype=torch.float32, tokenizer_folder=corpus)
+    before = model.state_dict()
+    tool.main([str(source), str(tmp_path / "run"), "--data", str(corpus), "--seq-len", "200", "--seed", "7"])
+    said = capsys.readouterr().out
+    weights = open_checkpoint(tmp_path / "run").weights()
+    fresh = CausalLM(replace(model.config, max_position_embeddings=200))
+    initialize(fresh, 7, torch.from_numpy(TokenCorpus(corpus).read(0, 200)))
+    for name, way in (("fixed_ids", "follow in the corpus"), ("fixed_embeddings", "are drawn on by --seed 7")):
+        line = f"model.{name} goes on: its first 80 positions are those of {source}, the other 120 {way}\n"
+        assert said.count(line) == 1
+        stream = weights[f"model.{name}"]
+        assert torch.equal(stream[:80], before[f"model.{name}"])
+        assert torch.equal(stream[80:], fresh.state_dict()[f"model.{name}"][80:])
+    assert "note: --seq-len 200 is beyond the 80 positions of the model" in said
 
 
 def test_a_variant_of_a_third_party(make_model: MakeModel, tool: ModuleType, corpus: Path, tmp_path: Path) -> None:

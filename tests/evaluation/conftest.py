@@ -14,12 +14,12 @@ from deconattn.commands import evaluate as tool
 from deconattn.evaluation import harness
 from deconattn.layers.config import ModelConfig
 from tests.evaluation.documents import write_documents
-from tests.generation.conftest import byte_level, write_run
+from tests.generation.conftest import byte_level, hf_tokenizer, write_run
 from tests.hf.models import exported, small_config, trained
 
 # As the tool does: the `datasets` library looks when it is first imported.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-__all__ = ["byte_level"]  # a fixture that is shared
+__all__ = ["byte_level", "hf_tokenizer"]  # fixtures that are shared
 
 CONTEXT = 128
 HYBRID = ("fixedseq", "standard", "nonapproximate", "standard")

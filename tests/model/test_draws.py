@@ -55,6 +55,15 @@ def test_parts_are_those_of_the_whole(shape: tuple[int, ...], monkeypatch: pytes
         assert torch.equal(flat, part.flatten()[start:stop])
 
 
+@pytest.mark.parametrize("shape", [(300, 700), (33, 24), (40, 256), (17, 5000)])
+def test_more_rows_begin_with_fewer(shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    longest = Draws(0, "a", shape, 0.02).block(range(rows), range(columns))
+    for fewer in (1, rows // 2, rows - 1):
+        shorter = Draws(0, "a", (fewer, columns), 0.02).block(range(fewer), range(columns))
+        assert torch.equal(longest[:fewer], shorter)
+
+
 def test_threads_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draws, "WORTH_THREADS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)

@@ -72,6 +72,14 @@ def test_precision_only_rounds(tiny_config):
         assert torch.equal(model.state_dict()[name], tensor.bfloat16()), name
 
 
+def test_a_longer_random_stream_begins_with_the_shorter(tiny_config):
+    long, short = (
+        weights(tiny_config("standard", "rndemb", max_position_embeddings=length))["model.fixed_embeddings"]
+        for length in (80, 33)
+    )
+    assert len(long) == 80 and torch.equal(long[:33], short)
+
+
 def test_fixed_text_is_cut_to_the_stream(tiny_config):
     assert torch.equal(weights(tiny_config("fixedseq"))["model.fixed_ids"], TEXT[:80])
 

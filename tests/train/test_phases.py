@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deconattn.checkpoint.format import open_checkpoint
+from deconattn.config.command_line import parse_training_flags
 from deconattn.data import PackConfig, SampleStream, TokenCorpus
 from deconattn.data.loading.phases import Streams, connect
 from deconattn.data.packing.pack import pack
 from deconattn.errors import UserError
+from deconattn.launch.preflight import check_flags
+from deconattn.train.inputs import TrainingData
 from tests.conftest import DEMO
 from tests.ranks import Ranks
 from tests.train.conftest import losses, rows, validation_losses
@@ -126,6 +130,43 @@ def test_a_trained_model_goes_on_in_longer_sequences(small: list[str], tmp_path:
     run_job(["--save", str(tmp_path), "--resume", "--steps", "8", "--phase", "6", "seq_len=64", "micro_batch_size=1"])
     assert [row["tokens"] for row in rows(tmp_path) if "loss" in row][-2:] == [6 * 128 + 256, 6 * 128 + 512]
     shutil.rmtree(tmp_path / "checkpoints/step-8")
+
+
+@pytest.mark.parametrize("variant", ["rndemb", "fixedseq"])
+@pytest.mark.parametrize("zero", ["0", pytest.param("3", marks=pytest.mark.slow)])
+def test_a_fixed_stream_is_the_one_of_a_run_that_knew_of_the_length(
+    small: list[str], tmp_path: Path, variant: str, zero: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*small, "--variant", variant, "--pattern", "1:1", "--zero", zero, "--lr-schedule", "constant"]
+    later = ["--steps", "8", "--phase", "6", "seq_len=64", "micro_batch_size=1"]
+    run_job([*words, *later, "--save", str(tmp_path / "whole")])
+    run_job([*words, "--save", str(tmp_path / "longer")])
+    capfd.readouterr()
+    run_job(["--save", str(tmp_path / "longer"), "--resume", *later])
+    said = capfd.readouterr().err
+    name, way = {
+        "rndemb": ("model.fixed_embeddings", "are drawn on by --seed 1234"),
+        "fixedseq": ("model.fixed_ids", "follow in the corpus"),
+    }[variant]
+    step = tmp_path / "longer/checkpoints/step-6"
+    assert f"{name} goes on: its first 32 positions are those of {step}, the other 32 {way}" in said
+    assert losses(tmp_path / "longer") == losses(tmp_path / "whole")
+    assert same_state(tmp_path / "whole/checkpoints/step-8", tmp_path / "longer/checkpoints/step-8")
+
+
+def test_a_fixed_text_too_short_for_a_later_phase_is_refused_by_its_length(small: list[str], tmp_path: Path) -> None:
+    file, run = tmp_path / "text.txt", tmp_path / "run"
+    file.write_text("To be, or not to be, that is the question. " * 3)
+    run_job([*small, "--steps", "1", "--variant", "fixedseq", "--fixed-text", str(file), "--save", str(run)])
+    later = ["--save", str(run), "--resume", "--steps", "2", "--phase", "1", "seq_len=128", "micro_batch_size=1"]
+    with pytest.raises(UserError, match=r"text.txt has \d+ tokens, fewer than the 128 of a sequence"):
+        check_flags(parse_training_flags(later))
+    file.write_text("To be, or not to be, that is the question. " * 20)
+    assert check_flags(parse_training_flags(later)).notes == []
+    run_job(later)
+    flags = parse_training_flags(["--save", str(run), "--resume"])
+    stream = open_checkpoint(run).weights()["model.fixed_ids"]
+    assert len(stream) == 128 and stream.equal(TrainingData(flags.data.data, flags).fixed_ids())
 
 
 def test_a_corpus_goes_on_where_it_was_left(corpus: Path, other: Path) -> None:

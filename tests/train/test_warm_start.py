@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from deconattn.checkpoint.format import open_checkpoint
 from deconattn.config.command_line import parse_training_flags
 from deconattn.convert.run_flags import model_defaults
+from deconattn.data import TokenCorpus
 from deconattn.errors import UserError
 from deconattn.launch.preflight import check_flags
 from deconattn.model.causal_lm import CausalLM
@@ -130,6 +131,31 @@ def test_a_hugging_face_folder_gives_dimensions_weights_and_its_name(
     assert open_checkpoint(run).origin["base_model"] == "some-model"
 
 
+@pytest.mark.parametrize("split", ["", pytest.param("--tp 2", marks=pytest.mark.slow)])
+def test_longer_sequences_with_another_scaling(
+    origin: Path, corpus: Path, tmp_path: Path, ranks: Callable[[int], Ranks], split: str
+) -> None:
+    run = tmp_path / "run"
+    words = ["--seq-len", "64", "--rope-scaling", "yarn:2", "--pattern", "rndemb,fixedseq", *split.split()]
+    given = [*SMALL, "--data", str(corpus), *words, *STILL, "--init-from", str(origin), "--save", str(run)]
+    flags = parse_training_flags(given, model_defaults)
+    assert flags.model.rope_scaling.startswith("yarn:2.0,original=32,")
+    check_flags(flags)
+    every = [*given, "--rope-scaling", flags.model.rope_scaling]
+    said = ranks(2 if split else 1)(train_and_listen, arguments=every)
+    text, step = "\n".join(said), origin / "checkpoints/step-3"
+    assert f"rotary scaling: {flags.model.rope_scaling} in the place of the model's none" in text
+    first = f"model.fixed_ids goes on: its first 32 positions are those of {step}, the other 32 follow in the corpus"
+    assert first in text and "model.fixed_embeddings goes on" not in text
+    config, weights = open_checkpoint(run).model_config, open_checkpoint(run).weights()
+    assert config.rope_scaling is not None and config.rope_scaling.original_max_position_embeddings == 32
+    ids = torch.from_numpy(TokenCorpus(corpus).read(0, 64))
+    assert torch.equal(weights["model.fixed_ids"], ids)
+    assert torch.equal(weights["model.fixed_ids"][:32], open_checkpoint(origin).weights()["model.fixed_ids"])
+    scaled = parse_training_flags([*SMALL, "--data", str(corpus), "--init-from", str(run)], model_defaults)
+    assert scaled.model.rope_scaling == flags.model.rope_scaling  # a model's own scaling comes along
+
+
 def test_refusals_before_anything_is_written(origin: Path, corpus: Path, tmp_path: Path) -> None:
     def refused(*words: str, pattern: str) -> None:
         given = ["--data", str(corpus), "--save", str(tmp_path / "run"), "--init-from", *words]
@@ -138,7 +164,17 @@ def test_refusals_before_anything_is_written(origin: Path, corpus: Path, tmp_pat
 
     refused(str(origin), "--seq-len", "32", "--hidden-size", "64", pattern="has hidden_size 32 but the flags say 64")
     refused(str(origin), "--seq-len", "32", "--tie-embeddings", pattern="leave --tie-embeddings out")
-    refused(str(origin), "--seq-len", "64", pattern="--seq-len 64 is beyond the fixed stream of .*, 32 tokens")
+    refused(
+        str(origin), "--seq-len", "32", "--rope-theta", "5", pattern="has rope_theta 1000000.0 but the flags say 5.0"
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("Another text than the corpus begins with, and long enough for the sequences. " * 9)
+    longer = ["--seq-len", "64", "--fixed-text", str(text)]
+    refused(
+        str(origin), *longer, pattern="does not begin with the 32 tokens of .*, which --seq-len 64 goes beyond: give"
+    )
+    text.write_text("Too short.")
+    refused(str(origin), *longer, pattern="tokens, fewer than the 64 of a sequence")
     refused(str(tmp_path / "none"), pattern="--init-from .*none: no such folder")
     with pytest.raises(UserError, match="--init-from needs --data"):
         parse_training_flags(["--init-from", str(origin), "--seq-len", "32"], model_defaults)

@@ -127,7 +127,8 @@ def notebook_page(notebook: dict[str, Any]) -> str:
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if "image/png" in data:
-                parts.append(f"![What the cell above draws](data:image/png;base64,{''.join(data['image/png']).strip()})")
+                picture = "".join(data["image/png"]).strip()
+                parts.append(f"![What the cell above draws](data:image/png;base64,{picture})")
             else:
                 text = "".join(output.get("text") or data.get("text/plain", ""))
                 parts.append(f"```text\n{text.rstrip()}\n```")

@@ -11,6 +11,7 @@ import tyro
 
 from deconattn.cli import parse
 from deconattn.commands import COMMANDS, convert, main
+from deconattn.config.command_line import parse_training_flags
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.presets import size_defaults
 from deconattn.config.renamed import renamed_words
@@ -67,8 +68,10 @@ def understand(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     program, *others = words
     names = [Path(word).name for word in words]
     if "launch.sh" in names:
-        flags = list(words[names.index("launch.sh") + 1 :])
-        parse(TrainingFlags, renamed_words([flag for flag in flags if flag != "FLAGS"]), default=size_defaults("tiny"))
+        flags = [word for word in words[names.index("launch.sh") + 1 :] if word != "FLAGS"]
+        parse(TrainingFlags, renamed_words(flags), default=size_defaults("tiny"))
+        if "--size" in flags and "--resume" not in flags:  # what the flags alone can tell
+            assert parse_training_flags(flags).total_steps > 0
     elif program == "python" and others[0] == "-m":
         assert importlib.util.find_spec(others[1]) is not None
     elif program == "python" and others[0].startswith("tools/"):

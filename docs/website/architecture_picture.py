@@ -2,8 +2,8 @@
 
     python docs/website/architecture_picture.py
 
-Rooms stand in the order of the floors in pyproject.toml, the highest first, as rows and as columns. A mark is an import,
-hollow where it is made in functions or for types alone. Nothing stands below the diagonal: no room imports upward.
+Rooms stand in the order of the floors in pyproject.toml, the highest first, as rows and as columns. A mark is an
+import, hollow where it is made in functions or for types alone. Nothing stands below the diagonal: no room imports upward.
 """
 
 import ast
@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from deconattn import durable
 from deconattn.pages.palette import COLOURS, INK
 
+ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 CELL, LABELS, HEAD = 17, 116, 96
 """Pixels: side of a cell, width of the rooms' names, height of the columns' names."""
@@ -89,10 +89,8 @@ def picture() -> str:
         look = f'fill="{colour}"' if at_once else f'fill="none" stroke="{colour}" stroke-width="1.4"'
         parts.append(f'<circle cx="{x}" cy="{y}" r="{4.6 if at_once else 4}" {look}>')
         parts.append(f"<title>{escape(room)} imports {escape(other)}</title></circle>")
-    parts.append(
-        f'<text x="8" y="{height - 10}">A room imports the columns in which its row has a mark; hollow: in functions, or for types '
-        "alone. Bands are floors.</text></svg>"
-    )
+    legend = "A room imports the columns in which its row has a mark; hollow: in functions, or for types alone."
+    parts.append(f'<text x="8" y="{height - 10}">{legend} Bands are floors.</text></svg>')
     return "\n".join(parts) + "\n"
 
 

@@ -3,7 +3,8 @@
     python docs/website/architecture_picture.py
 
 Rooms stand in the order of the floors in pyproject.toml, the highest first, as rows and as columns. A mark is an
-import, hollow where it is made in functions or for types alone. Nothing stands below the diagonal: no room imports upward.
+import, hollow where it is made in functions or for types alone. Nothing stands below the diagonal: no room imports
+upward.
 """
 
 import ast

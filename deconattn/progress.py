@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
 Advance = Callable[[int], object]
@@ -19,14 +20,23 @@ def unseen(done: int) -> None:
     """Take what has been done, where nobody looks."""
 
 
+def error_console() -> "Console":
+    """Return rich's console on standard error, which is a terminal where that is one, whatever FORCE_COLOR says.
+
+    Notebooks and CI set that variable, and would have a frame of a bar in the log each time that one is drawn.
+    """
+    from rich.console import Console  # not cheap, and most commands end before they need it
+
+    return Console(stderr=True, soft_wrap=True, force_terminal=sys.stderr.isatty())
+
+
 def bar(what: str, amount: "ProgressColumn", *more: "ProgressColumn") -> "Progress":
     """Return a bar that goes when it is done: what, how far, the amount in numbers, the time left, and `more`."""
-    from rich.console import Console  # not cheap, and most commands end before they need it
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(escape(what)), BarColumn(), amount, TimeRemainingColumn(), *more)
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=error_console(), transient=True)
 
 
 @contextmanager

@@ -19,6 +19,12 @@ with progress_bar("packing [all]", 4, "shards") as advance:
         time.sleep(0.15)
 print("done")
 """
+LINES = """
+from deconattn.train.metrics import Display
+display = Display(2, 0)
+display.step({"step": 2, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3, "memory_gib": 1.0})
+display.close()
+"""
 HARNESS = """
 import sys, time, types
 from deconattn.evaluation import bars
@@ -64,6 +70,13 @@ def test_elsewhere_nothing_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
         assert advance is unseen
         advance(1)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_log_has_lines_whatever_is_forced() -> None:
+    """Notebooks force colours upon what they start."""
+    environment = os.environ | {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}
+    done = subprocess.run([sys.executable, "-c", LINES], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("step 2/2 ") and done.stderr.count("\n") == 1 and "\x1b" not in done.stderr
 
 
 @pytest.mark.parametrize(("shown", "words"), [(True, ["building", "4 of 4 requests", "scoring"]), (False, [])])

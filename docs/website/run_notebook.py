@@ -25,7 +25,8 @@ def executed(folder: Path) -> Any:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    place = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=600, resources=place, coalesce_streams=True).execute()
     return notebook
 
 

@@ -76,7 +76,7 @@ def outside() -> list[str]:
                 if target in known:
                     continue
             known[target] = None
-            if place.suffix == ".md":
+            if place.suffix in (".md", ".ipynb"):
                 waiting.append(target)
     return list(known)
 
@@ -152,7 +152,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Rewrite the links of pages that are Markdown in the repository."""
     uri = page.file.src_uri
-    path = "README.md" if uri == "index.md" else uri.removeprefix("repository/")
-    if not uri.startswith("repository/") and uri != "index.md":
-        path = f"docs/{uri}"
+    path = "README.md" if uri == "index.md" else f"docs/{uri}"
+    if uri.startswith("repository/"):
+        path = uri.removeprefix("repository/")
+        path = path.removesuffix(".md") if path.endswith(".ipynb.md") else path
     return rewritten(path, markdown) if (ROOT / path).is_file() else markdown

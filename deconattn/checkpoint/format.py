@@ -13,6 +13,7 @@ tied to their topology.) Formats 1 and 2 had whole tensors in files of one kind,
 This module is the file side; the collective side is :mod:`deconattn.train.saving`.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ from deconattn.json_files import reason
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.head_parts import renamed
 from deconattn.mixers.plugins import changed_code, check_asked, load_plugins, names_in_process
+from deconattn.progress import progress_bar
 from deconattn.shown import one_line
 
 CHECKPOINTS = "checkpoints"
@@ -183,13 +185,20 @@ class Checkpoint:
         return {name: parameters[name] for name in with_it}
 
     def weights(self) -> dict[str, Tensor]:
-        """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names.
+        """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names; shows how far it is.
 
         Raises:
             UserError: they are not the model's, damaged, or cannot be read.
         """
         self.check("weights")
-        return dict(self.tensors("weights"))
+        entries = (entry for entry in self.reader.tensors.values() if "weights" in entry.kinds)
+        total = sum(math.prod(entry.shape) * (8 if entry.dtype == "I64" else 4) for entry in entries)
+        read: dict[str, Tensor] = {}
+        with progress_bar("reading weights", total, "bytes") as advance:
+            for name, tensor in self.tensors("weights"):
+                read[name] = tensor
+                advance(tensor.nbytes)
+        return read
 
 
 def write_whole(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:

@@ -14,21 +14,19 @@ How the entropy of a run's maps changed over its checkpoints:
     analyze runs/fixedseq-1to3 --all-steps --out over-steps
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deconattn.analysis.sample import Sample
 from deconattn.cli import parse, show
 from deconattn.errors import UserError
 from deconattn.extras import require
 from deconattn.program import command
+from deconattn.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,12 +91,11 @@ def analyze(arguments: Arguments) -> None:
     ids = read_sample(arguments.sample, models)
     if "agreement" in arguments.measure:
         _check_one_tokenizer(models, ids)
-    with _progress() as progress:
-        found = [
-            look_into(stored, tokens, arguments, progress, f"{stored.label} ({place} of {len(models)})")
-            for place, (stored, tokens) in enumerate(zip(models, ids, strict=True), start=1)
-        ]
-        agreement = _agreement(models, found, ids[0], progress) if "agreement" in arguments.measure else None
+    found = [
+        look_into(stored, tokens, arguments, f"{stored.label} ({place} of {len(models)})")
+        for place, (stored, tokens) in enumerate(zip(models, ids, strict=True), start=1)
+    ]
+    agreement = _agreement(models, found, ids[0]) if "agreement" in arguments.measure else None
     sequences, length = ids[0].shape
     sample = {"source": arguments.sample.source, "sequences": sequences, "seq_len": length}
     write_report(found, sample, arguments.out, agreement)
@@ -107,9 +104,7 @@ def analyze(arguments: Arguments) -> None:
     print(f"{sequences} sequences of {length} tokens of {sample['source']}; written: {arguments.out}")
 
 
-def look_into(
-    stored: "StoredModel", ids: "Tensor", arguments: Arguments, progress: Progress, name: str
-) -> "ModelFindings":
+def look_into(stored: "StoredModel", ids: "Tensor", arguments: Arguments, name: str) -> "ModelFindings":
     """Run one model over its tokens, int64 [N, L], once for each thing to measure."""
     from deconattn.analysis.ablation import ablate
     from deconattn.analysis.collect import LayerFindings, collect
@@ -126,34 +121,35 @@ def look_into(
         decoder, head = stored.decoder_and_head()
         if "indicators" in measure:
             pictured = [layer - 1 for layer in arguments.maps]
-            layers = collect(decoder, ids, label, pictured, _advance(progress, f"{name}: indicators", len(ids)))
+            with progress_bar(f"{name}: indicators", len(ids), "sequences") as advance:
+                layers = collect(decoder, ids, label, pictured, advance)
         if "induction" in measure:
             special = set(stored.tokenizer.all_special_ids)
             words = set(range(min(len(stored.tokenizer), stored.model_config.vocab_size))) - special
             repeated = repeated_tokens(len(ids), ids.shape[1], words)
-            told = _advance(progress, f"{name}: induction", len(ids))
-            heads = induction(decoder, head, repeated, label, told)
+            with progress_bar(f"{name}: induction", len(ids), "sequences") as advance:
+                heads = induction(decoder, head, repeated, label, advance)
         if "position" in measure:
-            position = position_losses(decoder, head, ids, label, _advance(progress, f"{name}: position", len(ids)))
+            with progress_bar(f"{name}: position", len(ids), "sequences") as advance:
+                position = position_losses(decoder, head, ids, label, advance)
         if {"ablation", "heads"} & set(measure):
-            told = _advance(progress, f"{name}: ablation", len(ids))
-            ablations = ablate(decoder, head, ids, label, "ablation" in measure, "heads" in measure, told)
+            with progress_bar(f"{name}: ablation", len(ids), "sequences") as advance:
+                ablations = ablate(decoder, head, ids, label, "ablation" in measure, "heads" in measure, advance)
     run = run_of(stored.path)
     step = None if run is None else step_of(stored.path.resolve())
     home = None if run is None else label.rpartition("/")[0]
     return ModelFindings(label, str(stored.path), home, step, layers, heads, position, ablations)
 
 
-def _agreement(
-    models: "Sequence[StoredModel]", found: "Sequence[ModelFindings]", ids: "Tensor", progress: Progress
-) -> "Agreement":
+def _agreement(models: "Sequence[StoredModel]", found: "Sequence[ModelFindings]", ids: "Tensor") -> "Agreement":
     """Agreement of the maps of each run's last step, and of models of no run."""
     from deconattn.analysis.agreement import agreement
     from deconattn.analysis.findings import newest
 
     labels = {one.label for one in newest(found)}
     decoders = [stored.decoder() for stored in models if stored.label in labels]
-    return agreement(decoders, ids, _advance(progress, "agreement", len(ids)))
+    with progress_bar("agreement", len(ids), "sequences") as advance:
+        return agreement(decoders, ids, advance)
 
 
 def _check_one_tokenizer(models: "Sequence[StoredModel]", ids: "Sequence[Tensor]") -> None:
@@ -163,21 +159,3 @@ def _check_one_tokenizer(models: "Sequence[StoredModel]", ids: "Sequence[Tensor]
                 f"{stored.path} reads the text as other tokens than {models[0].path}, and agreement is of maps of the "
                 "same tokens: leave it out of --measure, or give models of one tokenizer"
             )
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _advance(progress: Progress, name: str, total: int) -> Callable[[int], object]:
-    """Return what tells a terminal how far a pass of so many sequences is."""
-    task = progress.add_task(escape(name), total=total)
-
-    def advance(sequences: int) -> None:
-        progress.advance(task, sequences)
-        if progress.tasks[progress.task_ids.index(task)].finished:
-            progress.remove_task(task)
-
-    return advance

@@ -38,6 +38,7 @@ from deconattn.config.renamed import renamed_words
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
 from deconattn.program import command
+from deconattn.progress import progress_bar
 
 if TYPE_CHECKING:
     from deconattn.cost.cluster import Cluster
@@ -162,9 +163,16 @@ def sweep(flags: Arguments, picture: Path) -> None:
     lengths = flags.sweep_lengths or (flags.data.seq_len,)
     if min((*flags.sweep_gpus, *lengths), default=0) < 1:
         raise UserError("--sweep-gpus and --sweep-lengths must be above zero")
-    cells = swept(
-        flags.training(), lambda length: flags.config(length=length), flags.sweep_gpus, lengths, memory, cluster
-    )
+    with progress_bar("planning", len(flags.sweep_gpus) * len(lengths), "jobs") as advance:
+        cells = swept(
+            flags.training(),
+            lambda length: flags.config(length=length),
+            flags.sweep_gpus,
+            lengths,
+            memory,
+            cluster,
+            advance,
+        )
     show(sweep_table(cells, f"Size {flags.model.size}, {flags.model.variant}, on {cluster.name}: the fastest that fit"))
     from deconattn.analysis.sweep_picture import draw_sweep
 
@@ -223,7 +231,8 @@ def rehearse(flags: Arguments) -> None:
     check_flags(training, flags.gpus)
     job = Job.of(model, training, flags.gpus, gpu_memory=memory)
     stands_for = distinct_ranks(job)
-    reports = dry_run(model, training, flags.gpus, memory, list(stands_for))
+    with progress_bar("stepping", len(stands_for), "ranks") as advance:
+        reports = dry_run(model, training, flags.gpus, memory, list(stands_for), advance)
     show(memory_table(job, reports, stands_for))
     show(traffic_table(job, reports))
     lines = list(verdict(job, reports, memory))

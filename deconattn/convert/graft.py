@@ -1,7 +1,7 @@
 """A Hugging Face model's weights into a freshly initialised model of ours, and what became of each tensor."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from deconattn.checkpoint.origins import STREAMS, Origins
 from deconattn.errors import UserError
 from deconattn.mixers import Mixer
 from deconattn.model.causal_lm import CausalLM
+from deconattn.progress import progress_bar
 
 _IN_A_MIXER = re.compile(r"(model\.layers\.(\d{1,9})\.self_attn\.)(.+)")
 
@@ -28,7 +29,7 @@ def graft(model: CausalLM, source: HFWeights, keep: frozenset[str] = frozenset()
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     taken: set[str] = set()
     unused, continued = [], {}
-    for name in source:
+    for name in _counted([*source]):
         match = _IN_A_MIXER.fullmatch(name)
         layer = int(match[2]) if match else -1
         if name in keep or (name not in tensors and not 0 <= layer < model.config.num_hidden_layers):
@@ -56,6 +57,13 @@ def graft(model: CausalLM, source: HFWeights, keep: frozenset[str] = frozenset()
         unused=unused,
         continued=continued,
     )
+
+
+def _counted(names: list[str]) -> Iterator[str]:
+    with progress_bar("taking weights", len(names), "tensors") as advance:
+        for name in names:
+            yield name
+            advance(1)
 
 
 @torch.no_grad()

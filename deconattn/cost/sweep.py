@@ -12,6 +12,7 @@ from deconattn.cost.recommend import LARGEST_BUBBLE, Recommendation, recommend
 from deconattn.cost.step_time import utilisation
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.progress import Advance, unseen
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ def swept(
     lengths: Sequence[int],
     gib: float,
     cluster: Cluster,
+    advance: Advance = unseen,
 ) -> list[Cell]:
     """Return the fastest topology of each number of GPUs and length; the global batch keeps its number of tokens.
 
     Args:
         model: makes the model for a length.
+        advance: told of each cell that is done.
     """
     tokens = flags.optimization.global_batch_size * flags.data.seq_len
     cells = []
@@ -60,8 +63,9 @@ def swept(
                 best = recommend(model(length), at_length, count, gib, cluster, count=1)[0]
             except UserError as error:
                 cells.append(Cell(count, length, batch, reason=str(error)))
-                continue
-            cells.append(Cell(count, length, batch, best, utilisation(best.job, cluster, best.time.total)))
+            else:
+                cells.append(Cell(count, length, batch, best, utilisation(best.job, cluster, best.time.total)))
+            advance(1)
     return cells
 
 

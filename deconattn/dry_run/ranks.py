@@ -11,6 +11,7 @@ from deconattn.cost.job import Job
 from deconattn.dry_run.one_rank import Dry, RankReport, dry_run_rank
 from deconattn.errors import UserError
 from deconattn.layers.config import ModelConfig
+from deconattn.progress import Advance, unseen
 
 PREPARED = "deconattn.dry_run.prepared"
 
@@ -41,12 +42,18 @@ def distinct_ranks(job: Job) -> dict[int, str]:
 
 
 def dry_run(
-    model: ModelConfig, flags: TrainingFlags, ranks: int, gpu_memory: float, chosen: Sequence[int]
+    model: ModelConfig,
+    flags: TrainingFlags,
+    ranks: int,
+    gpu_memory: float,
+    chosen: Sequence[int],
+    advance: Advance = unseen,
 ) -> list[RankReport]:
     """Build and step ranks of a job; returns their reports in order.
 
     Args:
         gpu_memory: of a GPU, GiB.
+        advance: told of each rank that is done.
 
     Raises:
         UserError: what the job itself would be refused with, which any rank finds.
@@ -56,7 +63,10 @@ def dry_run(
     context.set_forkserver_preload([PREPARED])  # imported once, and every rank is forked from there
     workers = min(len(chosen), len(os.sched_getaffinity(0)))
     with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
-        reports = list(pool.map(dry_run_rank, [replace(dry, rank=rank) for rank in chosen]))
+        reports = []
+        for report in pool.map(dry_run_rank, [replace(dry, rank=rank) for rank in chosen]):
+            reports.append(report)
+            advance(1)
     for report in reports:
         if report.refusal is not None and report.users:
             raise UserError(report.refusal)

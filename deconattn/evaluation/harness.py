@@ -8,6 +8,8 @@ from contextlib import redirect_stdout
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from deconattn.evaluation.bars import draw
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -45,6 +47,7 @@ def score(
     groups: dict[str, Any] | None = None,
     perturb: Callable[[str], str] | None = None,
     samples: bool = False,
+    bars: bool = True,
 ) -> dict[str, Any]:
     """Score a model; returns the harness's `results`, `versions`, `n-samples`, `configs` and so on.
 
@@ -57,6 +60,7 @@ def score(
         groups: the harness's group objects, whose tasks are among `tasks`.
         perturb: changes the contexts, see :class:`~deconattn.evaluation.harness_model.HarnessModel`.
         samples: return each document's scores, too, as the harness's `samples`.
+        bars: show on a terminal how far it is.
 
     Raises:
         UserError: an answer that is longer than the context.
@@ -64,8 +68,9 @@ def score(
     """
     from deconattn.evaluation.harness_model import HarnessModel
 
-    wrapped = HarnessModel(model, tokenizer, batch_size, max_length, stop, perturb)
-    return evaluate(wrapped, tasks, limit, BOOTSTRAP_RESAMPLES if resamples is None else resamples, groups, samples)
+    wrapped = HarnessModel(model, tokenizer, batch_size, max_length, stop, perturb, bars)
+    resamples = BOOTSTRAP_RESAMPLES if resamples is None else resamples
+    return evaluate(wrapped, tasks, limit, resamples, groups, samples, bars)
 
 
 def evaluate(
@@ -75,11 +80,13 @@ def evaluate(
     resamples: int,
     groups: dict[str, Any] | None = None,
     samples: bool = False,
+    bars: bool = True,
 ) -> dict[str, Any]:
     """Score one of the harness's own model objects, see :func:`score`; `resamples` 0 leaves standard errors out."""
     from lm_eval.evaluator import evaluate as harness_evaluate
 
     quiet()
+    draw(bars)
     for task in tasks.values():
         task.set_fewshot_seed(FEWSHOT_SEED)  # every model sees the same shots
     chosen = {"tasks": tasks, "groups": groups or {}}

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from deconattn.evaluation.bars import Bar
 from deconattn.evaluation.harness import TOKENS_A_BATCH, Stopped
 
 Request = tuple[Any, list[int], list[int]]
@@ -28,6 +28,7 @@ class HarnessModel(HFLM):
         stop: asked between batches whether to leave off.
         perturb: changes the contexts that answers follow, shots and prompt among them; what is scored stays, and so
             does a text that is scored as a whole.
+        bars: show on a terminal how far it is.
 
     Raises:
         Stopped: when it runs, `stop` said so.
@@ -41,15 +42,17 @@ class HarnessModel(HFLM):
         max_length: int | None = None,
         stop: Callable[[], bool] | None = None,
         perturb: Callable[[str], str] | None = None,
+        bars: bool = True,
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size or 1)
         if batch_size is None:
             on_gpu = self.device.type == "cuda"
             self.batch_size_per_gpu = "auto" if on_gpu else max(1, TOKENS_A_BATCH // self.max_length)
-        self._windows: tqdm | None = None
+        self._windows: Bar | None = None
         self._told = False
         self._stop = stop
         self._perturb = perturb
+        self._bars = bars
 
     def _model_call(self, *arguments: Any, **more: Any) -> Any:
         self._ask()
@@ -80,7 +83,8 @@ class HarnessModel(HFLM):
         return changed
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        with tqdm(desc="Running rolling windows", unit=" windows", disable=disable_tqdm) as self._windows:
+        hidden = disable_tqdm or not self._bars
+        with Bar(desc="Running rolling windows", unit="windows", disable=hidden) as self._windows:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(

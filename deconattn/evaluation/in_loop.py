@@ -69,7 +69,13 @@ class InLoopEvaluation:
         for name, task in self._tasks.items():
             try:
                 found = harness.score(
-                    model, stored.tokenizer, {name: task}, limit=self._flags.eval_limit, resamples=RESAMPLES, stop=stop
+                    model,
+                    stored.tokenizer,
+                    {name: task},
+                    limit=self._flags.eval_limit,
+                    resamples=RESAMPLES,
+                    stop=stop,
+                    bars=False,  # the training draws its own
                 )
             except harness.Stopped:
                 return None

@@ -33,6 +33,7 @@ from deconattn.hf.source import FILE_NAME, modeling_source
 from deconattn.hf.tokenizer_files import check_tokenizer, write_tokenizer
 from deconattn.layers.config import ModelConfig
 from deconattn.model.causal_lm import CausalLM
+from deconattn.progress import Advance, progress_bar
 
 MAX_SHARD_SIZE = "5GB"
 COMMAND = "export"
@@ -113,7 +114,17 @@ def _checked(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Te
 def _write_weights(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path) -> None:
     stored = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     split = split_torch_state_dict_into_shards(stored, max_shard_size=MAX_SHARD_SIZE)
-    for file_name, names in split.filename_to_tensors.items():
+    with progress_bar("writing weights", sum(tensor.nbytes for tensor in stored.values()), "bytes") as advance:
+        _write_shards(stored, split.filename_to_tensors, folder, advance)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_shards(
+    stored: Mapping[str, Tensor], files: Mapping[str, Sequence[str]], folder: Path, advance: Advance
+) -> None:
+    for file_name, names in files.items():
         # Clones: safetensors refuses tensors that share storage, as views of one flat buffer do.
         shard = {name: stored[name].detach().clone(memory_format=torch.contiguous_format) for name in names}
         try:
@@ -121,9 +132,7 @@ def _write_weights(tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path)
         except SafetensorError as error:  # what it makes of a full disk
             raise UserError(f"the weights could not be written ({error}): free space or give another folder") from error
         (folder / file_name).chmod(0o644)
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(folder / "model.safetensors.index.json", index)
+        advance(sum(tensor.nbytes for tensor in shard.values()))
 
 
 def _write_json(path: Path, value: Any) -> None:

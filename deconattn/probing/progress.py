@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from deconattn.probing.folder import Outcome
 from deconattn.probing.grid import Cell
+from deconattn.progress import error_console
 
 SECONDS_BETWEEN_RESULTS = 10.0
 
@@ -24,7 +24,7 @@ class ProgressView:
     def __init__(self, total: int, done: int, show: Callable[[], object]) -> None:
         self._total, self._done, self._show = total, done, show
         self._shown, self._new = time.monotonic(), False
-        self._console = Console(stderr=True, soft_wrap=True)
+        self._console = error_console()
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
         self._task = self._bar.add_task("models", total=total, completed=done)

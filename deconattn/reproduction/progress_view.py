@@ -3,11 +3,11 @@
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from deconattn.progress import error_console
 from deconattn.reproduction.folder import ReproductionFolder
 from deconattn.reproduction.jobs import training_progress
 from deconattn.reproduction.plans import Kind, PlannedJob
@@ -33,7 +33,7 @@ class ProgressView:
 
     def __init__(self, folder: ReproductionFolder, jobs: Sequence[PlannedJob]) -> None:
         self.folder, self.jobs = folder, jobs
-        self._console = Console(stderr=True, soft_wrap=True)
+        self._console = error_console()
         self._running: list[PlannedJob] = []
         self._waiting = ""
         self._last = 0.0

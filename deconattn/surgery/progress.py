@@ -3,9 +3,9 @@
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deconattn.progress import error_console
 from deconattn.surgery.folder import Cell, Heads, Own
 
 
@@ -13,7 +13,7 @@ class ProgressView:
     """A view of what :class:`~deconattn.surgery.sensitivity.Sensitivity` and a search do."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, soft_wrap=True)
+        self._console = error_console()
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
         self._task = self._bar.add_task("", total=None)

@@ -12,13 +12,13 @@ from typing import Any, Literal, Protocol
 
 import psutil
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deconattn import durable
 from deconattn.config.flag_groups import RunFlags
 from deconattn.errors import UserError
 from deconattn.metric_rows import METRICS, kind_of, valid_lines
+from deconattn.progress import error_console
 
 TENSORBOARD = "tensorboard"
 """TensorBoard's folder in the run's."""
@@ -85,7 +85,7 @@ class Display:
     """Progress display: a live line in a terminal; in a log, a line now and then."""
 
     def __init__(self, total_steps: int, step: int) -> None:
-        self._console = Console(stderr=True, soft_wrap=True)
+        self._console = error_console()
         self._last_line = 0.0
         self._total = total_steps
         self._progress = Progress(

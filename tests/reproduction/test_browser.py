@@ -97,6 +97,21 @@ def test_pointing_shows_the_value(page: Any) -> None:
     assert not tip.is_visible()
 
 
+def test_the_keyboard_reaches_every_value_of_a_chart(page: Any) -> None:
+    chart = page.locator("svg[tabindex='0']").first
+    chart.focus()
+    said = chart.locator("[data-says]").evaluate_all("marks => marks.map(mark => mark.dataset.says)")
+    tip = page.locator("#tip")
+    for expected in said[:3]:
+        page.keyboard.press("ArrowRight")
+        assert tip.is_visible() and tip.text_content() == expected
+    page.keyboard.press("ArrowLeft")
+    assert tip.text_content() == said[1]
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Escape")
+    assert not tip.is_visible()
+
+
 def test_print_hides_controls_and_opens_the_commands(page: Any) -> None:
     page.set_viewport_size({"width": 688, "height": 970})  # A4 less its margins
     page.evaluate("dispatchEvent(new Event('beforeprint'))")

@@ -18,10 +18,10 @@ from deconattn.data.corpus_tools.id_sources import (
 from deconattn.data.corpus_tools.new_corpus import new_corpus
 from deconattn.data.manifest import Manifest
 from deconattn.data.packing.selection import is_validation
-from deconattn.data.progress_bars import progress_bar
 from deconattn.data.shards import ShardSchema
 from deconattn.data.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from deconattn.errors import UserError
+from deconattn.progress import progress_bar
 
 
 @dataclass

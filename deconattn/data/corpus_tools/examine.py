@@ -16,8 +16,8 @@ from deconattn.data.corpus_tools.new_corpus import schema_of
 from deconattn.data.corpus_tools.record_batches import BROKEN, MAGIC, LocatedBatch, open_record_batches
 from deconattn.data.manifest import Manifest, ShardEntry
 from deconattn.data.mapped import fetch
-from deconattn.data.progress_bars import Advance
 from deconattn.json_files import reason
+from deconattn.progress import Advance
 
 _PIECE = 1 << 24
 _LISTED = 10  # of the faults of one kind in one record batch; the others are counted

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from deconattn.data.corpus_tokenizer import open_tokenizer, tokenizer_faults
 from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, read_manifest
-from deconattn.data.progress_bars import progress_bar
 from deconattn.data.shards import open_shard
+from deconattn.progress import progress_bar
 
 
 @dataclass(frozen=True)

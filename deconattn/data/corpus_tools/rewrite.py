@@ -14,11 +14,11 @@ from deconattn.data.corpus import read_batches
 from deconattn.data.corpus_tokenizer import difference, has_old_fingerprint, renewed
 from deconattn.data.corpus_tools.new_corpus import check_new, copy_tokenizer, new_corpus, schema_of, shard_name
 from deconattn.data.manifest import SPLITS, Manifest, ShardEntry, read_manifest, write_manifest
-from deconattn.data.progress_bars import Advance, progress_bar
 from deconattn.data.shards import check_shard
 from deconattn.durable import staged_folder
 from deconattn.errors import UserError
 from deconattn.program import command
+from deconattn.progress import Advance, progress_bar
 
 _PIECE = 1 << 24
 _SOURCE_NAMES = 8

@@ -13,9 +13,9 @@ from deconattn.data.corpus_tools.examine import examine_shard
 from deconattn.data.corpus_tools.new_corpus import schema_of
 from deconattn.data.corpus_tools.round_trip import RoundTrip
 from deconattn.data.manifest import SPLITS, Manifest, read_manifest
-from deconattn.data.progress_bars import progress_bar
 from deconattn.data.tokenizing.tokenizer import Tokenizer
 from deconattn.errors import UserError
+from deconattn.progress import progress_bar
 
 
 @dataclass

@@ -15,9 +15,9 @@ from deconattn.data.packing.document_batch import DocumentBatch
 from deconattn.data.packing.encode import MAX_THREADS, Encoded, Work, encode_blocks, encode_conversations
 from deconattn.data.packing.journal import Journal
 from deconattn.data.packing.pack_config import PackConfig
+from deconattn.data.packing.progress import pack_progress
 from deconattn.data.packing.selection import Counts, Selection, cut_document, is_validation, share_of_last
 from deconattn.data.packing.shuffle import SortedRun, count_ranges, read_range
-from deconattn.data.progress_bars import pack_progress
 from deconattn.data.reading.blocks import InputBlock, read_blocks
 from deconattn.data.reading.chat import ChatTemplate, load_template
 from deconattn.data.reading.input_files import Input

@@ -67,6 +67,16 @@ def test_document_masks_keep_the_loss_independent_of_micro_batches(small: list[s
     assert_same_run(tmp_path / "1", tmp_path / "4", 1e-5)
 
 
+@pytest.mark.parametrize("pattern", ["fixedseq,nonapproximate", pytest.param("gla,standard", marks=pytest.mark.slow)])
+def test_shared_sequences_of_documents_packed_by_best_fit(
+    small: list[str], tmp_path: Path, ranks: Callable[[int], Ranks], pattern: str
+) -> None:
+    flags = [*small, "--pattern", pattern, "--doc-mask", "--packing", "best-fit"]
+    run_job([*flags, "--save", str(tmp_path / "alone")])
+    ranks(2)(train, arguments=[*flags, "--cp", "2", "--zero", "2", "--save", str(tmp_path / "shared")])
+    assert_same_run(tmp_path / "shared", tmp_path / "alone", 1e-5)
+
+
 @pytest.mark.slow
 def test_accumulated_bf16_gradients_keep_every_micro_batch(small: list[str], single: Path, tmp_path: Path) -> None:
     for zero in ("1", "2", "3"):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deconattn.layers.config import ModelConfig
 from deconattn.layers.rotary import Rotary
+from deconattn.layers.shards import largest_part
 from deconattn.mixers.cache import LayerCache
 from deconattn.mixers.context import MixerContext
 from deconattn.mixers.costs import Workload
@@ -111,11 +112,37 @@ class ContextExchange(Generic[AnyMixer]):
     def sent_elements(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
         """Return the elements that one rank sends in a layer's forward pass; the backward pass sends as many.
 
+        They are of `work.bytes_per_element` bytes each; what travels in a wider format counts as more of them.
+
         Args:
-            work: of whole rows, the fixed streams' among them.
+            work: of whole rows, the fixed streams' among them: of those that come out, or, where whole rows are
+                gathered, those that go in. Of none, what is exchanged of the streams alone.
         """
         gathered = config.hidden_size * (1 + mixer.needs_static_embeddings)
         return work.tokens // cp_size * (cp_size - 1) * gathered
+
+    def gathers(self, mixer: type[AnyMixer], config: ModelConfig, tp_size: int, cp_size: int) -> bool:
+        """Return whether every rank mixes whole rows, as by default; a subclass that does so at times says when."""
+        return type(self).mix is ContextExchange.mix
+
+    def activation_bytes(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        """Return the bytes that a rank saves of a layer's mixer for backward, its input among them.
+
+        Of a rank's part, what was mixed comes back as another tensor, which the output projection keeps.
+
+        Args:
+            work: of whole rows, the fixed streams' among them.
+        """
+        if self.gathers(mixer, config, work.tp_size, cp_size):
+            return mixer.activation_bytes(config, work)
+        part = replace(work, length=work.length // cp_size)
+        mixed = largest_part(config.query_size, config.num_attention_heads, work.tp_size)
+        return mixer.activation_bytes(config, part) + work.bytes_per_element * part.tokens * mixed
+
+    def forward_flops(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        """Return the FLOPs of a layer's forward pass on one rank: an equal share, or all where rows are gathered."""
+        whole = mixer.forward_flops(config, work)
+        return whole if self.gathers(mixer, config, work.tp_size, cp_size) else whole // cp_size
 
 
 class NoExchange(ContextExchange["Mixer"]):
@@ -126,6 +153,9 @@ class NoExchange(ContextExchange["Mixer"]):
 
     def sent_elements(self, mixer: "type[Mixer]", config: ModelConfig, work: Workload, cp_size: int) -> int:
         return 0
+
+    def activation_bytes(self, mixer: "type[Mixer]", config: ModelConfig, work: Workload, cp_size: int) -> int:
+        return mixer.activation_bytes(config, replace(work, length=work.length // cp_size))
 
 
 def over_heads(heads: int, key_value_heads: int, cp_size: int) -> int | None:

@@ -38,10 +38,28 @@ def check(words: str, ranks: int, only_ends: bool = True) -> None:
         assert predicted.memory.total == pytest.approx(max(report.peak, report.built), rel=0.05), predicted
         for kind in ("tensor", "data", "pipeline", "tied"):
             assert report.sent(kind) == pytest.approx(getattr(sent, kind), rel=0.01, abs=2**17), kind
+        assert report.sent("context") == sent.context
 
 
 def test_4096_ranks_of_a_pipeline():
     check(f"{PIPELINE} --micro-batch-size 1 --global-batch-size 1024", 4096)
+
+
+def test_512_ranks_of_which_eight_share_a_sequence():
+    check("--cp 8 --zero 1 --num-hidden-layers 2 --seq-len 8192 --micro-batch-size 1 --global-batch-size 128", 512)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["--zero 1", "--tp 2 --sequence-parallel --zero 2 --recompute mixer", "--zero 3"])
+@pytest.mark.parametrize("variant", variant_names())
+def test_every_variant_of_a_long_sequence(variant: str, more: str):
+    words = f"--variant {variant} --pattern 1:1 --num-hidden-layers 4 --seq-len 16384 --cp 4 {more}"
+    check(f"{words} --micro-batch-size 1 --global-batch-size 8", 16)
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_long_sequences():
+    check(f"{PIPELINE} --cp 8 --seq-len 8192 --doc-mask --micro-batch-size 1 --global-batch-size 32", 512)
 
 
 @pytest.mark.slow

@@ -112,7 +112,8 @@ def advice(
         f"{used:.1%}, {_gib(best.peak.memory.total)} of {gib:g} GiB"
     )
     if isinstance(alone, UserError):
-        yield f"  --cp {best.job.cp}, because without {alone}"
+        reason = str(alone).partition(";")[0]  # after which remedies come, of which this is one
+        yield f"  --cp {best.job.cp}, because without it {reason}"
     elif alone is not None:
         waits = f", of which {alone.time.bubble_share:.0%} bubble" if alone.time.bubble_share > LARGEST_BUBBLE else ""
         yield (

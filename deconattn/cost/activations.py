@@ -86,6 +86,10 @@ def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivati
             working = 2 * element + vector * tokens + feed_forward - kept_feed_forward
         case "layer":
             working = 2 * element + vector * tokens + mixed + norms + feed_forward
+    if whole:
+        again = {"none": 0, "mlp": 0, "mixer": mixed - kept_mixed, "layer": mixed + norms}[job.recompute]
+        freed = 0 if job.recompute == "layer" else kept_feed_forward
+        working = max(working, again + _mixing_gradients(job, rows) - freed)
     kept = vector * local_in if job.recompute == "layer" else kept_mixed + norms + kept_feed_forward
     return LayerActivations(kept=kept, input=vector * local_in, working=working)
 
@@ -93,6 +97,14 @@ def _layer(job: Job, variant: str, rows: int, output_rows: int) -> LayerActivati
 def gathers_rows(job: Job, mixer: type[Mixer]) -> bool:
     """Return whether a layer's mixer gathers whole rows on the ranks that share them, and keeps them."""
     return job.cp > 1 and exchange_of(mixer).gathers(mixer, job.model, job.tp, job.cp)
+
+
+def _mixing_gradients(job: Job, rows: int) -> int:
+    """Return the bytes of the gradients of queries, keys, values and what is mixed of them, of whole rows."""
+    config = job.model
+    queries = largest_part(config.query_size, config.num_attention_heads, job.tp)
+    keys = largest_part(config.key_value_size, config.num_key_value_heads, job.tp)
+    return job.bytes_per_element * rows * job.length * 2 * (queries + keys)
 
 
 def _mixer_bytes(job: Job, mixer: type[Mixer], rows: int) -> int:

@@ -122,7 +122,6 @@ def _run(dry: Dry) -> RankReport:
         _step(engine, flags, few)
         peak, calls, sent = ledger.peak, ledger.calls, ledger.sent
         if few < micro_batches:
-            _lengthen(engine, few + 1)
             ledger.restart()
             _step(engine, flags, few + 1)
             more = micro_batches - few
@@ -167,11 +166,6 @@ def _tell_of_hops(engine: "Engine", flags: TrainingFlags, model: "CausalLM") -> 
         return tuple(allocate(index, list(shape), kind) for index, (shape, kind) in enumerate(tensors))
 
     inner._recv_tensor_meta = receive
-
-
-def _lengthen(engine: "Engine", micro_batches: int) -> None:
-    inner = engine._engine
-    inner.set_train_batch_size(inner.train_micro_batch_size_per_gpu() * inner.dp_world_size * micro_batches)
 
 
 def _step(engine: "Engine", flags: TrainingFlags, micro_batches: int) -> None:

@@ -80,7 +80,9 @@ def test_two_million_tokens_fit_where_ranks_share_them():
     with pytest.raises(UserError, match="^nothing fits 80 GiB on 8 GPUs") as without:
         recommend(model, flags, 8, 80, H100, sharing=False)
     told = [line for line in advice(found, H100, 80, without.value) if isinstance(line, str)]
-    assert told[2].startswith(f"  --cp {found[0].job.cp}, because without it nothing fits 80 GiB on 8 GPUs: the least is ")
+    assert told[2].startswith(
+        f"  --cp {found[0].job.cp}, because without it nothing fits 80 GiB on 8 GPUs: the least is "
+    )
     assert told[2].endswith(", recomputing layers)")
 
 

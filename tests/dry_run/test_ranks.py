@@ -46,7 +46,9 @@ def test_4096_ranks_of_a_pipeline():
 
 
 def test_512_ranks_of_which_eight_share_a_sequence():
-    check("--cp 8 --zero 1 --num-hidden-layers 2 --seq-len 8192 --micro-batch-size 1 --global-batch-size 128", 512)
+    """With fixed streams that a step of eight micro-batches holds, which the first and the last run."""
+    words = "--variant fixedseq --pattern 1:1 --cp 8 --zero 1 --num-hidden-layers 4 --seq-len 8192"
+    check(f"{words} --micro-batch-size 1 --global-batch-size 512", 512)
 
 
 @pytest.mark.slow

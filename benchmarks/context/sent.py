@@ -143,11 +143,12 @@ def draw(found: Sequence[dict[str, Any]], arguments: Arguments) -> None:
             axes.plot(list(sent), list(sent.values()), color=colour, label=", ".join(names))
             axes.plot(list(row["counted"]), list(row["counted"].values()), "o", color=colour)
         axes.set_xscale("log", base=2)
-        axes.set_yscale("symlog", linthresh=1)
+        axes.set_yscale("symlog", linthresh=0.1)  # `mlp` sends nothing
+        axes.set_ylim(0, 2 * max(max(row["sent"].values()) for row in found))
         axes.set_xticks(list(arguments.lengths)[::2], [f"{length:,}" for length in arguments.lengths[::2]])
         axes.set_xlabel("tokens of a sequence")
         axes.set_ylabel("bytes sent, a token and layer")
-        axes.legend(frameon=False, fontsize=9)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
         figure.savefig(arguments.picture, transparent=True, metadata={"Date": None})
 
 

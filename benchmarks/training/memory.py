@@ -128,22 +128,19 @@ def measure(command_line: list[str], ranks: int, steps: int, folder: Path, limit
         log = (folder / f"log-{rank}").open("w")
         script = [sys.executable, str(Path(__file__).resolve()), "--run", order]
         processes.append((subprocess.Popen(script, env=environment, stdout=log, stderr=subprocess.STDOUT), answer, log))
+    failed: list[int] = []
     try:
-        while any(process.poll() is None for process, _, _ in processes):
-            if any(process.poll() for process, _, _ in processes):
-                break  # the others may wait for it for ever
+        while not failed and any(process.poll() is None for process, _, _ in processes):
             time.sleep(0.2)
+            failed = [rank for rank, (process, _, _) in enumerate(processes) if process.poll()]
     finally:
         for process, _, log in processes:
             process.kill()
             process.wait()
             log.close()
-    answers = []
-    for rank, (_, answer, _) in enumerate(processes):
-        if not answer.is_file():
-            raise RuntimeError(f"rank {rank} failed: {(folder / f'log-{rank}').read_text()[-1500:]}")
-        answers.append(json.loads(answer.read_text()))
-    return answers
+    for rank in failed:  # the others would have waited for it for ever
+        raise RuntimeError(f"rank {rank} failed: {(folder / f'log-{rank}').read_text()[-1500:]}")
+    return [json.loads(answer.read_text()) for _, answer, _ in processes]
 
 
 def measure_here(order: dict[str, Any]) -> None:

@@ -2,5 +2,6 @@
 
 A :mod:`.job` is a model on a topology: :mod:`.memory` (from :mod:`.activations` and :mod:`.zero`),
 :mod:`.communication` (with :mod:`.context`), :mod:`.recommend`, and :mod:`.report`, which prints them; :mod:`.tables`
-compares variants. FLOPs are the model's (:mod:`deconattn.model.flops`). The formulas, and where the paper prints others: docs/costs.md.
+compares variants. FLOPs are the model's (:mod:`deconattn.model.flops`). The formulas, and where the paper prints
+others: docs/costs.md.
 """

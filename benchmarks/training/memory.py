@@ -128,18 +128,21 @@ def measure(command_line: list[str], ranks: int, steps: int, folder: Path, limit
         log = (folder / f"log-{rank}").open("w")
         script = [sys.executable, str(Path(__file__).resolve()), "--run", order]
         processes.append((subprocess.Popen(script, env=environment, stdout=log, stderr=subprocess.STDOUT), answer, log))
-    failed: list[int] = []
+
+    def failed() -> list[int]:
+        return [rank for rank, (process, _, _) in enumerate(processes) if process.poll()]
+
     try:
-        while not failed and any(process.poll() is None for process, _, _ in processes):
+        while not failed() and any(process.poll() is None for process, _, _ in processes):
             time.sleep(0.2)
-            failed = [rank for rank, (process, _, _) in enumerate(processes) if process.poll()]
+        first = failed()[:1]  # the others would have waited for it for ever
     finally:
         for process, _, log in processes:
             process.kill()
             process.wait()
             log.close()
-    for rank in failed:  # the others would have waited for it for ever
-        raise RuntimeError(f"rank {rank} failed: {(folder / f'log-{rank}').read_text()[-1500:]}")
+    if first:
+        raise RuntimeError(f"rank {first[0]} failed: {(folder / f'log-{first[0]}').read_text()[-1500:]}")
     return [json.loads(answer.read_text()) for _, answer, _ in processes]
 
 

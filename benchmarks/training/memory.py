@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,7 @@ class Arguments:
     vocab_size: int = 50304
     precision: tuple[str, ...] = ("fp32", "bf16")
     layouts: tuple[str, ...] = ("1 rank", "dp 2", "tp 2", "tp 2 sp")
-    """Of: 1 rank, dp 2, tp 2, tp 2 sp, pp 2."""
+    """Of: 1 rank, dp 2, tp 2, tp 2 sp, pp 2, cp 2, cp 4."""
     zero: tuple[int, ...] = (0, 1, 2, 3)
     bucket: int = 0
     """DeepSpeed's reduce_bucket_size, elements; 0 is that of ds_configs/."""
@@ -73,6 +74,8 @@ LAYOUTS = {
     "tp 2": (2, ["--tp", "2"]),
     "tp 2 sp": (2, ["--tp", "2", "--sequence-parallel"]),
     "pp 2": (2, ["--pp", "2"]),
+    "cp 2": (2, ["--cp", "2"]),
+    "cp 4": (4, ["--cp", "4"]),
 }
 """Ranks and flags by name."""
 
@@ -103,8 +106,11 @@ def predict(flags: TrainingFlags, ranks: int) -> MemorySnapshot:
     return peak(Job.of(config, flags, ranks, gpu=False))
 
 
-def measure(command_line: list[str], ranks: int, steps: int, folder: Path) -> list[dict[str, Any]]:
+def measure(command_line: list[str], ranks: int, steps: int, folder: Path, limit: int = 0) -> list[dict[str, Any]]:
     """Every rank's answer, from fresh processes.
+
+    Args:
+        limit: bytes that a rank may have beside what it held before the model was built; 0 for no limit.
 
     Raises:
         RuntimeError: one of them failed; with the end of what it wrote.
@@ -114,7 +120,7 @@ def measure(command_line: list[str], ranks: int, steps: int, folder: Path) -> li
     for rank in range(ranks):
         answer = folder / f"answer-{rank}.json"
         answer.unlink(missing_ok=True)
-        order = json.dumps({"flags": command_line, "steps": steps, "answer": str(answer)})
+        order = json.dumps({"flags": command_line, "steps": steps, "answer": str(answer), "limit": limit})
         environment = os.environ | MAPPINGS | {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1",
@@ -122,22 +128,22 @@ def measure(command_line: list[str], ranks: int, steps: int, folder: Path) -> li
         log = (folder / f"log-{rank}").open("w")
         script = [sys.executable, str(Path(__file__).resolve()), "--run", order]
         processes.append((subprocess.Popen(script, env=environment, stdout=log, stderr=subprocess.STDOUT), answer, log))
+
+    def failed() -> list[int]:
+        return [rank for rank, (process, _, _) in enumerate(processes) if process.poll()]
+
     try:
-        while any(process.poll() is None for process, _, _ in processes):
-            if any(process.poll() for process, _, _ in processes):
-                break  # the others may wait for it for ever
+        while not failed() and any(process.poll() is None for process, _, _ in processes):
             time.sleep(0.2)
+        first = failed()[:1]  # the others would have waited for it for ever
     finally:
         for process, _, log in processes:
             process.kill()
             process.wait()
             log.close()
-    answers = []
-    for rank, (_, answer, _) in enumerate(processes):
-        if not answer.is_file():
-            raise RuntimeError(f"rank {rank} failed: {(folder / f'log-{rank}').read_text()[-1500:]}")
-        answers.append(json.loads(answer.read_text()))
-    return answers
+    if first:
+        raise RuntimeError(f"rank {first[0]} failed: {(folder / f'log-{first[0]}').read_text()[-1500:]}")
+    return [json.loads(answer.read_text()) for _, answer, _ in processes]
 
 
 def measure_here(order: dict[str, Any]) -> None:
@@ -152,12 +158,15 @@ def measure_here(order: dict[str, Any]) -> None:
 
     flags = parse_training_flags(order["flags"])
     start_distributed()
-    topology = Topology.create(flags.engine.tp, flags.engine.pp)
+    topology = Topology.create(flags.engine.tp, flags.engine.pp, flags.engine.cp)
     rows, length, vocabulary = flags.optimization.micro_batch_size, flags.data.seq_len, flags.model.vocab_size
     config = model_config(flags.model, vocabulary, length)
     text = torch.arange(length) % vocabulary
-    held, resident = _mapped("mmap"), _resident("VmRSS")
+    held, resident = _mapped("mmap"), _status("VmRSS")
     _reset_peak()
+    if order["limit"]:
+        most = _status("VmData") + order["limit"]
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     model = empty_model(config, flags, topology)
     initialize(model, flags.optimization.seed, text)
     engine = Engine(model, flags, topology)
@@ -170,7 +179,7 @@ def measure_here(order: dict[str, Any]) -> None:
     peaks = {
         "peak": _mapped("max mmap") - held,
         "starting": starting,
-        "resident": _resident("VmHWM") - resident,
+        "resident": _status("VmHWM") - resident,
     }
     Path(order["answer"]).write_text(json.dumps(peaks))
 
@@ -255,7 +264,7 @@ def _mapped(name: str) -> int:
     return total - sum(arenas)
 
 
-def _resident(name: str) -> int:
+def _status(name: str) -> int:
     """A field of /proc/self/status, bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):

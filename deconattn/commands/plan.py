@@ -131,7 +131,7 @@ def plan_job(flags: Arguments) -> None:
         UserError: figures below zero, a topology that cannot be, or nothing that fits.
     """
     from deconattn.cost.job import Job  # here and below: they bring PyTorch, for which --help does not wait
-    from deconattn.cost.recommend import recommend
+    from deconattn.cost.recommend import Recommendation, recommend
     from deconattn.cost.report import advice, per_rank, summary, timing
 
     cluster, memory = described(flags)
@@ -140,7 +140,14 @@ def plan_job(flags: Arguments) -> None:
     show(per_rank(job))
     for line in (*summary(job, memory), *timing(job, cluster, training)):
         print(line)
-    for part in advice(recommend(model, training, flags.gpus, memory, cluster), cluster, memory):
+    found = recommend(model, training, flags.gpus, memory, cluster)
+    alone: Recommendation | UserError | None = None
+    if found[0].job.cp > 1:
+        try:
+            alone = recommend(model, training, flags.gpus, memory, cluster, count=1, sharing=False)[0]
+        except UserError as error:
+            alone = error
+    for part in advice(found, cluster, memory, alone):
         if isinstance(part, str):
             print(part)
         else:

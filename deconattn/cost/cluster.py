@@ -1,7 +1,7 @@
 """Cluster that a job is planned for: its GPUs, and the links between them.
 
-Ranks lie in the order pipeline, data, tensor: tensor-parallel neighbours share a machine, stages are farthest apart
-(:class:`deconattn.parallel.topology.Topology`).
+Ranks lie in the order pipeline, data, context, tensor: tensor-parallel neighbours share a machine, then come those that
+share a sequence, and stages are farthest apart (:class:`deconattn.parallel.topology.Topology`).
 """
 
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class Cluster:
         network = LINKS[name].network if network_gbps is None else 1e9 * network_gbps
         return cls(name, CARDS[name], per_node, LINKS[name].inside * OF_LINK, network / 8 * OF_LINK, 1e9 * storage)
 
-    def seconds(self, sent: float, calls: float, ranks: int, stride: int) -> float:
+    def seconds(self, sent: float, calls: float, ranks: int, stride: int, ring: bool = True) -> float:
         """Return the seconds of collectives, or messages, in which each of `ranks` ranks sends `sent` bytes.
 
         A ring of ranks that leaves the machine does so through the ports of all its members there.
@@ -84,9 +84,11 @@ class Cluster:
         Args:
             calls: how many of them.
             stride: distance of the ranks that take part.
+            ring: they send around a ring; otherwise each sends through its own port what leaves the machine.
         """
         if ranks < 2 or not sent:
             return 0.0
         here = max(1, min(ranks, self.per_node // stride))
-        bandwidth = self.inside if here == ranks else min(self.inside, here * self.network)
+        ports = here if ring else 1
+        bandwidth = self.inside if here == ranks else min(self.inside, ports * self.network)
         return sent / bandwidth + calls * LATENCY * log2(ranks)

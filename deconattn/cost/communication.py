@@ -4,7 +4,8 @@
 
 from dataclasses import dataclass
 
-from deconattn.cost.activations import p2p_bytes
+from deconattn.cost.activations import gathers_rows, p2p_bytes
+from deconattn.cost.context import context_elements
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import rank_parameters
 from deconattn.cost.zero import LIVE
@@ -19,19 +20,21 @@ class Traffic:
 
     Attributes:
         tensor: all-reduces of tensor parallelism, or all-gathers and reduce-scatters of sequence parallelism.
+        context: what layers exchange of the sequences that ranks share.
         data: ZeRO's reduction of gradients and gathering of weights.
         pipeline: hidden states to the next stage, gradients to the one before.
         tied: the embedding's gradient, where the head is another stage's copy of it.
     """
 
     tensor: int
+    context: int
     data: int
     pipeline: int
     tied: int
 
     @property
     def total(self) -> int:
-        return self.tensor + self.data + self.pipeline + self.tied
+        return self.tensor + self.context + self.data + self.pipeline + self.tied
 
 
 def stage_traffic(job: Job, stage: int) -> Traffic:
@@ -39,6 +42,7 @@ def stage_traffic(job: Job, stage: int) -> Traffic:
     span = job.spans[stage]
     return Traffic(
         tensor=job.accumulation * _tensor(job, span),
+        context=job.bytes_per_element * sum(context_elements(job)[index] for index in span),
         data=_data(job, span),
         pipeline=job.accumulation * _p2p(job, span),
         tied=_tied(job, span),
@@ -68,14 +72,16 @@ def _tensor(job: Job, span: range) -> int:
         if not job.sequence_parallel:
             exchanges += 2 * (job.recompute == "layer")
         else:
-            again = [n for part, n in inputs.items() if job.gathers_again or job.recompute in (part, "layer")]
+            kept = {"mixer"} if gathers_rows(job, mixer_class(config.layer_variants[index])) else set()
+            gathers = [part for part in inputs if job.gathers_again and part not in kept]
+            again = [n for part, n in inputs.items() if part in gathers or job.recompute in (part, "layer")]
             exchanges += sum(again) + (job.recompute == "layer")
-        halves += exchanges * rows[index] * job.length * config.hidden_size
+        halves += exchanges * rows[index] * job.part * config.hidden_size
     exchanged = halves // 2  # elements that an all-reduce goes over
-    tokens = job.micro_batch * job.length * config.hidden_size
+    tokens = job.micro_batch * job.part * config.hidden_size
     if span.start == 0:  # the random stream is looked up nowhere
         embedded = job.micro_batch + ("text" in Streams.of(config.layer_variants).fixed)
-        exchanged += embedded * job.length * config.hidden_size
+        exchanged += embedded * job.part * config.hidden_size
     if span.stop == config.num_hidden_layers:
         exchanged += tokens
     if job.sequence_parallel:  # each rank has seen a part of the sequence: the norms' gradients are summed
@@ -84,27 +90,27 @@ def _tensor(job: Job, span: range) -> int:
 
 
 def _data(job: Job, span: range) -> int:
-    """Bytes of data parallelism per step; gradients are reduced in fp32, unless a DeepSpeed file says otherwise.
+    """Bytes of ZeRO per step, over replicas and ranks that share a sequence alike.
 
-    ZeRO-0 and 1 all-reduce once a step, ZeRO-2 (all-reduce too, in DeepSpeed) and 3 (reduce-scatter) every
-    micro-batch; updated weights are gathered once a step by ZeRO-1 and 2, and for every micro-batch by ZeRO-3, for the
-    backward pass again as far as they were released; where neighbours keep a second copy, all but a step's first
-    gathering are among them.
+    Gradients are reduced in fp32, unless a DeepSpeed file says otherwise. ZeRO-0 and 1 all-reduce once a step, ZeRO-2
+    (all-reduce too, in DeepSpeed) and 3 (reduce-scatter) every micro-batch; updated weights are gathered once a step by
+    ZeRO-1 and 2, and for every micro-batch by ZeRO-3, for the backward pass again as far as they were released; where
+    neighbours keep a second copy, all but a step's first gathering are among them.
     """
-    if job.dp == 1:
+    if job.zero_size == 1:
         return 0
     parameters = rank_parameters(job.model, span, job.tp).total
-    reduced = all_reduce_bytes(parameters * job.reduced_bytes, job.dp)
+    reduced = all_reduce_bytes(parameters * job.reduced_bytes, job.zero_size)
     if job.zero == 0:
         return reduced
-    gathered = all_reduce_bytes(parameters * job.bytes_per_element, job.dp) // 2
+    gathered = all_reduce_bytes(parameters * job.bytes_per_element, job.zero_size) // 2
     if job.zero == 1:
         return reduced + gathered
     if job.zero == 2:
         return job.accumulation * reduced + gathered
     released = max(0, parameters - LIVE // 2)  # reused within LIVE elements of the way to the end and back
     size = 1 if job.quantized_weights else job.bytes_per_element
-    first, later = job.dp, job.second_copy or job.dp
+    first, later = job.zero_size, job.second_copy or job.zero_size
     gatherings = [(first, parameters), (later, released)] + (job.accumulation - 1) * [(later, parameters + released)]
     gathered = sum(all_reduce_bytes(elements * size, ranks) // 2 for ranks, elements in gatherings)
     return job.accumulation * (reduced // 2) + gathered
@@ -112,7 +118,7 @@ def _data(job: Job, span: range) -> int:
 
 def _p2p(job: Job, span: range) -> int:
     """P2P bytes per micro-batch: activations and labels to the next stage, and gradients to the one before."""
-    labels = 8 * job.micro_batch * job.length
+    labels = 8 * job.micro_batch * job.part
     sent = p2p_bytes(job, span.stop) + labels if span.stop < job.model.num_hidden_layers else 0
     return sent + (p2p_bytes(job, span.start) if span.start > 0 else 0)
 

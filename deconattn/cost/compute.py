@@ -15,6 +15,7 @@ from deconattn.cost.parameters import rank_parameters
 from deconattn.cost.work import Work
 from deconattn.layers.shards import largest_part
 from deconattn.mixers import Workload, mixer_class
+from deconattn.mixers.exchange import exchange_of
 from deconattn.mixers.standard import Standard
 from deconattn.model.flops import feed_forward_flops, head_forward_flops
 from deconattn.model.streams import layer_output_rows
@@ -46,7 +47,7 @@ class StageCompute:
 
 def stage_compute(job: Job, cluster: Cluster, stage: int) -> StageCompute:
     """Return the compute of a rank of a pipeline stage."""
-    span, tokens, width = job.spans[stage], job.micro_batch * job.length, job.model.hidden_size
+    span, tokens, width = job.spans[stage], job.micro_batch * job.part, job.model.hidden_size
     rows, kept = layer_output_rows(job.model, job.micro_batch), _layer_activations(job)
     of_layers: dict[tuple[str, int, int], tuple[float, float]] = {}  # many are alike
     forward = backward = 0.0
@@ -56,27 +57,31 @@ def stage_compute(job: Job, cluster: Cluster, stage: int) -> StageCompute:
             of_layers[kind] = _layer(job, cluster, *kind)
         forward, backward = forward + of_layers[kind][0], backward + of_layers[kind][1]
     if span.stop == job.model.num_hidden_layers:
-        flops = 3 * head_forward_flops(job.model, job.micro_batch, job.length) // job.tp
+        flops = 3 * head_forward_flops(job.model, job.micro_batch, job.part) // job.tp
         table = largest_part(job.model.vocab_size, job.model.vocab_size, job.tp)
         moved = LOGITS_MOVED * job.bytes_per_element * tokens * table + HEAD_MOVED * table * width
         forward += _seconds(job, cluster, flops, min(width, table)) + _moving(cluster, moved)
     parameters = rank_parameters(job.model, span, job.tp).total
     backward += _moving(cluster, GRADIENT_MOVED * parameters)
-    update = _moving(cluster, REDUCED_MOVED * parameters + UPDATE_MOVED * parameters // (job.dp if job.zero else 1))
+    updated = parameters // (job.zero_size if job.zero else 1)
+    update = _moving(cluster, REDUCED_MOVED * parameters + UPDATE_MOVED * updated)
     return StageCompute(forward, backward, update)
 
 
 def _layer(job: Job, cluster: Cluster, variant: str, rows: int, kept: int) -> tuple[float, float]:
     """Seconds of a layer's forward and backward pass, recomputation in the latter."""
     config, mixer = job.model, mixer_class(variant)
-    whole = mixer.forward_flops(config, Workload(rows, job.length))
+    work = Workload(rows, job.length, job.bytes_per_element, job.tp)
+    whole = of_all = mixer.forward_flops(config, work)
+    if job.cp > 1:
+        whole = exchange_of(mixer).forward_flops(mixer, config, work, job.cp)
     # What grows with the sequence mixes tokens; what does not is products with weights.
-    products = min(whole, job.length * mixer.forward_flops(config, Workload(rows, 1)))
+    products = min(whole, job.length * mixer.forward_flops(config, Workload(rows, 1)) * whole // of_all)
     mixing = whole - products
     narrow = min(config.hidden_size, max(1, config.query_size // job.tp))
     wide = min(config.hidden_size, max(1, config.intermediate_size // job.tp))
     kind = "attention" if issubclass(mixer, Standard) else "kernel"
-    feed_forward = feed_forward_flops(config, rows, job.length)
+    feed_forward = feed_forward_flops(config, rows, job.part)
 
     def passing(times: float, mixed: float, moved: float, backward: bool) -> float:
         name = "backward" if backward else "forward"

@@ -19,6 +19,7 @@ class Job:
     """Training job: what the costs of a run depend on.
 
     Attributes:
+        length: tokens of a sequence, which `cp` ranks share.
         micro_batch: sequences in one forward pass of one replica.
         accumulation: micro-batches of one replica in an optimiser step.
         bytes_per_element: of weights and activations, 2 or 4.
@@ -41,6 +42,7 @@ class Job:
     tp: int = 1
     pp: int = 1
     dp: int = 1
+    cp: int = 1
     sequence_parallel: bool = False
     recompute: Recompute = "none"
     bucket: int = BUCKET
@@ -82,6 +84,7 @@ class Job:
             tp=engine.tp,
             pp=engine.pp,
             dp=dp,
+            cp=engine.cp,
             sequence_parallel=engine.sequence_parallel,
             recompute=engine.recompute,
             bucket=int(zero.get("reduce_bucket_size", BUCKET)),
@@ -106,7 +109,23 @@ class Job:
 
     @property
     def ranks(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.zero_size
+
+    @property
+    def zero_size(self) -> int:
+        """Number of ranks that hold the same part of the model: replicas, and in each those that share a sequence."""
+        return self.dp * self.cp
+
+    @property
+    def shape(self) -> str:
+        """How the ranks are shared out, in a few words."""
+        context = f" x cp {self.cp}" if self.cp > 1 else ""
+        return f"tp {self.tp}{context} x pp {self.pp} x dp {self.dp}"
+
+    @property
+    def part(self) -> int:
+        """Tokens of a sequence on one rank, before sequence parallelism cuts them."""
+        return self.length // self.cp
 
     @property
     def sequence_parallel_size(self) -> int:

@@ -117,7 +117,7 @@ def measured_table(runs: Sequence[MeasuredRun], cluster: Cluster) -> Table:
         table.add_column(column, justify="left" if column in ("run", "topology") else "right")
     for run in runs:
         job, found = run.job, predicted_seconds(run, runs[0], cluster)
-        topology = f"tp {job.tp} x pp {job.pp} x dp {job.dp}, ZeRO {job.zero}, {job.accumulation} x {job.micro_batch}"
+        topology = f"{job.shape}, ZeRO {job.zero}, {job.accumulation} x {job.micro_batch}"
         told = "it calibrates" if run is runs[0] else f"{found / run.seconds:.2f}"
         table.add_row(str(run.folder), str(run.ranks), topology, f"{run.seconds:.3g}", f"{found:.3g}", told)
     return table

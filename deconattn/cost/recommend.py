@@ -22,6 +22,8 @@ MICRO_BATCHES = (1, 2, 4, 8, 16)
 """Micro-batches that are tried beside the flags'."""
 STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 RECOMPUTED: tuple[Recompute, ...] = ("none", "layer")
+SHORTEST_PART = 2048
+"""Tokens of a sequence that a rank is to have at least, where ranks share it: fewer leave its kernels idle."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Recommendation:
         if job.tp > 1:
             parts.insert(0, f"--tp {job.tp}{' --sequence-parallel' if engine.sequence_parallel else ''}")
         if job.pp > 1:
-            parts.insert(1 if job.tp > 1 else 0, f"--pp {job.pp}")
+            parts.insert(len(parts) - 2, f"--pp {job.pp}")
+        if job.cp > 1:
+            parts.insert(len(parts) - 2, f"--cp {job.cp}")
         return " ".join(parts + [f"--recompute {engine.recompute}"] * (engine.recompute != "none"))
 
     @property
@@ -62,7 +66,13 @@ def fits(snapshot: MemorySnapshot, gib: float) -> bool:
 
 
 def recommend(
-    model: ModelConfig, flags: TrainingFlags, ranks: int, gib: float, cluster: Cluster, count: int = 5
+    model: ModelConfig,
+    flags: TrainingFlags,
+    ranks: int,
+    gib: float,
+    cluster: Cluster,
+    count: int = 5,
+    sharing: bool = True,
 ) -> list[Recommendation]:
     """Return the `count` topologies of the least step time that fit, the fastest first.
 
@@ -70,11 +80,14 @@ def recommend(
     Tensor parallelism stays within a machine and comes with sequence parallelism, which only saves; DeepSpeed's files
     are those of ds_configs/.
 
+    Args:
+        sharing: ranks may share sequences.
+
     Raises:
         UserError: none fits, or no topology goes with model, batch and ranks.
     """
     candidates, complaint = [], None
-    for flags_of_one in _candidates(flags, ranks, cluster):
+    for flags_of_one in _candidates(flags, ranks, cluster, sharing):
         try:
             job = Job.of(model, flags_of_one, ranks, gpu_memory=gib)
         except UserError as error:
@@ -88,6 +101,7 @@ def recommend(
             float(f"{one.time.total:.3g}"),
             one.job.tp,
             one.job.pp,
+            one.job.cp,
             one.job.zero,
             one.job.recompute != "none",
         )
@@ -116,31 +130,43 @@ def recommend(
 def describe(flags: TrainingFlags) -> str:
     """Describe a topology in a few words."""
     engine = flags.engine
+    context = f"cp {engine.cp}, " if engine.cp > 1 else ""
     return (
-        f"tp {engine.tp}, pp {engine.pp}, ZeRO {engine.zero_stage}, micro-batch {flags.optimization.micro_batch_size}"
+        f"tp {engine.tp}, {context}pp {engine.pp}, ZeRO {engine.zero_stage}, "
+        f"micro-batch {flags.optimization.micro_batch_size}"
         f"{', recomputing layers' if engine.recompute == 'layer' else ''}"
     )
 
 
-def _candidates(flags: TrainingFlags, ranks: int, cluster: Cluster) -> Iterator[TrainingFlags]:
+def _candidates(flags: TrainingFlags, ranks: int, cluster: Cluster, sharing: bool) -> Iterator[TrainingFlags]:
     lowest = 1 if flags.engine.precision == "bf16" else 0
     micro_batches = sorted({flags.optimization.micro_batch_size, *MICRO_BATCHES})
     deepest = min(ranks, flags.model.num_hidden_layers)
     for tp in (size for size in range(1, cluster.per_node + 1) if cluster.per_node % size == 0 and ranks % size == 0):
         for pp in (stages for stages in range(1, deepest + 1) if ranks % (tp * stages) == 0):
-            for zero in STAGES[lowest : 4 if pp == 1 else 2]:
-                for recompute in RECOMPUTED:
-                    for micro in micro_batches:
-                        yield _with(flags, tp, pp, zero, recompute, micro)
+            for cp in _shares(flags.data.seq_len, ranks // (tp * pp)) if sharing else (1,):
+                for zero in STAGES[lowest : 4 if pp == 1 else 2]:
+                    for recompute in RECOMPUTED:
+                        for micro in micro_batches:
+                            yield _with(flags, tp, pp, cp, zero, recompute, micro)
+
+
+def _shares(length: int, ranks: int) -> Iterator[int]:
+    """Yield the numbers of ranks that may share a sequence: powers of two that divide it and the ranks."""
+    cp = 1
+    while ranks % cp == 0 and length % cp == 0 and (cp == 1 or length // cp >= SHORTEST_PART):
+        yield cp
+        cp *= 2
 
 
 def _with(
-    flags: TrainingFlags, tp: int, pp: int, zero: Literal[0, 1, 2, 3], recompute: Recompute, micro: int
+    flags: TrainingFlags, tp: int, pp: int, cp: int, zero: Literal[0, 1, 2, 3], recompute: Recompute, micro: int
 ) -> TrainingFlags:
     engine = dataclasses.replace(
         flags.engine,
         tp=tp,
         pp=pp,
+        cp=cp,
         zero=zero,
         deepspeed_config=None,
         sequence_parallel=tp > 1,

@@ -12,6 +12,7 @@ from deconattn.cost.memory import peak, stage_peak
 from deconattn.cost.parameters import rank_parameters
 from deconattn.cost.recommend import HEADROOM, LARGEST_BUBBLE, Recommendation, fits
 from deconattn.cost.step_time import StepTime, checkpoint_bytes, step_time, tokens_per_second, utilisation
+from deconattn.errors import UserError
 
 MEMORY = {
     "weights": "weights",
@@ -26,19 +27,26 @@ MEMORY = {
 PARTS = {
     "compute": "compute",
     "tensor": "tp",
+    "context": "cp",
     "hops": "hops",
     "bubble": "bubble",
     "data": "ZeRO",
     "update": "update",
 }
 """Attributes of :class:`deconattn.cost.step_time.StepTime` and what they are called."""
-SENT = {"tensor": "for tp", "data": "for ZeRO", "pipeline": "to stages", "tied": "for the tied head"}
+SENT = {
+    "tensor": "for tp",
+    "context": "for cp",
+    "data": "for ZeRO",
+    "pipeline": "to stages",
+    "tied": "for the tied head",
+}
 """Attributes of :class:`deconattn.cost.communication.Traffic` and what they are called."""
 
 
 def per_rank(job: Job) -> Table:
     """Tabulate parameters, peak memory and bytes sent in a step, for one rank of each pipeline stage."""
-    table = Table(title=f"One rank of {job.ranks}: tp {job.tp} x pp {job.pp} x dp {job.dp}, ZeRO {job.zero}")
+    table = Table(title=f"One rank of {job.ranks}: {job.shape}, ZeRO {job.zero}")
     table.add_column("", no_wrap=True)
     for stage in range(job.pp):
         table.add_column(f"stage {stage}" if job.pp > 1 else "every rank", justify="right", no_wrap=True)
@@ -88,8 +96,14 @@ def timing(job: Job, cluster: Cluster, flags: TrainingFlags) -> Iterator[str]:
     )
 
 
-def advice(found: Sequence[Recommendation], cluster: Cluster, gib: float) -> Iterator[str | Table]:
-    """Return the recommended flags and the reason, and a table of those that come next."""
+def advice(
+    found: Sequence[Recommendation], cluster: Cluster, gib: float, alone: Recommendation | UserError | None = None
+) -> Iterator[str | Table]:
+    """Return the recommended flags and the reason, and a table of those that come next.
+
+    Args:
+        alone: what would be recommended if no ranks shared sequences, or why nothing would; None: they do not.
+    """
     best = found[0]
     rate, used = best.tokens_per_second, utilisation(best.job, cluster, best.time.total)
     yield f"recommended: {best.command}"
@@ -97,6 +111,14 @@ def advice(found: Sequence[Recommendation], cluster: Cluster, gib: float) -> Ite
         f"  because no other that fits is faster: {seconds(best.time.total)} a step, {rate:,.0f} tokens/s, MFU "
         f"{used:.1%}, {_gib(best.peak.memory.total)} of {gib:g} GiB"
     )
+    if isinstance(alone, UserError):
+        reason = str(alone).partition(";")[0]  # after which remedies come, of which this is one
+        yield f"  --cp {best.job.cp}, because without it {reason}"
+    elif alone is not None:
+        waits = f", of which {alone.time.bubble_share:.0%} bubble" if alone.time.bubble_share > LARGEST_BUBBLE else ""
+        yield (
+            f"  --cp {best.job.cp}, because without it a step takes {seconds(alone.time.total)}{waits}: {alone.command}"
+        )
     yield f"  pipeline bubble: {best.time.bubble_share:.1%} of a step"
     if best.time.bubble_share > LARGEST_BUBBLE:
         yield "  which is much, but all that fit have as much: a larger --global-batch-size would fill the pipeline"

@@ -3,6 +3,7 @@
 What our engine overlaps, and what it does not:
 
 * Tensor parallelism: its exchanges stand between products that need them, so all of their time counts.
+* Context parallelism: so do a layer's, before its mixing and after it.
 * Pipeline: 1F1B, DeepSpeed's schedule. With t(s) the time of one micro-batch on stage s, both passes, exchanges and
   hops with it, and m micro-batches, a step takes sum t(s) + (m - 1) max t(s). DeepSpeed waits for each hop.
 * ZeRO-0 to 2: gradients are reduced after the last backward pass (2: after each), weights gathered after the update;
@@ -24,6 +25,9 @@ CHECKPOINT_BYTES = 12
 CALLS_A_LAYER = 4
 """Tensor-parallel exchanges of a layer in both passes; under sequence parallelism two collectives each."""
 
+EXCHANGES_A_LAYER = 8
+"""Exchanges of a layer among ranks that share a sequence, in both passes: queries, keys, values and what is mixed."""
+
 COVERED = 0.8
 """Part of ZeRO-3's communication that computation may cover."""
 
@@ -35,6 +39,7 @@ class StepTime:
     Attributes:
         compute: forward and backward passes of its micro-batches, recomputation with them.
         tensor: exchanges of tensor parallelism.
+        context: exchanges among ranks that share a sequence.
         hops: between stages.
         bubble: waiting for the pipeline to fill and drain, or for a slower stage.
         data: reductions and gathers of ZeRO that nothing covers.
@@ -43,6 +48,7 @@ class StepTime:
 
     compute: float
     tensor: float
+    context: float
     hops: float
     bubble: float
     data: float
@@ -50,7 +56,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return self.compute + self.tensor + self.hops + self.bubble + self.data + self.update
+        return self.compute + self.tensor + self.context + self.hops + self.bubble + self.data + self.update
 
     @property
     def bubble_share(self) -> float:
@@ -64,13 +70,14 @@ class _Stage:
 
     compute: float
     tensor: float
+    context: float
     hops: float
     data: float
     update: float
 
     @property
     def micro_batch(self) -> float:
-        return self.compute + self.tensor + self.hops
+        return self.compute + self.tensor + self.context + self.hops
 
 
 def step_time(job: Job, cluster: Cluster) -> StepTime:
@@ -83,6 +90,7 @@ def step_time(job: Job, cluster: Cluster) -> StepTime:
     return StepTime(
         compute=m * slowest.compute,
         tensor=m * slowest.tensor,
+        context=m * slowest.context,
         hops=m * slowest.hops,
         bubble=max(0.0, passes - m * slowest.micro_batch),  # one stage: a sum in another order
         data=end.data,
@@ -95,13 +103,15 @@ def _stage(job: Job, cluster: Cluster, stage: int) -> _Stage:
     layers = len(job.spans[stage])
     calls = CALLS_A_LAYER * layers * (2 if job.sequence_parallel else 1)
     tensor = cluster.seconds(sent.tensor / m, calls, job.tp, 1)
+    exchanges = EXCHANGES_A_LAYER * layers
+    context = cluster.seconds(sent.context / m, exchanges, job.cp, job.tp, ring=False)
     # A hop is sent and received in turn, and what comes in is as much as what goes out.
-    hops = cluster.seconds(2 * sent.pipeline / m, 4, job.pp, job.tp * job.dp)
-    tied = cluster.seconds(sent.tied, 1, 2, job.tp * job.dp * max(1, job.pp - 1))
+    hops = cluster.seconds(2 * sent.pipeline / m, 4, job.pp, job.tp * job.zero_size)
+    tied = cluster.seconds(sent.tied, 1, 2, job.tp * job.zero_size * max(1, job.pp - 1))
     passes = compute.forward + compute.backward
-    zero = cluster.seconds(sent.data, _calls(job), job.dp, job.tp)
+    zero = cluster.seconds(sent.data, _calls(job), job.zero_size, job.tp)
     data = _uncovered(job, zero, compute.backward, passes)
-    return _Stage(passes, tensor, hops, data + tied, compute.update)
+    return _Stage(passes, tensor, context, hops, data + tied, compute.update)
 
 
 def _calls(job: Job) -> int:

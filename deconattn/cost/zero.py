@@ -1,8 +1,8 @@
 """Memory of DeepSpeed 0.19.8 beside the model, by ZeRO stage: AdamW's states and its own flat buffers.
 
-P parameters on this rank in tensors of w bytes an element, D data-parallel ranks, B = `reduce_bucket_size`. Read in
-`runtime/zero/stage_1_and_2.py`, `stage3.py`, `runtime/bf16_optimizer.py` and `engine.py`, and checked by measurement
-(`benchmarks/training/memory.py`).
+P parameters on this rank in tensors of w bytes an element, D ranks that hold the same ones (data-parallel ones, and
+those that share a sequence), B = `reduce_bucket_size`. Read in `runtime/zero/stage_1_and_2.py`, `stage3.py`,
+`runtime/bf16_optimizer.py` and `engine.py`, and checked by measurement (`benchmarks/training/memory.py`).
 
 * ZeRO-0 (fp32): weights 4P, moments 8P, gradients 4P. Reducing copies the gradients into flat buffers of up to
   5e8 elements, also where there is one rank.
@@ -116,7 +116,7 @@ def _without(job: Job, p: int) -> ZeroMemory:
 
 
 def _bf16_optimizer(job: Job, p: int, largest: int) -> ZeroMemory:
-    always = Memory(weights=2 * p, gradients=4 * p, optimizer=12 * _part(p, job.dp))
+    always = Memory(weights=2 * p, gradients=4 * p, optimizer=12 * _part(p, job.zero_size))
     flat = min(p, FLAT) * (4 if job.reduced_bytes == 4 else 4 + job.reduced_bytes)
     adding = (2 if job.gpu else 2 + 4) * largest  # a CPU casts a whole gradient to add it to its sum
     return ZeroMemory(
@@ -133,12 +133,12 @@ def _bf16_optimizer(job: Job, p: int, largest: int) -> ZeroMemory:
 
 
 def _stage_1_and_2(job: Job, p: int, largest: int) -> ZeroMemory:
-    size, part = job.bytes_per_element, _part(p, job.dp)
+    size, part = job.bytes_per_element, _part(p, job.zero_size)
     fp32 = size == 4
     always = Memory(weights=size * p, optimizer=12 * part)
     bucket = Memory(buffers=size * job.bucket * job.buckets)
     # In fp32 a single rank's gradients already lie side by side in the bucket.
-    copy = (size + _cast(job)) * min(p, job.bucket) if job.dp > 1 or not fp32 else 0
+    copy = (size + _cast(job)) * min(p, job.bucket) if job.zero_size > 1 or not fp32 else 0
     sums = Memory(gradients=4 * part)
     if job.zero == 1:
         held, piled = Memory(gradients=size * p), size
@@ -178,7 +178,7 @@ def _stage_1_and_2(job: Job, p: int, largest: int) -> ZeroMemory:
 
 
 def _stage_3(job: Job, p: int, largest: int) -> ZeroMemory:
-    size, part = job.bytes_per_element, _part(p, job.dp)
+    size, part = job.bytes_per_element, _part(p, job.zero_size)
     bucket = Memory(buffers=job.reduced_bytes * job.bucket)
     second = _part(p, job.second_copy) if job.second_copy else 0
     always = Memory(weights=size * (part + second), optimizer=12 * part, gradients=4 * part) + bucket
@@ -188,7 +188,7 @@ def _stage_3(job: Job, p: int, largest: int) -> ZeroMemory:
         startup=max(always, Memory(weights=size * p), key=lambda memory: memory.total),
         always=always,
         held=Memory(),
-        forward=Memory(weights=size * min(p, LIVE) if job.dp > 1 else 0),
+        forward=Memory(weights=size * min(p, LIVE) if job.zero_size > 1 else 0),
         backward=Memory() if p <= job.bucket else Memory(buffers=copy),
         stays=False,
         piled=0,
@@ -199,7 +199,7 @@ def _stage_3(job: Job, p: int, largest: int) -> ZeroMemory:
 
 def with_muon(memory: ZeroMemory, job: Job, parameters: RankParameters) -> ZeroMemory:
     """Return AdamW's memory with Muon in its place for the matrices of the hidden layers."""
-    saved = Memory(optimizer=-4 * (_part(parameters.hidden, job.dp) if job.zero else parameters.hidden))
+    saved = Memory(optimizer=-4 * (_part(parameters.hidden, job.zero_size) if job.zero else parameters.hidden))
     return replace(
         memory,
         startup=memory.startup + saved if memory.startup.optimizer else memory.startup,
@@ -210,7 +210,7 @@ def with_muon(memory: ZeroMemory, job: Job, parameters: RankParameters) -> ZeroM
 
 def gather_bytes(job: Job, parameters: int, largest: int) -> int:
     """Bytes of ZeRO-3's flat all-gather buffer, beside the weights that are filled from it."""
-    if job.dp == 1:
+    if job.zero_size == 1:
         return 0
     return job.bytes_per_element * min(parameters, PREFETCH + largest)
 

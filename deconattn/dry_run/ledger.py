@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deconattn.cost.communication import all_reduce_bytes
+from deconattn.parallel.topology import Topology
 
 _AXES = {"model": "tensor", "data": "data", "pipe": "pipeline"}
 """Axis of DeepSpeed's grid -> kind of traffic, as :class:`deconattn.cost.communication.Traffic` has them."""
@@ -25,7 +26,7 @@ class Collective:
     """Kind of collective.
 
     Attributes:
-        kind: `tensor`, `data`, `pipeline`, `tied` or `other`, by the ranks that take part.
+        kind: `tensor`, `context`, `data`, `pipeline`, `tied` or `other`, by the ranks that take part.
         name: as the field calls it, such as `all-gather`.
         ranks: how many take part.
     """
@@ -41,7 +42,8 @@ class Ledger(TorchDispatchMode):
     Attributes:
         held: bytes of meta tensors that are alive.
         peak: most of them since :meth:`restart`.
-        calls, sent: of each kind of collective since then, and bytes that this rank sent by ring algorithms.
+        calls, sent: of each kind of collective since then, and bytes that this rank sent: by ring algorithms, to each
+            of the others its part in an all-to-all, and whole messages.
     """
 
     def __init__(self) -> None:
@@ -51,9 +53,16 @@ class Ledger(TorchDispatchMode):
         self.sent: Counter[Collective] = Counter()
         self._alive: dict[int, int] = {}
         self._kinds: dict[frozenset[int], str] = {}
+        self._context: ProcessGroup | None = None
 
-    def know(self, grid: Any, rank: int) -> None:
-        """Learn which ranks lie along which axis of DeepSpeed's grid, seen from this rank."""
+    def know(self, topology: Topology) -> None:
+        """Learn which ranks lie along which axis of DeepSpeed's grid, seen from this rank, and who shares sequences.
+
+        These may be all that hold this rank's part of the model, over which ZeRO has another group of the same ranks.
+        """
+        grid, rank = topology.grid, torch.distributed.get_rank()
+        assert grid is not None
+        self._context = topology.cp_group
         here = grid.get_coord(rank)
         for axis, kind in _AXES.items():
             along = [name for name in _AXES if name != axis]
@@ -104,11 +113,14 @@ class Ledger(TorchDispatchMode):
                 raise NotImplementedError(f"a collective of an unknown kind: c10d.{operation}")
             return
         name, whole, place = found
-        ranks = torch.distributed.get_process_group_ranks(ProcessGroup.unbox(args[place]))
+        group = ProcessGroup.unbox(args[place])
+        ranks = torch.distributed.get_process_group_ranks(group)
         size = sum(tensor.numel() * tensor.itemsize for tensor in _tensors(args[whole]))
         kind = "pipeline" if name == "send" else self._kinds.get(frozenset(ranks), OTHER)
+        if self._context is not None and group.group_name == self._context.group_name:
+            kind = "context"
         sent = size
-        if name in ("all-reduce", "all-gather", "reduce-scatter"):
+        if name in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all"):
             sent = all_reduce_bytes(size, len(ranks)) // (1 if name == "all-reduce" else 2)
         collective = Collective(kind, name, 2 if name == "send" else len(ranks))
         self.calls[collective] += 1
@@ -127,6 +139,7 @@ _COLLECTIVES = {
     "reduce_scatter_": ("reduce-scatter", 1, 2),
     "_reduce_scatter_base_": ("reduce-scatter", 1, 2),
     "reduce_scatter_tensor_coalesced_": ("reduce-scatter", 1, 2),
+    "alltoall_": ("all-to-all", 1, 2),
     "alltoall_base_": ("all-to-all", 1, 2),
 }
 """Operator -> what it is, which argument has the whole tensors, and which the process group."""

@@ -51,7 +51,7 @@ class RankReport:
     """What one rank would hold and send.
 
     Attributes:
-        coordinates: stage, replica and tensor-parallel rank.
+        coordinates: stage, place among the ranks of one part of the model, and tensor-parallel rank.
         parameters: elements of this rank's part of the model.
         built: bytes at the peak while the engine is made.
         between: bytes held between steps.
@@ -106,7 +106,7 @@ def _run(dry: Dry) -> RankReport:
     micro_batches = flags.accumulation_steps(flags.engine.data_parallel_size(dry.ranks))
     with VirtualGpu(), Ledger() as ledger:
         topology = Topology.create(flags.engine.tp, flags.engine.pp, flags.engine.cp)
-        ledger.know(topology.grid, dry.rank)
+        ledger.know(topology)
         # As many micro-batches as the stage holds at once, and one more: the others are like them.
         few = min(micro_batches, topology.pp_size - topology.pp_rank + 1)
         part = empty_model(model, flags, topology)
@@ -122,7 +122,6 @@ def _run(dry: Dry) -> RankReport:
         _step(engine, flags, few)
         peak, calls, sent = ledger.peak, ledger.calls, ledger.sent
         if few < micro_batches:
-            _lengthen(engine, few + 1)
             ledger.restart()
             _step(engine, flags, few + 1)
             more = micro_batches - few
@@ -131,7 +130,7 @@ def _run(dry: Dry) -> RankReport:
     kinds: dict[str, tuple[Traffic, ...]] = {}
     for each, count in sorted(calls.items(), key=lambda item: -sent[item[0]]):
         kinds[each.kind] = (*kinds.get(each.kind, ()), Traffic(each.name, each.ranks, count, sent[each]))
-    ordered = {kind: kinds[kind] for kind in ("tensor", "data", "pipeline", "tied", OTHER) if kind in kinds}
+    ordered = {kind: kinds[kind] for kind in ("tensor", "context", "data", "pipeline", "tied", OTHER) if kind in kinds}
     place = topology.pp_rank, topology.zero_rank, topology.tp_rank
     return RankReport(dry.rank, place, parameters, built, between, peak, ordered)
 
@@ -146,30 +145,27 @@ def _shortened(flags: TrainingFlags, micro_batches: int) -> TrainingFlags:
     )
 
 
-def _tell_of_hops(engine: "Engine", flags: TrainingFlags, part: "CausalLM") -> None:
+def _tell_of_hops(engine: "Engine", flags: TrainingFlags, model: "CausalLM") -> None:
     """Tell a stage's engine what the one before, which is not there, would say of the tensors that it sends."""
     import torch
 
     from deconattn.model.streams import layer_rows
 
-    config, decoder, topology, inner = part.config, part.model, engine.topology, engine._engine
+    config, decoder, topology, inner = model.config, model.model, engine.topology, engine._engine
     rows, length = flags.optimization.micro_batch_size, flags.data.seq_len
-    local = length // topology.tp_size if flags.engine.sequence_parallel else length
+    part = length // topology.cp_size
+    local = part // topology.tp_size if flags.engine.sequence_parallel else part
     width = config.hidden_size * (2 if decoder.span.start <= decoder.last_static_layer else 1)
     hidden = layer_rows(config, rows)[decoder.span.start], local, width
     dtype = torch.bfloat16 if flags.engine.precision == "bf16" else torch.float32
-    tensors = [(hidden, dtype), *[((rows, length), torch.int64)] * (3 if flags.data.doc_mask else 1)]
+    labels, documents = ((rows, part), torch.int64), ((rows, length), torch.int64)
+    tensors = [(hidden, dtype), labels, *[documents] * (2 if flags.data.doc_mask else 0)]
 
     def receive(stage: int) -> tuple[torch.Tensor, ...]:
         allocate = inner._allocate_or_extend_buffers
         return tuple(allocate(index, list(shape), kind) for index, (shape, kind) in enumerate(tensors))
 
     inner._recv_tensor_meta = receive
-
-
-def _lengthen(engine: "Engine", micro_batches: int) -> None:
-    inner = engine._engine
-    inner.set_train_batch_size(inner.train_micro_batch_size_per_gpu() * inner.dp_world_size * micro_batches)
 
 
 def _step(engine: "Engine", flags: TrainingFlags, micro_batches: int) -> None:

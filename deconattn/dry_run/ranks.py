@@ -21,8 +21,9 @@ def distinct_ranks(job: Job) -> dict[int, str]:
 
     Stages differ by their layers and by the micro-batches that they hold; the first and the last one are always
     tried, and of the others the first of each composition, which holds most. Tensor-parallel ranks differ where a
-    width does not divide; the first has the largest part, and the last the smallest. Replicas do not differ: ZeRO's
-    parts are equal, but for padding at the end of the last.
+    width does not divide; the first has the largest part, and the last the smallest. Of ranks that share a sequence,
+    whose parts are equal, the first and the last may differ in what they exchange. Replicas do not differ: ZeRO's parts
+    are equal, but for padding at the end of the last.
     """
     found: dict[int, str] = {}
     seen: set[tuple[object, ...]] = set()
@@ -33,11 +34,13 @@ def distinct_ranks(job: Job) -> dict[int, str]:
         if kind in seen:
             continue
         seen.add(kind)
-        first = stage * job.tp * job.dp
+        first = stage * job.tp * job.zero_size
         of_stage = f"stage {stage}" if job.pp > 1 else "every rank"
         found[first] = of_stage
         if uneven and job.tp > 1:
             found[first + job.tp - 1] = f"{of_stage}, its last tensor-parallel rank"
+        if job.cp > 1:
+            found[first + job.tp * (job.cp - 1)] = f"{of_stage}, the end of its sequences"
     return found
 
 

@@ -12,6 +12,7 @@ from deconattn.dry_run.one_rank import RankReport
 
 KINDS = {
     "tensor": "tensor parallelism",
+    "context": "context parallelism",
     "data": "ZeRO",
     "pipeline": "to stages",
     "tied": "the tied head",

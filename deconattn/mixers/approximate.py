@@ -1,6 +1,7 @@
 """Approximate: the exponential replaced by its second-order Taylor series (paper, equation 6)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -155,9 +156,23 @@ class TaylorExchange(ContextExchange["Approximate"]):
         return mixer.output(ranks.to_tokens(taylor_attention(ranks.to_heads(queries), keys, values, ids)))
 
     def sent_elements(self, mixer: type["Approximate"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        return min(self._sent(mixer, config, work, cp_size))
+
+    def gathers(self, mixer: type["Approximate"], config: ModelConfig, work: Workload, cp_size: int) -> bool:
+        sums, tokens = self._sent(mixer, config, replace(work, rows=1), cp_size)
+        heads, served = (width // config.head_dim for width in mixer.rank_widths(config, work.tp_size))
+        return tokens <= sums and over_heads(heads, served, cp_size) is None
+
+    def returned(self, mixer: type["Approximate"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        sums, tokens = self._sent(mixer, config, replace(work, rows=1), cp_size)
+        queries, _ = mixer.rank_widths(config, work.tp_size)
+        return queries if tokens <= sums else 0
+
+    def _sent(self, mixer: type["Approximate"], config: ModelConfig, work: Workload, cp_size: int) -> tuple[int, int]:
+        """Return the elements sent of sums, and of tokens."""
         heads, served = (width // config.head_dim for width in mixer.rank_widths(config, work.tp_size))
         sums = _sent_sums(config, served, work, cp_size)
-        return min(sums, _sent_tokens(config, heads, served, work, cp_size))
+        return sums, _sent_tokens(config, heads, served, work, cp_size)
 
 
 def _sent_sums(config: ModelConfig, served: int, work: Workload, cp_size: int) -> int:

@@ -158,8 +158,11 @@ class ContextExchange(Generic[AnyMixer]):
     def sent_elements(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
         """Return the elements that one rank sends in a layer's forward pass: the one that sends most, of one document.
 
+        They are of `work.bytes_per_element` bytes each; what travels in a wider format counts as more of them.
+
         Args:
-            work: of whole rows, the fixed streams' among them.
+            work: of whole rows, the fixed streams' among them: of those that come out, or, where whole rows are
+                gathered, those that go in. Of none, what is exchanged of the streams alone.
         """
         gathered = config.hidden_size * (1 + mixer.needs_static_embeddings)
         return work.tokens // cp_size * (cp_size - 1) * gathered
@@ -167,6 +170,31 @@ class ContextExchange(Generic[AnyMixer]):
     def sent_backward(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
         """Return the elements that one rank sends in a layer's backward pass, as :meth:`sent_elements` does."""
         return self.sent_elements(mixer, config, work, cp_size)
+
+    def gathers(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> bool:
+        """Return whether every rank mixes whole rows, as by default; a subclass that does so at times says when."""
+        return type(self).mix is ContextExchange.mix
+
+    def activation_bytes(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        """Return the bytes that a rank saves of a layer's mixer for backward, its input among them.
+
+        Args:
+            work: of whole rows, the fixed streams' among them.
+        """
+        if self.gathers(mixer, config, work, cp_size):
+            return mixer.activation_bytes(config, work)
+        part = replace(work, length=work.length // cp_size)
+        returned = work.bytes_per_element * part.tokens * self.returned(mixer, config, work, cp_size)
+        return mixer.activation_bytes(config, part) + returned
+
+    def returned(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        """Return the elements a token that come back mixed as another tensor, which the output projection keeps."""
+        return 0
+
+    def forward_flops(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        """Return the FLOPs of a layer's forward pass on one rank: an equal share, or all where rows are gathered."""
+        whole = mixer.forward_flops(config, work)
+        return whole if self.gathers(mixer, config, work, cp_size) else whole // cp_size
 
 
 class NoExchange(ContextExchange["Mixer"]):

@@ -96,6 +96,14 @@ class FixedMapExchange(ContextExchange["FixedMap"]):
         width = queries + served * config.head_dim
         return (work.tokens + work.length) // cp_size * width * (cp_size - 1) // cp_size
 
+    def gathers(self, mixer: type["FixedMap"], config: ModelConfig, work: Workload, cp_size: int) -> bool:
+        queries, keys = mixer.rank_widths(config, work.tp_size)
+        return over_heads(queries // config.head_dim, keys // config.head_dim, cp_size) is None
+
+    def returned(self, mixer: type["FixedMap"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        queries, _ = mixer.rank_widths(config, work.tp_size)
+        return queries
+
 
 class FixedMap(ProjectedMixer, ABC):
     """A = softmax(Q K^T / sqrt(head_dim)), Q and K from the fixed stream X; every row gets the same map.

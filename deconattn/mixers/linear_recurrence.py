@@ -44,8 +44,17 @@ class StateExchange(ContextExchange["LinearRecurrence"]):
         mixed = recomputed(partial(_continued, mixer, span, len(inputs) + 1), *inputs, state, *operands)
         return mixer.o_proj(mixed)
 
+    def gathers(self, mixer: type["LinearRecurrence"], config: ModelConfig, work: Workload, cp_size: int) -> bool:
+        return work.length // cp_size < mixer.taps - 1
+
+    def forward_flops(self, mixer: type["LinearRecurrence"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        if self.gathers(mixer, config, work, cp_size):
+            return super().forward_flops(mixer, config, work, cp_size)
+        again = work.tokens * mixer.mixing_flops(config, *mixer.widths(config))
+        return (mixer.forward_flops(config, work) + again) // cp_size
+
     def sent_elements(self, mixer: type["LinearRecurrence"], config: ModelConfig, work: Workload, cp_size: int) -> int:
-        if work.length // cp_size < mixer.taps - 1:
+        if self.gathers(mixer, config, work, cp_size):
             return super().sent_elements(mixer, config, work, cp_size)
         keys, values = mixer.widths(config)
         heads = largest_part(config.num_attention_heads, config.num_attention_heads, work.tp_size)

@@ -67,16 +67,28 @@ class AttentionExchange(ContextExchange["Standard"]):
     def sent_backward(self, mixer: type["Standard"], config: ModelConfig, work: Workload, cp_size: int) -> int:
         return self._sent(mixer, config, work, cp_size)[1]
 
+    def gathers(self, mixer: type["Standard"], config: ModelConfig, work: Workload, cp_size: int) -> bool:
+        return mixer.mix is not Standard.mix and self._served(mixer, config, work, cp_size) is None
+
+    def returned(self, mixer: type["Standard"], config: ModelConfig, work: Workload, cp_size: int) -> int:
+        queries, _ = mixer.rank_widths(config, work.tp_size)
+        return 0 if self._served(mixer, config, work, cp_size) is None else queries
+
+    def _served(self, mixer: type["Standard"], config: ModelConfig, work: Workload, cp_size: int) -> int | None:
+        """Return :func:`over_heads` of the heads of a tensor-parallel rank."""
+        queries, keys = mixer.rank_widths(config, work.tp_size)
+        return over_heads(queries // config.head_dim, keys // config.head_dim, cp_size)
+
     def _sent(self, mixer: type["Standard"], config: ModelConfig, work: Workload, cp_size: int) -> tuple[int, int]:
         """Return what is sent forward and backward."""
         queries, keys = mixer.rank_widths(config, work.tp_size)
         heads, shared = queries // config.head_dim, keys // config.head_dim
-        served = over_heads(heads, shared, cp_size)
+        served = self._served(mixer, config, work, cp_size)
         if served is not None:
             a_token = 2 * queries + 2 * served * config.head_dim
             either = work.tokens // cp_size * a_token * (cp_size - 1) // cp_size
             return either, either
-        if mixer.mix is not Standard.mix:
+        if self.gathers(mixer, config, work, cp_size):
             either = super().sent_elements(mixer, config, work, cp_size)
             return either, either
         return sent_in_turn(config.head_dim, heads, shared, work, cp_size)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deconattn.layers.config import ModelConfig
-from deconattn.mixers import LayerCache, MixerContext, mixer_class
+from deconattn.mixers import LayerCache, MixerContext, Workload, mixer_class
+from deconattn.mixers.exchange import exchange_of
 from deconattn.model.block import Block
 from deconattn.model.decoder import Decoder
 from deconattn.model.streams import Streams, check_length, is_ours, shares_fixed_part
@@ -198,16 +199,21 @@ def must_be_tried(variants: Sequence[str]) -> bool:
     return not all(is_ours(mixer_class(variant)) for variant in variants[: Streams.of(variants).last_fixed_layer + 1])
 
 
-def held_bytes(config: ModelConfig, length: int, bytes_per_element: int, tp_size: int = 1) -> int:
+def held_bytes(config: ModelConfig, length: int, bytes_per_element: int, tp_size: int = 1, cp_size: int = 1) -> int:
     """Bytes that a step holds of the fixed streams on one rank: what the layers read, and the sum of its gradients.
 
     Args:
+        length: tokens of whole sequences.
         bytes_per_element: of the activations.
         tp_size: tensor-parallel ranks, which share queries and keys.
+        cp_size: ranks that share each sequence: each has its part of a stream, or of its heads.
     """
     total = 0
+    work = Workload(1, length, bytes_per_element, tp_size)
     for variant in config.layer_variants:
         mixer = mixer_class(variant)
         a_layer = mixer.decoding.fixed_bytes(mixer, config, length, bytes_per_element + max(4, bytes_per_element))
-        total += a_layer // tp_size if shares_fixed_part(mixer) else a_layer
+        shared = shares_fixed_part(mixer)
+        whole = shared and exchange_of(mixer).gathers(mixer, config, work, cp_size)
+        total += a_layer // (tp_size if shared else 1) // (1 if whole else cp_size)
     return total

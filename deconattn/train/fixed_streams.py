@@ -31,7 +31,7 @@ class StreamRunner:
         self._accumulation = flags.accumulation_steps(topology.dp_size)
         self._there = bool(Streams.of(config.layer_variants).fixed)
         size = 2 if flags.engine.precision == "bf16" else 4
-        held = held_bytes(config, flags.data.seq_len, size, topology.tp_size)
+        held = held_bytes(config, flags.data.seq_len, size, topology.tp_size, topology.cp_size)
         self.untried = False
         self.reason: str | None = None
         if not self._there:

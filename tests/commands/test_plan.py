@@ -99,6 +99,16 @@ def test_a_job_is_planned_and_a_topology_recommended() -> None:
     assert done.stdout.index("recommended: ") < done.stdout.index("One layer's mixer, 4 x 2048 tokens, bf16")
 
 
+def test_a_job_whose_ranks_share_sequences(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--size 70m --gpus 8 --cp 4 --seq-len 16384 --global-batch-size 8 --micro-batch-size 1 --zero 1"
+    main(words.split())
+    told = capsys.readouterr().out
+    assert "One rank of 8: tp 1 x cp 4 x pp 1 x dp 2, ZeRO 1" in told
+    assert "4 x 1 sequences of 16384 tokens on each of 2 replicas, 131,072 tokens" in told
+    rows = dict(re.findall(r"│ ([^│]+?) +│ +([^│]+?) │", told))
+    assert float(rows["sent for cp, GiB a step"]) > 0
+
+
 def test_what_does_not_go_together_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for words, told in {
         "--dry-run": "--dry-run needs a job: give --gpus",
@@ -106,6 +116,7 @@ def test_what_does_not_go_together_is_one_line(capsys: pytest.CaptureFixture[str
         "--sweep a.pdf": "give a name that ends in .svg or .png",
         "--gpus 8 --gpu v100": "--gpu v100: no such GPU here",
         "--gpus 8 --dry-run --tp 3": "--tp 3 does not divide the 4 attention heads",
+        "--gpus 9 --dry-run --cp 3": "--cp 3 does not divide --seq-len",
     }.items():
         with pytest.raises(UserError, match=told):
             main(words.split())

@@ -58,6 +58,39 @@ def test_a_long_pipeline_is_not_recommended_where_a_short_one_fits():
     assert found[0].job.pp == 1
 
 
+def test_long_sequences_are_shared_out():
+    """What no topology fits without a bubble of most of the step, or none at all."""
+    flags, found = advise("1.7b", 64, 80, length=131072, batch=16)
+    best = found[0]
+    assert best.job.cp > 1 and best.time.bubble_share == 0
+    assert f"--cp {best.job.cp} " in best.command
+    assert best.time.context > 0
+    model = model_config(flags.model, 50277, flags.data.seq_len)
+    (alone,) = recommend(model, flags, 64, 80, H100, count=1, sharing=False)
+    assert alone.job.cp == 1
+    told = [line for line in advice(found, H100, 80, alone) if isinstance(line, str)]
+    assert told[2].startswith(f"  --cp {best.job.cp}, because without it a step takes ")
+    assert told[2].endswith(alone.command)
+
+
+def test_two_million_tokens_fit_where_ranks_share_them():
+    flags, found = advise("1.7b", 8, 80, length=2**21, batch=1)
+    assert found[0].job.cp > 1
+    model = model_config(flags.model, 50277, flags.data.seq_len)
+    with pytest.raises(UserError, match="^nothing fits 80 GiB on 8 GPUs") as without:
+        recommend(model, flags, 8, 80, H100, sharing=False)
+    told = [line for line in advice(found, H100, 80, without.value) if isinstance(line, str)]
+    assert told[2].startswith(
+        f"  --cp {found[0].job.cp}, because without it nothing fits 80 GiB on 8 GPUs: the least is "
+    )
+    assert told[2].endswith(", recomputing layers)")
+
+
+def test_short_sequences_are_not_shared_out():
+    _, found = advise("1.7b", 64, 80)
+    assert all(one.job.cp == 1 for one in found)
+
+
 def test_smaller_gpus_need_more():
     times = [advise("1.7b", 8, gib)[1][0].time.total for gib in (80, 24, 16, 14)]
     assert times == sorted(times)

@@ -62,6 +62,8 @@ def test_links():
     assert across == pytest.approx(1e9 / (8 * 0.8 * 50e9))  # through eight ports
     assert H100.seconds(1e9, 0, 2, 8) == pytest.approx(1e9 / (0.8 * 50e9))  # through one
     assert H100.seconds(1e9, 5, 1, 1) == 0
+    assert H100.seconds(1e9, 0, 16, 1, ring=False) == pytest.approx(1e9 / (0.8 * 50e9))  # each through its own
+    assert H100.seconds(1e9, 0, 8, 1, ring=False) == inside
 
 
 def test_zero_3_is_covered_and_zero_1_is_not():

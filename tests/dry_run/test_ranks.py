@@ -38,6 +38,7 @@ def check(words: str, ranks: int, only_ends: bool = True) -> None:
         assert predicted.memory.total == pytest.approx(max(report.peak, report.built), rel=0.05), predicted
         for kind in ("tensor", "data", "pipeline", "tied"):
             assert report.sent(kind) == pytest.approx(getattr(sent, kind), rel=0.01, abs=2**17), kind
+        assert report.sent("context") == sent.context
 
 
 def test_4096_ranks_of_a_pipeline():
@@ -54,6 +55,26 @@ def test_three_ranks_of_eight_heads(masks: str):
     for report in (first, last):
         traffic = [one.sent for kind in report.traffic.values() for one in kind if one.name == "send"]
         assert sum(traffic) == 2 * 512 * (2 * 6 * 512 + 4 * 8)
+
+
+def test_512_ranks_of_which_eight_share_a_sequence():
+    """With fixed streams that a step of eight micro-batches holds, which the first and the last run."""
+    words = "--variant fixedseq --pattern 1:1 --cp 8 --zero 1 --num-hidden-layers 4 --seq-len 8192"
+    check(f"{words} --micro-batch-size 1 --global-batch-size 512", 512)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["--zero 1", "--zero 2 --recompute mixer", "--zero 3"])
+@pytest.mark.parametrize("variant", variant_names())
+def test_every_variant_of_a_long_sequence(variant: str, more: str):
+    words = f"--variant {variant} --pattern 1:1 --num-hidden-layers 4 --seq-len 16384 --cp 4 {more}"
+    check(f"{words} --micro-batch-size 1 --global-batch-size 8", 16)
+
+
+@pytest.mark.slow
+def test_a_pipeline_of_long_sequences():
+    words = "--tp 2 --sequence-parallel --pp 4 --cp 4 --num-hidden-layers 8 --seq-len 8192"
+    check(f"{words} --micro-batch-size 1 --global-batch-size 64", 512)
 
 
 @pytest.mark.slow

@@ -77,8 +77,11 @@ class LastTokensExchange(ContextExchange["Conv"]):
         positions = None if context.documents is None else context.documents.position_ids
         return mixer.o_proj(recomputed(_gated, gates, values, mixer.conv_weight, positions, before))
 
+    def gathers(self, mixer: type["Conv"], config: ModelConfig, work: Workload, cp_size: int) -> bool:
+        return work.length // cp_size < TAPS - 1
+
     def sent_elements(self, mixer: type["Conv"], config: ModelConfig, work: Workload, cp_size: int) -> int:
-        if work.length // cp_size < TAPS - 1:
+        if self.gathers(mixer, config, work, cp_size):
             return super().sent_elements(mixer, config, work, cp_size)
         return (cp_size - 1) * work.rows * (TAPS - 1) * largest_part(_width(config), _width(config), work.tp_size)
 

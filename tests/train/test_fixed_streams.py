@@ -47,7 +47,7 @@ def test_as_one_process(ranks: Callable[[int], Ranks], world_size: int, flags: s
 def runner(flags: str, **topology: int) -> StreamRunner:
     words = f"--hidden-size 32 --num-hidden-layers 2 --num-attention-heads 4 --seq-len 32 --global-batch-size 4 {flags}"
     parsed = parse_training_flags(words.split())
-    place: Any = SimpleNamespace(**{"pp_size": 1, "tp_size": 1, "dp_size": 1} | topology)
+    place: Any = SimpleNamespace(**{"pp_size": 1, "tp_size": 1, "cp_size": 1, "dp_size": 1} | topology)
     return StreamRunner(model_config(parsed.model, VOCABULARY, 32), parsed, place, None)
 
 

@@ -101,3 +101,10 @@ def _until_parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Parsed):
         patch.setattr(tyro, "cli", cli)
         main(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_said_of_a_block_stands_right_above_it(page: Path) -> None:
+    said = re.findall(r"^<!-- (?:not run: |run with )", page.read_text(encoding="utf-8"), re.MULTILINE)
+    heard = [mark for block in blocks_of(page) for mark in block.marks if mark.startswith(("not run: ", "run with "))]
+    assert len(said) == len(heard)

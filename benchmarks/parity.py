@@ -134,8 +134,9 @@ HEAD = f"""# Parity
 Made by `python benchmarks/parity.py` (see its docstring): {STEPS} training steps of a 4-layer model with 4 query
 and 2 key/value heads on CPU ranks, against one process in float64 that knows no ranks. Each cell: largest relative
 error of the losses / largest error of any element of any gradient, relative to the largest of its tensor. In brackets
-the number of ranks. Of the field's mixers some magnify rounding, in one process as on many ranks: in bf16 the gradients of
-these small models are then rounding alone, which tests/parallel/test_parity.py measures in one process and allows for.
+the number of ranks. Of the field's mixers some magnify rounding, in one process as on many ranks: in bf16 the gradients
+of these small models are then rounding alone, which tests/parallel/test_parity.py measures in one process and allows
+for.
 """
 
 

@@ -154,6 +154,7 @@ def encode_blocks(
             first, result = waiting.popleft()
             yield first, result.result()
     except BrokenProcessPool:
+        _end_feeding(pool)
         raise UserError("a tokenizing worker died, most likely for want of memory; lower --workers") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -164,6 +165,16 @@ def _submitted(pool: Executor, block: InputBlock) -> Future[Encoded]:
         return pool.submit(_encode, block)
     except (OSError, ValueError) as error:  # the pool broke while it started a process: its pipes are closed by then
         raise BrokenProcessPool(str(error)) from error
+
+
+def _end_feeding(pool: Executor) -> None:
+    """Close what a pool's workers read of, where they have died.
+
+    Up to Python 3.11.4 its thread waits for ever to write there if one died over a block (python/cpython#94777).
+    """
+    queue: Any = getattr(pool, "_call_queue", None)
+    if queue is not None:
+        queue._reader.close()
 
 
 _own = threading.local()

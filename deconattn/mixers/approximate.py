@@ -140,7 +140,6 @@ class TaylorExchange(ContextExchange["Approximate"]):
     def mix(self, mixer: "Approximate", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
         queries, keys, values = mixer.operands(hidden, context)
         ranks = context.ranks
-        assert ranks is not None
         heads, served = queries.shape[1], keys.shape[1]
         row = Workload(1, ranks.size * hidden.shape[1], values.element_size())
         if _sent_sums(mixer.config, served, row, ranks.size) < _sent_tokens(

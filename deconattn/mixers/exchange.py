@@ -1,7 +1,7 @@
 """Exchange of a mixer under context parallelism: how a layer reads the tokens that other ranks have, as one object."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -73,9 +73,9 @@ class SharedContext(MixerContext):
         whole_rotary: returns cosines and sines of the whole rows' positions; few mixers ask.
     """
 
-    ranks: ContextRanks | None = None
-    whole_documents: Documents | None = None
-    whole_rotary: Callable[[], Rotary] | None = None
+    ranks: ContextRanks = field(kw_only=True)
+    whole_documents: Documents | None = field(kw_only=True)
+    whole_rotary: Callable[[], Rotary] = field(kw_only=True)
 
     @classmethod
     def of(
@@ -112,7 +112,6 @@ class SharedContext(MixerContext):
         documents = None if self.documents is None else self.documents.rows(count)
         whole = None if self.whole_documents is None else self.whole_documents.rows(count)
         make = self.whole_rotary
-        assert make is not None
         return SharedContext(
             self.rotary.rows(count),
             documents,
@@ -124,7 +123,6 @@ class SharedContext(MixerContext):
 
     def whole(self) -> MixerContext:
         """Return the context of the whole rows."""
-        assert self.whole_rotary is not None
         return MixerContext(
             self.whole_rotary(), self.whole_documents, self.fixed_rows, self.output_rows, fixed=self.fixed
         )
@@ -145,7 +143,7 @@ class ContextExchange(Generic[AnyMixer]):
         Returns:
             [R, L / cp_size, d], or fewer rows as `forward` may return.
         """
-        ranks = _ranks(context)
+        ranks = context.ranks
         whole = ranks.whole(hidden)
         if static is not None and mixer.needs_static_embeddings:
             static = ranks.whole(static)
@@ -153,7 +151,7 @@ class ContextExchange(Generic[AnyMixer]):
 
     def held(self, fixed: tuple[Tensor, ...], context: SharedContext) -> tuple[Tensor, ...]:
         """Return what `context.fixed` is to be, of this rank's part of it: tensors [n, L / cp_size, x]."""
-        return tuple(_ranks(context).whole(part) for part in fixed)
+        return tuple(context.ranks.whole(part) for part in fixed)
 
     def sent_elements(self, mixer: type[AnyMixer], config: ModelConfig, work: Workload, cp_size: int) -> int:
         """Return the elements that one rank sends in a layer's forward pass: the one that sends most, of one document.
@@ -208,7 +206,7 @@ class NoExchange(ContextExchange["Mixer"]):
 
 
 def over_heads(heads: int, key_value_heads: int, cp_size: int) -> int | None:
-    """Return how many key/value heads :func:`attend_over_heads` exchanges of so many; None: heads do not divide.
+    """Return how many key/value heads :func:`some_heads` exchanges of so many; None: heads do not divide by the ranks.
 
     Where several ranks need a key/value head, each gets its copy.
     """
@@ -265,8 +263,3 @@ def exchanged(
         if mixer.decoding.shares_fixed_part:
             context = replace(context, fixed=cache.fixed)
     return exchange.mix(mixer, hidden, static, context)
-
-
-def _ranks(context: SharedContext) -> ContextRanks:
-    assert context.ranks is not None
-    return context.ranks

@@ -69,7 +69,6 @@ class FixedMapExchange(ContextExchange["FixedMap"]):
     def mix(self, mixer: "FixedMap", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
         values = mixer.values(context.read(hidden))
         ranks = context.ranks
-        assert ranks is not None
         heads = mixer.per_query_head(values[:1]).shape[1]
         served = over_heads(heads, values.shape[1], ranks.size)
         if served is None:
@@ -81,7 +80,6 @@ class FixedMapExchange(ContextExchange["FixedMap"]):
     def held(self, fixed: tuple[Tensor, ...], context: SharedContext) -> tuple[Tensor, ...]:
         queries, keys = fixed
         ranks = context.ranks
-        assert ranks is not None
         served = over_heads(len(queries), len(keys), ranks.size)
         if served is None:
             return super().held(fixed, context)

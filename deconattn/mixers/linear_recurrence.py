@@ -33,7 +33,6 @@ class StateExchange(ContextExchange["LinearRecurrence"]):
 
     def mix(self, mixer: "LinearRecurrence", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
         ranks = context.ranks
-        assert ranks is not None
         if hidden.shape[1] < mixer.taps - 1:
             return super().mix(mixer, hidden, static, context)
         operands = mixer.operands(hidden)

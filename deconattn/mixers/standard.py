@@ -51,7 +51,6 @@ class AttentionExchange(ContextExchange["Standard"]):
     def mix(self, mixer: "Standard", hidden: Tensor, static: Tensor | None, context: SharedContext) -> Tensor:
         queries, keys, values = mixer.operands(hidden, static, context)
         ranks = context.ranks
-        assert ranks is not None
         served = over_heads(queries.shape[1], keys.shape[1], ranks.size)
         if served is None:
             if type(mixer).mix is not Standard.mix:  # a subclass's mixing is unknown here

@@ -22,7 +22,6 @@ def earlier_ranks(context: SharedContext, device: torch.device) -> Tensor:
     No rank is left out of what is computed with it, so that the backward passes of all ranks meet.
     """
     ranks = context.ranks
-    assert ranks is not None
     before = (torch.arange(ranks.size, device=device) < ranks.rank)[:, None]
     if context.whole_documents is None:
         return before
@@ -38,7 +37,6 @@ def shared_average(scores: Tensor, values: Tensor, context: SharedContext) -> Te
         values: [R, key_value_heads, L / cp_size, head_dim].
     """
     ranks = context.ranks
-    assert ranks is not None
     states = ranks.whole(prefix_scan.last_state(scores, values, context.document_ids)[None], dim=0)
     state = prefix_scan.merged(states, earlier_ranks(context, states.device))
     return prefix_scan.following_average(scores, values, state, context.document_ids)
@@ -52,7 +50,6 @@ def shared_attention(queries: Tensor, keys: Tensor, values: Tensor, context: Sha
         keys, values: [R, key_value_heads, L / cp_size, head_dim].
     """
     ranks = context.ranks
-    assert ranks is not None
     sums = ranks.whole(taylor_scan.last_sums(keys, values, context.document_ids)[None], dim=0)
     counts = earlier_ranks(context, sums.device)[..., None, None, None]
     sums = sums.masked_fill(~counts, 0).sum(dim=0)
@@ -71,7 +68,6 @@ def last_inputs_before(inputs: Sequence[Tensor], count: int, context: SharedCont
     if not inputs:
         return []
     ranks = context.ranks
-    assert ranks is not None
     last = torch.cat([one[:, one.shape[1] - count :] for one in inputs], dim=-1)
     shifted = pad(ranks.whole(last[None], dim=0), (0, 0, 0, 0, 0, 0, 1, 0))
     return list(at_least_fp32(shifted[ranks.rank]).split([one.shape[2] for one in inputs], dim=-1))

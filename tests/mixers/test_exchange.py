@@ -70,7 +70,8 @@ def test_rows_are_gathered_where_heads_do_not_divide_and_a_class_mixes_as_its_ba
     mixer = OtherMix(config)
     hidden = torch.randn(2, 4, config.hidden_size)
     rotary = Rotary.of(config, torch.arange(4)[None], torch.float32)
-    exchange.mix(mixer, hidden, None, SharedContext(rotary, None, {}, ranks=ranks, whole_rotary=lambda: rotary))
+    context = SharedContext(rotary, None, {}, ranks=ranks, whole_documents=None, whole_rotary=lambda: rotary)
+    exchange.mix(mixer, hidden, None, context)
     assert ranks.asked == ["whole", "part"]
 
 

@@ -25,6 +25,22 @@ display = Display(2, 0)
 display.step({"step": 2, "loss": 1.0, "grad_norm": 1.0, "learning_rate": 1e-3, "memory_gib": 1.0})
 display.close()
 """
+LIVE = """
+import time
+from deconattn.train.metrics import Display
+display = Display(2, 0)
+display.doing("writing the checkpoint")
+time.sleep(0.3)
+display.close()
+"""
+GGUF = """
+import time
+import transformers.modeling_gguf_pytorch_utils as reading
+from deconattn.checkpoint.gguf_source import _our_bar
+with _our_bar(4):
+    for _ in reading.tqdm([1, 2, 3, 4], desc="de-quantizing"):
+        time.sleep(0.15)
+"""
 HARNESS = """
 import sys, time, types
 from deconattn.evaluation import bars
@@ -77,6 +93,15 @@ def test_a_log_has_lines_whatever_is_forced() -> None:
     environment = os.environ | {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}
     done = subprocess.run([sys.executable, "-c", LINES], env=environment, capture_output=True, text=True, check=True)
     assert done.stderr.startswith("step 2/2 ") and done.stderr.count("\n") == 1 and "\x1b" not in done.stderr
+
+
+def test_training_tells_what_it_stands_still_for() -> None:
+    assert "writing the checkpoint" in on_a_terminal(LIVE)
+
+
+def test_transformers_reads_with_our_bar() -> None:
+    drawn = on_a_terminal(GGUF)
+    assert "4 of 4 tensors" in drawn and "de-quantizing" not in drawn
 
 
 @pytest.mark.parametrize(("shown", "words"), [(True, ["building", "4 of 4 requests", "scoring"]), (False, [])])

@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deconattn import durable
@@ -184,8 +185,11 @@ class Checkpoint:
         with_it = (name for name, (_, shape) in parameters.items() if kind in moments_of(name, len(shape), optimizer))
         return {name: parameters[name] for name in with_it}
 
-    def weights(self) -> dict[str, Tensor]:
-        """Read the canonical state dict: fp32 parameters and the buffers, Hugging Face names; shows how far it is.
+    def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Read the canonical state dict: parameters and the buffers, Hugging Face names; shows how far it is.
+
+        Args:
+            dtype: of what is floating-point; each tensor is converted when it has been read.
 
         Raises:
             UserError: they are not the model's, damaged, or cannot be read.
@@ -196,7 +200,7 @@ class Checkpoint:
         read: dict[str, Tensor] = {}
         with progress_bar("reading weights", total, "bytes") as advance:
             for name, tensor in self.tensors("weights"):
-                read[name] = tensor
+                read[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
                 advance(tensor.nbytes)
         return read
 

@@ -5,8 +5,9 @@ OUT/
     tokenizer.json  tokenizer_config.json  and a chat template, where the file has one
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from deconattn.checkpoint.hf_weights import EMBEDDING, HEAD, WEIGHTS
 from deconattn.errors import UserError
 from deconattn.extras import require
+from deconattn.progress import Advance, progress_bar
 
 SUFFIX = ".gguf"
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -41,7 +43,7 @@ def write_folder(source: Path, out: Path) -> tuple[str, int]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with _quiet():
+    with _our_bar(tensors):
         try:
             model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
@@ -114,8 +116,8 @@ def _as_written(fields: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars, one of which does not ask whether they are wanted, from the error stream."""
+def _our_bar(tensors: int) -> Iterator[None]:
+    """Show our progress bar in the place of transformers', one of which does not ask whether it is wanted."""
     import transformers.modeling_gguf_pytorch_utils as reading
     from transformers.utils import logging
 
@@ -123,11 +125,19 @@ def _quiet() -> Iterator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    reading.tqdm = lambda items, **_: items
     try:
-        yield
+        with progress_bar("reading tensors", tensors, "tensors") as advance:
+            reading.tqdm = partial(_counted, advance)
+            yield
     finally:
         reading.tqdm = bar
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
+
+
+def _counted(advance: Advance, items: Iterable[Any], **_: Any) -> Iterator[Any]:
+    """Yield what is read, as tqdm would."""
+    for item in items:
+        yield item
+        advance(1)

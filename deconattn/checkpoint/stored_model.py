@@ -185,11 +185,7 @@ def _read_checkpoint(checkpoint: Checkpoint, config: DeconAttnConfig, dtype: tor
     dtype = dtype or config.dtype
     with torch.device("meta"):
         model = DeconAttnForCausalLM(config)
-    weights = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in checkpoint.tensors("weights")
-    }
-    model.load_state_dict(weights, strict=not config.tie_word_embeddings, assign=True)
+    model.load_state_dict(checkpoint.weights(dtype), strict=not config.tie_word_embeddings, assign=True)
     model.tie_weights()
     return model
 

@@ -14,6 +14,7 @@ from deconattn.extras import require
 from deconattn.hf.config_files import stock_model_type
 from deconattn.hf.gguf_tokenizer import Vocabulary, read_vocabulary
 from deconattn.layers.config import ModelConfig
+from deconattn.progress import progress_bar
 
 FILE_NAME = "model.gguf"
 
@@ -78,8 +79,10 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, tensor in tensors.items():  # one after the other, so that no second copy of the model is in memory
-            writer.write_tensor_data(_stored(_interleaved(name, tensor, config), dtype))
+        with progress_bar(f"writing {FILE_NAME}", len(tensors), "tensors") as advance:
+            for name, tensor in tensors.items():  # one after the other: no second copy of the model is in memory
+                writer.write_tensor_data(_stored(_interleaved(name, tensor, config), dtype))
+                advance(1)
     finally:
         writer.close()
 

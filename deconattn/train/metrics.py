@@ -109,6 +109,10 @@ class Display:
             self._last_line = now
             self.say(f"step {row['step']}/{self._total}  {text}")
 
+    def doing(self, what: str) -> None:
+        """Have the live line tell what training stands still for, until the next step."""
+        self._progress.update(self._task, description=what)
+
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False)
 

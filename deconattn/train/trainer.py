@@ -261,6 +261,7 @@ class Trainer:
         return False
 
     def _finished(self) -> None:
+        self._doing("writing the checkpoint")
         folder = self._checkpoints.last(self.progress)
         if self._val_loss is not None:
             self._say(f"validation loss: {self._val_loss:.4f} nats")
@@ -272,6 +273,7 @@ class Trainer:
         self._say(f"export: {command('export')} {quoted(self.run_folder)} {quoted(out)}{plugins}")
 
     def _interrupted(self) -> None:
+        self._doing("writing the checkpoint")
         folder = self._checkpoints.last(self.progress)
         lost = [False] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(lost, self.stop.launcher_lost)
@@ -287,11 +289,16 @@ class Trainer:
         if not self.data.has_validation or self._validated_step == step:
             return
         batches = self.data.validation_batches(self.topology.dp_rank, self.topology.dp_size)
+        self._doing("validating")
         self.engine.seed(f"validation after step {step}")
         self._val_loss = self.engine.evaluate(batches, lambda: bool(self.stop))
         self._validated_step = step
         if self.metrics:
             self.metrics.validation(step, self._val_loss)
+
+    def _doing(self, what: str) -> None:
+        if self.metrics:
+            self.metrics.display.doing(what)
 
     def _tell(self, failed: GivenUp) -> None:
         self._say(f"step {failed.step}: no checkpoint ({failed.reason}); the next save will be another attempt")

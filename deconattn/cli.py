@@ -5,11 +5,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from inspect import cleandoc
 from io import StringIO
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
+import docstring_parser
 import tyro
 
 from deconattn.errors import FULL, UserError, of_the_disk
@@ -60,8 +62,16 @@ def asks_for_completion(words: Sequence[str]) -> bool:
 
 @contextmanager
 def complaints_in_one_line() -> Iterator[None]:
-    """Turn the box in which tyro explains a wrong flag, and its exit, into a UserError."""
-    box = StringIO()
+    """Turn the box in which tyro explains a wrong flag, and its exit, into a UserError; fill the lines of its help."""
+    box, read = StringIO(), docstring_parser.parse_from_object
+
+    def without_indentation(component: Any) -> docstring_parser.Docstring:
+        found = read(component)
+        for one in found.params:  # tyro keeps the break before a line that does not begin with a letter
+            one.description = one.description and cleandoc(one.description)
+        return found
+
+    docstring_parser.parse_from_object = without_indentation  # type: ignore[assignment]
     try:
         with redirect_stderr(box):
             yield
@@ -71,6 +81,8 @@ def complaints_in_one_line() -> Iterator[None]:
         inside = [line for line in box.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
         bare = (line.replace("─", "").strip(" │") for line in inside)
         raise UserError(" ".join(line for line in bare if line)) from None
+    finally:
+        docstring_parser.parse_from_object = read
 
 
 def check_out(out: Path, endings: Sequence[str]) -> None:

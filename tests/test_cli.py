@@ -19,12 +19,28 @@ class Inner:
 
 
 @dataclass(frozen=True)
+class Documented:
+    """With more to say."""
+
+    name: str = "x"
+    """Name, which a second line
+    of the docstring goes on to tell of."""
+
+
+@dataclass(frozen=True)
 class Outer:
     """Outside."""
 
     inner: Inner = field(default_factory=Inner)
     name: str = "x"
     """Name."""
+
+
+def test_help_fills_its_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parse(Documented, ["--help"], program="tool")
+    assert "Name, which a second line of the docstring goes on to tell of" in capsys.readouterr().out
 
 
 def test_nested_dataclasses_give_flat_flags() -> None:

@@ -55,16 +55,16 @@ class Arguments:
     vocab_size: int = 50304
     """Rows of the embedding."""
     micro_batches: int = 8
-    """In a step."""
+    """In a step; two at least."""
     out: Path = RESULTS
     """Folder of roofline.json and roofline.md."""
 
     def words(self, size: str, variant: str, mode: str, depth: int) -> list[str]:
-        """The training's command line, of two micro-batches."""
+        """The training's command line, of three micro-batches."""
         words = (
             f"--size {size} --variant {variant} --seq-len {self.seq_len} --precision bf16 --num-hidden-layers {depth}"
         )
-        words += f" --micro-batch-size {self.micro_batch_size} --global-batch-size {2 * self.micro_batch_size}"
+        words += f" --micro-batch-size {self.micro_batch_size} --global-batch-size {3 * self.micro_batch_size}"
         return words.split() + (["--compile"] if mode == "compiled" else [])
 
 
@@ -103,6 +103,7 @@ def predicted(
         {
             "words": arguments.words(size, variant, mode, depth),
             "vocabulary": arguments.vocab_size,
+            "micro_batches": arguments.micro_batches,
             "reset": depth == DEPTHS[0],
         }
         for variant, mode in cases
@@ -123,21 +124,19 @@ def row_of(arguments: Arguments, side: str, size: str, variant: str, mode: str, 
     """Return a result: what was counted by parts, and what every card is predicted to need."""
     flags = parse_training_flags(arguments.words(size, variant, mode, SIZES[size].num_hidden_layers))
     config = model_config(flags.model, arguments.vocab_size, arguments.seq_len)
-    asked = training_flops(config, arguments.micro_batch_size, arguments.seq_len)
+    asked = training_flops(config, arguments.micro_batches * arguments.micro_batch_size, arguments.seq_len)
     seen = sum(work.flops * count for work, count in works.items())
     if seen < 0.97 * asked:
         told = f"{seen / asked:.0%} of the formula's FLOPs were seen: some operation has no formula in works.py"
         print(f"warning: {side}, {size}, {variant}, {mode}: {told}", file=sys.stderr)
-    cards = {
-        name: predict(works, card, arguments.micro_batches, asked, mode == "compiled") for name, card in CARDS.items()
-    }
+    cards = {name: predict(works, card, asked, mode == "compiled") for name, card in CARDS.items()}
     return {
         "side": side,
         "size": size,
         "variant": variant,
         "mode": mode,
         "model_tflops": asked / 1e12,
-        "counted": as_objects(counted(works)),
+        "counted": as_objects(counted(works, arguments.micro_batches)),
         "predicted": as_objects(cards),
     }
 

@@ -1,4 +1,4 @@
-"""Time of a training step on a card, by parts, from the works of a micro-batch and of the update."""
+"""Time of a training step on a card, by parts, from its works."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -16,14 +16,14 @@ Works = dict[Work, int]
 
 @dataclass(frozen=True)
 class Counted:
-    """A part of a step.
+    """A part of a micro-batch, the mean over a step's, or the update.
 
     Attributes:
         tflops: 1e12 FLOPs.
         gigabytes: 1e9 bytes read and written.
     """
 
-    launches: int
+    launches: float
     tflops: float
     gigabytes: float
 
@@ -63,53 +63,51 @@ def deepened(shallow: Works, deep: Works, layers: int) -> Works:
     return {work: count for work, count in found.items() if count}
 
 
-def counted(works: Works) -> dict[str, Counted]:
-    """Sum up the parts of a micro-batch, and the update."""
+def counted(works: Works, micro_batches: int) -> dict[str, Counted]:
+    """Sum up the parts of a micro-batch, and the update, given the works of a step."""
     found = {}
     for part in PARTS:
         here = [(work, count) for work, count in works.items() if work.part == part]
+        often = 1 if part == "update" else micro_batches
         found[part] = Counted(
-            launches=sum(work.launches * count for work, count in here),
-            tflops=sum(work.flops * count for work, count in here) / 1e12,
-            gigabytes=sum(work.bytes * count for work, count in here) / 1e9,
+            launches=sum(work.launches * count for work, count in here) / often,
+            tflops=sum(work.flops * count for work, count in here) / often / 1e12,
+            gigabytes=sum(work.bytes * count for work, count in here) / often / 1e9,
         )
     return found
 
 
-def predict(works: Works, card: Card, micro_batches: int, model_flops: int, compiled: bool) -> Predicted:
-    """Predict a step.
-
-    A micro-batch, and the update, takes as long as the device or the host needs, whoever needs longer.
+def predict(works: Works, card: Card, model_flops: int, compiled: bool) -> Predicted:
+    """Predict a step: its micro-batches, and the update, take as long as the device or the host needs, the longer one.
 
     Args:
-        works: of one micro-batch, and of the update.
-        model_flops: of one micro-batch's training.
+        works: of the step.
+        model_flops: that the formula asks for.
     """
     times = {part: {"best": 0.0, "expected": 0.0, "launches": 0.0} for part in PARTS}
     for work, count in works.items():
         times[work.part]["best"] += count * card.best(work)
         times[work.part]["expected"] += count * card.expected(work)
         times[work.part]["launches"] += count * work.launches
-    often = {part: 1 if part == "update" else micro_batches for part in PARTS}
     of_layers = {"mixers' products", "feed-forward products", "mixing", "norms", "elementwise", "copies"}
     cost = {part: HOST_COMPILED if compiled and part in of_layers else HOST_EAGER for part in PARTS}
 
     def total(what: str, phase: bool) -> float:
-        return sum(often[part] * times[part][what] for part in PARTS if (part == "update") == phase)
+        return sum(times[part][what] for part in PARTS if (part == "update") == phase)
 
     def host(phase: bool) -> float:
-        return sum(often[p] * times[p]["launches"] * cost[p] for p in PARTS if (p == "update") == phase)
+        return sum(times[p]["launches"] * cost[p] for p in PARTS if (p == "update") == phase)
 
     best = total("best", False) + total("best", True)
     expected = sum(max(total("expected", phase), host(phase)) for phase in (False, True))
-    asked = micro_batches * model_flops / card.narrow
+    asked = model_flops / card.narrow
     return Predicted(
         best=1e3 * best,
         expected=1e3 * expected,
         host=1e3 * (host(False) + host(True)),
         mfu=asked / expected,
         best_mfu=asked / best,
-        parts={part: 1e3 * often[part] * times[part]["expected"] for part in PARTS},
+        parts={part: 1e3 * times[part]["expected"] for part in PARTS},
     )
 
 

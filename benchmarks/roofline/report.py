@@ -46,7 +46,7 @@ def steps_table(rows: Rows) -> str:
         counts = [_micro_batch(row["counted"]) for row in sides]
         on = [row["predicted"][SHOWN] for row in sides]
         table.append([
-            variant, _then(f"{launches:,}" for launches, _ in counts), _then(f"{moved:.0f}" for _, moved in counts),
+            variant, _then(f"{launches:,.0f}" for launches, _ in counts), _then(f"{moved:.0f}" for _, moved in counts),
             _then(f"{one['expected']:,.0f}" for one in on), _then(f"{one['host']:,.0f}" for one in on),
             _then(f"{one['mfu']:.0%}" for one in on), _then(f"{one['best_mfu']:.0%}" for one in on),
         ])  # fmt: skip
@@ -80,8 +80,8 @@ def _by_variant(rows: Rows) -> list[tuple[str, list[dict[str, Any]]]]:
     return [(n, sorted((r for r in rows if r["variant"] == n), key=lambda row: key[row["side"]])) for n in names]
 
 
-def _micro_batch(counted: dict[str, Any]) -> tuple[int, float]:
-    """Launches and gigabytes of a micro-batch."""
+def _micro_batch(counted: dict[str, Any]) -> tuple[float, float]:
+    """Launches and gigabytes of a micro-batch, the mean over a step's."""
     parts = [value for name, value in counted.items() if name != "update"]
     return sum(part["launches"] for part in parts), sum(part["gigabytes"] for part in parts)
 

@@ -2,14 +2,15 @@
 
     python -m benchmarks.roofline.trace ANSWER ORDER    # JSON files; in the environment of `tests.nullgpu.build.build`
 
-An order is a list of objects: `words` of a training's command line beside `vocabulary`; its answer is a list of works
-of the last micro-batch, and of the update, of a step, or the message of what it ended in.
+An order is a list of objects: `words` of a training's command line beside `vocabulary`; its answer is a list of the
+works of a step, or the message of what it ended in.
 """
 
 import dataclasses
 import json
 import sys
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ class Tracer:
     def counting(self) -> Counting | None:
         return self._now
 
-    def trace(self, words: list[str], vocabulary: int) -> list[tuple[Work, int]]:
-        """Take two steps of two micro-batches; return the works of the second one's last micro-batch and update."""
+    def trace(self, words: list[str], vocabulary: int, micro_batches: int) -> dict[Work, int]:
+        """Take two steps of three micro-batches; return the works of one of so many as the second one's.
+
+        The first micro-batch sets sums of gradients and runs fixed streams to be held, the last one differentiates
+        these and has the update, and those between are alike.
+        """
         from deconattn.config.command_line import parse_training_flags
         from deconattn.config.flags import model_config
         from deconattn.data import Batch
@@ -58,6 +63,7 @@ class Tracer:
             regions = Regions()
             regions.follow(model)
             counting = Counting(Sizes(length, config.intermediate_size, vocabulary), regions, self._counts.queued)
+            done: list[Counter[Work]] = []
             inner, plain_step, plain_backward = engine._engine, engine._engine.step, engine._engine.backward
 
             def backward(*args: Any, **kwargs: Any) -> Any:
@@ -69,7 +75,8 @@ class Tracer:
                     regions.enter("update")
                     return plain_step(*args, **kwargs)
                 result = plain_step(*args, **kwargs)
-                counting.works.clear()  # the first micro-batch's gradients may go another way
+                done.append(Counter(counting.works))
+                counting.works.clear()
                 return result
 
             inner.step, inner.backward = step, backward
@@ -80,7 +87,9 @@ class Tracer:
             del inner.step, inner.backward
         engine.destroy()
         torch.cuda.empty_cache()
-        return list(counting.works.items())
+        (first, between), last = done, counting.works
+        every = first | between | last
+        return {work: first[work] + (micro_batches - 2) * between[work] + last[work] for work in every}
 
 
 def main(answer: Path, orders: Path) -> None:
@@ -92,8 +101,8 @@ def main(answer: Path, orders: Path) -> None:
             if order.get("reset"):
                 torch._dynamo.reset()
             try:
-                works = tracer.trace(order["words"], order["vocabulary"])
-                found.append([dataclasses.asdict(work) | {"count": count} for work, count in works])
+                works = tracer.trace(order["words"], order["vocabulary"], order["micro_batches"])
+                found.append([dataclasses.asdict(work) | {"count": count} for work, count in works.items()])
             except Exception as error:  # the others' numbers are wanted all the same
                 traceback.print_exc()
                 found.append(f"{type(error).__name__}: {error}")

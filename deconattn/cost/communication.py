@@ -4,14 +4,14 @@
 
 from dataclasses import dataclass
 
-from deconattn.cost.activations import gathers_rows, p2p_bytes
+from deconattn.cost.activations import gathers_rows, held_stream_bytes, p2p_bytes
 from deconattn.cost.context import context_elements
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import rank_parameters
 from deconattn.cost.zero import LIVE
 from deconattn.layers.shards import largest_part
-from deconattn.mixers import mixer_class
-from deconattn.model.streams import Streams, layer_rows
+from deconattn.mixers import Mixer, mixer_class
+from deconattn.model.streams import Streams, layer_rows, shares_fixed_part
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def stage_traffic(job: Job, stage: int) -> Traffic:
     """Return the bytes that a rank of one pipeline stage sends."""
     span = job.spans[stage]
     return Traffic(
-        tensor=job.accumulation * _tensor(job, span),
+        tensor=_tensor(job, span),
         context=job.bytes_per_element * sum(context_elements(job)[index] for index in span),
         data=_data(job, span),
         pipeline=job.accumulation * _p2p(job, span),
@@ -55,38 +55,64 @@ def all_reduce_bytes(size: int, ranks: int) -> int:
 
 
 def _tensor(job: Job, span: range) -> int:
-    """Bytes of tensor parallelism per micro-batch; an all-gather and a reduce-scatter are together an all-reduce.
+    """Bytes of tensor parallelism per step; an all-gather and a reduce-scatter are together an all-reduce.
 
     A cut module sums its output in the forward pass, and the gradient of each input in the backward pass. Under
     sequence parallelism an input is gathered a second time for the backward pass, where it was not kept or is
-    recomputed. A recomputed layer sums its mixer's output again; recomputing stops before a sum at its end.
+    recomputed. A recomputed layer sums its mixer's output again; recomputing stops before a sum at its end. Fixed
+    streams that a step holds run by themselves, forward twice and backward once.
     """
     if job.tp == 1:
         return 0
-    config, size = job.model, job.bytes_per_element
+    config, streams, m = job.model, Streams.of(job.model.layer_variants), job.accumulation
+    held, row = held_stream_bytes(job) > 0, job.part * config.hidden_size
     rows = layer_rows(config, job.micro_batch)
+    looked_up = "text" in streams.fixed  # the random stream is looked up nowhere
     halves = 0  # elements that an all-gather or a reduce-scatter goes over
     for index in span:
-        inputs = {"mixer": 1 + mixer_class(config.layer_variants[index]).needs_static_embeddings, "mlp": 1}
-        exchanges = 2 * (2 + sum(inputs.values()))
-        if not job.sequence_parallel:
-            exchanges += 2 * (job.recompute == "layer")
-        else:
-            kept = {"mixer"} if gathers_rows(job, mixer_class(config.layer_variants[index])) else set()
-            gathers = [part for part in inputs if job.gathers_again and part not in kept]
-            again = [n for part, n in inputs.items() if part in gathers or job.recompute in (part, "layer")]
-            exchanges += sum(again) + (job.recompute == "layer")
-        halves += exchanges * rows[index] * job.part * config.hidden_size
+        layer = _layer_exchanges(job, mixer_class(config.layer_variants[index]))
+        if not held:
+            halves += m * layer.all * rows[index] * row
+            continue
+        mixer = mixer_class(config.layer_variants[index])
+        beside = mixer.fixed_stream is not None and not shares_fixed_part(mixer)
+        halves += m * layer.all * (job.micro_batch + beside) * row
+        if index < streams.last_fixed_layer:
+            halves += len(streams.fixed) * (layer.all + layer.forward) * row
+        elif index == streams.last_fixed_layer and not beside:
+            halves += len(streams.fixed) * layer.reading * row
+    if span.start == 0:
+        of_stream = (3 if job.sequence_parallel else 4) if held else 2 * m
+        halves += (2 * m * job.micro_batch + of_stream * looked_up) * row
     exchanged = halves // 2  # elements that an all-reduce goes over
-    tokens = job.micro_batch * job.part * config.hidden_size
-    if span.start == 0:  # the random stream is looked up nowhere
-        embedded = job.micro_batch + ("text" in Streams.of(config.layer_variants).fixed)
-        exchanged += embedded * job.part * config.hidden_size
     if span.stop == config.num_hidden_layers:
-        exchanged += tokens
+        exchanged += m * job.micro_batch * row
     if job.sequence_parallel:  # each rank has seen a part of the sequence: the norms' gradients are summed
-        exchanged += (2 * len(span) + (span.stop == config.num_hidden_layers)) * config.hidden_size
-    return all_reduce_bytes(exchanged * size, job.tp)
+        exchanged += m * (2 * len(span) + (span.stop == config.num_hidden_layers)) * config.hidden_size
+    return all_reduce_bytes(exchanged * job.bytes_per_element, job.tp)
+
+
+@dataclass(frozen=True)
+class _Exchanges:
+    """All-gathers and reduce-scatters of a layer: in both passes, the forward pass's alone, and a stream's whose
+    queries and keys alone are computed, forward twice and backward once.
+    """
+
+    all: int
+    forward: int
+    reading: int
+
+
+def _layer_exchanges(job: Job, mixer: type[Mixer]) -> _Exchanges:
+    inputs = {"mixer": 1 + mixer.needs_static_embeddings, "mlp": 1}
+    every = 2 * (2 + sum(inputs.values()))
+    if not job.sequence_parallel:
+        return _Exchanges(every + 2 * (job.recompute == "layer"), 2 * 2, 2 * inputs["mixer"])
+    kept = {"mixer"} if gathers_rows(job, mixer) else set()
+    gathers = [part for part in inputs if job.gathers_again and part not in kept]
+    again = {part: n for part, n in inputs.items() if part in gathers or job.recompute in (part, "layer")}
+    every += sum(again.values()) + (job.recompute == "layer")
+    return _Exchanges(every, 2 + sum(inputs.values()), 3 * inputs["mixer"] + again.get("mixer", 0))
 
 
 def _data(job: Job, span: range) -> int:

@@ -7,7 +7,7 @@ factors here come from (tests/cost/test_step_time.py compares).
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from deconattn.cost.activations import LayerActivations, layer_activations
+from deconattn.cost.activations import LayerActivations, held_stream_bytes, layer_activations
 from deconattn.cost.cards import HOST_EAGER
 from deconattn.cost.cluster import Cluster
 from deconattn.cost.job import Job
@@ -18,7 +18,7 @@ from deconattn.mixers import Workload, mixer_class
 from deconattn.mixers.exchange import exchange_of
 from deconattn.mixers.standard import Standard
 from deconattn.model.flops import feed_forward_flops, head_forward_flops
-from deconattn.model.streams import layer_output_rows
+from deconattn.model.streams import Streams, layer_output_rows, shares_fixed_part
 
 KEPT_MOVED = 3.5
 """Bytes that operations other than products move for each byte that is kept for the backward pass."""
@@ -38,10 +38,16 @@ LAYER_LAUNCHES = 50
 
 @dataclass(frozen=True)
 class StageCompute:
-    """Seconds of one micro-batch on a rank of one stage, and of what a step does once."""
+    """Seconds of one micro-batch on a rank of one stage, and of what a step does once.
+
+    Attributes:
+        streams: forward twice and backward once, of the fixed streams that a step holds
+            (:mod:`deconattn.model.held_streams`); where it holds none, their rows are the micro-batches'.
+    """
 
     forward: float
     backward: float
+    streams: float
     update: float
 
 
@@ -49,10 +55,13 @@ def stage_compute(job: Job, cluster: Cluster, stage: int) -> StageCompute:
     """Return the compute of a rank of a pipeline stage."""
     span, tokens, width = job.spans[stage], job.micro_batch * job.part, job.model.hidden_size
     rows, kept = layer_output_rows(job.model, job.micro_batch), _layer_activations(job)
-    of_layers: dict[tuple[str, int, int], tuple[float, float]] = {}  # many are alike
+    held = held_stream_bytes(job) > 0
+    of_layers: dict[tuple[str, int, int, bool], tuple[float, float]] = {}  # many are alike
     forward = backward = 0.0
     for index in span:
-        kind = job.model.layer_variants[index], rows[index], kept[index].kept
+        mixer = mixer_class(job.model.layer_variants[index])
+        here = job.micro_batch + (mixer.fixed_stream is not None and not shares_fixed_part(mixer))
+        kind = (mixer.name, here if held else rows[index], kept[index].kept // rows[index], held)
         if kind not in of_layers:
             of_layers[kind] = _layer(job, cluster, *kind)
         forward, backward = forward + of_layers[kind][0], backward + of_layers[kind][1]
@@ -65,12 +74,32 @@ def stage_compute(job: Job, cluster: Cluster, stage: int) -> StageCompute:
     backward += _moving(cluster, GRADIENT_MOVED * parameters)
     updated = parameters // (job.zero_size if job.zero else 1)
     update = _moving(cluster, REDUCED_MOVED * parameters + UPDATE_MOVED * updated)
-    return StageCompute(forward, backward, update)
+    return StageCompute(forward, backward, _streams(job, cluster) if held else 0.0, update)
 
 
-def _layer(job: Job, cluster: Cluster, variant: str, rows: int, kept: int) -> tuple[float, float]:
-    """Seconds of a layer's forward and backward pass, recomputation in the latter."""
-    config, mixer = job.model, mixer_class(variant)
+def _streams(job: Job, cluster: Cluster) -> float:
+    """Seconds of the fixed streams by themselves, which the last layer that reads one leaves at what it reads."""
+    streams, kept = Streams.of(job.model.layer_variants), _layer_activations(job)
+    rows, carried = layer_output_rows(job.model, job.micro_batch), len(streams.fixed)
+    *before, reader = job.model.layer_variants[: streams.last_fixed_layer + 1]
+    seconds = 0.0
+    for index, variant in enumerate(before):
+        forward, backward = _layer(job, cluster, variant, carried, kept[index].kept // rows[index])
+        seconds += 2 * forward + backward
+    mixer = mixer_class(reader)
+    read = 4 * mixer.decoding.fixed_flops(mixer, job.model, job.part) if shares_fixed_part(mixer) else 0
+    return seconds + _seconds(job, cluster, read // job.tp, max(1, job.model.query_size // job.tp))
+
+
+def _layer(
+    job: Job, cluster: Cluster, variant: str, rows: int, kept_a_row: int, held: bool = False
+) -> tuple[float, float]:
+    """Seconds of a layer's forward and backward pass, recomputation in the latter.
+
+    Args:
+        held: what it reads of its fixed stream is there.
+    """
+    config, mixer, kept = job.model, mixer_class(variant), rows * kept_a_row
     work = Workload(rows, job.length, job.bytes_per_element, job.tp)
     whole = of_all = mixer.forward_flops(config, work)
     if job.cp > 1:
@@ -78,6 +107,8 @@ def _layer(job: Job, cluster: Cluster, variant: str, rows: int, kept: int) -> tu
     # What grows with the sequence mixes tokens; what does not is products with weights.
     products = min(whole, job.length * mixer.forward_flops(config, Workload(rows, 1)) * whole // of_all)
     mixing = whole - products
+    if held and shares_fixed_part(mixer):
+        products -= min(products, mixer.decoding.fixed_flops(mixer, config, job.part))
     narrow = min(config.hidden_size, max(1, config.query_size // job.tp))
     wide = min(config.hidden_size, max(1, config.intermediate_size // job.tp))
     kind = "attention" if issubclass(mixer, Standard) else "kernel"

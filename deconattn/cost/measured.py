@@ -98,7 +98,9 @@ def predicted_seconds(run: MeasuredRun, first: MeasuredRun, cluster: Cluster) ->
     at_best = step_time(job, replace(_cpus(run), speed=whole / min(run.ranks, cores))).total
     shared = replace(_cpus(run), speed=whole / run.ranks)
     stages = [stage_compute(job, shared, stage) for stage in range(job.pp)]
-    never_waiting = sum(job.accumulation * (one.forward + one.backward) + one.update for one in stages) / job.pp
+    never_waiting = (
+        sum(job.accumulation * (one.forward + one.backward) + one.streams + one.update for one in stages) / job.pp
+    )
     return max(at_best, never_waiting)
 
 

@@ -72,6 +72,7 @@ class _Stage:
     tensor: float
     context: float
     hops: float
+    streams: float
     data: float
     update: float
 
@@ -88,7 +89,7 @@ def step_time(job: Job, cluster: Cluster) -> StepTime:
     m = job.accumulation
     passes = sum(stage.micro_batch for stage in stages) + (m - 1) * slowest.micro_batch
     return StepTime(
-        compute=m * slowest.compute,
+        compute=m * slowest.compute + slowest.streams,  # which only a single stage holds
         tensor=m * slowest.tensor,
         context=m * slowest.context,
         hops=m * slowest.hops,
@@ -111,7 +112,7 @@ def _stage(job: Job, cluster: Cluster, stage: int) -> _Stage:
     passes = compute.forward + compute.backward
     zero = cluster.seconds(sent.data, _calls(job), job.zero_size, job.tp)
     data = _uncovered(job, zero, compute.backward, passes)
-    return _Stage(passes, tensor, context, hops, data + tied, compute.update)
+    return _Stage(passes, tensor, context, hops, compute.streams, data + tied, compute.update)
 
 
 def _calls(job: Job) -> int:
@@ -137,7 +138,7 @@ def tokens_per_second(job: Job, seconds: float) -> float:
 
 def utilisation(job: Job, cluster: Cluster, seconds: float) -> float:
     """Return MFU: model FLOPs a second over the peak of all ranks; recomputation does not count."""
-    flops = training_flops(job.model, job.micro_batch, job.length) * job.accumulation * job.dp
+    flops = training_flops(job.model, job.micro_batch * job.accumulation, job.length) * job.dp
     peak = cluster.card.narrow if job.bytes_per_element == 2 else cluster.card.single
     return flops / seconds / (job.ranks * peak)
 

@@ -62,13 +62,13 @@ def test_products_are_those_of_the_formula():
     found = works(2)
     of_products = sum(work.flops * count for work, count in found.items())
     assert of_products == training_flops(config(2), ROWS, LENGTH)
-    parts = counted(found)
+    parts = counted(found, 1)
     assert parts["feed-forward products"].tflops * 1e12 == pytest.approx(2 * 3 * 6 * ROWS * LENGTH * 24 * 96)
     assert parts["head and loss"].tflops * 1e12 == pytest.approx(3 * 2 * ROWS * LENGTH * 24 * VOCABULARY)
 
 
 def test_the_backward_pass_belongs_where_the_forward_pass_did():
-    parts = counted(works(2))
+    parts = counted(works(2), 1)
     assert {name for name, part in parts.items() if part.launches} >= {
         "embedding", "mixers' products", "feed-forward products", "elementwise", "head and loss",
     }  # fmt: skip
@@ -170,8 +170,8 @@ def result(found: dict[Work, int], side: str = "after", mode: str = "compiled") 
 
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
-    big = {Work("feed-forward products", "aten::mm", "product", 10**13, 10**9, 1, smallest=512): 1}
-    little = {Work("elementwise", "aten::add", "memory", 0, 100_000, 1): 10_000}
+    big = {Work("feed-forward products", "aten::mm", "product", 10**13, 10**9, 1, smallest=512): 8}
+    little = {Work("elementwise", "aten::add", "memory", 0, 100_000, 1): 80_000}
     return [result(big | little, "before"), result(big)]
 
 
@@ -230,12 +230,17 @@ def test_a_step_on_the_null_gpu(tmp_path: Path):
 
     arguments = predict.Arguments(seq_len=256, micro_batch_size=2)
     orders = [
-        {"words": arguments.words("70m", "rndemb", mode, 2), "vocabulary": 50304, "reset": True}
+        {
+            "words": arguments.words("70m", "rndemb", mode, 2),
+            "vocabulary": 50304,
+            "micro_batches": arguments.micro_batches,
+            "reset": True,
+        }
         for mode in ("compiled", "eager")
     ]
     for found in predict.traced(orders, ROOT, build(tmp_path / "gpu"), tmp_path):
         assert not isinstance(found, str), found
-        parts = counted(found)
+        parts = counted(found, arguments.micro_batches)
         assert all(parts[part].launches for part in PARTS if part != "copies"), parts
         assert {work.name for work in found if work.kind == "kernel"} == {
             "deconattn::fixed_map", "deconattn::fixed_map_backward",

@@ -63,6 +63,26 @@ def test_512_ranks_of_which_eight_share_a_sequence():
     check(f"{words} --micro-batch-size 1 --global-batch-size 512", 512)
 
 
+HELD = "--tp 4 --zero 1 --num-hidden-layers 4 --micro-batch-size 1 --global-batch-size 6"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--variant fixedseq --sequence-parallel",
+        pytest.param("--variant fixedseq --recompute layer", marks=pytest.mark.slow),
+        pytest.param("--variant rndemb --pattern 1:1", marks=pytest.mark.slow),
+        pytest.param("--variant rndemb --pattern 1:1 --sequence-parallel --recompute mixer", marks=pytest.mark.slow),
+    ],
+)
+def test_cut_layers_with_streams_that_a_step_holds(words: str):
+    """Of three micro-batches, in each of which the streams' rows would be a second sequence's."""
+    model, flags, job = described(f"{HELD} {words}", 8)
+    (report,) = dry_run(model, flags, 8, 80.0, [0])
+    assert report.refusal is None, report.refusal
+    assert report.sent("tensor") == pytest.approx(stage_traffic(job, 0).tensor, rel=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("more", ["--zero 1", "--zero 2 --recompute mixer", "--zero 3"])
 @pytest.mark.parametrize("variant", variant_names())

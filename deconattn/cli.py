@@ -1,6 +1,7 @@
 """Command-line frame: flags from a dataclass, errors in one line."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -67,8 +68,8 @@ def complaints_in_one_line() -> Iterator[None]:
 
     def without_indentation(component: Any) -> docstring_parser.Docstring:
         found = read(component)
-        for one in found.params:  # tyro keeps the break before a line that does not begin with a letter
-            one.description = one.description and cleandoc(one.description)
+        for one in found.params:  # tyro would keep the break before a line that does not begin with a letter
+            one.description = one.description and re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(one.description))
         return found
 
     docstring_parser.parse_from_object = without_indentation  # type: ignore[assignment]

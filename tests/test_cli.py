@@ -24,7 +24,7 @@ class Documented:
 
     name: str = "x"
     """Name, which a second line
-    of the docstring goes on to tell of."""
+    (of the docstring) goes on to tell of."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def test_help_fills_its_lines(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
         parse(Documented, ["--help"], program="tool")
-    assert "Name, which a second line of the docstring goes on to tell of" in capsys.readouterr().out
+    assert "Name, which a second line (of the docstring) goes on to tell of" in capsys.readouterr().out
 
 
 def test_nested_dataclasses_give_flat_flags() -> None:

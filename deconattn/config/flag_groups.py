@@ -27,7 +27,8 @@ class ModelFlags:
     """Preset of dimensions and training defaults: tiny, 70m, 160m, 500m, 1.7b, 7b, 70b."""
     variant: str = "standard"
     """Variant of the layers that are not standard: standard, mlp, approximate, nonapproximate, rndemb, fixedseq,
-    staticemb, or a plugin's; or several by heads, such as standard[0-5]+nonapproximate[6-8]."""
+    staticemb; one of the field's (docs/zoo.md), such as gated-deltanet; or a plugin's; or several by heads, such as
+    standard[0-5]+nonapproximate[6-8]."""
     pattern: str = "uniform"
     """Which layers are standard: uniform, even, odd, top, middle, bottom, 25%, first, last, bilateral; S:V
     (1:3 is one standard layer for three variant layers); or a list such as 3*fixedseq,standard, whose layers may be

@@ -16,7 +16,7 @@ class Request:
     """Tasks, each NAME or NAME?field=value&field=value. Each is trained on all its difficulties at once; other ones
     are given as mqar?pairs=4,8,16."""
     variants: tuple[str, ...] = ()
-    """Variants; by default the paper's seven, and those of --plugin."""
+    """Variants, any that a training takes; by default the paper's seven, and those of --plugin."""
     patterns: tuple[str, ...] = (UNIFORM,)
     """Patterns of the variants' layers, among layers of standard attention."""
     sizes: tuple[str, ...] = ("64x2",)

@@ -1,7 +1,7 @@
 """Which layers of a pretrained model need attention, and whether the pattern found beats the others before healing.
 
-Runs `tools/search.py` on a model, and writes what came of it with what it cost: core-seconds of the table and of the
-search apart. The same command goes on where it was stopped; what was measured before costs nothing then.
+Runs `tools/search.py` on a model, and writes what came of it with what it cost, core-seconds of the table and of the
+search apart, and a picture. The same command goes on where it was stopped; what was measured before costs nothing then.
 
     python benchmarks/search.py MODEL --keep 15 --text wikitext.jsonl --out runs/search
 
@@ -23,6 +23,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import RESULTS, ROOT, write_result
+from benchmarks.plots.search import draw_search
 from deconattn.cli import parse, run
 from deconattn.errors import UserError
 from deconattn.surgery.results import RESULTS as FOUND
@@ -44,6 +45,8 @@ class Arguments:
     """Other flags of tools/search.py, in one word: --flags='--seq-len 256 --held-out 16'."""
     result: Path = RESULTS / "search.json"
     """The result to write."""
+    picture: Path = ROOT / "docs" / "images" / "search"
+    """The picture to write, without suffix."""
 
 
 def main() -> int:
@@ -62,7 +65,9 @@ def main() -> int:
         spent[part] = {"seconds": round(time.monotonic() - began, 1), "core_seconds": round(cores, 1)}
         print(f"{part}: {spent[part]['seconds']:.0f} s, {cores:.0f} core-seconds")
     found: dict[str, Any] = json.loads((arguments.out / FOUND).read_text(encoding="utf-8"))
-    write_result(arguments.result, {"model": found["label"], "spent": spent, "keep": arguments.keep, **found})
+    result = {"model": found["label"], "spent": spent, "keep": arguments.keep, **found}
+    write_result(arguments.result, result)
+    draw_search(result, arguments.picture)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Training throughput on this CPU: every variant through our engine, beside transformers' Qwen2.
 
     python benchmarks/training/cpu.py --size 70m --precision fp32
+    python benchmarks/training/cpu.py --before FOLDER    # every variant also as the package of another checkout has it
 
 Each contestant is a process of its own that trains a step when told to. One is active at a time, and they take
 turns, so that whatever else the machine does falls on all of them alike; where memory does not hold all, in groups,
@@ -14,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from deconattn.errors import UserError
 from deconattn.mixers import known_names, variant_names
 from deconattn.model.flops import count_parameters
 
+BEFORE = ", before"
 BYTES_A_PARAMETER = 36
 """Weight, gradient, two moments, flattened copies of them, and room for activations; on the safe side."""
 BYTES_A_LOGIT = 16
@@ -62,6 +65,8 @@ class Arguments:
     """Threads of a contestant; 0 is as many as there are cores. On a machine with other work, 1 is often faster."""
     variants: tuple[str, ...] = ()
     """Variants to run; none is every registered one. The peer always runs."""
+    before: Path | None = None
+    """Checkout of an earlier commit: its variants take turns with these."""
     out: Path = RESULTS
     """Folder of the JSON."""
 
@@ -73,14 +78,20 @@ class Arguments:
             raise UserError(f"--repeats {self.repeats}: it must be at least 1")
 
     def spec(self, name: str) -> Spec:
+        name = name.removesuffix(BEFORE)
         return Spec(name, self.size, self.seq_len, self.batch_size, self.precision, self.vocab_size, layers=self.layers)
 
 
 class Contestant:
-    """A contestant's process, started at its first turn."""
+    """A contestant's process, started at its first turn.
 
-    def __init__(self, spec: Spec, threads: int) -> None:
-        self.spec, self._threads = spec, threads
+    Args:
+        name: the variant's or the peer's, with :data:`BEFORE` behind it where the package is that of `before`.
+    """
+
+    def __init__(self, name: str, arguments: Arguments, threads: int) -> None:
+        self.name, self._spec, self._threads = name, arguments.spec(name), threads
+        self._tree = arguments.before if name.endswith(BEFORE) else None
         self._process: subprocess.Popen[str] | None = None
 
     def step(self) -> dict[str, float]:
@@ -95,15 +106,21 @@ class Contestant:
         if self._process is not None:
             self._process.communicate()
             self._answers.close()
+            self._folder.cleanup()
             self._process = None
 
     def _start(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(self._threads), "TORCHDYNAMO_DISABLE": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._folder = tempfile.TemporaryDirectory()
+        for name, tree in (("deconattn", self._tree or ROOT), ("benchmarks", ROOT)):
+            Path(self._folder.name, name).symlink_to((tree / name).resolve())
+        others = filter(None, [os.environ.get("PYTHONPATH")])
+        environment["PYTHONPATH"] = os.pathsep.join([self._folder.name, *others])
         reading, writing = os.pipe()
-        spec = json.dumps(dataclasses.asdict(self.spec))
+        spec = json.dumps(dataclasses.asdict(self._spec))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.training.cpu_contestant", spec, str(writing)],
+            cwd=self._folder.name,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=sys.stderr,
@@ -124,17 +141,17 @@ class Contestant:
         assert self._process is not None
         line = self._answers.readline()
         if not line:
-            raise UserError(f"{self.spec.name} ended with code {self._process.wait()}; its error is above")
+            raise UserError(f"{self.name} ended with code {self._process.wait()}; its error is above")
         return json.loads(line)
 
 
 def measure(contestants: list[Contestant], repeats: int) -> Samples:
     """Rounds in which each contestant trains a step."""
-    samples: Samples = {contestant.spec.name: [] for contestant in contestants}
+    samples: Samples = {contestant.name: [] for contestant in contestants}
     try:
         for number in range(repeats):
             for contestant in contestants:
-                samples[contestant.spec.name].append(contestant.step())
+                samples[contestant.name].append(contestant.step())
             print(f"round {number + 1} of {repeats}", file=sys.stderr)
     finally:
         for contestant in contestants:
@@ -180,11 +197,13 @@ def main() -> None:
     at_once = psutil.virtual_memory().available // needed
     samples: list[Samples] = []
     summary: dict[str, dict[str, float]] = {}
-    for names in groups(variants, at_once):
-        samples.append(measure([Contestant(arguments.spec(name), threads) for name in names], arguments.repeats))
+    sides = ("",) if arguments.before is None else ("", BEFORE)
+    names = [name + side for name in variants for side in sides]
+    for some in groups(names, at_once):
+        samples.append(measure([Contestant(name, arguments, threads) for name in some], arguments.repeats))
         # A ratio is to the peer of the same group; the peer's own row is that of the first.
         summary = summarize(samples[-1], arguments.batch_size * arguments.seq_len) | summary
-    summary = {name: summary[name] for name in (PEER, *variants)}
+    summary = {name: summary[name] for name in (PEER, *names)}
 
     title = f"{arguments.size}, {arguments.precision}, {arguments.batch_size} x {arguments.seq_len} tokens a step"
     table = Table(title=f"{title}, {threads} threads", caption=describe())
@@ -204,6 +223,7 @@ def main() -> None:
         )
     Console(width=max(100, Console().width)).print(table)
     options = {**dataclasses.asdict(arguments), "threads": threads, "variants": list(variants)}
+    options |= {"before": arguments.before is not None}
     options.pop("out")
     path = arguments.out / f"train_cpu-{arguments.size}-{arguments.precision}.json"
     write_result(path, {"options": options, "peer": PEER, "summary": summary, "samples": samples})

@@ -17,6 +17,7 @@ def test_the_result_has_the_rows_and_what_they_cost(model: Path, tmp_path: Path)
     script, result = ROOT / "benchmarks" / "search.py", tmp_path / "result.json"
     flags = f"--seq-len {LENGTH} --fit-sequences 4 --fit-steps 1 --held-out 2 --tested 2 --variants mlp --random 2"
     words = [str(model), "--keep", "2", "--out", str(tmp_path / "out"), "--result", str(result), f"--flags={flags}"]
+    words += ["--picture", str(tmp_path / "picture")]
     done = subprocess.run(
         [sys.executable, str(script), *words], env=environment(), capture_output=True, text=True, check=False
     )
@@ -24,4 +25,5 @@ def test_the_result_has_the_rows_and_what_they_cost(model: Path, tmp_path: Path)
     found = json.loads(result.read_text())
     assert set(found["spent"]) == {"table", "search"}
     assert all(part["core_seconds"] > 0 for part in found["spent"].values())
+    assert "layers kept, before healing" in (tmp_path / "picture.svg").read_text()
     assert {row["kind"] for row in found["rows"]} == {"layer", "pair", "hybrid"}

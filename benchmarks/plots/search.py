@@ -1,0 +1,47 @@
+"""Picture of a search's result: the increase of the loss by layer and variant, and the hybrids beside each other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plots.figures import save
+from deconattn.pages.palette import STYLE, variant_colour
+
+FOUND = "found"
+
+
+def draw_search(result: Mapping[str, Any], path: Path) -> None:
+    """Draw a result of `benchmarks/search.py` to `path`, no suffix: hybrids with as many layers as the found one."""
+    import matplotlib as mpl
+    from matplotlib.colors import SymLogNorm
+    from matplotlib.figure import Figure
+
+    cells = [row for row in result["rows"] if row["kind"] == "layer" and row["increase"] is not None]
+    hybrids = [row for row in result["rows"] if row["kind"] == "hybrid" and row["kept"] == result["keep"]]
+    hybrids.sort(key=lambda row: row["increase"])
+    variants, layers = result["request"]["variants"], len(result["variants"])
+    table = [[float("nan")] * len(variants) for _ in range(layers)]
+    for row in cells:
+        table[row["layer"] - 1][variants.index(row["name"])] = row["increase"]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 0.24 * layers + 1.6), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+        limit = max(abs(row["increase"]) for row in cells)
+        norm = SymLogNorm(linthresh=0.01, vmin=-limit, vmax=limit)
+        image = left.imshow(table, aspect="auto", cmap="PuOr_r", norm=norm)
+        left.set_xticks(range(len(variants)), variants, rotation=30, ha="right", fontsize=9)
+        left.set_yticks(range(layers), [str(layer) for layer in range(1, layers + 1)], fontsize=8)
+        left.set_ylabel("layer replaced")
+        left.set_title("one layer replaced", fontsize=11)
+        figure.colorbar(image, ax=left, label="increase of the loss, nats a token", shrink=0.8)
+        for place, row in enumerate(hybrids):
+            below, above = (abs((row[end] if row[end] is not None else row["increase"]) - row["increase"])
+                            for end in ("low", "high"))  # fmt: skip
+            colour = variant_colour("fixedseq" if row["name"] == FOUND else "standard")
+            right.barh(place, row["increase"], color=colour, height=0.7)
+            right.errorbar(row["increase"], place, xerr=[[below], [above]], color=STYLE["text.color"], capsize=3)
+        right.set_yticks(range(len(hybrids)), [row["name"] for row in hybrids], fontsize=9)
+        right.invert_yaxis()
+        right.set_xlabel("increase of the loss, nats a token; bars: 95 %")
+        right.set_title(f"{result['keep']} of {layers} layers kept, before healing", fontsize=11)
+        save(figure, path)

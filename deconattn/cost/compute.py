@@ -59,9 +59,10 @@ def stage_compute(job: Job, cluster: Cluster, stage: int) -> StageCompute:
     of_layers: dict[tuple[str, int, int, bool], tuple[float, float]] = {}  # many are alike
     forward = backward = 0.0
     for index in span:
-        mixer = mixer_class(job.model.layer_variants[index])
+        variant = job.model.layer_variants[index]
+        mixer = mixer_class(variant)
         here = job.micro_batch + (mixer.fixed_stream is not None and not shares_fixed_part(mixer))
-        kind = (mixer.name, here if held else rows[index], kept[index].kept // rows[index], held)
+        kind = (variant, here if held else rows[index], kept[index].kept // rows[index], held)
         if kind not in of_layers:
             of_layers[kind] = _layer(job, cluster, *kind)
         forward, backward = forward + of_layers[kind][0], backward + of_layers[kind][1]

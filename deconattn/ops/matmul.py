@@ -1,8 +1,8 @@
 """Matrix products at a CPU's full width.
 
 PyTorch hands fp32 products on a CPU to MKL, which on AMD processors uses half of the vector units' width; oneDNN,
-which PyTorch carries too, uses all of it: 350 against 180 GFLOP/s on two cores (benchmarks/LOG.md). Elsewhere, and in
-every other dtype, these are PyTorch's own.
+which PyTorch carries too, uses all of it: 350 against 180 GFLOP/s on two cores (benchmarks/LOG.md). On Intel's, where
+MKL is a tenth faster, elsewhere, and in every other dtype, these are PyTorch's own.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 from torch.nn.functional import linear as pytorch_linear
 
-WORTHWHILE = 2**20
+WORTHWHILE = 2 ** (62 if "Intel" in str(getattr(torch.cpu, "get_capabilities", dict)()) else 20)
 """Multiplications from which oneDNN's higher cost of a call is repaid."""
 NARROW = 64
 """A weight with a side of so much or less is PyTorch's: oneDNN takes up to twice as long for its gradient."""

@@ -127,10 +127,14 @@ def launch_parameters(head_dim: int, dtype: torch.dtype, gpu: Gpu) -> Launch:
     if padded_width(head_dim) == 128:
         # With two maps 64 tokens would spill 600 bytes a thread on sm_80.
         two_maps = Tile(32, 32, 8, 2) if gpu is Gpu.OTHER else None
-        return _alike(chunk, States(2, 32, 8, 2), Tile(128 if spacious else 64, 32, 8, 2), two_maps)
-    if not spacious:
-        return _alike(chunk, States(4, 32, 4, 3), Tile(128, 64, 8, 2))
-    return replace(CANDIDATES[0], chunk=chunk)
+        launch = _alike(chunk, States(2, 32, 8, 2), Tile(128 if spacious else 64, 32, 8, 2), two_maps)
+    elif spacious:
+        return replace(CANDIDATES[0], chunk=chunk)
+    else:
+        launch = _alike(chunk, States(4, 32, 4, 3), Tile(128, 64, 8, 2))
+    if gpu is Gpu.AMD:  # whose next blocks would wait in registers: 344 to 796 bytes a thread spilled
+        return replace(launch, grad_keys=replace(launch.grad_keys, stages=1))
+    return launch
 
 
 def taylor_states_attention(

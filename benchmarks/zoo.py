@@ -71,7 +71,7 @@ class Arguments:
     """Folder of a probe."""
     language: Path = ROOT / "benchmarks" / "reproduction" / "zoo"
     """Folder of a reproduction's report."""
-    steps: Path = RESULTS / "train_cpu-zoo.json"
+    steps: Path = RESULTS / "zoo_steps-cpu.json"
     """Result of benchmarks/training/cpu.py."""
     growth: Path = RESULTS / "mixer_growth-cpu.json"
     """Result of benchmarks/training/growth.py."""

@@ -34,12 +34,14 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes, finite: bool = False, pairs: Pairs | None = None) -> Any:
-    """Parse JSON in UTF-8 (ValueError if it is not, or is nested too deeply).
+    """Parse JSON in UTF-8 (ValueError if it is not, is nested too deeply, or has a null character, as no path has).
 
     Args:
         finite: refuse NaN and the infinities, which JSON has not and some libraries write.
         pairs: makes an object of its (key, value) pairs, of which some may have one key; raises ValueError.
     """
+    if b"\\u0000" in content:
+        raise ValueError("a text in it has a null character")
     try:
         return json.loads(content.decode("utf-8"), parse_constant=_refuse if finite else None, object_pairs_hook=pairs)
     except RecursionError:

@@ -19,7 +19,9 @@ def test_what_is_no_file_is_not_read(make: Callable[[Path], None], tmp_path: Pat
         assert str(caught.value.filename) == str(tmp_path / "x") and reason(caught.value) == "no regular file"
 
 
-@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"\xef\xbb\xbf{}", b"", b"{}x", b"\0"])
+@pytest.mark.parametrize(
+    "text", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"\xef\xbb\xbf{}", b"", b"{}x", b"\0", b'["\\u0000"]']
+)
 def test_what_is_no_json_is_one_error(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(text)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (its kinds are many)

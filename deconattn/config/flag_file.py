@@ -157,7 +157,10 @@ def _content(path: Path) -> Any:
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), first_letters)
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)
+        if "\\u0000" in json.dumps(content, default=str):
+            raise ValueError("a text in it has a null character, as no path has")
+        return content
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; check the path") from None
     except (ValueError, yaml.YAMLError) as error:

@@ -24,12 +24,12 @@ KEPT_MOVED = 3.5
 """Bytes that operations other than products move for each byte that is kept for the backward pass."""
 LOGITS_MOVED, HEAD_MOVED = 5, 35
 """Times that a logit is read or written, and bytes moved for an element of the head, by the loss."""
-GRADIENT_MOVED = 10
-"""Bytes that a micro-batch's gradient moves for a parameter, added to its sum."""
+GRADIENT_MOVED, HANDED_MOVED = 10, 16
+"""Bytes that a micro-batch's gradient moves for a parameter, added to its sum; and the sums, when the last is in them."""
 UPDATE_MOVED = 42
 """Bytes that AdamW moves for a parameter: gradient, master weight and moments."""
-REDUCED_MOVED = 28
-"""Bytes moved for a parameter before it: 16 by handing the sums over and clearing them, 12 by norm and clipping."""
+REDUCED_MOVED = 12
+"""Bytes that norm and clipping move for a parameter, before it."""
 BACKWARD_MIXING = 2.5
 """FLOPs of a mixing's backward pass over its forward pass, whose map is computed again."""
 LAYER_LAUNCHES = 50
@@ -38,7 +38,7 @@ LAYER_LAUNCHES = 50
 
 @dataclass(frozen=True)
 class StageCompute:
-    """Seconds of one micro-batch on a rank of one stage, and of what a step does once.
+    """Seconds of a micro-batch on a rank of one stage, the mean over a step's, and of what a step does once.
 
     Attributes:
         streams: forward twice and backward once, of the fixed streams that a step holds
@@ -72,7 +72,7 @@ def stage_compute(job: Job, cluster: Cluster, stage: int) -> StageCompute:
         moved = LOGITS_MOVED * job.bytes_per_element * tokens * table + HEAD_MOVED * table * width
         forward += _seconds(job, cluster, flops, min(width, table)) + _moving(cluster, moved)
     parameters = rank_parameters(job.model, span, job.tp).total
-    backward += _moving(cluster, GRADIENT_MOVED * parameters)
+    backward += _moving(cluster, (GRADIENT_MOVED + HANDED_MOVED / job.accumulation) * parameters)
     updated = parameters // (job.zero_size if job.zero else 1)
     update = _moving(cluster, REDUCED_MOVED * parameters + UPDATE_MOVED * updated)
     return StageCompute(forward, backward, _streams(job, cluster) if held else 0.0, update)

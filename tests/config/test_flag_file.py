@@ -87,6 +87,7 @@ def test_a_runs_config_is_one(tmp_path: Path) -> None:
         ("steps: true", ": steps is true: it is no switch"),
         ("doc_mask: perhaps", ": doc_mask is 'perhaps': input should be a valid boolean"),
         ("precision: fp8", ": precision is 'fp8': input should be 'bf16' or 'fp32'"),
+        ('save: "a\\0b"', ": a text in it has a null character"),
         ("steps: 3\nsteps: 4", ", line 2: steps is there twice"),
         ("steps: 3\noptimization: {steps: 4}", ": steps is there twice"),
         ("resume: true", ": resume has no place in a file"),

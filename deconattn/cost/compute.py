@@ -25,7 +25,7 @@ KEPT_MOVED = 3.5
 LOGITS_MOVED, HEAD_MOVED = 5, 35
 """Times that a logit is read or written, and bytes moved for an element of the head, by the loss."""
 GRADIENT_MOVED, HANDED_MOVED = 10, 16
-"""Bytes that a micro-batch's gradient moves for a parameter, added to its sum; and the sums, when the last is in them."""
+"""Bytes that a micro-batch's gradient moves for a parameter, added to its sum; and all sums, once they are whole."""
 UPDATE_MOVED = 42
 """Bytes that AdamW moves for a parameter: gradient, master weight and moments."""
 REDUCED_MOVED = 12

@@ -17,6 +17,7 @@ from rich.console import Console
 from deconattn.config.flags import TrainingFlags
 from deconattn.config.pattern import STANDARD
 from deconattn.config.presets import size_defaults
+from deconattn.config.run_config import RUN_CONFIG
 from deconattn.errors import UserError
 from deconattn.generation.sampling import Sampling
 from deconattn.program import command, plugin_flag, quoted
@@ -101,5 +102,7 @@ def _next(flags: TrainingFlags, folder: Path) -> Iterator[str]:
     yield f'  {command("generate")} {quoted(folder)} --prompt "{PROMPT}" --temperature 0.8{plugins}'
     other = STANDARD if flags.model.variant != STANDARD else "nonapproximate"
     beside = folder.with_name(f"{folder.name}-{other}")
-    yield f"  {command('train')} --variant {other} --save {quoted(beside)}"
+    same = "" if is_recipe(flags) else f"--config {quoted(folder / RUN_CONFIG)} "
+    pattern = "" if flags.model.pattern == "uniform" else "--pattern uniform "
+    yield f"  {command('train')} {same}--variant {other} {pattern}--save {quoted(beside)}"
     yield f"  {command('compare')} {quoted(folder)} {quoted(beside)}"

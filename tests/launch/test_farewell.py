@@ -21,12 +21,21 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_curve_a_text_and_commands(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    bid_farewell(parse_training_flags("--variant nonapproximate --steps 5".split()), folder)
+    bid_farewell(parse_training_flags("--variant nonapproximate --steps 5 --pattern 1:1".split()), folder)
     said = capfd.readouterr().err
     assert "training loss, nats a token" in said and "this run" in said
     assert "what it makes of 'ROMEO:'" in said
-    assert f"{folder} --prompt" in said and f"--variant standard --save {folder}-standard" in said
+    assert f"{folder} --prompt" in said and f"--variant standard --pattern uniform --save {folder}-standard" in said
     assert "three seeds" not in said, "five steps are another recipe"
+
+
+def test_what_it_proposes_differs_in_the_variant_alone(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    bid_farewell(parse_training_flags("--variant nonapproximate --steps 5 --pattern 1:1".split()), folder)
+    [line] = [line for line in capfd.readouterr().err.splitlines() if f"--save {folder}-standard" in line]
+    ours = parse_training_flags(["--config", str(folder / "config.json")])
+    theirs = parse_training_flags(line[line.index("--config") :].split())
+    assert theirs.model == dataclasses.replace(ours.model, variant="standard", pattern="uniform")
+    assert (theirs.data, theirs.optimization) == (ours.data, ours.optimization)
 
 
 def test_the_recipe_has_its_stored_losses_beside(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

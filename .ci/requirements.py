@@ -1,7 +1,7 @@
 """Prints, for pip, what pyproject.toml requires with other bounds: python .ci/requirements.py oldest|newest [OTHER ...]
 
 oldest: every lower bound exactly. newest: lower bounds alone, so that pip takes the newest releases that go together,
-past our upper bounds and pins. OTHER requirements ("transformers==5.15.*") take the place of ours. The extra `test`,
+past our upper bounds and pins. OTHER requirements ("transformers==5.16.*") take the place of ours. The extra `test`,
 and the extras that it names, are part of both.
 """
 

@@ -8,7 +8,7 @@ from deconattn.program import installation
 MODULES = {
     "eval": ("lm_eval", "accelerate", "zstandard"),
     "fast": ("gigatoken",),
-    "gguf": ("gguf",),
+    "gguf": ("gguf", "accelerate"),
     "plot": ("matplotlib", "markupsafe", "scipy"),
     "remote": ("fsspec",),
     "tensorboard": ("tensorboard",),

@@ -9,7 +9,7 @@ from deconattn.mixers import Mixer, Workload, mixer_class
 from deconattn.mixers.costs import rms_norm_bytes
 from deconattn.mixers.exchange import exchange_of
 from deconattn.model.held_streams import LARGEST_SHARE, held_bytes
-from deconattn.model.streams import Streams, layer_output_rows, layer_rows
+from deconattn.model.streams import Streams, layer_output_rows, layer_rows, shares_fixed_part
 from deconattn.ops.cross_entropy import logits_at_once
 from deconattn.ops.logits import padded
 
@@ -143,6 +143,11 @@ def held_stream_bytes(job: Job) -> int:
         return 0
     held = held_bytes(job.model, job.length, job.bytes_per_element, job.tp, job.cp)
     return 0 if job.gpu_bytes and held > LARGEST_SHARE * job.gpu_bytes else held
+
+
+def reads_row(mixer: type[Mixer]) -> bool:
+    """Whether a layer has its stream's row beside each micro-batch even where that is held: it reads the row itself."""
+    return mixer.fixed_stream is not None and not shares_fixed_part(mixer)
 
 
 def stored_stream_bytes(job: Job, span: range) -> int:

@@ -4,14 +4,14 @@
 
 from dataclasses import dataclass
 
-from deconattn.cost.activations import gathers_rows, held_stream_bytes, p2p_bytes
+from deconattn.cost.activations import gathers_rows, held_stream_bytes, p2p_bytes, reads_row
 from deconattn.cost.context import context_elements
 from deconattn.cost.job import Job
 from deconattn.cost.parameters import rank_parameters
 from deconattn.cost.zero import LIVE
 from deconattn.layers.shards import largest_part
 from deconattn.mixers import Mixer, mixer_class
-from deconattn.model.streams import Streams, layer_rows, shares_fixed_part
+from deconattn.model.streams import Streams, layer_rows
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,15 @@ def _tensor(job: Job, span: range) -> int:
     looked_up = "text" in streams.fixed  # the random stream is looked up nowhere
     halves = 0  # elements that an all-gather or a reduce-scatter goes over
     for index in span:
-        layer = _layer_exchanges(job, mixer_class(config.layer_variants[index]))
+        mixer = mixer_class(config.layer_variants[index])
+        layer = _layer_exchanges(job, mixer)
         if not held:
             halves += m * layer.all * rows[index] * row
             continue
-        mixer = mixer_class(config.layer_variants[index])
-        beside = mixer.fixed_stream is not None and not shares_fixed_part(mixer)
-        halves += m * layer.all * (job.micro_batch + beside) * row
+        halves += m * layer.all * (job.micro_batch + reads_row(mixer)) * row
         if index < streams.last_fixed_layer:
             halves += len(streams.fixed) * (layer.all + layer.forward) * row
-        elif index == streams.last_fixed_layer and not beside:
+        elif index == streams.last_fixed_layer and not reads_row(mixer):
             halves += len(streams.fixed) * layer.reading * row
     if span.start == 0:
         of_stream = (3 if job.sequence_parallel else 4) if held else 2 * m

@@ -7,7 +7,7 @@ factors here come from (tests/cost/test_step_time.py compares).
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from deconattn.cost.activations import LayerActivations, held_stream_bytes, layer_activations
+from deconattn.cost.activations import LayerActivations, held_stream_bytes, layer_activations, reads_row
 from deconattn.cost.cards import HOST_EAGER
 from deconattn.cost.cluster import Cluster
 from deconattn.cost.job import Job
@@ -60,8 +60,7 @@ def stage_compute(job: Job, cluster: Cluster, stage: int) -> StageCompute:
     forward = backward = 0.0
     for index in span:
         variant = job.model.layer_variants[index]
-        mixer = mixer_class(variant)
-        here = job.micro_batch + (mixer.fixed_stream is not None and not shares_fixed_part(mixer))
+        here = job.micro_batch + reads_row(mixer_class(variant))
         kind = (variant, here if held else rows[index], kept[index].kept // rows[index], held)
         if kind not in of_layers:
             of_layers[kind] = _layer(job, cluster, *kind)

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from deconattn.cost.activations import gathers_rows, held_stream_bytes
+from deconattn.cost.activations import gathers_rows, held_stream_bytes, reads_row
 from deconattn.cost.job import Job
 from deconattn.mixers import Mixer, Workload, mixer_class
 from deconattn.mixers.exchange import exchange_of
@@ -41,8 +41,9 @@ def _with_held(job: Job, index: int, again: bool) -> int:
     streams, mixer = Streams.of(job.model.layer_variants), mixer_class(job.model.layer_variants[index])
     carried, batch, gathers = len(streams.fixed), job.micro_batch, gathers_rows(job, mixer)
     held = _held(job, mixer)  # counted with the rows, where these are not gathered
-    beside = 0 if mixer.fixed_stream is None or shares_fixed_part(mixer) else 1
-    a_batch = _sent(job, mixer, batch + beside, batch, forward=1 + again) - (0 if gathers else (2 + again) * held)
+    a_batch = _sent(job, mixer, batch + reads_row(mixer), batch, forward=1 + again) - (
+        0 if gathers else (2 + again) * held
+    )
     sent = job.accumulation * a_batch
     if index < streams.last_fixed_layer:
         sent += _sent(job, mixer, carried, carried, forward=2 + again) + ((3 + again) * held if gathers else 0)

@@ -187,7 +187,8 @@ def _go_on(
 ) -> "tuple[Findings, list[str]]":
     """Measure pairs and search, as far as the flags ask; return all that is known, and the commands that go on."""
     from deconattn.surgery.comparison import Hybrids, measure_pairs, search
-    from deconattn.surgery.found import next_commands, write_found
+    from deconattn.surgery.folder import FOUND
+    from deconattn.surgery.found import next_commands, write_fitted
 
     goal, own = arguments.goal, findings.own
     hybrids = Hybrids(subject, findings.asked.request, folder, view.measured, stop)
@@ -196,6 +197,7 @@ def _go_on(
     if goal.keep is None and goal.budget is None:
         return dataclasses.replace(findings, pairs=pairs), []
     comparison = search(hybrids, table, goal, own)
-    weights = write_found(folder, subject, comparison.choice.found)
+    weights = folder.out / FOUND
+    write_fitted(folder, subject, comparison.choice.found, weights)
     commands = next_commands(arguments.model, weights, comparison.choice.found, arguments.request)
     return dataclasses.replace(findings, pairs=pairs, comparison=comparison), commands

@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
+from deconattn.checkpoint.stored_model import open_model
+from deconattn.convert.new_run import write_run
+from deconattn.data.packing.pack import PackConfig, pack
 from deconattn.hf.modeling_deconattn import CACHE, DeconAttnForCausalLM
 from tests.hf.models import exported, small_config, tokens, trained
 from tests.hf.test_modeling import VARIANTS, build
@@ -207,6 +210,21 @@ save_file({{"logits": model(torch.tensor({ids.tolist()})).logits.detach()}}, {st
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     torch.testing.assert_close(load_file(tmp_path / "logits.safetensors")["logits"], expected, atol=2e-5, rtol=0)
+
+
+def test_what_lora_has_merged_goes_on_as_a_run(folder: Path, tmp_path: Path) -> None:
+    """The last lines of docs/healing.md: an export, adapted by peft, merged and saved, begins a run."""
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2, init_lora_weights=False)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora).merge_and_unload()
+    model.save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "merged")
+    text, packed, run = tmp_path / "text.jsonl", tmp_path / "packed", tmp_path / "run"
+    text.write_text('{"text": "As it was, so it is."}\n' * 20)
+    pack(PackConfig(inputs=(str(text),), tokenizer=str(folder), out=packed, workers=1, val_fraction=0.1))
+    write_run(tmp_path / "merged", run, ["--data", str(packed), "--seq-len", "16"])
+    ids = tokens(2, 16).remainder(90)
+    torch.testing.assert_close(open_model(run).load()(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
 
 
 def test_supervised_fine_tuning_packs(folder: Path, loading: dict[str, Any], tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/search_training.py --data PACKED --out runs/patterns --jobs 2
 
 trains a standard model, searches it for the `--keep` layers that need attention (tools/search.py), and trains the found
-hybrid, the paper's patterns of as many layers and the random draw of median loss, every one from its first weights with
-every seed. The patterns have in each replaced layer the variant that the search's table likes best there. Finished
-runs are skipped, interrupted ones go on. The search reads text of the validation split, on which the runs are compared
-too; what it could learn of that text is which layers to keep.
+hybrid and others of the comparison (`random`: the draw of median loss), every one from its first weights with every
+seed. They have in each replaced layer the variant that the search's table likes best there. Finished runs are skipped,
+interrupted ones go on. The search reads text of the validation split, on which the runs are compared too; what it
+could learn of that text is which layers to keep.
 """
 
 import json
@@ -26,7 +26,7 @@ from deconattn import durable
 from deconattn.cli import parse, run
 from deconattn.errors import UserError
 from deconattn.statistics import mean_interval, paired_difference
-from deconattn.surgery.comparison import FOUND, RANDOM
+from deconattn.surgery.comparison import FOUND
 from deconattn.surgery.results import RESULTS as ROWS
 
 STANDARD, EVEN = "standard", "even"
@@ -42,17 +42,17 @@ class Arguments:
     """Folder of the run folders and of the search."""
     size: str = "tiny"
     """Preset of dimensions."""
-    layers: int = 8
+    layers: int = 6
     """Layers of the models."""
-    keep: int = 4
+    keep: int = 3
     """Standard layers of the hybrids."""
-    names: tuple[str, ...] = (FOUND, EVEN, RANDOM)
+    names: tuple[str, ...] = (FOUND, EVEN)
     """Hybrids of the search's comparison to train."""
-    steps: int = 250
+    steps: int = 1500
     """Optimiser steps of each run."""
-    global_batch_size: int = 8
+    global_batch_size: int = 4
     """Sequences a step."""
-    micro_batch_size: int = 8
+    micro_batch_size: int = 4
     """Sequences in a forward pass."""
     seq_len: int = 256
     """Tokens in a sequence."""
@@ -61,7 +61,7 @@ class Arguments:
     adam_beta2: float = 0.99
     """The paper's 0.9999 is for runs a thousand times longer: its memory would outlast these."""
     seeds: int = 5
-    """Seeds of each pattern; the model that is searched has the first."""
+    """Seeds of each hybrid; the model that is searched has the first."""
     eval_sequences: int = 256
     """Validation sequences."""
     jobs: int = 1
@@ -94,13 +94,7 @@ def main() -> None:
     arguments = parse(Arguments)
     for folder in (arguments.out, arguments.results):
         folder.mkdir(parents=True, exist_ok=True)
-    patterns: dict[str, str] = {STANDARD: "uniform"}
-
-    def loss(name: str, seed: int) -> float:
-        flags = {**arguments.flags(seed), "pattern": patterns[name]}
-        return train(arguments.out / f"{name}-{seed}", flags, arguments.steps)
-
-    loss(STANDARD, 0)
+    its_loss = train(arguments.out / f"{STANDARD}-0", arguments.flags(0), arguments.steps)
     searched = arguments.out / "search"
     words = [str(arguments.out / f"{STANDARD}-0"), "--data", str(arguments.data), "--out", str(searched)]
     words += ["--seq-len", str(arguments.seq_len), "--keep", str(arguments.keep)]
@@ -108,27 +102,34 @@ def main() -> None:
     if code:
         raise UserError(f"tools/search.py ended with {code}: what it said is above; the same command goes on")
     rows = chosen(json.loads((searched / ROWS).read_text(encoding="utf-8"))["rows"], arguments.names)
-    patterns |= {name: row["pattern"] for name, row in rows.items()}
-    wanted = [*product(patterns, range(arguments.seeds))]
+    wanted = [*product(rows, range(arguments.seeds))]
+
+    def loss(name: str, seed: int) -> float:
+        flags = {**arguments.flags(seed), "pattern": rows[name]["pattern"]}
+        return train(arguments.out / f"{name}-{seed}", flags, arguments.steps)
+
     with ThreadPoolExecutor(arguments.jobs) as pool:
         found = dict(zip(wanted, pool.map(lambda one: loss(*one), wanted), strict=True))
-    losses = {name: {seed: found[name, seed] for seed in range(arguments.seeds)} for name in patterns}
+    losses = {name: {seed: found[name, seed] for seed in range(arguments.seeds)} for name in rows}
     lines = []
     for name, by_seed in losses.items():
-        before = f"{rows[name]['increase']:+.3f}" if name in rows else ""
         past = "" if name == EVEN or EVEN not in losses else shown(paired_difference(by_seed, losses[EVEN]))
-        lines.append([name, f"`{patterns[name]}`", before, shown(mean_interval([*by_seed.values()])), past])
+        before = f"{rows[name]['increase']:+.3f}"
+        lines.append([name, f"`{rows[name]['pattern']}`", before, shown(mean_interval([*by_seed.values()])), past])
     titles = ["hybrid", "pattern", "replaced in the trained model", "trained from the start", "less even's"]
     tokens = arguments.steps * arguments.global_batch_size * arguments.seq_len
     text = (
         f"# Patterns of a search, trained from the start\n\n`{command()}`\n\n{describe()}. {arguments.size} with "
         f"{arguments.layers} layers, {arguments.keep} of them standard; {tokens:,} tokens a run, {arguments.seeds} "
         "seeds. Validation losses in nats a token with 95 % intervals over seeds, differences in pairs; of the model "
-        f"that was searched the increase of the loss before healing.\n\n{markdown_table(titles, lines)}"
+        f"that was searched ({its_loss:.3f}) the increase of the loss before healing.\n\n"
+        f"{markdown_table(titles, lines)}"
     )
     print(text)
     durable.write_text(arguments.results / "search_training.md", text)
-    write_result(arguments.results / "search_training.json", {"patterns": patterns, "losses": losses})
+    patterns = {name: row["pattern"] for name, row in rows.items()}
+    result = {"standard": its_loss, "patterns": patterns, "losses": losses}
+    write_result(arguments.results / "search_training.json", result)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""The table of all mixers, docs/zoo.md, from what was measured of them; it trains nothing itself.
+r"""The table of all mixers, docs/zoo.md, from what was measured of them; it trains nothing itself.
 
     ALL=$(python benchmarks/zoo.py --names)
     python tools/probe.py --tasks mqar induction selective-copy --variants $ALL --out OUT  # into benchmarks/probes/zoo
-    python tools/reproduce.py --table 1 --size tiny --patterns uniform --variants $ALL --seeds 3 ... --out OUT
+    python tools/reproduce.py --table 1 --size tiny --patterns uniform --variants $ALL --seeds 3 --tokens 300000 \
+        --train="--global-batch-size 2 --micro-batch-size 2 --adam-beta2 0.99" --lr-sweep 1.5e-3 3e-3 \
+        --no-analysis --tasks piqa --limit 20 --out OUT  # its data and report into benchmarks/reproduction/zoo
     python benchmarks/training/cpu.py --size 70m --seq-len 2048 --batch-size 1 --variants $ALL --out OUT
     python benchmarks/training/growth.py
     python benchmarks/zoo.py
 
-The page says the commands with which its data were made. What is not there yet is a dash.
+The variants of reproduce.py are all but `standard`, which it trains itself. What is not there yet is a dash.
 """
 
 import json
@@ -51,8 +53,8 @@ seven are in [deconattn/mixers](../deconattn/mixers). Rows that relax the same o
 - **growth**: what 8,192 tokens cost over 4,096, the mixer alone with its projections, in processor time: 2 is linear.
 - Probes: accuracy in per cent, mean over difficulties and seeds, with half its 95 % interval
   ([docs/probes.md](probes.md)); models of two layers, the best of three learning rates for each.
-- **loss**: of held-out text in nats a token after equal training, mean over seeds with half its 95 % interval; the best
-  of the learning rates for each.
+- **loss**: of held-out text in nats a token after equal training{training}, mean over
+  seeds with half its 95 % interval.
 
 An interval over seeds says what another seed would change, not what another size or more data would. One thing that
 width changes is known: output gates that are SiLUs (`gated-deltanet`, `gla`, `retention`, `mamba2`) start nearly shut
@@ -90,7 +92,8 @@ def main() -> None:
 def page(arguments: Arguments) -> str:
     """Return the page."""
     findings = Findings(read_results(arguments.probes) if arguments.probes.is_dir() else [])
-    losses = _losses(_read(arguments.language / "data.json", {}))
+    language = _read(arguments.language / "data.json", {})
+    losses = _losses(language)
     steps = _read(arguments.steps, {}).get("summary", {})
     growth = _read(arguments.growth, {}).get("seconds", {})
     config = model_config(size_defaults(SIZE).model, 50_304, LENGTH)
@@ -113,7 +116,8 @@ def page(arguments: Arguments) -> str:
                 ]
             )
     heading = ["mixer", "relaxes", "order", "state", "parameters", "step", "growth", *probes, "loss"]
-    return f"{INTRODUCTION}\n{markdown_table('The table', [heading, *rows])}"
+    introduction = INTRODUCTION.format(training=_training(language))
+    return f"{introduction}\n{markdown_table('The table', [heading, *rows])}"
 
 
 def _facts(name: str, config: ModelConfig) -> Iterator[str]:
@@ -146,6 +150,16 @@ def _scores(findings: Findings, name: str) -> Iterator[str]:
         found = findings.cell(problem, Kind(name, UNIFORM), findings.sizes[0]).interval()
         half = "" if found is None or found.half is None else f" \N{PLUS-MINUS SIGN} {100 * found.half:.1f}"
         yield NOTHING if found is None else f"{100 * found.mean:.1f}{half}"
+
+
+def _training(data: dict[str, Any]) -> str:
+    """Return in words how long the models of the losses were trained; nothing where there are none."""
+    runs = [run["training"] for run in data.get("runs", {}).values() if run["training"]]
+    if not runs:
+        return ""
+    [(steps, tokens)] = {(run["steps"], run["tokens"]) for run in runs}
+    rates = ", ".join(data["sweeps"][0]["losses"])
+    return f" of a tiny model on {tokens:,} tokens in {steps} steps, at the better of {rates}"
 
 
 def _losses(data: dict[str, Any]) -> dict[str, str]:

@@ -119,21 +119,16 @@ def _as_written(fields: dict[str, Any]) -> None:
 def _our_bar(tensors: int) -> Iterator[None]:
     """Show our progress bar in the place of transformers', one of which does not ask whether it is wanted."""
     import transformers.modeling_gguf_pytorch_utils as reading
-    from transformers.utils import logging
 
-    verbosity, bar = logging.get_verbosity(), reading.tqdm
-    shown = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with progress_bar("reading tensors", tensors, "tensors") as advance:
-            reading.tqdm = partial(_counted, advance)
+    from deconattn.checkpoint.silence import silent_transformers
+
+    bar = reading.tqdm
+    with silent_transformers(), progress_bar("reading tensors", tensors, "tensors") as advance:
+        reading.tqdm = partial(_counted, advance)
+        try:
             yield
-    finally:
-        reading.tqdm = bar
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
+        finally:
+            reading.tqdm = bar
 
 
 def _counted(advance: Advance, items: Iterable[Any], **_: Any) -> Iterator[Any]:

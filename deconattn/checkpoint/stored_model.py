@@ -19,13 +19,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, open_checkpoint
 from deconattn.checkpoint.hf_config import MODEL_TYPES, STOCK_TYPES, read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.kinds import HF_CONFIG, kind_of, read_config
 from deconattn.checkpoint.manifest import is_step_name
+from deconattn.checkpoint.silence import silent_transformers
 from deconattn.checkpoint.without_layers import check_skip, without_layers
 from deconattn.config.probe_source import is_probe
 from deconattn.errors import UserError
@@ -252,23 +252,20 @@ def _tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _read_folder(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | None) -> PreTrainedModel:
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would list what does not fit over many lines
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype="auto" if dtype is None else dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are reported, and refused below
-            output_loading_info=True,
-        )
+        with silent_transformers():  # it would list what does not fit over many lines
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype="auto" if dtype is None else dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are reported, and refused below
+                output_loading_info=True,
+            )
     except Exception as error:  # whatever a model's class comes up with
         raise UserError(f"{folder} cannot be loaded ({_last_line(error)}): give another model") from error
-    finally:
-        logging.set_verbosity(verbosity)
     for name, stored, expected in sorted(found["mismatched_keys"]):
         raise UserError(f"{folder}: {name} is {tuple(stored)}, by config.json {tuple(expected)}: correct either")
     for kind, says in (("missing_keys", "lacks"), ("unexpected_keys", "has, beside what its config.json describes,")):

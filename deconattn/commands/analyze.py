@@ -73,13 +73,10 @@ def analyze(arguments: Arguments) -> None:
     """Check everything, run each model over the sample, write the folder, and print the means."""
     arguments.sample.check()
     require("plot", "analysis")
-    from transformers.utils.logging import disable_progress_bar
-
     from deconattn.analysis.models import open_models
     from deconattn.analysis.report import check_free, printed, summary_tables, write_report
     from deconattn.analysis.tokens import read_sample
 
-    disable_progress_bar()
     check_free(arguments.out)
     if arguments.maps and "indicators" not in arguments.measure:
         raise UserError("--maps are drawn along with the indicators: add indicators to --measure")

@@ -89,11 +89,8 @@ def main(words: Sequence[str]) -> None:
 
 def _texts(comparison: "Comparison", arguments: Arguments, prompt: str) -> dict[str, str]:
     """Return what each run writes, or why it does not."""
-    from transformers.utils.logging import disable_progress_bar
-
     from deconattn.runs.texts import continuation
 
-    disable_progress_bar()
     texts = {}
     for run, _ in comparison.runs:
         try:

@@ -323,12 +323,9 @@ def _scores(numbers: dict[str, float]) -> dict[str, Score]:
 
 
 def _open(arguments: Arguments, lengths: list[int]) -> "list[StoredModel]":
-    from transformers.utils.logging import disable_progress_bar
-
     from deconattn.checkpoint.stored_model import open_model
     from deconattn.checkpoint.without_layers import layer_numbers, variant_layers
 
-    disable_progress_bar()
     skip = frozenset() if arguments.skip is None else frozenset(layer_numbers(arguments.skip))
     models = []
     for path in arguments.models:

@@ -60,12 +60,9 @@ def generate(arguments: Arguments) -> int | None:
 
 
 def _generate(arguments: Arguments, prompt: str) -> None:
-    from transformers.utils.logging import disable_progress_bar
-
     from deconattn.checkpoint.stored_model import open_model
     from deconattn.generation.continuation import TextStream, continue_text, encode, room
 
-    disable_progress_bar()
     stored = open_model(arguments.model, arguments.plugin, arguments.trust_plugins)
     ids = encode(stored, prompt)
     sampling, limit = arguments.sampling.seeded(), room(stored, ids)

@@ -79,13 +79,10 @@ def _search(arguments: Arguments, again: str) -> int:
     goal.check()
     number, count = read_shard(arguments.shard)
     require("plot", "the page")
-    from transformers.utils.logging import disable_progress_bar
-
     from deconattn.analysis.models import open_models
     from deconattn.surgery.budget import read_budget
     from deconattn.surgery.folder import SearchFolder
 
-    disable_progress_bar()
     if goal.budget is not None:
         read_budget(goal.budget, goal.budget_length, goal.budget_rows, goal.budget_gpu)
     plugins = tuple(file.resolve() for file in request.plugin)

@@ -87,9 +87,6 @@ def _beside(run: Run, flags: TrainingFlags, stored: dict[str, Any] | None) -> It
 def _text(run: Run, flags: TrainingFlags) -> Iterator[str]:
     if run.parameters is None or run.parameters > MOST_PARAMETERS:
         return
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     sampling = Sampling(max_new_tokens=60, temperature=0.8, seed=1)
     yield f"what it makes of {PROMPT!r}:"
     written = continuation(run, PROMPT, sampling, flags.model.plugin, False)

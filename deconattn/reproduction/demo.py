@@ -158,9 +158,6 @@ def _run(demo: Demo, name: str, words: Sequence[str], of: str = "") -> None:
 
 def page(demo: Demo) -> str:
     """The page of a demo whose parts are all there."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     comparison = compare(read_runs([demo.folder(variant) for variant in demo.variants]))
     sampling = Sampling(max_new_tokens=80, temperature=0.8, seed=1)
     texts = {run.name: PROMPT + continuation(run, PROMPT, sampling, (), False) for run, _ in comparison.runs}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from deconattn.checkpoint.stored_model import open_model
 from deconattn.commands import export as export_command
@@ -57,6 +58,19 @@ def test_precision_is_the_runs_or_the_exports_unless_told(byte_level: Path, tmp_
         assert {tensor.dtype for tensor in wide.values()} == {torch.float32, torch.int64}
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("kind", ["ours", "stock"])
+def test_reading_one_says_nothing(
+    kind: str, byte_level: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither transformers' bar nor its words, which come back as they were."""
+    export = exported(trained(CONFIGS[kind]), tmp_path / "export", tokenizer_folder=byte_level)
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    capfd.readouterr()
+    open_model(export).load()
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 def test_an_exports_own_code_is_not_run(byte_level: Path, tmp_path: Path) -> None:

@@ -164,7 +164,8 @@ def _in_checkpoint(path: Path, plugins: Sequence[Path], trusted: bool) -> Stored
                 "no tokenizer; its run's val_loss is what is known of it, and export takes it as it is"
             )
         raise UserError(f"{checkpoint.folder} has no tokenizer/: put the tokenizer of its corpus there")
-    tokenizer = _exported_tokenizer(checkpoint.tokenizer_folder, checkpoint.model_config.max_position_embeddings)
+    longest, kept = checkpoint.model_config.max_position_embeddings, checkpoint.origin.get("kept", {})
+    tokenizer = _exported_tokenizer(checkpoint.tokenizer_folder, longest, kept.get("bos_token_id"))
     eos = tokenizer.eos_token_id
     config = DeconAttnConfig.of(
         checkpoint.model_config, eos_token_id=eos, pad_token_id=eos, dtype=_DTYPES[checkpoint.precision]
@@ -173,10 +174,10 @@ def _in_checkpoint(path: Path, plugins: Sequence[Path], trusted: bool) -> Stored
     return StoredModel(path, config, tokenizer, _label(path), checkpoint, read)
 
 
-def _exported_tokenizer(source: Path, longest: int) -> PreTrainedTokenizerBase:
+def _exported_tokenizer(source: Path, longest: int, bos: int | None) -> PreTrainedTokenizerBase:
     """Write the tokenizer that an export would carry, and return it."""
     with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(source, Path(folder), DeconAttnConfig.model_type, longest)
+        write_tokenizer(source, Path(folder), DeconAttnConfig.model_type, longest, bos)
         check_tokenizer(source, Path(folder))
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

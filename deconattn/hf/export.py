@@ -86,7 +86,8 @@ def export(
         if stock is None:
             (folder / FILE_NAME).write_text(source, encoding="utf-8")
         if tokenizer_folder is not None:
-            write_tokenizer(tokenizer_folder, folder, stock or "deconattn", longest(config, kept))
+            model_type, length, bos = stock or "deconattn", longest(config, kept), kept.get("bos_token_id")
+            write_tokenizer(tokenizer_folder, folder, model_type, length, bos)
             check_tokenizer(tokenizer_folder, folder)
         _write_weights(tensors, dtype, folder)
         if gguf is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from deconattn.data.tokenizing.settings import read_bos
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
 from deconattn.errors import UserError
 
@@ -48,16 +49,23 @@ _ALWAYS = 1e3
 _SPACE = "\u2581"
 
 
-def write_tokenizer(source: Path, out: Path, model_type: str, max_length: int) -> None:
+def write_tokenizer(source: Path, out: Path, model_type: str, max_length: int, bos_token_id: int | None = None) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` into `out` from a folder with tokenizer.json or .model.
 
     A `tokenizer.json` is copied as it is, less what would add tokens, pad or cut. The eos token pads too: a
-    mask tells the two apart.
+    mask tells the two apart. A bos token is named, for chat templates and for scores of text without a context, and
+    not added.
+
+    Args:
+        bos_token_id: which one, where the folder names none.
 
     Raises:
         UserError: a SentencePiece model that no tokenizer.json can stand for.
     """
     tokenizer = load_tokenizer(source)
+    bos = read_bos(source if source.is_dir() else source.parent)
+    if bos is None and bos_token_id is not None:
+        bos = tokenizer.spelling(bos_token_id)
     is_sentencepiece = tokenizer.file_name == "tokenizer.model"
     if is_sentencepiece:
         fast = from_sentencepiece(source / tokenizer.file_name if source.is_dir() else source)
@@ -78,6 +86,8 @@ def write_tokenizer(source: Path, out: Path, model_type: str, max_length: int) -
         # SentencePiece never reads a control piece from a text; a tokenizer.json does unless packed as text.
         "split_special_tokens": tokenizer.special_tokens == "text",
     }
+    if bos is not None:
+        config["bos_token"] = bos
     if model_type == _WITH_A_TOKENIZER_OF_ITS_OWN:
         config["auto_map"] = {"AutoTokenizer": [None, f"{_MODULE}.{_CLASS}"]}
         (out / f"{_MODULE}.py").write_text(_SOURCE, encoding="utf-8")

@@ -184,7 +184,7 @@ class TrainingData(RunData):
 
     def write_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer into a folder. Raises UserError if it is not the one that packed the corpus."""
-        self._tokenizer.save(folder)
+        self._tokenizer.save(folder, self.corpora[0].manifest.bos_token_id)
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from deconattn.checkpoint.format import open_checkpoint
+from deconattn.checkpoint.stored_model import open_model
 from deconattn.commands import export
 from deconattn.convert.new_run import write_run
 from deconattn.data.tokenizing.tokenizer import load_tokenizer
@@ -47,6 +48,7 @@ def test_what_an_export_keeps(
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == TEMPLATE
     assert tokenizer.model_max_length == longest
+    assert tokenizer.bos_token_id == open_model(run).tokenizer.bos_token_id == 5
 
 
 def test_a_run_of_its_own_says_what_it_said(make_model: MakeModel, corpus: Path, tmp_path: Path) -> None:

@@ -92,6 +92,23 @@ def test_ids_and_text_are_the_originals(
     assert [mask[0] for mask in batch.attention_mask] == [0, 1]
 
 
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("kind", ["byte_pairs", "sentencepiece"])
+def test_what_texts_begin_with_is_named_and_not_added(
+    kind: str, config: ModelConfig, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """What a corpus was packed with goes before what the model that a run began as says."""
+    original = load_tokenizer(request.getfixturevalue(kind))
+    for name, of_corpus, kept, expected in (("both", 1, 0, 1), ("kept", None, 1, 1), ("neither", None, None, None)):
+        (tmp_path / name).mkdir()
+        original.save(tmp_path / name, of_corpus)
+        assert load_tokenizer(tmp_path / name).fingerprint == original.fingerprint
+        options = {"tokenizer_folder": tmp_path / name, "kept": {} if kept is None else {"bos_token_id": kept}}
+        loaded = AutoTokenizer.from_pretrained(exported(trained(config), tmp_path / f"{name}-out", **options))
+        assert loaded.bos_token_id == expected
+        assert loaded(TEXTS).input_ids == [ids.tolist() for ids in original.encode_batch(TEXTS)]
+
+
 def test_special_tokens_that_were_read_as_text(byte_bpe: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed"
     packed.mkdir()

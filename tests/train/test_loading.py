@@ -12,6 +12,7 @@ import torch.distributed as dist
 from deconattn.config.command_line import parse_training_flags
 from deconattn.data import PackConfig, TokenCorpus
 from deconattn.data.packing.pack import pack
+from deconattn.data.tokenizing.settings import read_bos
 from deconattn.errors import UserError
 from deconattn.train.inputs import TrainingData, open_data
 from tests.conftest import DEMO, SMALL
@@ -46,6 +47,15 @@ def test_best_fit_trains_on_other_sequences_and_says_what_it_wastes(
 def test_loader_workers_below_zero(small: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--loader-workers is -1: it must not be below zero"):
         run_job([*small, "--loader-workers", "-1", "--save", str(tmp_path)])
+
+
+@pytest.mark.parametrize("bos", [None, "</s>"])
+def test_checkpoints_name_what_documents_begin_with(bos: str | None, corpus: Path, tmp_path: Path) -> None:
+    text, out = tmp_path / "text.jsonl", tmp_path / "packed"
+    text.write_text("".join(DEMO.read_text(encoding="utf-8").splitlines(keepends=True)[:20]), encoding="utf-8")
+    pack(PackConfig((str(text),), str(corpus), out, workers=1, val_fraction=0.1, bos=bos))
+    TrainingData((str(out),), parse_training_flags([*SMALL, "--data", str(out)])).write_tokenizer(tmp_path)
+    assert read_bos(tmp_path) == bos
 
 
 def test_validation_that_cannot_happen_is_told(corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

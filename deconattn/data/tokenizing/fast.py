@@ -65,6 +65,10 @@ class FastTokenizer(Tokenizer):
         """Ask the exact library for a token's id."""
         return self._judge().find(token)
 
+    def spelling(self, number: int) -> str | None:
+        """Ask the exact library for a token by its id."""
+        return self._judge().spelling(number)
+
     def added_tokens(self) -> dict[str, int]:
         """Return the exact library's added tokens."""
         return self._judge().added_tokens()

@@ -123,10 +123,27 @@ def shown(tokens: Collection[str]) -> str:
     return (", ".join(some[:_SHOWN]) + (", ..." if len(some) > _SHOWN else "")) or "it has none"
 
 
-def write_settings(folder: Path, separator: str, special_tokens: SpecialTokens) -> None:
-    """Write `tokenizer_config.json`, by which :func:`read_settings` finds the same settings again."""
+def write_settings(folder: Path, separator: str, special_tokens: SpecialTokens, bos: str | None = None) -> None:
+    """Write `tokenizer_config.json`, by which :func:`read_settings` and :func:`read_bos` find the same again.
+
+    Args:
+        bos: spelling of the token that documents begin with; None for nothing.
+    """
     content = {"eos_token": separator, "split_special_tokens": special_tokens == "text"}
+    if bos is not None:
+        content["bos_token"] = bos
     (folder / SETTINGS_NAME).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_bos(folder: Path) -> str | None:
+    """Return the token that a tokenizer's folder says texts begin with; None: it names none.
+
+    Raises:
+        UserError: a file that is no JSON object.
+    """
+    named = _read(folder / SETTINGS_NAME).get("bos_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    return named if isinstance(named, str) else None
 
 
 def _named_separator(folder: Path) -> tuple[str | int | None, str]:

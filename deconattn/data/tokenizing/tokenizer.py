@@ -76,6 +76,10 @@ class Tokenizer(ABC):
         """The id of a token by its spelling; None if there is none."""
 
     @abstractmethod
+    def spelling(self, number: int) -> str | None:
+        """Return a token by its id; None if there is none."""
+
+    @abstractmethod
     def added_tokens(self) -> dict[str, int]:
         """Tokens that stand outside the model, and their ids, in order."""
 
@@ -117,14 +121,18 @@ class Tokenizer(ABC):
         """Whether a corpus of this fingerprint, be it of an earlier version, was packed with this tokenizer."""
         return known == self.fingerprint
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, bos_token_id: int | None = None) -> Path:
         """Copy the tokenizer's file into `folder` as `file_name`, its settings beside it.
 
         :func:`load_tokenizer` of the folder reads both back. Returns the file's path.
+
+        Args:
+            bos_token_id: what documents begin with; None for nothing.
         """
         path = folder / self.file_name
         path.write_bytes(self.content)
-        write_settings(folder, self.separator, self.special_tokens)
+        bos = None if bos_token_id is None else self.spelling(bos_token_id)
+        write_settings(folder, self.separator, self.special_tokens, bos)
         return path
 
 
@@ -201,6 +209,10 @@ class HuggingFaceTokenizer(Tokenizer):
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def spelling(self, number: int) -> str | None:
+        found: str | None = self._tokenizer.id_to_token(number)
+        return found
+
     def added_tokens(self) -> dict[str, int]:
         """The tokens that are read from a text before anything else, in order of their ids."""
         tokens = self._tokenizer.get_added_tokens_decoder()
@@ -270,6 +282,9 @@ class SentencePieceTokenizer(Tokenizer):
     def find(self, token: str) -> int | None:
         number = int(self._processor.piece_to_id(token))
         return number if self._processor.id_to_piece(number) == token else None
+
+    def spelling(self, number: int) -> str | None:
+        return str(self._processor.id_to_piece(number)) if 0 <= number < self.vocab_size else None
 
     def added_tokens(self) -> dict[str, int]:
         """Its control pieces; but for the separator :meth:`unreadable`, all of them."""

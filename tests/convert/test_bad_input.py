@@ -76,6 +76,11 @@ def test_no_data_and_flags_first(make_model: MakeModel, tool: ModuleType, corpus
         ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type 'dynamic'"),
         (
             "llama",
+            {"rope_theta": 1e4, "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+            "one rotary embedding for all layers, and rope_parameters one for 'full_attention'",
+        ),
+        (
+            "llama",
             {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "truncate": False}},
             "without rounded bounds",
         ),

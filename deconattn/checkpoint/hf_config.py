@@ -1,6 +1,7 @@
 """Hugging Face configurations read as :class:`ModelConfig`, or refused with the reason."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         )
     if raw.get("quantization_config"):
         raise UserError(f"{path}: the weights are quantized (quantization_config): give the original model")
+    check_one_rotary(path, raw)
     from transformers import AutoConfig
 
     try:
@@ -90,6 +92,17 @@ def read_model_config(folder: Path) -> ModelConfig:
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def check_one_rotary(path: Path, raw: Mapping[str, Any]) -> None:
+    """Raise UserError where `rope_parameters` have other ones for layers of a kind; ours has one rotary embedding."""
+    rope = raw.get("rope_parameters")
+    for kind, value in rope.items() if isinstance(rope, dict) else ():
+        if isinstance(value, dict):
+            raise UserError(
+                f"{path}: our model has one rotary embedding for all layers, and rope_parameters one for {kind!r}: "
+                "give a model with one"
+            )
 
 
 def _layer_variants(config: Any) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from deconattn.checkpoint.format import CHECKPOINTS, Checkpoint, open_checkpoint
-from deconattn.checkpoint.hf_config import MODEL_TYPES, STOCK_TYPES, read_model_config
+from deconattn.checkpoint.hf_config import MODEL_TYPES, STOCK_TYPES, check_one_rotary, read_model_config
 from deconattn.checkpoint.hf_weights import HFWeights
 from deconattn.checkpoint.kinds import HF_CONFIG, kind_of, read_config
 from deconattn.checkpoint.manifest import is_step_name
@@ -196,12 +196,15 @@ def _in_folder(folder: Path) -> StoredModel:
     for entry in sorted(folder.iterdir()):
         if not entry.is_file() and not entry.is_dir():  # a FIFO would keep its reader waiting
             raise UserError(f"{entry} is no regular file: remove or restore it")
-    model_type = read_config(folder)["model_type"]
+    raw = read_config(folder)
+    model_type = raw["model_type"]
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UserError(
             f"{path}: transformers has no model_type {model_type!r}, and code that lies beside a model is not run: "
             "give another model"
         )
+    if model_type == DeconAttnConfig.model_type:
+        check_one_rotary(path, raw)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         variants = config.to_model_config().layer_variants if isinstance(config, DeconAttnConfig) else ()

@@ -80,12 +80,6 @@ class RopeScaling:
         Raises:
             UserError: a type or a setting that is not ours, by name.
         """
-        for kind, value in parameters.items():
-            if isinstance(value, Mapping):
-                raise UserError(
-                    f"our model has one rotary embedding for all layers, and rope_parameters one for {kind!r}: "
-                    "give a model with one"
-                )
         rope_type = parameters.get("rope_type", "default")
         if rope_type == "default":
             return None
